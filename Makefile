@@ -1,0 +1,81 @@
+# Each target does its own set-up: a virtual environment with the locked packages, and RabbitMQ where it is needed.
+# The scripts say how; what is there already is not touched.
+
+VENV := .venv
+BIN := $(VENV)/bin
+ENVIRONMENT := $(VENV)/.installed
+PYTEST := $(BIN)/python -m pytest -q
+TESTS := $(BIN)/python scripts/run_tests.py
+
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+
+# --- what to run -----------------------------------------------------------------------------------------------------
+
+.PHONY: demo
+demo: $(ENVIRONMENT) $(if $(filter embedded,$(BROKER)),,rabbitmq) ## publish through a broker that is killed, and account for every message (BROKER=embedded: without RabbitMQ)
+	@$(BIN)/warrener demo $(if $(filter embedded,$(BROKER)),--embedded)
+
+.PHONY: test
+test: lint types layers ## everything below, then all tests but the very long ones, against a real RabbitMQ too
+	@$(MAKE) rabbitmq graphviz
+	@$(TESTS)
+
+.PHONY: test-pure
+test-pure: $(ENVIRONMENT) ## only the tests that need no broker
+	@$(PYTEST) -n 2 -m "not full and not broker"
+
+.PHONY: test-full
+test-full: lint types layers ## all tests, with ten times the examples
+	@$(MAKE) rabbitmq graphviz
+	@HYPOTHESIS_PROFILE=full $(TESTS) --full
+
+.PHONY: lint
+lint: $(ENVIRONMENT) ## ruff: rules and format
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check .
+
+.PHONY: types
+types: $(ENVIRONMENT) ## mypy and pyright, both strict
+	@$(BIN)/mypy --no-error-summary
+	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
+
+.PHONY: layers
+layers: $(ENVIRONMENT) ## import-linter: who may know whom
+	@$(BIN)/lint-imports --no-logo >$(VENV)/layers.log || { cat $(VENV)/layers.log; exit 1; }
+
+.PHONY: format
+format: $(ENVIRONMENT) ## let ruff format and repair what it can
+	@$(BIN)/ruff format --quiet .
+	@$(BIN)/ruff check --fix .
+
+.PHONY: bench
+bench: $(ENVIRONMENT) rabbitmq ## measure against the peers, and write table, JSON and plots; QUICK=1: three minutes
+	@$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
+
+.PHONY: lock
+lock: $(ENVIRONMENT) ## write requirements-dev.lock anew from pyproject.toml
+	@$(BIN)/python -m pip install --quiet uv
+	@scripts/lock.sh $(BIN)/uv requirements-dev.lock
+
+.PHONY: clean
+clean: ## remove the environment and all caches
+	@rm -rf $(VENV) build dist .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+
+.PHONY: help
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r target does; do printf '  make %-10s %s\n' "$$target" "$$does"; done
+
+# --- set-up ----------------------------------------------------------------------------------------------------------
+
+$(ENVIRONMENT): pyproject.toml requirements-dev.lock scripts/venv.sh
+	@scripts/venv.sh $(VENV)
+	@touch $@
+
+.PHONY: rabbitmq
+rabbitmq:
+	@scripts/rabbitmq.sh
+
+.PHONY: graphviz
+graphviz:
+	@scripts/graphviz.sh

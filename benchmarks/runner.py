@@ -1,0 +1,189 @@
+"""Starts clients, one process each, in alternation; keeps what they measured.
+
+Alternation: every round runs each client once, so that a drift of the machine meets all of them. The figure of a client
+is the median of its rounds, and a ratio of two clients is the median of the ratios round by round.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from importlib.util import find_spec
+from pathlib import Path
+
+from attrs import define, field, frozen
+
+from benchmarks.clients import CLIENTS
+from benchmarks.load import Load
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+#: Where the peers from npm are installed.
+NODE_PEERS = ROOT / "build" / "peers"
+
+LIMIT = "raw blaster"
+AMQPLIB = "amqplib"
+MANAGER = "amqp-connection-manager"
+
+#: What each peer needs, by the name of a Python module.
+_MODULES = {
+    "pika SelectConnection, pipelined": "pika",
+    "pika BlockingConnection": "pika",
+    "aiormq": "aiormq",
+    "aio-pika robust": "aio_pika",
+    "kombu": "kombu",
+    "amqpstorm": "amqpstorm",
+    "warrener, uvloop": "uvloop",
+}
+_ON_NODE = (AMQPLIB, MANAGER)
+
+#: In the order of the table. After each: what part of the messages it gets; the slow ones need no more.
+LINEUP: dict[str, float] = {
+    LIMIT: 1,
+    "warrener, Trio": 1,
+    "warrener, asyncio": 1,
+    "warrener, uvloop": 1,
+    "warrener publish_many, Trio": 1,
+    AMQPLIB: 1,
+    MANAGER: 1,
+    "pika SelectConnection, pipelined": 1,
+    "warrener on aiormq, Trio": 0.2,
+    "warrener on aiormq, asyncio": 0.2,
+    "aiormq": 0.2,
+    "aio-pika robust": 0.2,
+    "pika BlockingConnection": 0.05,
+    "kombu": 0.05,
+    "amqpstorm": 0.01,
+}
+
+
+@frozen
+class Figures:
+    """One run of one client."""
+
+    confirmed: int
+    seconds: float
+    cpu_seconds: float
+    latencies: list[float] = field(repr=False)
+    resident_kib: int
+
+    @property
+    def rate(self) -> float:
+        """Confirmed messages per second."""
+        return self.confirmed / self.seconds
+
+    @property
+    def cpu(self) -> float:
+        """Microseconds of the client's CPU per confirmed message."""
+        return self.cpu_seconds / self.confirmed * 1e6
+
+    def latency(self, share: float) -> float:
+        """Return the latency that `share` of the witnesses' messages did not exceed, in milliseconds."""
+        return self.latencies[min(len(self.latencies) - 1, int(share * len(self.latencies)))] * 1e3
+
+
+@define
+class Series:
+    """The rounds of one client under one load."""
+
+    rounds: list[Figures] = field(factory=list[Figures])
+
+    def median(self, figure: Callable[[Figures], float]) -> float:
+        """Return the median of a figure over the rounds."""
+        return statistics.median(map(figure, self.rounds))
+
+    def ratio(self, other: Series, figure: Callable[[Figures], float]) -> float:
+        """Return the median of the ratios to another client, round by round."""
+        return statistics.median(
+            figure(mine) / figure(theirs) for mine, theirs in zip(self.rounds, other.rounds, strict=True)
+        )
+
+
+def missing(name: str) -> str | None:
+    """Say why a client cannot run here, or None."""
+    if name in _ON_NODE:
+        if shutil.which("node") is None:
+            return "there is no node"
+        if not (NODE_PEERS / "node_modules" / name).exists():
+            return f"{name} is not installed (npm)"
+    module = _MODULES.get(name)
+    if module is not None and find_spec(module) is None:
+        return f"{module} is not installed"
+    return None
+
+
+def install_node_peers() -> str | None:
+    """Install the peers from npm where node is there; say why that did not work, or None."""
+    npm = shutil.which("npm")
+    if npm is None or all(missing(name) is None for name in _ON_NODE):
+        return None
+    NODE_PEERS.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(
+        [npm, "install", "--no-fund", "--no-audit", "--silent", *_ON_NODE],
+        cwd=NODE_PEERS,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    return None if done.returncode == 0 else f"npm install failed: {done.stderr.strip()[-300:]}"
+
+
+@frozen
+class Runner:
+    """Runs clients against one broker."""
+
+    url: str
+    queue: str
+    #: The CPU that clients are bound to, where the broker is bound to others.
+    client_cpu: int | None = None
+    #: Told about a client that failed.
+    complain: Callable[[str], None] = print
+
+    def run(self, name: str, *, count: int, warm_up: int, in_flight: int = 500, size: int = 256) -> Figures | None:
+        """Run one client once; None when it failed, which is told and nothing else."""
+        load = Load(self.url, self.queue, count=count, warm_up=warm_up, in_flight=in_flight, size=size)
+        if name in CLIENTS:
+            command = [sys.executable, "-m", "benchmarks.clients", name, load.to_json()]
+        else:
+            command = ["node", str(HERE / "amqplib.js"), name, load.to_json()]
+        lines = self.start(command, name)
+        return None if lines is None else Figures(**json.loads(lines[-1]))
+
+    def start(self, command: list[str], name: str, timeout: float = 300) -> list[str] | None:
+        """Run a program to its end; its lines, or None when it failed."""
+        if self.client_cpu is not None and shutil.which("taskset") is not None:
+            command = ["taskset", "-c", str(self.client_cpu), *command]
+        environment = os.environ | {"NODE_PATH": str(NODE_PEERS / "node_modules")}
+        try:
+            done = subprocess.run(
+                command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True, timeout=timeout
+            )
+        except subprocess.TimeoutExpired:
+            self.complain(f"{name}: not done within {timeout:g} s")
+            return None
+        if done.returncode or not done.stdout.strip():
+            self.complain(f"{name}: status {done.returncode}: {done.stderr.strip()[-500:]}")
+            return None
+        return done.stdout.strip().splitlines()
+
+    def compare(
+        self, names: Iterable[str], *, rounds: int, count: int, progress: Callable[[str], None]
+    ) -> dict[str, Series]:
+        """Run the clients in alternation; a client that failed once is left out."""
+        results = {name: Series() for name in names}
+        for number in range(rounds):
+            for name in list(results):
+                share = max(200, round(count * LINEUP[name]))
+                figures = self.run(name, count=share, warm_up=share // 4)
+                if figures is None:
+                    del results[name]
+                    continue
+                results[name].rounds.append(figures)
+                progress(f"round {number + 1} of {rounds}: {name}: {figures.rate:,.0f}/s, {figures.cpu:.1f} µs")
+        return results

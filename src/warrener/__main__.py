@@ -1,0 +1,10 @@
+"""``python -m warrener`` is ``warrener``."""
+
+from __future__ import annotations
+
+import sys
+
+from warrener.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

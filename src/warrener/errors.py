@@ -1,0 +1,317 @@
+"""What can go wrong: `Fault`, an error as a record, and the exceptions that users catch.
+
+A *fault* is data: it is made once, at the edge where a foreign exception is caught (drivers), and travels as a value
+through events, records and status. An *exception* is what a caller of the public API sees. Each says in one line what
+happened, whether the message can have reached a queue, and what to do.
+
+Nothing here holds a password, a URL or a message body; text that came from a broker passes `printable` first.
+"""
+
+from __future__ import annotations
+
+import enum
+import unicodedata
+
+from attrs import field, frozen
+
+__all__ = [
+    "AuthenticationRefused",
+    "BufferFull",
+    "CircuitOpen",
+    "ConnectError",
+    "DeadlineExceeded",
+    "Fault",
+    "FaultKind",
+    "GaveUp",
+    "InvalidMessage",
+    "Nacked",
+    "NotSent",
+    "ProducerClosed",
+    "ProtocolMismatch",
+    "PublishError",
+    "PublishRefused",
+    "SettingsError",
+    "TLSRefused",
+    "TopologyMismatch",
+    "Unconfirmed",
+    "Unreachable",
+    "Unroutable",
+    "VhostRefused",
+    "WarrenerError",
+    "connect_error",
+    "printable",
+]
+
+#: Longest text from a broker that is kept anywhere; AMQP short strings have at most 255 octets.
+MAX_TEXT = 255
+
+
+def printable(text: object, limit: int = MAX_TEXT) -> str:
+    """Return text from a peer as one safe line of at most `limit` characters.
+
+    Control, format (bidirectional marks among them), surrogate and unassigned characters are shown as escapes, so that
+    a broker cannot forge log lines or move a terminal's cursor (docs/guarantees.md, "Text from the broker").
+    """
+    raw = text if isinstance(text, str) else repr(text)
+    shown = "".join(
+        char if unicodedata.category(char)[0] not in "CZ" or char == " " else char.encode("unicode_escape").decode()
+        for char in raw[:limit]
+    )
+    return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+class FaultKind(enum.Enum):
+    """The closed set of causes; also the values of the metrics label `error_type`."""
+
+    UNREACHABLE = "unreachable"
+    """No connection: name resolution, refused, no route, timed out."""
+    HANDSHAKE_TIMEOUT = "handshake_timeout"
+    """The peer accepted and then did not finish the AMQP handshake within `connect_timeout`."""
+    AUTHENTICATION = "authentication"
+    VHOST = "vhost"
+    """530 at connection.open: missing, down, forbidden, or a connection limit; AMQP has one code for all (F10)."""
+    TLS = "tls"
+    PROTOCOL = "protocol"
+    """The peer does not speak AMQP 0-9-1, or its tuning cannot be used."""
+    TOPOLOGY = "topology"
+    """A declaration was refused: 403, 404, 405 or 406 while the topology was replayed."""
+    CONNECTION_LOST = "connection_lost"
+    """Reset, end of file or a write error on a link that had been opened."""
+    CLOSED_BY_BROKER = "closed_by_broker"
+    """The broker sent connection.close; `reply_code` says why."""
+    SILENT = "silent"
+    """Nothing was heard for two heartbeat intervals."""
+    STALLED = "stalled"
+    """A write did not finish within `write_stall_timeout`, or an inbound frame within `frame_timeout`."""
+    CONFIRM_OVERDUE = "confirm_overdue"
+    """The oldest publish waited longer than `confirm_timeout` for its confirm."""
+    CHANNEL_CLOSED = "channel_closed"
+    """The broker closed the channel, not the link; `reply_code` says why."""
+    CHANNEL_STORM = "channel_storm"
+    """The broker closed more than five channels in ten seconds."""
+    ILLEGAL_FRAME = "illegal_frame"
+    """The peer broke the protocol; nothing more was sent to it."""
+    CLOSED = "closed"
+    """The producer itself closed the link."""
+
+
+_PERMANENT = frozenset(
+    {FaultKind.AUTHENTICATION, FaultKind.VHOST, FaultKind.TLS, FaultKind.PROTOCOL, FaultKind.TOPOLOGY}
+)
+
+
+@frozen
+class Fault:
+    """An error as a record: made once at the edge, safe to log (no secrets, no control characters)."""
+
+    kind: FaultKind
+    #: One line, already `printable`: what happened, and what to do where that is known.
+    text: str
+    #: The AMQP reply code, where the broker gave one.
+    reply_code: int | None = field(default=None, kw_only=True)
+    #: The exchange, queue or binding that a `TOPOLOGY` fault is about, e.g. ``queue 'ml.embed'``.
+    entity: str | None = field(default=None, kw_only=True)
+
+    @property
+    def permanent(self) -> bool:
+        """Whether time alone does not mend it: credentials, vhost, TLS, protocol, topology."""
+        return self.kind in _PERMANENT
+
+    @property
+    def orderly(self) -> bool:
+        """Whether the broker announced the end (320 connection-forced: a shutdown or an operator), or we did."""
+        return self.kind is FaultKind.CLOSED or (self.kind is FaultKind.CLOSED_BY_BROKER and self.reply_code == 320)
+
+    def __str__(self) -> str:
+        return self.text if self.reply_code is None else f"{self.text} [{self.reply_code}]"
+
+
+class WarrenerError(Exception):
+    """The base of every exception that this library raises on purpose."""
+
+
+class SettingsError(WarrenerError, ValueError):
+    """A setting is missing, unknown, out of range, or contradicts another; the text names it. Never shows a secret."""
+
+
+# --- connecting -------------------------------------------------------------------------------------------------
+
+
+class ConnectError(WarrenerError):
+    """The broker cannot be reached or refuses this producer; `fault` says why."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault)
+        self.fault = fault
+
+    def __str__(self) -> str:
+        return str(self.fault)
+
+
+class Unreachable(ConnectError):
+    """No broker answered: a wrong host or port, a firewall, or a broker that is down. Retried with backoff."""
+
+
+class AuthenticationRefused(ConnectError):
+    """The broker refused the credentials (403). Check user and password."""
+
+
+class VhostRefused(ConnectError):
+    """The broker refused the virtual host (530): it is missing, down, forbidden to this user, or at its limit."""
+
+
+class TLSRefused(ConnectError):
+    """The TLS handshake failed: an untrusted certificate, another host name, or no common version."""
+
+
+class ProtocolMismatch(ConnectError):
+    """The peer is not an AMQP 0-9-1 broker, or tunes the connection to values that cannot be used."""
+
+
+class TopologyMismatch(ConnectError):
+    """An exchange, queue or binding exists with other arguments, or may not be declared; `entity` names it."""
+
+    @property
+    def entity(self) -> str:
+        """What could not be declared, e.g. ``queue 'ml.embed'``."""
+        return self.fault.entity or "topology"
+
+
+_CONNECT_ERRORS = {
+    FaultKind.AUTHENTICATION: AuthenticationRefused,
+    FaultKind.VHOST: VhostRefused,
+    FaultKind.TLS: TLSRefused,
+    FaultKind.PROTOCOL: ProtocolMismatch,
+    FaultKind.TOPOLOGY: TopologyMismatch,
+}
+
+
+def connect_error(fault: Fault) -> ConnectError:
+    """Return the exception that stands for `fault`: the class is chosen by its kind, `Unreachable` for the rest."""
+    return _CONNECT_ERRORS.get(fault.kind, Unreachable)(fault)
+
+
+# --- publishing -------------------------------------------------------------------------------------------------
+
+
+class PublishError(WarrenerError):
+    """A publish that ended without the broker's ack.
+
+    `may_have_been_delivered` is the one question that a caller has to ask before publishing again: False means that no
+    queue holds the message because of this publish, True that one may.
+    """
+
+    #: The class's answer; `PublishRefused` may differ from instance to instance.
+    may_have_been_delivered: bool = True
+    #: What happened to the message, after the reason.
+    _tail: str = ""
+
+    def __init__(self, message_id: str, reason: str, *, last_fault: Fault | None = None) -> None:
+        super().__init__(message_id, reason)
+        self.message_id = message_id
+        self.reason = reason
+        self.last_fault = last_fault
+
+    def __str__(self) -> str:
+        fault = f" (last fault: {self.last_fault})" if self.last_fault is not None else ""
+        if not self.message_id:  # raised by `wait_connected`: no message is concerned
+            return f"{self.reason}{fault}"
+        return f"message {printable(self.message_id)}: {self.reason}{fault}; {self._tail}"
+
+
+class Unroutable(PublishError):
+    """The broker returned the message (`mandatory`): no queue took it."""
+
+    may_have_been_delivered = False
+    _tail = "no queue took it; check the exchange, the routing key and the bindings"
+
+    def __init__(
+        self, message_id: str, reason: str, *, reply_code: int = 312, exchange: str = "", routing_key: str = ""
+    ) -> None:
+        super().__init__(message_id, reason)
+        self.reply_code = reply_code
+        self.exchange = exchange
+        self.routing_key = routing_key
+
+
+class Nacked(PublishError):
+    """The broker refused responsibility (basic.nack), e.g. a full queue with ``x-overflow=reject-publish``.
+
+    A refusal does not exclude storage: with several queues, others may hold the message (F2).
+    """
+
+    _tail = "some queue may hold it all the same; publish again later, under the same message_id"
+
+
+class PublishRefused(PublishError):
+    """The broker closed the channel because of this very message, which went alone: 403, 404 or 406.
+
+    That attempt reached no queue. Where an earlier attempt was lost without an answer, that one may have, and
+    `may_have_been_delivered` is True.
+    """
+
+    may_have_been_delivered = False
+    _tail = "it is in no queue; mend the cause before publishing it again"
+
+    def __init__(
+        self,
+        message_id: str,
+        reason: str,
+        *,
+        reply_code: int,
+        reply_text: str,
+        may_have_been_delivered: bool = False,
+    ) -> None:
+        super().__init__(message_id, reason)
+        self.reply_code = reply_code
+        self.reply_text = reply_text
+        if may_have_been_delivered:
+            self.may_have_been_delivered = True
+            self._tail = "this attempt is in no queue, an earlier one may be; mend the cause before publishing it again"
+
+
+class Unconfirmed(PublishError):
+    """The message was handed to the network and no confirm came: it may or may not be in a queue."""
+
+    _tail = "it may or may not be in a queue; publish again only if a duplicate does no harm"
+
+
+class NotSent(PublishError):
+    """Certain: the message reached no queue because of this publish; publishing it again cannot duplicate it."""
+
+    may_have_been_delivered = False
+    _tail = "it was not sent; publish it again later"
+
+
+class CircuitOpen(NotSent):
+    """The circuit breaker is open, or half-open without a free probe; `retry_after` is seconds."""
+
+    def __init__(self, message_id: str, reason: str, *, retry_after: float, last_fault: Fault | None = None) -> None:
+        super().__init__(message_id, reason, last_fault=last_fault)
+        self.retry_after = retry_after
+
+
+class BufferFull(NotSent):
+    """There was no room in the buffer within the time allowed."""
+
+
+class DeadlineExceeded(NotSent):
+    """The deadline passed before the message was handed to the network."""
+
+
+class ProducerClosed(NotSent):
+    """The producer is closing or closed."""
+
+    _tail = "it was not sent; publish it through another producer"
+
+
+class GaveUp(NotSent):
+    """The reconnect attempts are used up; `reconnect()` or a restart revives the producer."""
+
+    _tail = "it was not sent; mend the broker, then call reconnect() or restart"
+
+
+class InvalidMessage(NotSent, ValueError):
+    """The message cannot be put into AMQP frames, or breaks a limit; the text names the field."""
+
+    _tail = "it was not sent; correct the message"

@@ -1,0 +1,33 @@
+"""Plain numbers for metrics: counting costs an integer, and nothing here knows who will read them."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+
+__all__ = ["RECONNECT_BOUNDS", "Histogram"]
+
+#: Seconds; a reconnect takes from one round trip to all the attempts of the default backoff.
+RECONNECT_BOUNDS = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+
+
+class Histogram:
+    """Counts of observations between bounds, as Prometheus understands them; `counts[-1]` is beyond the last bound."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = tuple(bounds)
+        self.counts = [0] * (len(self.bounds) + 1)
+        #: The sum of all observations.
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count one observation; a value equal to a bound is within it."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    @property
+    def count(self) -> int:
+        """How many observations there were."""
+        return sum(self.counts)

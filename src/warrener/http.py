@@ -1,0 +1,147 @@
+"""Health, readiness and metrics over HTTP, as a Starlette app to be mounted in yours.
+
+    app = Starlette(routes=[Mount("/rabbitmq", health_app(producer))])
+
+``/health`` (the state, in the shape that the dashboards of this producer's predecessor read), ``/livez`` (the process
+runs; it never fails because the broker is away, or a supervisor would restart healthy programs in a storm), ``/readyz``
+(publishes can succeed now; one word says why not) and ``/metrics``. Reading them changes nothing, dials nothing and
+costs the same whatever the broker does. None of them shows a host, a user, a URL or a text of the broker's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from warrener.errors import SettingsError
+from warrener.records import ConnectionState, Status
+
+try:
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import JSONResponse, PlainTextResponse, Response
+    from starlette.routing import Route
+except ModuleNotFoundError:
+    raise SettingsError("HTTP needs starlette: pip install 'warrener[http]'") from None
+
+if TYPE_CHECKING:
+    from warrener.metrics import Measured
+
+__all__ = [
+    "HasStatus",
+    "condition",
+    "health",
+    "health_app",
+    "health_endpoint",
+    "health_routes",
+    "in_loop",
+    "metrics_endpoint",
+]
+
+_FRESH = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+
+
+class HasStatus(Protocol):
+    """What health is read from: a `Producer`, or an `MLProducer`."""
+
+    def status(self) -> Status:
+        """The producer at this instant."""
+        ...
+
+
+def health(status: Status) -> dict[str, object]:
+    """Return the body of the health endpoint: exactly these keys."""
+    return {
+        "healthy": status.healthy,
+        "rabbitmq": {
+            "connectionState": status.connection_state.value,
+            "reconnectAttempts": status.reconnect_attempts,
+            "consecutiveFailures": status.consecutive_failures,
+            "circuitBreakerOpen": status.circuit_breaker == "open",
+        },
+    }
+
+
+def condition(status: Status) -> str:
+    """Return in a word or two how a producer is, from a closed set; "ready" is the good one."""
+    match status.connection_state:
+        case ConnectionState.CONNECTED:
+            if status.blocked:
+                return "blocked"
+            if status.circuit_breaker == "open":
+                return "breaker open"
+            return "ready" if status.healthy else "confirms overdue"
+        case ConnectionState.DISCONNECTED if status.retry_in is None and status.reconnect_attempts > 0:
+            return "gave up"
+        case state:
+            return state.value.lower()
+
+
+def health_endpoint(producer: HasStatus) -> Callable[[Request], Response]:
+    """Return the handler of the health endpoint: 200 when healthy, 503 when not.
+
+    The header ``Producer-Condition`` says why in a word, because the body's shape is fixed: it tells "gave up", which
+    only `reconnect()` or a restart ends, from an outage that ends by itself.
+    """
+
+    def endpoint(_request: Request) -> Response:
+        status = producer.status()
+        headers = _FRESH | {"Producer-Condition": condition(status)}
+        return JSONResponse(health(status), 200 if status.healthy else 503, headers)
+
+    return endpoint
+
+
+def metrics_endpoint(*collectors: Any) -> Callable[[Request], Response]:
+    """Return the handler that answers a Prometheus scrape with what the collectors yield."""
+    try:
+        from prometheus_client import CollectorRegistry
+        from prometheus_client.exposition import choose_encoder
+    except ModuleNotFoundError:
+        raise SettingsError("metrics need prometheus_client: pip install 'warrener[metrics]'") from None
+    registry = CollectorRegistry(auto_describe=False)
+    for collector in collectors:
+        registry.register(collector)
+
+    def endpoint(request: Request) -> Response:
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(registry), headers=_FRESH | {"Content-Type": content_type})
+
+    return endpoint
+
+
+def health_routes(producer: HasStatus, health_path: str = "/health") -> list[Route]:
+    """Return the routes of health, liveness and readiness."""
+
+    def livez(_request: Request) -> Response:
+        return PlainTextResponse("alive\n", headers=_FRESH)
+
+    def readyz(_request: Request) -> Response:
+        word = condition(producer.status())
+        return PlainTextResponse(f"{word}\n", 200 if word == "ready" else 503, _FRESH)
+
+    return [
+        Route(health_path, in_loop(health_endpoint(producer)), methods=["GET"]),
+        Route("/livez", in_loop(livez), methods=["GET"]),
+        Route("/readyz", in_loop(readyz), methods=["GET"]),
+    ]
+
+
+def health_app(producer: Measured) -> Starlette:
+    """Return an app with ``/health``, ``/livez``, ``/readyz`` and, where prometheus_client is there, ``/metrics``."""
+    routes = health_routes(producer)
+    try:
+        from warrener.metrics import ProducerCollector
+    except SettingsError:
+        return Starlette(routes=routes)
+    scrape = in_loop(metrics_endpoint(ProducerCollector(producer)))
+    return Starlette(routes=[*routes, Route("/metrics", scrape, methods=["GET"])])
+
+
+def in_loop(endpoint: Callable[[Request], Response]) -> Callable[[Request], Any]:
+    """Make a coroutine function of a plain one: Starlette would run that in a thread."""
+
+    async def run(request: Request) -> Response:
+        return endpoint(request)
+
+    return run

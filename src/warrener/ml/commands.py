@@ -1,0 +1,51 @@
+"""``warrener serve``: the command line's side of the service. What it needs is imported when it is used."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import textwrap
+from typing import Any
+
+__all__ = ["add_parser"]
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Add ``serve`` to the commands; ``args.run(args)`` serves and returns the exit status."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "serve",
+        help="run the ML producer service (HTTP, health, metrics, status page)",
+        description="Run the ML producer: tasks come in over HTTP and go, confirmed, to Celery workers through RabbitMQ.",
+        epilog=textwrap.dedent(
+            """\
+            The broker is RABBITMQ_URL, or --url, or the row url of [warrener.producer] in the settings file.
+
+              SIGTERM, SIGINT   settle what was accepted, close, exit 0; a second one aborts
+              SIGHUP            dial now, also after the attempts are used up
+              exit status       0 stopped, 1 cannot listen, 2 wrong settings, 75 gave up on the broker
+
+            Try it:  RABBITMQ_URL=amqp://user:password@localhost/ warrener serve
+                     curl http://127.0.0.1:3001/v1/ml/analytics/health
+            """
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", metavar="FILE", help="TOML settings (default: $ML_PRODUCER_CONFIG)")
+    parser.add_argument("--url", help="the broker; better in RABBITMQ_URL, where other users cannot see it")
+    parser.add_argument("--bind", metavar="HOST:PORT", help="where to listen (default 127.0.0.1:3001)")
+    parser.add_argument("--log", choices=("human", "json"), help="form of the log on stderr (default human)")
+    parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), help="default info")
+    parser.set_defaults(run=_serve)
+    return parser
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from warrener.errors import SettingsError
+
+    try:
+        from warrener.ml.service import main
+    except SettingsError as missing:
+        print(f"warrener serve: {missing}", file=sys.stderr)
+        return 2
+    given = {name: value for name in ("bind", "log", "log_level") if (value := getattr(args, name)) is not None}
+    return main(args.config, url=args.url, **given)

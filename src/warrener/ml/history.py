@@ -1,0 +1,154 @@
+"""The last minutes of a producer, for people who look: one sample a second, and the last transitions.
+
+Bounded in memory. Without `run()` it advances only when somebody looks (`advance`), so a mounted app needs no task of its
+own; with it (the service) the past is there when the page is opened.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+import anyio
+from attrs import asdict, frozen
+
+from warrener.http import condition
+from warrener.ml.producer import MLProducer
+from warrener.records import Status
+
+__all__ = ["History", "Sample", "Transition"]
+
+#: Seconds between two samples, how many are kept, and how many transitions.
+INTERVAL = 1.0
+SAMPLES = 300
+TRANSITIONS = 30
+
+
+@frozen
+class Sample:
+    """One second."""
+
+    #: Seconds since the epoch, for display only.
+    at: float
+    #: Confirms in a second.
+    rate: float
+    #: Mean milliseconds from call to confirm; None where nothing was confirmed.
+    latency: float | None
+    in_flight: int
+    condition: str
+
+
+@frozen
+class Transition:
+    """One change of what users see."""
+
+    at: float
+    condition: str
+    breaker: str
+    link: int
+    #: One printable line, where a fault caused it.
+    fault: str | None
+
+
+class History:
+    """See the module's docstring."""
+
+    def __init__(self, ml: MLProducer, *, wall: Callable[[], float] = time.time) -> None:
+        self._ml = ml
+        self._wall = wall
+        self.samples: deque[Sample] = deque(maxlen=SAMPLES)
+        self.transitions: deque[Transition] = deque(maxlen=TRANSITIONS)
+        #: Counts transitions, so that a reader can tell which ones it has seen.
+        self.noted = 0
+        self.ended = False
+        self._news = anyio.Event()
+        self._sampled_at: float | None = None
+        self._confirmed = 0
+        self._seconds = 0.0
+        self._last: tuple[object, ...] = ()
+
+    async def run(self) -> None:
+        """Watch until the producer is closed."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._tick)
+            async with self._ml.producer.changes() as changes:
+                async for status in changes:
+                    self.note(status)
+            tasks.cancel_scope.cancel()
+
+    async def _tick(self) -> None:
+        while True:
+            self.advance()
+            await anyio.sleep(INTERVAL)
+
+    def end(self) -> None:
+        """Send the watchers home."""
+        self.ended = True
+        self._wake()
+
+    def note(self, status: Status) -> None:
+        """Remember a transition, if `status` is one."""
+        seen = (condition(status), status.circuit_breaker, status.link)
+        if seen == self._last:
+            return
+        fault = status.last_fault
+        self._last = seen
+        self.noted += 1
+        self.transitions.append(
+            Transition(
+                self._wall(), seen[0], status.circuit_breaker, status.link, None if fault is None else str(fault)
+            )
+        )
+
+    def advance(self) -> None:
+        """Take a sample, if the last one is a second old."""
+        now = anyio.current_time()
+        elapsed = INTERVAL if self._sampled_at is None else now - self._sampled_at
+        if elapsed < INTERVAL * 0.9:
+            return
+        status, figures = self._ml.status(), self._ml.figures
+        self.note(status)
+        confirmed = figures.confirmed - self._confirmed
+        seconds = figures.confirm_seconds - self._seconds
+        self._sampled_at, self._confirmed, self._seconds = now, figures.confirmed, figures.confirm_seconds
+        latency = 1000 * seconds / confirmed if confirmed else None
+        self.samples.append(Sample(self._wall(), confirmed / elapsed, latency, status.in_flight, condition(status)))
+        self._wake()
+
+    def _wake(self) -> None:
+        self._news.set()
+        self._news = anyio.Event()
+
+    async def wait_sample(self) -> None:
+        """Wait for the next sample, or take it; not once it has ended."""
+        if self.ended:
+            return
+        with anyio.move_on_after(INTERVAL):
+            await self._news.wait()
+        self.advance()
+
+    def snapshot(self, *, since: int = -1) -> dict[str, object]:
+        """Return what the page shows: the present, the transitions after number `since`, and, for -1, all samples."""
+        status = self._ml.status()
+        fault = status.last_fault
+        fresh = list(self.transitions)[-(self.noted - max(since, 0)) :] if self.noted > max(since, 0) else []
+        samples = list(self.samples) if since < 0 else list(self.samples)[-1:]
+        return {
+            "at": self._wall(),
+            "condition": condition(status),
+            "state": status.connection_state.value,
+            "healthy": status.healthy,
+            "breaker": status.circuit_breaker,
+            "blocked": status.blocked,
+            "attempts": status.reconnect_attempts,
+            "failures": status.consecutive_failures,
+            "retry_in": status.retry_in,
+            "in_flight": status.in_flight,
+            "buffered": status.buffered,
+            "link": status.link,
+            "fault": None if fault is None else str(fault),
+            "confirmed": self._ml.figures.confirmed,
+            "samples": [asdict(sample) for sample in samples],
+            "transitions": [asdict(transition) for transition in fresh],
+        }

@@ -1,0 +1,240 @@
+"""`MLProducer`: transcription, summary and embedding tasks, as confirmed Celery messages.
+
+    async with MLProducer() as ml:                                   # settings from the environment
+        receipt = await ml.summarize(share_id="42", text="…", style="brief")
+        receipt.message_id                                           # the Celery task id
+
+Each call returns when the broker has confirmed the message, and raises otherwise: `InvalidPayload` before anything is
+sent, or the `PublishError` that says whether a worker may see the task all the same.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import anyio
+import anyio.abc
+
+from warrener.ml import celery
+from warrener.ml.figures import TASK_TYPES, Figures
+from warrener.ml.payloads import (
+    BACKENDS,
+    Backend,
+    Embed,
+    EmbedBatch,
+    InvalidPayload,
+    Payload,
+    Summarize,
+    Transcribe,
+    from_keywords,
+    wire_form,
+)
+from warrener.ml.settings import MLSettings
+from warrener.ml.topology import topology
+from warrener.producer import Producer, running
+from warrener.records import ClosingReport, Receipt, Status
+from warrener.tracing import publish_span
+
+__all__ = ["MLProducer"]
+
+_P = TypeVar("_P", bound=Payload)
+
+
+class MLProducer:
+    """Publishes ML tasks; a component of a nursery (``await nursery.start(ml.run)``) or an ``async with`` block.
+
+    `settings` None: `MLSettings.load()`. `producer_options` go to the `Producer` (``driver=…``, ``breaker=None`` …).
+    A ready `producer` may be given instead; then its topology is the caller's affair. Raises `SettingsError`.
+    """
+
+    def __init__(
+        self, settings: MLSettings | None = None, *, producer: Producer | None = None, **producer_options: Any
+    ) -> None:
+        if producer is not None and producer_options:
+            raise TypeError(f"options beside a ready producer: {', '.join(producer_options)}")
+        self.settings = settings if settings is not None else MLSettings.load()
+        if producer is None:
+            declared = topology(self.settings.exchange, dead_letter=self.settings.dead_letter)
+            options = {"topology": declared, "driver": self.settings.driver} | producer_options
+            producer = Producer(self.settings.broker, **options)
+        self.producer = producer
+        #: For metrics.
+        self.figures = Figures()
+        self._origin = celery.origin()
+        self._block: AbstractAsyncContextManager[object] | None = None
+
+    # --- life -------------------------------------------------------------------------------------------------------
+
+    async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Run the producer, as `Producer.run`."""
+        await self.producer.run(task_status=task_status)
+
+    async def aclose(self) -> ClosingReport:
+        """Drain and close, as `Producer.aclose`."""
+        return await self.producer.aclose()
+
+    async def __aenter__(self) -> Self:
+        self._block = running(self.producer)
+        await self._block.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        assert self._block is not None
+        return await self._block.__aexit__(kind, error, traceback)
+
+    def status(self) -> Status:
+        """The producer's status."""
+        return self.producer.status()
+
+    def reconnect(self) -> bool:
+        """Hint that the broker is back, as `Producer.reconnect`."""
+        return self.producer.reconnect()
+
+    # --- tasks ------------------------------------------------------------------------------------------------------
+
+    async def summarize(
+        self,
+        task: Summarize | None = None,
+        /,
+        *,
+        backend: Backend | None = None,
+        task_id: str | uuid.UUID | None = None,
+        timeout: float | None = None,
+        trace: Mapping[str, str] | None = None,
+        **keywords: object,
+    ) -> Receipt:
+        """Have a text summarised. A record, or keywords: ``share_id, text, title, url, content_type, provider, model,
+        max_length, style``. For the other arguments, and what is raised, see `submit`.
+        """
+        return await self.submit(
+            _payload(Summarize, task, keywords), backend=backend, task_id=task_id, timeout=timeout, trace=trace
+        )
+
+    async def transcribe(
+        self,
+        task: Transcribe | None = None,
+        /,
+        *,
+        backend: Backend | None = None,
+        task_id: str | uuid.UUID | None = None,
+        timeout: float | None = None,
+        trace: Mapping[str, str] | None = None,
+        **keywords: object,
+    ) -> Receipt:
+        """Have a recording transcribed. A record, or keywords: ``share_id, media_url, duration, language, normalize,
+        prompt, skip_silent``. For the other arguments, and what is raised, see `submit`.
+        """
+        return await self.submit(
+            _payload(Transcribe, task, keywords), backend=backend, task_id=task_id, timeout=timeout, trace=trace
+        )
+
+    async def embed(
+        self,
+        task: Embed | None = None,
+        /,
+        *,
+        backend: Backend | None = None,
+        task_id: str | uuid.UUID | None = None,
+        timeout: float | None = None,
+        trace: Mapping[str, str] | None = None,
+        **keywords: object,
+    ) -> Receipt:
+        """Have the embeddings of a text made. A record, or keywords: ``share_id, text, type, metadata,
+        embedding_type, force_model, chunk_strategy``. For the other arguments, and what is raised, see `submit`.
+        """
+        return await self.submit(
+            _payload(Embed, task, keywords), backend=backend, task_id=task_id, timeout=timeout, trace=trace
+        )
+
+    async def embed_batch(
+        self,
+        task: EmbedBatch | None = None,
+        /,
+        *,
+        backend: Backend | None = None,
+        task_id: str | uuid.UUID | None = None,
+        timeout: float | None = None,
+        trace: Mapping[str, str] | None = None,
+        **keywords: object,
+    ) -> Receipt:
+        """Have the embeddings of several texts made by one task. A record, or ``tasks=[…]`` of `Embed` records or
+        mappings. For the other arguments, and what is raised, see `submit`.
+        """
+        return await self.submit(
+            _payload(EmbedBatch, task, keywords), backend=backend, task_id=task_id, timeout=timeout, trace=trace
+        )
+
+    async def submit(
+        self,
+        payload: Payload,
+        *,
+        backend: Backend | None = None,
+        task_id: str | uuid.UUID | None = None,
+        timeout: float | None = None,
+        trace: Mapping[str, str] | None = None,
+    ) -> Receipt:
+        """Publish one task; return when the broker has confirmed it. The receipt's ``message_id`` is the task id.
+
+        `backend` wins over the payload's own options, those over the preferences of the settings. `task_id` is a UUID
+        for a caller that may ask again: the same id on a second try lets workers recognise a duplicate. `timeout` is
+        seconds from the call (default: the producer's ``publish_timeout``). `trace` is the W3C trace context of the
+        caller, ``traceparent`` and perhaps ``tracestate``.
+
+        Raises `InvalidPayload`, naming the field, before anything is sent; else a `PublishError`.
+        """
+        kind = TASK_TYPES[type(payload)]
+        called = anyio.current_time()
+        try:
+            receipt = await self._submit(kind, payload, backend, task_id, timeout, trace)
+        except Exception as error:
+            self.figures.failed_one(kind, anyio.current_time() - called, error)
+            raise
+        except anyio.get_cancelled_exc_class():
+            self.figures.cancelled_one(kind, anyio.current_time() - called)
+            raise
+        self.figures.confirmed_one(kind, anyio.current_time() - called, receipt.attempts)
+        return receipt
+
+    async def _submit(
+        self,
+        kind: str,
+        payload: Payload,
+        backend: Backend | None,
+        task_id: str | uuid.UUID | None,
+        timeout: float | None,
+        trace: Mapping[str, str] | None,
+    ) -> Receipt:
+        if backend is not None and backend not in BACKENDS:
+            raise InvalidPayload("backend", f"must be one of {', '.join(BACKENDS)}")
+        own = None if isinstance(payload, EmbedBatch) else payload.options.backend
+        route = celery.route_of(payload, self.settings.backend_for(payload, backend or own))
+        kwargs = wire_form(payload, lambda chosen: self.settings.backend_for(payload, backend or chosen))
+        with publish_span(self.settings.exchange, route.routing_key, trace) as span:
+            message = celery.task_message(
+                route,
+                kwargs,
+                task_id=celery.task_id_of(task_id),
+                exchange=self.settings.exchange,
+                origin=self._origin,
+                trace=span.headers,
+            )
+            span.sending(message)
+            self.figures.sending(kind, len(message.body))
+            return await self.producer.publish(message, timeout=timeout)
+
+
+def _payload(kind: type[_P], task: _P | None, keywords: Mapping[str, object]) -> _P:
+    """Return the record that was given, or the one that the keywords describe."""
+    if task is None:
+        return from_keywords(kind, keywords)
+    if keywords:
+        raise TypeError(f"a {kind.__name__} takes no keywords beside it: {', '.join(keywords)}")
+    if not isinstance(task, kind):
+        raise InvalidPayload("the payload", f"must be a {kind.__name__}, not {type(task).__name__}")
+    return task

@@ -1,0 +1,297 @@
+"""The values that users give and get: messages, receipts, endpoints, status. Frozen, without I/O, clock or chance."""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+import math
+from collections.abc import Mapping
+from datetime import datetime
+from decimal import Decimal
+from typing import NoReturn, TypeAlias
+
+from attrs import field, frozen
+
+from warrener.errors import Fault, InvalidMessage, PublishError
+from warrener.ids import new_message_id
+
+__all__ = [
+    "ClosingReport",
+    "ConnectionState",
+    "Credentials",
+    "Endpoint",
+    "Envelope",
+    "FieldValue",
+    "Lane",
+    "Message",
+    "Outcome",
+    "Receipt",
+    "Returned",
+    "Status",
+]
+
+#: What a header table may hold (AMQP 0-9-1, 4.2.5.5 with RabbitMQ's field types). Nothing else is converted by accident.
+FieldValue: TypeAlias = (
+    "None | bool | int | float | Decimal | str | bytes | datetime | list[FieldValue] | Mapping[str, FieldValue]"
+)
+
+
+class ConnectionState(enum.Enum):
+    """The five states that users and the health endpoint see; the machine's own states are finer."""
+
+    DISCONNECTED = "DISCONNECTED"
+    CONNECTING = "CONNECTING"
+    CONNECTED = "CONNECTED"
+    CLOSING = "CLOSING"
+    CLOSED = "CLOSED"
+
+
+@frozen
+class Credentials:
+    """A user and a password; neither is ever shown."""
+
+    username: str = field(repr=False)
+    password: str = field(repr=False)
+
+
+@frozen
+class Endpoint:
+    """One broker address with its credentials. Its text shows host, port and vhost, and nothing secret."""
+
+    host: str = "localhost"
+    port: int = 5672
+    vhost: str = "/"
+    credentials: Credentials = field(default=Credentials("guest", "guest"), repr=False)
+    tls: bool = False
+    #: PEM files for `tls`: the authorities to trust instead of the system's, and the client's certificate and key.
+    cafile: str | None = None
+    certfile: str | None = None
+    keyfile: str | None = field(default=None, repr=False)
+    #: A Unix socket to connect to in place of host and port.
+    socket_path: str | None = None
+
+    @property
+    def local(self) -> bool:
+        """Whether the address is on this machine by its very text: a Unix socket, localhost, a loopback address.
+
+        A name is not resolved to find out: what it resolves to may change between the question and the connection.
+        """
+        if self.socket_path is not None or self.host.lower() in ("localhost", "localhost."):
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    def __str__(self) -> str:
+        where = self.socket_path or (f"[{self.host}]" if ":" in self.host else self.host) + f":{self.port}"
+        return f"{'amqps' if self.tls else 'amqp'}://{where}/{'' if self.vhost == '/' else self.vhost}"
+
+
+@frozen(eq=False)
+class Envelope:
+    """Everything that is sent with a body, except what differs from message to message (body, message_id, token).
+
+    Compared by identity, so that a driver may keep the marshalled frames of an envelope it has seen; the producer hands
+    equal publishes the same envelope.
+    """
+
+    exchange: str = ""
+    routing_key: str = ""
+    mandatory: bool = True
+    headers: Mapping[str, FieldValue] | None = None
+    content_type: str | None = None
+    content_encoding: str | None = None
+    delivery_mode: int = 2
+    priority: int | None = None
+    correlation_id: str | None = None
+    reply_to: str | None = None
+    #: Integer milliseconds as text, as the wire wants them.
+    expiration: str | None = None
+    timestamp: datetime | None = None
+    type: str | None = None
+    user_id: str | None = None
+    app_id: str | None = None
+
+
+_SHORT_STRINGS = (
+    "exchange", "routing_key", "content_type", "content_encoding", "message_id", "correlation_id", "reply_to", "type",
+    "app_id", "user_id",
+)  # fmt: skip
+
+
+def _is_plain(value: str) -> bool:
+    """Whether the value is certainly a short string of AMQP; most are."""
+    return type(value) is str and len(value) <= 255 and value.isascii()
+
+
+@frozen(slots=False)  # half the cost to make: publish_many makes nothing as often
+class Message:
+    """One message to publish, checked when it is made; what cannot be put into AMQP raises `InvalidMessage`."""
+
+    body: bytes = field(repr=lambda body: f"<{len(body)} bytes>")
+    exchange: str = field(default="", kw_only=True)
+    routing_key: str = field(default="", kw_only=True)
+    headers: Mapping[str, FieldValue] = field(
+        factory=dict[str, FieldValue], kw_only=True, repr=lambda headers: f"<{len(headers)}>"
+    )
+    content_type: str | None = field(default=None, kw_only=True)
+    content_encoding: str | None = field(default=None, kw_only=True)
+    #: 0 to 255; RabbitMQ advises at most 10.
+    priority: int | None = field(default=None, kw_only=True)
+    #: Seconds until the broker may drop the message; the wire gets integer milliseconds as text.
+    expiration: float | None = field(default=None, kw_only=True)
+    #: Unique unless given; stays the same when a message is sent again.
+    message_id: str = field(factory=new_message_id, kw_only=True)
+    correlation_id: str | None = field(default=None, kw_only=True)
+    reply_to: str | None = field(default=None, kw_only=True)
+    type: str | None = field(default=None, kw_only=True)
+    app_id: str | None = field(default=None, kw_only=True)
+    #: Must equal the user of the connection, or RabbitMQ refuses the message (406).
+    user_id: str | None = field(default=None, kw_only=True)
+    timestamp: datetime | None = field(default=None, kw_only=True)
+    #: Kept on disk by durable queues (delivery mode 2).
+    persistent: bool = field(default=True, kw_only=True)
+    #: Have the broker return what no queue takes, instead of confirming and dropping it.
+    mandatory: bool = field(default=True, kw_only=True)
+
+    def __attrs_post_init__(self) -> None:
+        # Most messages have a routing key, a body and nothing else; they need no further questions.
+        if not (
+            type(self.body) is bytes
+            and _is_plain(self.routing_key)
+            and _is_plain(self.exchange)
+            and _is_plain(self.message_id)
+            and type(self.headers) is dict
+            and self.content_type is None
+            and self.content_encoding is None
+            and self.priority is None
+            and self.expiration is None
+            and self.correlation_id is None
+            and self.reply_to is None
+            and self.type is None
+            and self.app_id is None
+            and self.user_id is None
+            and self.timestamp is None
+        ):
+            self._check()
+
+    def _check(self) -> None:
+        if not isinstance(self.message_id, str):
+            raise InvalidMessage("?", f"message_id must be str, not {type(self.message_id).__name__}")
+        if not isinstance(self.body, bytes):
+            self._refuse(f"body must be bytes, not {type(self.body).__name__}")
+        for name in _SHORT_STRINGS:
+            value = getattr(self, name)
+            if value is None and name not in ("exchange", "routing_key"):
+                continue
+            if not isinstance(value, str):
+                self._refuse(f"{name} must be str, not {type(value).__name__}")
+            try:
+                octets = len(value.encode())
+            except UnicodeEncodeError:
+                self._refuse(f"{name} cannot be encoded as UTF-8")
+            if octets > 255:
+                self._refuse(f"{name} is {octets} octets long; AMQP short strings hold at most 255")
+        if self.priority is not None and not (type(self.priority) is int and 0 <= self.priority <= 255):
+            self._refuse("priority must be an integer from 0 to 255")
+        if self.expiration is not None:
+            seconds = self.expiration
+            if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+                self._refuse(f"expiration must be float seconds, not {type(seconds).__name__}")
+            if not (math.isfinite(seconds) and 0 <= seconds <= 4_294_967.295):
+                self._refuse("expiration must be between 0 and 4,294,967 seconds (RabbitMQ's 32-bit milliseconds)")
+        if self.timestamp is not None and not isinstance(self.timestamp, datetime):
+            self._refuse(f"timestamp must be a datetime, not {type(self.timestamp).__name__}")
+        if not isinstance(self.headers, Mapping):
+            self._refuse(f"headers must be a mapping, not {type(self.headers).__name__}")
+
+    def _refuse(self, reason: str) -> NoReturn:
+        raise InvalidMessage(self.message_id, reason)
+
+
+@frozen
+class Receipt:
+    """The broker confirmed the message: it holds it as safely as the queues' own settings say (F1, F12)."""
+
+    message_id: str
+    #: How often the message was published on the wire.
+    attempts: int
+    #: Whether more than one of those attempts may have reached the broker.
+    possible_duplicate: bool
+    #: The number of the link on which the confirm arrived.
+    link: int
+
+
+@frozen
+class Outcome:
+    """The final word on a publish whose caller had left before it came: cancelled, or past its deadline."""
+
+    message_id: str
+    result: Receipt | PublishError
+
+
+class Lane(enum.Enum):
+    """Which of a link's two publishing channels a message takes."""
+
+    MAIN = "main"
+    #: For messages that may have caused a channel close: sent alone, so that the guilty one can be named.
+    SUSPECT = "suspect"
+
+
+@frozen
+class Returned:
+    """A message that the broker returned, as the driver saw it; the body itself is not kept, only its size and hash."""
+
+    reply_code: int
+    reply_text: str
+    exchange: str
+    routing_key: str
+    message_id: str | None
+    #: The value of the private header `x-warrener-token`, where present.
+    token: str | None
+    body_size: int
+    #: blake2b of the body (16 octets), or b"" where the driver does not compute it.
+    body_hash: bytes = field(default=b"", repr=False)
+
+
+@frozen
+class ClosingReport:
+    """What became of the messages when the producer closed."""
+
+    #: How many of them the broker confirmed while closing.
+    confirmed: int = 0
+    #: message_ids that were written and not confirmed: they may or may not have arrived.
+    unconfirmed: tuple[str, ...] = ()
+    #: message_ids that were never handed to the network.
+    not_sent: tuple[str, ...] = ()
+
+
+@frozen
+class Status:
+    """A producer at one instant; reading it costs O(1) and changes nothing."""
+
+    connection_state: ConnectionState
+    #: Dials made since the connection was last proven healthy, the first one at start not counted.
+    reconnect_attempts: int
+    #: Failures in a row, as the circuit breaker counts them.
+    consecutive_failures: int
+    #: "closed", "open" or "half_open"; "closed" where the breaker is turned off.
+    circuit_breaker: str
+    #: CONNECTED, not blocked, breaker not open, and no publish unconfirmed for longer than `confirm_timeout`.
+    healthy: bool
+    #: Whether the broker has told us to stop publishing (an alarm).
+    blocked: bool
+    #: Messages written and not yet confirmed.
+    in_flight: int
+    #: Messages accepted and not yet written.
+    buffered: int
+    #: Seconds until the next dial, where one is due.
+    retry_in: float | None
+    last_fault: Fault | None
+    #: The broker's address without credentials.
+    endpoint: str
+    #: The negotiated heartbeat in seconds; None while there is no link, 0 where it is off.
+    heartbeat: float | None
+    #: The number of the newest link; 0 before the first.
+    link: int

@@ -1,0 +1,422 @@
+"""`FaultProxy`: a TCP proxy that misbehaves to order, between a client and any broker.
+
+Every fault is a plain function, in force from the instant of its call, on the connections that live and on those to
+come; `heal` ends them all. Directions are seen from the client: ``"up"`` is what it sends, ``"down"`` what it receives,
+None both.
+
+Each direction of a connection is a reader and a writer with a short queue between them, so that latency delays octets
+without slowing the stream. What the proxy holds is bounded by `window` octets a direction; a side that is not read soon
+cannot write, as in a network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
+from urllib.parse import urlsplit
+
+import anyio
+from anyio.from_thread import start_blocking_portal
+from attrs import define, field
+
+from warrener.testing.streams import Port, SocketStream, connect
+from warrener.testing.threads import Home, control
+
+if TYPE_CHECKING:
+    from anyio.abc import TaskGroup
+
+__all__ = ["Direction", "FaultProxy"]
+
+Direction: TypeAlias = Literal["up", "down"]
+
+#: Octets; small enough that a bandwidth of some kilobytes a second is even.
+CHUNK = 4096
+
+
+@define(eq=False)
+class _Way:
+    """The faults of one direction."""
+
+    latency: float = 0.0
+    bandwidth: float = math.inf
+    slice: int | None = None
+    frozen: bool = False
+    black_hole: bool = False
+    #: Octets still to forward before the cut, or the corruption; None: none is due.
+    until_cut: int | None = None
+    until_corruption: int | None = None
+    cut_by_reset: bool = True
+    #: Octets forwarded, and swallowed instead, since the proxy was made.
+    forwarded: int = 0
+    swallowed: int = 0
+
+
+@define(eq=False)
+class _Line:
+    """One direction of one connection."""
+
+    way: _Way
+    source: SocketStream
+    sink: SocketStream
+    window: int
+    #: (when it is due, octets); b"" is the end of the stream.
+    queue: deque[tuple[float, bytes]] = field(factory=deque[tuple[float, bytes]])
+    held: int = 0
+
+
+@define(eq=False)
+class _Pair:
+    """A client and the target's end of its connection, once there is one."""
+
+    client: SocketStream
+    target: SocketStream | None = None
+    #: How it was closed, which may be before there is a target.
+    closed_by_reset: bool | None = None
+
+    def close_now(self, *, reset: bool) -> None:
+        if self.closed_by_reset is None:
+            self.closed_by_reset = reset
+        self.client.close_now(reset=reset)
+        if self.target is not None:
+            self.target.close_now(reset=reset)
+
+
+class FaultProxy:
+    """A proxy on 127.0.0.1 in front of `target`, which is a URL, ``"host:port"`` or a pair of both.
+
+    Use it as ``async with FaultProxy(broker.url) as proxy`` on Trio or asyncio, or as
+    ``with FaultProxy.in_thread(broker.url) as proxy`` beside synchronous code, and have the client connect to `url`.
+    """
+
+    def __init__(self, target: str | tuple[str, int], *, window: int = 65536) -> None:
+        """Make a proxy; it serves inside its block. `window` octets a direction are held at most."""
+        self.home = Home()
+        self._template = target if isinstance(target, str) and "://" in target else None
+        self._target = _address(target)
+        self._window = window
+        self._ways: dict[Direction, _Way] = {"up": _Way(), "down": _Way()}
+        self._pairs: dict[_Pair, None] = {}
+        self._accepted = 0
+        self._late = 0.0
+        self._changed: anyio.Event | None = None
+        self._port: Port | None = None
+        self._tasks: TaskGroup | None = None
+        self._running: Any = None
+
+    # --- its life ----------------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        self._running = self._run()
+        await self._running.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        running, self._running = self._running, None
+        suppressed: bool | None = await running.__aexit__(kind, error, traceback)
+        return suppressed
+
+    @classmethod
+    @contextmanager
+    def in_thread(
+        cls, target: str | tuple[str, int], *, window: int = 65536, backend: str = "asyncio"
+    ) -> Iterator[Self]:
+        """Run a proxy in a thread of its own, for synchronous clients and fixtures; same controls."""
+        proxy = cls(target, window=window)
+        with start_blocking_portal(backend) as portal, portal.wrap_async_context_manager(proxy):
+            proxy.home.portal = portal
+            yield proxy
+
+    @asynccontextmanager
+    async def _run(self) -> AsyncIterator[None]:
+        self.home.enter()
+        self._changed = anyio.Event()
+        self._port = Port()
+        failure: Exception | None = None
+        try:
+            async with anyio.create_task_group() as tasks:
+                self._tasks = tasks
+                self._port.listen()
+                tasks.start_soon(self._accept, self._port)
+                try:
+                    yield
+                except Exception as error:  # noqa: BLE001 - raised below: it leaves bare, not in a group
+                    failure = error
+                tasks.cancel_scope.cancel()
+        finally:
+            self._tasks = None
+            for pair in self._pairs:
+                pair.close_now(reset=True)
+            self._port.close()
+        if failure is not None:
+            raise failure
+
+    async def _accept(self, port: Port) -> None:
+        assert self._tasks is not None
+        while True:
+            try:
+                client = await port.accept()
+            except (anyio.ClosedResourceError, OSError):
+                return
+            self._tasks.start_soon(self._serve, client)
+
+    async def _serve(self, client: SocketStream) -> None:
+        pair = _Pair(client)
+        self._pairs[pair] = None
+        self._accepted += 1
+        try:
+            await self._until(lambda: not self._ways["up"].black_hole)
+            try:
+                target = pair.target = await connect(*self._target)
+            except OSError:
+                client.close_now(reset=True)
+                return
+            if pair.closed_by_reset is not None:
+                target.close_now(reset=pair.closed_by_reset)
+                return
+            up = _Line(self._ways["up"], client, target, self._window)
+            down = _Line(self._ways["down"], target, client, self._window)
+            async with anyio.create_task_group() as tasks:
+                for line in (up, down):
+                    tasks.start_soon(self._read, line)
+                async with anyio.create_task_group() as writers:
+                    for line in (up, down):
+                        writers.start_soon(self._write, line, pair)
+                tasks.cancel_scope.cancel()
+        finally:
+            pair.close_now(reset=False)
+            del self._pairs[pair]
+
+    async def _read(self, line: _Line) -> None:
+        octets = None
+        while octets != b"":
+            await self._until(lambda: not line.way.frozen and line.held < line.window)
+            try:
+                octets = await line.source.receive(min(CHUNK, line.window - line.held))
+            except anyio.EndOfStream:
+                octets = b""
+            except anyio.ClosedResourceError:
+                octets = b""
+            except anyio.BrokenResourceError:
+                line.sink.close_now(reset=True)
+                octets = b""
+            delay = line.way.latency if octets else max(line.way.latency, self._late)
+            line.queue.append((anyio.current_time() + delay, octets))
+            line.held += len(octets)
+            self._change()
+
+    async def _write(self, line: _Line, pair: _Pair) -> None:
+        way = line.way
+        while True:
+            await self._until(lambda: bool(line.queue) and not way.frozen)
+            due, octets = line.queue[0]
+            await anyio.sleep_until(due)
+            await self._until(lambda: not way.frozen)
+            line.queue.popleft()
+            if not octets:
+                with contextlib.suppress(anyio.ClosedResourceError):
+                    await line.sink.send_eof()
+                return
+            if not await self._forward(line, pair, octets):
+                return
+            line.held -= len(octets)
+            self._change()
+
+    async def _forward(self, line: _Line, pair: _Pair, octets: bytes) -> bool:
+        """Send octets on, as the faults of the direction have it; say whether the stream goes on."""
+        way = line.way
+        rest = octets
+        while rest:
+            await self._until(lambda: not way.frozen)
+            piece = rest[: way.slice or len(rest)]
+            if way.until_cut is not None:
+                piece = piece[: way.until_cut]
+            rest = rest[len(piece) :]
+            if way.black_hole:
+                way.swallowed += len(piece)
+            elif not await self._send(line, piece):
+                return False
+            if way.until_cut is not None:
+                way.until_cut -= len(piece)
+                if way.until_cut == 0:
+                    way.until_cut = None
+                    pair.close_now(reset=way.cut_by_reset)
+                    return False
+            if way.bandwidth != math.inf:
+                await anyio.sleep(len(piece) / way.bandwidth)
+        return True
+
+    async def _send(self, line: _Line, piece: bytes) -> bool:
+        way = line.way
+        if way.until_corruption is not None:
+            at = way.until_corruption
+            way.until_corruption = None if at < len(piece) else at - len(piece)
+            if at < len(piece):
+                piece = piece[:at] + bytes([piece[at] ^ 0xFF]) + piece[at + 1 :]
+        try:
+            await line.sink.send(piece)
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+            line.source.close_now(reset=True)
+            return False
+        way.forwarded += len(piece)
+        return True
+
+    async def _until(self, ready: Callable[[], bool]) -> None:
+        while not ready():
+            assert self._changed is not None
+            await self._changed.wait()
+
+    def _change(self) -> None:
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = anyio.Event()
+
+    # --- reaching it -------------------------------------------------------------------------------------------------
+
+    @property
+    def port(self) -> int:
+        """Where clients connect to, on 127.0.0.1."""
+        if self._port is None:
+            raise RuntimeError("the proxy is not running")
+        return self._port.number
+
+    @property
+    def url(self) -> str:
+        """The target's URL, with the proxy in place of its host and port."""
+        if self._template is None:
+            raise ValueError("the target was not given as a URL")
+        parts = urlsplit(self._template)
+        login, at, _ = parts.netloc.rpartition("@")
+        return parts._replace(netloc=f"{login}{at}127.0.0.1:{self.port}").geturl()
+
+    @property
+    @control
+    def connections(self) -> int:
+        """How many connections are open through it."""
+        return len(self._pairs)
+
+    @property
+    def accepted(self) -> int:
+        """How many connections it has accepted so far."""
+        return self._accepted
+
+    @control
+    def forwarded(self, direction: Direction) -> int:
+        """Return how many octets it has passed on in a direction, over all connections."""
+        return self._ways[direction].forwarded
+
+    @control
+    def swallowed(self, direction: Direction) -> int:
+        """Return how many octets went into a black hole."""
+        return self._ways[direction].swallowed
+
+    # --- faults ------------------------------------------------------------------------------------------------------
+
+    @control
+    def latency(self, seconds: float, direction: Direction | None = None) -> None:
+        """Delay what arrives from now on."""
+        self._set("latency", seconds, direction)
+
+    @control
+    def bandwidth(self, octets_per_second: float, direction: Direction | None = None) -> None:
+        """Forward no faster than this; `math.inf` lifts it."""
+        self._set("bandwidth", octets_per_second, direction)
+
+    @control
+    def slice(self, octets: int | None, direction: Direction | None = None) -> None:
+        """Forward in pieces of so many octets, each a write of its own; None lifts it."""
+        self._set("slice", octets, direction)
+
+    @control
+    def freeze(self, direction: Direction | None = None) -> None:
+        """Neither read nor forward; connections stay open, until `thaw`."""
+        self._set("frozen", True, direction)
+
+    @control
+    def thaw(self, direction: Direction | None = None) -> None:
+        """End `freeze`; what was held goes on its way."""
+        self._set("frozen", False, direction)
+
+    @control
+    def black_hole(self, on: bool = True, direction: Direction | None = None) -> None:
+        """Read everything and forward nothing; new connections are accepted and hear nothing.
+
+        What was swallowed is gone: a connection that lived through a black hole is broken.
+        """
+        self._set("black_hole", on, direction)
+
+    @control
+    def cut_after(self, octets: int, direction: Direction, *, reset: bool = True) -> None:
+        """End the connection that carries the n-th octet from now on right after it (0: at once, all of them)."""
+        way = self._ways[direction]
+        way.cut_by_reset = reset
+        if octets == 0:
+            self._cut(reset=reset)
+        else:
+            way.until_cut = octets
+
+    @control
+    def corrupt(self, after: int = 0, direction: Direction = "down") -> None:
+        """Invert the bits of one octet: the one that follows `after` octets from now on."""
+        self._ways[direction].until_corruption = after
+
+    @control
+    def fin(self) -> None:
+        """End every connection in order, to both sides."""
+        self._cut(reset=False)
+
+    @control
+    def reset(self) -> None:
+        """End every connection by RST, to both sides."""
+        self._cut(reset=True)
+
+    @control
+    def late_close(self, seconds: float) -> None:
+        """Pass on the end of a stream only after a while."""
+        self._late = seconds
+
+    @control
+    def refuse(self, on: bool = True) -> None:
+        """Refuse new connections, or accept them again; open ones stay."""
+        if self._port is None or self._tasks is None:
+            raise RuntimeError("the proxy is not running")
+        if on:
+            self._port.refuse()
+        elif not self._port.listening:
+            self._port.listen()
+            self._tasks.start_soon(self._accept, self._port)
+
+    @control
+    def heal(self) -> None:
+        """End every fault; connections that were cut stay so."""
+        self._late = 0.0
+        for way in self._ways.values():
+            way.latency, way.bandwidth, way.slice = 0.0, math.inf, None
+            way.frozen = way.black_hole = False
+            way.until_cut = way.until_corruption = None
+        self.refuse(False)
+        self._change()
+
+    def _set(self, name: str, value: object, direction: Direction | None) -> None:
+        for key, way in self._ways.items():
+            if direction in (None, key):
+                setattr(way, name, value)
+        self._change()
+
+    def _cut(self, *, reset: bool) -> None:
+        for pair in self._pairs:
+            pair.close_now(reset=reset)
+
+
+def _address(target: str | tuple[str, int]) -> tuple[str, int]:
+    if not isinstance(target, str):
+        return target
+    parts = urlsplit(target if "://" in target else f"tcp://{target}")
+    standard = 5671 if parts.scheme == "amqps" else 5672
+    return parts.hostname or "localhost", parts.port or standard

@@ -1,0 +1,528 @@
+"""A RabbitMQ of one's own: for a test, a demo or a benchmark; never a system service, and no root needed.
+
+``with PrivateRabbitMQ() as broker:`` runs Debian's (or any) RabbitMQ from a temporary folder: its own node name, AMQP,
+distribution and epmd ports, data, log, plugins file and Erlang cookie, all on 127.0.0.1. It is ready when it has answered
+an AMQP handshake. Then the faults: `kill`, `freeze`, `stop`, `close_all_connections`, `memory_alarm`, users, permissions
+and virtual hosts.
+
+What must stay true:
+
+- *Nothing is left behind, whatever way the owner ends.* The broker and its epmd live in one process group. A keeper
+  (`_keeper.py`) outside of it reads a pipe that only the owner holds open; at its end, be it by `close`, by an exit in
+  the middle of everything or by SIGKILL, it kills the group and removes the folder. There is no other clean-up path.
+- *The ports stay free while the broker is down.* They are taken from below the range that the kernel gives to outgoing
+  connections: a client that redials a dead port inside that range can be given the very port as its own and connect to
+  itself, and the broker could not come back.
+- *Commands are cheap.* `rabbitmqctl` starts an Erlang machine, one to three seconds each. The broker is started with its
+  Erlang shell on standard input instead (``RABBITMQ_ALLOW_INPUT``), and `eval` is one line there: about a
+  millisecond. The functions called are those that rabbitmqctl itself calls. `ctl` is rabbitmqctl, for the rest.
+
+Everything blocks; an async program calls it as ``await anyio.to_thread.run_sync(broker.kill)``. One caller at a time.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from attrs import frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from types import TracebackType
+    from typing import Self
+
+__all__ = ["BrokerTLS", "PrivateRabbitMQ", "RabbitMQFailed", "RabbitMQMissing", "rabbitmq_bin"]
+
+#: Where Debian keeps the programs that its wrappers in /usr/sbin run as another user.
+_DEBIAN_BIN = Path("/usr/lib/rabbitmq/bin")
+
+_PROTOCOL_HEADER = b"AMQP\x00\x00\x09\x01"
+
+#: Two schedulers that sleep when idle, few threads, and a small table of processes: made for a shared machine, quick to start.
+_EMULATOR_FLAGS = (
+    "+S 2:2 +A 4 +SDcpu 1:1 +SDio 2 +P 65536 +t 1048576 +sbwt none +sbwtdcpu none +sbwtdio none +stbt u "
+    "-kernel inet_dist_use_interface {127,0,0,1}"
+)
+
+
+class RabbitMQMissing(RuntimeError):
+    """There is no RabbitMQ on this machine; the text says how to get one."""
+
+
+class RabbitMQFailed(RuntimeError):
+    """The broker did not start, stop or obey in time; the text ends with its log."""
+
+
+@frozen
+class BrokerTLS:
+    """What the TLS listener presents and demands; paths of PEM files."""
+
+    certificate: Path
+    private_key: Path
+    authority: Path
+    #: Whether clients must present a certificate that `authority` has signed.
+    verify_clients: bool = False
+
+
+def rabbitmq_bin() -> Path:
+    """The folder of RabbitMQ's own programs, or `RabbitMQMissing`."""
+    on_path = shutil.which("rabbitmq-server")
+    candidates = [_DEBIAN_BIN, *([Path(on_path).resolve().parent] if on_path else [])]
+    for folder in candidates:
+        if (folder / "rabbitmq-server").exists() and (folder / "rabbitmq-env").exists():
+            return folder
+    raise RabbitMQMissing(
+        "no rabbitmq-server on this machine; on Debian and Ubuntu: sudo apt-get install rabbitmq-server"
+    )
+
+
+class PrivateRabbitMQ:
+    """One broker, its folder and its ports, from entering the block to leaving it.
+
+    Leaving kills the broker: its data go with the folder. `stop` is there for tests of an orderly shutdown.
+    """
+
+    def __init__(
+        self,
+        *,
+        plugins: Iterable[str] = (),
+        tls: BrokerTLS | None = None,
+        extra_config: str = "",
+        start_timeout: float = 90.0,
+        bin_folder: Path | None = None,
+    ) -> None:
+        """Describe the broker; nothing is started yet.
+
+        Args:
+            plugins: names of plugins to enable, such as ``rabbitmq_management``.
+            tls: adds a TLS listener on a port of its own; see `tls_url`.
+            extra_config: lines added to ``rabbitmq.conf``.
+            start_timeout: seconds from the start of the process to its answer to an AMQP handshake.
+            bin_folder: where ``rabbitmq-server`` and ``rabbitmqctl`` are; default: `rabbitmq_bin`.
+        """
+        self._plugins = tuple(plugins)
+        self._tls = tls
+        self._extra_config = extra_config
+        self._start_timeout = start_timeout
+        self._bin = bin_folder
+        self._resources = ExitStack()
+        self._broker: subprocess.Popen[bytes] | None = None
+        self._frozen = False
+        self._evaluations = 0
+
+    # --- life -----------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        """Start the broker; returns when it answers AMQP. Raises `RabbitMQMissing` or `RabbitMQFailed`."""
+        self._bin = self._bin or rabbitmq_bin()
+        with ExitStack() as undo:
+            self._folder = Path(tempfile.mkdtemp(prefix="warrener-rabbitmq-"))
+            undo.callback(shutil.rmtree, self._folder, ignore_errors=True)
+            self.port, self.tls_port, self._distribution_port, self._epmd_port = _free_ports(4)
+            self._environment = self._describe()
+            self._group = self._start_keeper(undo)
+            undo.callback(self._reap)
+            self._resources = undo.pop_all()
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """See `close`."""
+        self.close()
+
+    def close(self) -> None:
+        """Kill the broker and its epmd, and remove its folder. Idempotent."""
+        self._resources.close()
+
+    def start(self) -> None:
+        """Start again after `kill` or `stop`, on the same ports and data; does nothing while running."""
+        if self.running:
+            return
+        assert self._bin is not None
+        with self._console.open("wb") as console:
+            broker = subprocess.Popen(
+                [self._bin / "rabbitmq-server"],
+                stdin=subprocess.PIPE,
+                stdout=console,
+                stderr=subprocess.STDOUT,
+                env=self._environment,
+                cwd=self._folder,
+                process_group=self._group,
+            )
+        self._broker = broker
+        self._frozen = False
+        deadline = time.monotonic() + self._start_timeout
+        while not _answers_amqp(self.port):
+            if broker.poll() is not None:
+                raise RabbitMQFailed(
+                    f"the broker ended with status {broker.returncode} while starting{self._log_tail()}"
+                )
+            if time.monotonic() > deadline:
+                raise RabbitMQFailed(f"the broker did not answer within {self._start_timeout:g} s{self._log_tail()}")
+            time.sleep(0.05)
+
+    def kill(self) -> None:
+        """SIGKILL, frozen or not: no farewell to anybody, and what was not synced to disk may be lost."""
+        if self._broker is not None:
+            self._reap()
+
+    def stop(self, timeout: float = 60.0) -> None:
+        """Shut down in order, as an operator would: clients are told (320, CONNECTION_FORCED). Raises `RabbitMQFailed`."""
+        broker = self._broker
+        if broker is None or broker.poll() is not None:
+            return
+        self.thaw()
+        broker.terminate()
+        try:
+            broker.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self._reap()
+            raise RabbitMQFailed(f"the broker did not stop within {timeout:g} s{self._log_tail()}") from None
+        self._reap()
+
+    def restart(self) -> None:
+        """`stop`, then `start`."""
+        self.stop()
+        self.start()
+
+    def freeze(self) -> None:
+        """SIGSTOP: connections stay open and nothing answers, as with a machine that hangs."""
+        self._running().send_signal(signal.SIGSTOP)
+        self._frozen = True
+
+    def thaw(self) -> None:
+        """SIGCONT; does nothing to a broker that is not frozen."""
+        if self._frozen:
+            self._running().send_signal(signal.SIGCONT)
+            self._frozen = False
+
+    @property
+    def running(self) -> bool:
+        """Whether the process lives; a frozen one does."""
+        return self._broker is not None and self._broker.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """The process id of the Erlang machine. Raises `RabbitMQFailed` when it does not run."""
+        return self._running().pid
+
+    # --- addresses ------------------------------------------------------------------------------------------------
+
+    @property
+    def url(self) -> str:
+        """``amqp://guest:guest@127.0.0.1:<port>/``."""
+        return self.url_for()
+
+    @property
+    def tls_url(self) -> str:
+        """The same over TLS; needs `tls`."""
+        if self._tls is None:
+            raise ValueError("this broker was made without tls=")
+        return f"amqps://guest:guest@127.0.0.1:{self.tls_port}/"
+
+    def url_for(self, user: str = "guest", password: str = "guest", vhost: str = "/") -> str:  # noqa: S107 - RabbitMQ's own default, which it accepts from this machine only
+        """The URL for another user or virtual host."""
+        path = "" if vhost == "/" else quote(vhost, safe="")
+        return f"amqp://{quote(user, safe='')}:{quote(password, safe='')}@127.0.0.1:{self.port}/{path}"
+
+    # --- what an operator does ------------------------------------------------------------------------------------
+
+    def close_all_connections(self, reason: str = "closed by the test") -> int:
+        """As ``rabbitmqctl close_all_connections``: 320 CONNECTION_FORCED with the reason; returns how many there were."""
+        closing = f"[rabbit_networking:close_connection(P, {_text(reason)}) || P <- Ps]"
+        return int(self.eval(f"Ps = rabbit_networking:connections_local(), {closing}, length(Ps)"))
+
+    def connection_count(self) -> int:
+        """How many AMQP connections are open (handshakes under way included)."""
+        return int(self.eval("length(rabbit_networking:connections_local())"))
+
+    def memory_alarm(self, on: bool) -> None:
+        """Set the memory watermark to nothing or back to 0.4; returns when the alarm is (not) in force."""
+        self.eval(f"vm_memory_monitor:set_vm_memory_high_watermark({0 if on else 0.4})")
+        deadline = time.monotonic() + 30
+        while (self.eval("rabbit_alarm:get_alarms()") != "[]") is not on:
+            if time.monotonic() > deadline:
+                raise RabbitMQFailed(f"the memory alarm did not go {'on' if on else 'off'}{self._log_tail()}")
+            time.sleep(0.02)
+
+    def add_user(self, user: str, password: str, *, vhost: str | None = "/") -> None:
+        """Add a user with all permissions on `vhost` (None: on none)."""
+        self._order(f"rabbit_auth_backend_internal:add_user({_text(user)}, {_text(password)}, {_ACTOR})")
+        if vhost is not None:
+            self.set_permissions(user, vhost=vhost)
+
+    def delete_user(self, user: str) -> None:
+        """Delete a user; its connections stay until closed."""
+        self._order(f"rabbit_auth_backend_internal:delete_user({_text(user)}, {_ACTOR})")
+
+    def change_password(self, user: str, password: str) -> None:
+        """Change a password; open connections stay."""
+        self._order(f"rabbit_auth_backend_internal:change_password({_text(user)}, {_text(password)}, {_ACTOR})")
+
+    def set_permissions(
+        self, user: str, *, vhost: str = "/", configure: str = ".*", write: str = ".*", read: str = ".*"
+    ) -> None:
+        """Set the three regular expressions. A busy channel may live by the old ones for a while: RabbitMQ caches."""
+        patterns = ", ".join(map(_text, (configure, write, read)))
+        self._order(
+            f"rabbit_auth_backend_internal:set_permissions({_text(user)}, {_text(vhost)}, {patterns}, {_ACTOR})"
+        )
+
+    def clear_permissions(self, user: str, *, vhost: str = "/") -> None:
+        """Take all permissions on the virtual host away."""
+        self._order(f"rabbit_auth_backend_internal:clear_permissions({_text(user)}, {_text(vhost)}, {_ACTOR})")
+
+    def add_vhost(self, vhost: str) -> None:
+        """Add a virtual host; guest may use it."""
+        self._order(f"rabbit_vhost:add({_text(vhost)}, {_ACTOR})")
+        self.set_permissions("guest", vhost=vhost)
+
+    def delete_vhost(self, vhost: str) -> None:
+        """Delete a virtual host with all that is in it; connections to it are closed."""
+        self._order(f"rabbit_vhost:delete({_text(vhost)}, {_ACTOR})")
+
+    def queues(self, vhost: str = "/") -> dict[str, int]:
+        """The depth (messages ready and unacknowledged) of each queue by name."""
+        rows = f"[[element(4, N), M] || [{{name, N}}, {{messages, M}}] <- rabbit_amqqueue:info_all({_text(vhost)}, [name, messages])]"
+        return dict(self._json(rows))
+
+    def queue_depth(self, queue: str, vhost: str = "/") -> int:
+        """Messages ready and unacknowledged in one queue. Raises `KeyError` when there is none of that name."""
+        name = f"rabbit_misc:r({_text(vhost)}, queue, {_text(queue)})"
+        depth = self.eval(
+            f"case rabbit_amqqueue:lookup({name}) of"
+            " {ok, Q} -> proplists:get_value(messages, rabbit_amqqueue:info(Q, [messages]));"
+            " _ -> none end"
+        )
+        if depth == "none":
+            raise KeyError(queue)
+        return int(depth)
+
+    # --- the two ways in ------------------------------------------------------------------------------------------
+
+    def eval(self, expression: str, timeout: float = 30.0) -> str:
+        """Evaluate an Erlang expression in the broker; returns the value as Erlang prints it.
+
+        Raises `RabbitMQFailed` when it raises, is no Erlang, or does not end within `timeout` seconds.
+        """
+        broker = self._running()
+        assert broker.stdin is not None
+        self._evaluations += 1
+        mark = f"@@{self._evaluations}@@"
+        # Base64: whatever the value is, it is one line of ASCII, among the prompts of the shell.
+        order = (
+            f'io:format("~n{mark}~ts@@~n", [base64:encode(unicode:characters_to_binary(io_lib:format("~0tp",'
+            f" [catch (fun() -> {expression} end)()])))]).\n"
+        )
+        seen = self._console.stat().st_size
+        with suppress(BrokenPipeError):  # the loop below says what became of the broker
+            broker.stdin.write(order.encode())
+            broker.stdin.flush()
+        deadline = time.monotonic() + timeout
+        pause = 0.001
+        while True:
+            with self._console.open("rb") as console:
+                console.seek(seen)
+                output = console.read().decode(errors="replace")
+            _, found, rest = output.partition(f"\n{mark}")
+            value, complete, _ = rest.partition("@@")
+            if found and complete:
+                answer = base64.b64decode(value).decode()
+                if answer.startswith("{'EXIT',"):
+                    raise RabbitMQFailed(f"{expression}: {answer}")
+                return answer
+            if broker.poll() is not None or time.monotonic() > deadline:
+                raise RabbitMQFailed(f"no answer to {expression}: {output[-2000:]}")
+            time.sleep(pause)
+            pause = min(0.02, 2 * pause)
+
+    def ctl(self, *arguments: str, timeout: float = 60.0) -> str:
+        """Run ``rabbitmqctl`` (one to three seconds); returns its output. Raises `RabbitMQFailed` when it fails."""
+        assert self._bin is not None
+        done = subprocess.run(
+            [self._bin / "rabbitmqctl", "-q", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=self._environment,
+            cwd=self._folder,
+            timeout=timeout,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise RabbitMQFailed(f"rabbitmqctl {' '.join(arguments)}: status {done.returncode}: {done.stdout[-2000:]}")
+        return done.stdout
+
+    # --- within ---------------------------------------------------------------------------------------------------
+
+    @property
+    def _console(self) -> Path:
+        return self._folder / "console.log"
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._broker is None or self._broker.poll() is not None:
+            raise RabbitMQFailed("the broker is not running")
+        return self._broker
+
+    def _reap(self) -> None:
+        """Kill what may still run and forget it."""
+        broker, self._broker, self._frozen = self._broker, None, False
+        if broker is not None:
+            broker.kill()
+            broker.wait()
+            assert broker.stdin is not None
+            with suppress(BrokenPipeError):
+                broker.stdin.close()
+
+    def _order(self, expression: str) -> None:
+        answer = self.eval(expression)
+        if answer.startswith("{error,"):
+            raise RabbitMQFailed(f"{expression}: {answer}")
+
+    def _json(self, expression: str) -> Any:
+        """The value of an expression of lists, binaries and numbers."""
+        packed = self.eval(f"base64:encode(iolist_to_binary(rabbit_json:encode({expression})))")
+        return json.loads(base64.b64decode(packed.removeprefix('<<"').removesuffix('">>')))
+
+    def _start_keeper(self, undo: ExitStack) -> int:
+        """Start the keeper and its epmd; the process group for the broker to join."""
+        epmd = shutil.which("epmd")
+        if epmd is None:
+            raise RabbitMQMissing(
+                "Erlang's epmd is not on PATH; on Debian and Ubuntu: sudo apt-get install erlang-base"
+            )
+        keeper = subprocess.Popen(
+            [
+                sys.executable,
+                "-I",
+                "-S",
+                Path(__file__).with_name("_keeper.py"),
+                epmd,
+                str(self._epmd_port),
+                self._folder,
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            process_group=0,
+        )
+        entrance, answer = keeper.stdin, keeper.stdout
+        assert entrance is not None
+        assert answer is not None
+
+        def dismiss() -> None:
+            entrance.close()
+            keeper.wait()
+
+        undo.callback(dismiss)
+        with answer:
+            group = answer.readline()
+        if not group:
+            raise RabbitMQFailed("the keeper of the broker's processes did not start")
+        return int(group)
+
+    def _describe(self) -> dict[str, str]:
+        """Write the broker's files; returns the environment that keeps it and rabbitmqctl to them."""
+        folder = self._folder
+        config = [
+            f"listeners.tcp.1 = 127.0.0.1:{self.port}",
+            "num_acceptors.tcp = 2",
+            "disk_free_limit.absolute = 1MB",
+            "log.console = false",
+        ]
+        if self._tls is not None:
+            config += [
+                f"listeners.ssl.1 = 127.0.0.1:{self.tls_port}",
+                "num_acceptors.ssl = 1",
+                f"ssl_options.cacertfile = {self._tls.authority}",
+                f"ssl_options.certfile = {self._tls.certificate}",
+                f"ssl_options.keyfile = {self._tls.private_key}",
+                f"ssl_options.verify = verify_{'peer' if self._tls.verify_clients else 'none'}",
+                f"ssl_options.fail_if_no_peer_cert = {str(self._tls.verify_clients).lower()}",
+            ]
+        (folder / "rabbitmq.conf").write_text("\n".join([*config, self._extra_config, ""]))
+        (folder / "enabled_plugins").write_text(f"[{','.join(self._plugins)}].\n")
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RABBITMQ_", "ERL_"))}
+        return inherited | {
+            "HOME": str(folder),  # Erlang makes its cookie there
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "ERL_EPMD_PORT": str(self._epmd_port),
+            "RABBITMQ_ALLOW_INPUT": "1",
+            "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
+            "RABBITMQ_CONF_ENV_FILE": str(folder / "no-rabbitmq-env.conf"),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(folder / "no-advanced.config"),
+            "RABBITMQ_DIST_PORT": str(self._distribution_port),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
+            "RABBITMQ_LOG_BASE": str(folder / "log"),
+            "RABBITMQ_LOGS": str(folder / "log" / "broker.log"),
+            "RABBITMQ_MNESIA_BASE": str(folder / "data"),
+            "RABBITMQ_NODENAME": "warrener@localhost",
+            "RABBITMQ_PID_FILE": str(folder / "pid"),
+            "RABBITMQ_SERVER_ERL_ARGS": _EMULATOR_FLAGS,
+        }
+
+    def _log_tail(self) -> str:
+        lines: list[str] = []
+        for path in (self._console, self._folder / "log" / "broker.log"):
+            if path.exists():
+                lines += [line for line in path.read_text(errors="replace").splitlines() if line.strip()][-60:]
+        return "; its log ends:\n" + "\n".join(lines) if lines else "; it wrote no log"
+
+
+#: Whom RabbitMQ names as having made a change.
+_ACTOR = '<<"warrener">>'
+
+
+def _text(value: str) -> str:
+    """An Erlang binary, octet by octet: no quoting to get wrong."""
+    return f"<<{','.join(map(str, value.encode()))}>>"
+
+
+def _free_ports(count: int) -> list[int]:
+    """Distinct ports that nobody listens on, below the kernel's range for outgoing connections."""
+    try:
+        first_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except OSError:
+        first_ephemeral = 32768
+    draw = random.SystemRandom()
+    ports: list[int] = []
+    with ExitStack() as held:
+        for _ in range(1000):
+            probe = held.enter_context(socket.socket())
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with suppress(OSError):
+                probe.bind(("127.0.0.1", draw.randrange(min(20_000, first_ephemeral // 2), first_ephemeral)))
+                ports.append(probe.getsockname()[1])
+            if len(ports) == count:
+                return ports
+    raise RabbitMQFailed("no free ports on 127.0.0.1")
+
+
+def _answers_amqp(port: int) -> bool:
+    """Whether the port answers the protocol header with a method frame (connection.start; AMQP 0-9-1, 2.2.4)."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as peer:
+            peer.sendall(_PROTOCOL_HEADER)
+            return peer.recv(1) == b"\x01"
+    except OSError:
+        return False

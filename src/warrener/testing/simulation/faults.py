@@ -1,0 +1,409 @@
+"""Performs the faults of a plan on the network and the broker, and mends everything in the end."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import trio
+from trio.testing import MockClock
+
+from warrener.testing.broker import EmbeddedBroker, Tuning
+from warrener.testing.broker.codec import Content, Method, encode_frame, encode_method
+from warrener.testing.broker.protocol import Connection
+from warrener.testing.simulation.network import Network, Wire
+from warrener.testing.simulation.schedule import FRAME_MAX, Fault
+from warrener.testing.simulation.trace import Trace
+
+__all__ = ["VHOST", "Misfortunes"]
+
+VHOST = "sim"
+USER = "maker"
+_DIALS = frozenset(
+    {"refuse", "no name", "black hole", "mute", "not amqp", "accept then drop", "drip handshake", "cut new links"}
+)
+_RETURN = 312
+
+
+class Misfortunes:
+    """What can go wrong, one method for each kind; `begin` and `end` are told by the plan."""
+
+    def __init__(
+        self,
+        broker: EmbeddedBroker,
+        network: Network,
+        trace: Trace,
+        chance: random.Random,
+        clock: MockClock,
+        password: str,
+    ) -> None:
+        self._broker = broker
+        self._network = network
+        self._trace = trace
+        self._chance = chance
+        self._clock = clock
+        self._password = password
+        self._tuning = broker.tuning
+        #: Which faults last at this instant, by kind: a second one of a kind prolongs the first.
+        self.lasting: dict[str, int] = {}
+        #: (from, until) of every fault that was performed; instants have both equal.
+        self.history: list[tuple[float, float, str]] = []
+        #: (from, until) of jumps of the clock.
+        self.jumps: list[tuple[float, float]] = []
+        #: When queues were deleted, by name; "*" for all.
+        self.deletions: list[tuple[float, str]] = []
+        self.credible_lies: list[float] = []
+        broker.intercept = self._intercept
+
+    async def run(self, faults: tuple[Fault, ...]) -> None:
+        """Perform the faults at their instants; returns after the last has ended."""
+        agenda: list[tuple[float, int, bool, Fault]] = []
+        for place, fault in enumerate(faults):
+            agenda.append((fault.at, place, True, fault))
+            if fault.duration:
+                agenda.append((fault.at + fault.duration, place, False, fault))
+        for at, _, begins, fault in sorted(agenda, key=lambda entry: entry[:3]):
+            await trio.sleep_until(at)
+            if begins:
+                self.begin(fault)
+            else:
+                self.end(fault.kind)
+
+    def begin(self, fault: Fault) -> None:
+        """Inflict one fault."""
+        self._trace.note(f"FAULT {fault}")
+        self.history.append((fault.at, fault.at + fault.duration, fault.kind))
+        if fault.duration:
+            self.lasting[fault.kind] = self.lasting.get(fault.kind, 0) + 1
+        if fault.kind in _DIALS:
+            self._network.dialing = fault.kind
+            return
+        _BEGIN[fault.kind](self, fault)
+
+    def end(self, kind: str) -> None:
+        """End a fault that lasts, unless another of its kind still does."""
+        if kind not in self.lasting:
+            return
+        self.lasting[kind] -= 1
+        if self.lasting[kind]:
+            return
+        del self.lasting[kind]
+        self._trace.note(f"over: {kind}")
+        if kind in _DIALS:
+            if self._network.dialing == kind:
+                self._network.dialing = "open"
+            return
+        mend = _END.get(kind)
+        if mend is not None:
+            mend(self)
+
+    def heal(self) -> None:
+        """End everything that lasts, but for what is wrong with one connection: its owner has to notice that itself."""
+        self._network.dialing = "open"
+        for kind in tuple(self.lasting):
+            if kind.startswith("freeze") and kind != "freeze broker":
+                continue
+            self.lasting[kind] = 1
+            self.end(kind)
+
+    # --- the network --------------------------------------------------------------------------------------------------
+
+    def _each(self, act: Callable[[Wire], None]) -> None:
+        for wire in self._network.live:
+            act(wire)
+
+    def _rst(self, fault: Fault) -> None:
+        chance = self._chance
+        self._each(lambda wire: wire.reset(chance.randrange(200), chance.choice((0, 50, 1000, 1 << 20))))
+
+    def _fin(self, fault: Fault) -> None:
+        self._each(lambda wire: wire.finish())
+
+    def _freeze(self, fault: Fault) -> None:
+        self._each(lambda wire: wire.freeze(to_broker=True, to_client=True))
+
+    def _freeze_to_broker(self, fault: Fault) -> None:
+        self._each(lambda wire: wire.freeze(to_broker=True, to_client=False))
+
+    def _freeze_to_client(self, fault: Fault) -> None:
+        self._each(lambda wire: wire.freeze(to_broker=False, to_client=True))
+
+    def thaw(self) -> None:
+        """Let go what was frozen, on connections that nobody holds any more too."""
+        for wire in self._network.wires:
+            wire.thaw()
+
+    def _slow(self, fault: Fault) -> None:
+        for wire in self._network.live:
+            for way in (wire.to_broker, wire.to_client):
+                way.latency, way.bandwidth = 0.5, 20_000.0
+
+    def _not_slow(self) -> None:
+        for wire in self._network.wires:
+            for way in (wire.to_broker, wire.to_client):
+                way.latency, way.bandwidth = self._network.plan.latency, self._network.plan.bandwidth
+
+    def _drip(self, fault: Fault) -> None:
+        for wire in self._network.live:
+            wire.to_client.drip = 1.0
+            wire.dripping_since = trio.current_time()
+
+    def _cut_to_broker(self, fault: Fault) -> None:
+        for wire in self._network.live:
+            wire.to_broker.cut_after = fault.amount
+
+    def _cut_to_client(self, fault: Fault) -> None:
+        for wire in self._network.live:
+            wire.to_client.cut_after = 1 + fault.amount // 4
+
+    def _corrupt(self, fault: Fault) -> None:
+        self.credible_lies.append(trio.current_time())
+        for wire in self._network.live:
+            wire.to_client.corrupt_next = True
+
+    def _jump(self, fault: Fault) -> None:
+        now = trio.current_time()
+        seconds = 1.0 + fault.amount % 25
+        self.jumps.append((now, now + seconds))
+        self._clock.jump(seconds)
+
+    # --- the broker ---------------------------------------------------------------------------------------------------
+
+    def _intercept(self, connection: Connection, channel: int, what: Method | Content) -> bool:
+        if isinstance(what, Content) or not self.lasting:
+            return False
+        if what.name == "connection.start_ok" and "silent login" in self.lasting:
+            return True
+        if what.name == "channel.open" and "close in open" in self.lasting:
+            if self._chance.random() < 0.5:
+                connection.close(541, "not now")
+            else:
+                connection.end("reset")
+            return True
+        return False
+
+    def _crash(self, fault: Fault) -> None:
+        self._broker.crash()
+
+    def _stop(self, fault: Fault) -> None:
+        self._broker.stop()
+
+    def _restart(self) -> None:
+        if not self.lasting.get("crash") and not self.lasting.get("stop"):
+            self._broker.restart()
+
+    def _operator_close(self, fault: Fault) -> None:
+        self._broker.close_all_connections()
+
+    def _close_5xx(self, fault: Fault) -> None:
+        self._broker.close_all_connections(self._chance.choice((501, 504, 505, 506, 540, 541)), "so be it")
+
+    def _freeze_broker(self, fault: Fault) -> None:
+        self._broker.freeze()
+
+    def _thaw_broker(self) -> None:
+        self._broker.thaw()
+
+    def _alarm(self, fault: Fault) -> None:
+        self._broker.alarm()
+
+    def _no_alarm(self) -> None:
+        self._broker.alarm(on=False)
+
+    def _flow(self, fault: Fault) -> None:
+        self._broker.flow(active=False)
+
+    def _flow_again(self) -> None:
+        self._broker.flow(active=True)
+
+    def _stall(self, fault: Fault) -> None:
+        self._broker.stall_confirms()
+
+    def _no_stall(self) -> None:
+        self._broker.stall_confirms(on=False)
+
+    def _close_channels(self, fault: Fault) -> None:
+        self._broker.close_channels(self._chance.choice((403, 404, 405, 406)), "closed by the simulation")
+
+    def _bad_tune(self, fault: Fault) -> None:
+        self._broker.tuning = Tuning(
+            frame_max=self._chance.choice((1, 1000, 4095)), frame_min=1, heartbeat=self._tuning.heartbeat
+        )
+
+    def _good_tune(self) -> None:
+        self._broker.tuning = self._tuning
+
+    def _delete_exchange(self, fault: Fault) -> None:
+        if "delete vhost" not in self.lasting:
+            self._broker.delete_exchange("work", vhost=VHOST)
+
+    def _revoke_write(self, fault: Fault) -> None:
+        if "delete user" not in self.lasting and "delete vhost" not in self.lasting:
+            self._broker.set_permissions(USER, vhost=VHOST, write="^$")
+
+    def _grant_write(self) -> None:
+        if "delete user" not in self.lasting and "delete vhost" not in self.lasting:
+            self._broker.set_permissions(USER, vhost=VHOST)
+
+    def _wrong_password(self, fault: Fault) -> None:
+        if "delete user" not in self.lasting:
+            self._broker.add_user(USER, "another", None)
+
+    def _right_password(self) -> None:
+        if "delete user" not in self.lasting:
+            self._broker.add_user(USER, self._password, None)
+
+    def _delete_vhost(self, fault: Fault) -> None:
+        if self.lasting["delete vhost"] == 1:
+            self.deletions.append((trio.current_time(), "*"))
+            self._broker.delete_vhost(VHOST)
+
+    def _add_vhost(self) -> None:
+        self._broker.add_vhost(VHOST)
+        if "delete user" not in self.lasting:
+            self._broker.set_permissions(USER, vhost=VHOST)
+
+    def _delete_user(self, fault: Fault) -> None:
+        if self.lasting["delete user"] == 1:
+            self._broker.delete_user(USER)
+
+    def _add_user(self) -> None:
+        password = "another" if "wrong password" in self.lasting else self._password
+        self._broker.add_user(USER, password, VHOST if "delete vhost" not in self.lasting else None)
+
+    def _delete(self, queue: str) -> bool:
+        if "delete vhost" in self.lasting or queue not in self._broker.queues(VHOST):
+            return False
+        self.deletions.append((trio.current_time(), queue))
+        self._broker.delete_queue(queue, vhost=VHOST)
+        return True
+
+    def _topology_mismatch(self, fault: Fault) -> None:
+        if self._delete("quorum"):
+            self._broker.declare_queue("quorum", vhost=VHOST, arguments={"x-max-length": 5})
+            self._broker.close_all_connections()
+
+    def _topology_match(self) -> None:
+        self._delete("quorum")
+
+    def _kill_queue(self, fault: Fault) -> None:
+        if "delete vhost" not in self.lasting:
+            for queue in self._broker.queues(VHOST):
+                self._broker.kill_queue(queue, vhost=VHOST)
+
+    def _delete_queue(self, fault: Fault) -> None:
+        self._delete(self._chance.choice(("jobs", "quorum", "small")))
+
+    # --- lies ---------------------------------------------------------------------------------------------------------
+
+    def _garbage(self, fault: Fault) -> None:
+        lies = (
+            encode_frame(1, 1, b"\x00\x3c\x00\x50" + bytes(9))[:-1] + b"\x00",
+            b"\x07\x00\x00\x00\x00\x00\x00\xce",
+            encode_frame(8, 1, b""),
+            encode_frame(1, 0, b"\x00\x0a\x00\x0b"),
+            encode_frame(1, 1, b"\x03\xe7\x03\xe7"),
+            encode_frame(3, 1, b"unexpected"),
+            self._chance.randbytes(30),
+        )
+        self._broker.send_octets(self._chance.choice(lies))
+
+    def _big_frame(self, fault: Fault) -> None:
+        self._broker.send_octets(b"\x01\x00\x01" + (FRAME_MAX * 4).to_bytes(4) + bytes(100))
+
+    def _endless_frame(self, fault: Fault) -> None:
+        self._broker.send_octets(b"\x01\x00\x01" + (100).to_bytes(4) + bytes(10))
+
+    def _lie(self, name: str, **fields: int | bool) -> None:
+        for client in self._broker.clients:
+            if client.channels:
+                self._broker.send_octets(encode_method(client.channels[0], name, **fields), client.number)
+
+    def _ack_zero(self, fault: Fault) -> None:
+        self._trace.see("lie: ack zero")
+        self._lie("basic.ack", delivery_tag=0, multiple=fault.amount % 2 == 0)
+
+    def _ack_unassigned(self, fault: Fault) -> None:
+        self._trace.see("lie: ack unassigned")
+        self._lie(
+            self._chance.choice(("basic.ack", "basic.nack")), delivery_tag=1 << 40, multiple=fault.amount % 2 == 0
+        )
+
+    def _ack_again(self, fault: Fault) -> None:
+        self._trace.see("lie: ack again")
+        self.credible_lies.append(trio.current_time())
+        self._lie("basic.ack", delivery_tag=1, multiple=False)
+
+    def _foreign_return(self, fault: Fault) -> None:
+        # Nobody's message, to an address that others use: it may be anybody's, as far as the producer can tell.
+        self.credible_lies.append(trio.current_time())
+        for client in self._broker.clients:
+            if client.channels:
+                channel = client.channels[0]
+                octets = encode_method(
+                    channel, "basic.return", reply_code=_RETURN, reply_text="NO_ROUTE", exchange="", routing_key="jobs"
+                )
+                octets += encode_frame(2, channel, b"\x00\x3c\x00\x00" + (3).to_bytes(8) + b"\x00\x00")
+                octets += encode_frame(3, channel, b"abc")
+                self._broker.send_octets(octets, client.number)
+
+
+_BEGIN: dict[str, Callable[[Misfortunes, Fault], None]] = {
+    "rst": Misfortunes._rst,
+    "fin": Misfortunes._fin,
+    "freeze": Misfortunes._freeze,
+    "freeze to broker": Misfortunes._freeze_to_broker,
+    "freeze to client": Misfortunes._freeze_to_client,
+    "slow": Misfortunes._slow,
+    "drip": Misfortunes._drip,
+    "cut to broker": Misfortunes._cut_to_broker,
+    "cut to client": Misfortunes._cut_to_client,
+    "corrupt": Misfortunes._corrupt,
+    "jump": Misfortunes._jump,
+    "silent login": lambda *_: None,
+    "close in open": lambda *_: None,
+    "bad tune": Misfortunes._bad_tune,
+    "crash": Misfortunes._crash,
+    "stop": Misfortunes._stop,
+    "operator close": Misfortunes._operator_close,
+    "close 5xx": Misfortunes._close_5xx,
+    "freeze broker": Misfortunes._freeze_broker,
+    "alarm": Misfortunes._alarm,
+    "flow": Misfortunes._flow,
+    "stall": Misfortunes._stall,
+    "close channels": Misfortunes._close_channels,
+    "delete exchange": Misfortunes._delete_exchange,
+    "revoke write": Misfortunes._revoke_write,
+    "wrong password": Misfortunes._wrong_password,
+    "delete vhost": Misfortunes._delete_vhost,
+    "delete user": Misfortunes._delete_user,
+    "topology mismatch": Misfortunes._topology_mismatch,
+    "kill queue": Misfortunes._kill_queue,
+    "delete queue": Misfortunes._delete_queue,
+    "garbage": Misfortunes._garbage,
+    "big frame": Misfortunes._big_frame,
+    "endless frame": Misfortunes._endless_frame,
+    "ack zero": Misfortunes._ack_zero,
+    "ack unassigned": Misfortunes._ack_unassigned,
+    "ack again": Misfortunes._ack_again,
+    "foreign return": Misfortunes._foreign_return,
+}
+
+_END: dict[str, Callable[[Misfortunes], None]] = {
+    "freeze": Misfortunes.thaw,
+    "freeze to broker": Misfortunes.thaw,
+    "freeze to client": Misfortunes.thaw,
+    "slow": Misfortunes._not_slow,
+    "bad tune": Misfortunes._good_tune,
+    "crash": Misfortunes._restart,
+    "stop": Misfortunes._restart,
+    "freeze broker": Misfortunes._thaw_broker,
+    "alarm": Misfortunes._no_alarm,
+    "flow": Misfortunes._flow_again,
+    "stall": Misfortunes._no_stall,
+    "revoke write": Misfortunes._grant_write,
+    "wrong password": Misfortunes._right_password,
+    "delete vhost": Misfortunes._add_vhost,
+    "delete user": Misfortunes._add_user,
+    "topology mismatch": Misfortunes._topology_match,
+}

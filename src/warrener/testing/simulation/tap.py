@@ -1,0 +1,224 @@
+"""A driver around the driver that writes down what crosses the seam: every attempt with its tag, and every answer.
+
+With it a check need not believe the producer: which tag was confirmed in which epoch is known from the outside. It can
+also be *chatty*: repeat an acknowledgement of several tags as a broker may (first the highest alone, then all of them),
+which changes nothing for a client that takes `multiple` as "all outstanding up to this one" (F4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import asynccontextmanager
+
+from warrener.drivers.base import Driver, Lane, Link, LinkOptions, Peer, Reports
+from warrener.errors import Fault
+from warrener.records import Endpoint, Envelope, Returned
+from warrener.testing.simulation.trace import Attempt, Trace
+from warrener.topology import Declaration
+
+__all__ = ["TappedDriver", "number_of"]
+
+
+def number_of(body: bytes, sizes: dict[bytes, int]) -> int:
+    """Return the number of the message with this body."""
+    return int(body[:8]) if len(body) >= 8 else sizes[body]
+
+
+class TappedDriver:
+    """Opens links through `driver` and writes down what crosses the seam."""
+
+    def __init__(self, driver: Driver, trace: Trace, short_bodies: dict[bytes, int], *, chatty: bool) -> None:
+        self._driver = driver
+        self._trace = trace
+        self._short_bodies = short_bodies
+        self._chatty = chatty
+        self.opened = 0
+
+    @property
+    def name(self) -> str:
+        """How logs call it."""
+        return self._driver.name
+
+    @asynccontextmanager
+    async def open(self, endpoint: Endpoint, options: LinkOptions, reports: Reports) -> AsyncGenerator[Link]:
+        """Open a link; see `warrener.drivers.base.Driver`."""
+        self.opened += 1
+        number = self.opened
+        tapped = TappedReports(reports, self._trace, number, chatty=self._chatty)
+        async with self._driver.open(endpoint, options, tapped) as link:
+            self._trace.note(f"link {number} is open")
+            tapped.link = TappedLink(link, self._trace, number, tapped, self._short_bodies)
+            yield tapped.link
+
+
+class TappedLink:
+    """A link that writes down what is published on it."""
+
+    def __init__(
+        self, link: Link, trace: Trace, number: int, reports: TappedReports, short_bodies: dict[bytes, int]
+    ) -> None:
+        self._link = link
+        self._trace = trace
+        self._number = number
+        self._reports = reports
+        self._short_bodies = short_bodies
+
+    @property
+    def peer(self) -> Peer:
+        """What the handshake settled."""
+        return self._link.peer
+
+    @property
+    def congested(self) -> bool:
+        """Whether the owner should hold back."""
+        return self._link.congested
+
+    def publish(self, lane: Lane, envelope: Envelope, message_id: str, body: bytes, token: str | None) -> int:
+        """Hand over one message."""
+        tag = self._link.publish(lane, envelope, message_id, body, token)
+        channel = self._reports.channels[lane]
+        number = number_of(body, self._short_bodies)
+        trace = self._trace
+        attempt = Attempt(number, self._number, channel, tag, trace.clock())
+        trace.attempts[self._number, channel, tag] = attempt
+        publish = trace.publishes[number]
+        publish.attempts.append(attempt)
+        publish.message_id = message_id
+        if token is not None:
+            self._reports.tokens[token] = attempt
+        else:
+            self._reports.ids[message_id] = attempt
+        self._reports.outstanding.setdefault(channel, {})[tag] = attempt
+        trace.note(f"link {self._number}.{channel}: publish {number} as tag {tag}")
+        return tag
+
+    def validate(self, envelope: Envelope, message_id: str, body: bytes, token: str | None) -> str | None:
+        """Say why it cannot be sent."""
+        return self._link.validate(envelope, message_id, body, token)
+
+    def offered(self, channel: int) -> int:
+        """Return the highest tag that may have reached the network."""
+        return self._link.offered(channel)
+
+    def open_suspect_channel(self) -> None:
+        """Open the suspects' channel."""
+        self._link.open_suspect_channel()
+
+    async def declare(self, declarations: Iterable[Declaration]) -> None:
+        """Declare."""
+        await self._link.declare(declarations)
+
+    async def get(self, queue: str, limit: int) -> list[bytes]:
+        """Take bodies."""
+        return await self._link.get(queue, limit)
+
+    async def delete_queue(self, queue: str) -> None:
+        """Delete a queue."""
+        await self._link.delete_queue(queue)
+
+    def abort(self, fault: Fault) -> None:
+        """End the link."""
+        self._trace.note(f"link {self._number}: aborted: {fault.kind.value}")
+        self._link.abort(fault)
+
+
+class TappedReports:
+    """Reports that are written down on their way to the owner."""
+
+    def __init__(self, reports: Reports, trace: Trace, number: int, *, chatty: bool) -> None:
+        self._reports = reports
+        self._trace = trace
+        self._number = number
+        self._chatty = chatty
+        self.link: TappedLink | None = None
+        self.channels: dict[Lane, int] = {}
+        self.tokens: dict[str, Attempt] = {}
+        self.ids: dict[str, Attempt] = {}
+        #: By channel, what the broker has not answered.
+        self.outstanding: dict[int, dict[int, Attempt]] = {}
+        self._acked_since_return: dict[int, set[int]] = {}
+
+    def _note(self, what: str) -> None:
+        self._trace.note(f"link {self._number}.{what}")
+
+    def channel_opened(self, lane: Lane, channel: int) -> None:
+        """See `Reports`."""
+        self._note(f"{channel}: channel for {lane.value}")
+        self.channels[lane] = channel
+        if lane is Lane.SUSPECT:
+            self._trace.see("suspect channel")
+        self._reports.channel_opened(lane, channel)
+
+    def channel_closed(self, lane: Lane, channel: int, fault: Fault, offered: int) -> None:
+        """See `Reports`."""
+        self._note(f"{channel}: channel closed, {fault.reply_code}, offered {offered}")
+        self._trace.see(f"channel closed {fault.reply_code}")
+        self.outstanding.pop(channel, None)
+        self._reports.channel_closed(lane, channel, fault, offered)
+
+    def _settle(self, channel: int, tag: int, multiple: bool, answer: str) -> None:
+        outstanding = self.outstanding.get(channel, {})
+        tags = [each for each in outstanding if each <= tag] if multiple else [tag]
+        waiting = [each for each in outstanding.values() if each.returned]
+        hit = 0
+        for each in tags:
+            attempt = outstanding.pop(each, None)
+            if attempt is not None:
+                attempt.answer = attempt.answer or answer
+                hit += 1
+                if attempt.returned:
+                    self._trace.see(f"return then {answer}")
+                if answer == "nack" and multiple and self._trace.seen >= {"ack"}:
+                    self._trace.see("nack multiple after ack")
+        if waiting and hit and not any(attempt.answer for attempt in waiting):
+            # Between a return and its own confirm came those of others (F3).
+            self._trace.see("F3")
+        if multiple and hit > 1:
+            self._trace.see(f"{answer} multiple")
+        if not hit:
+            self._trace.see("ack of nothing" if self._trace.attempts.get((self._number, channel, tag)) else "bogus tag")
+        self._trace.see(answer)
+
+    def confirmed(self, channel: int, tag: int, multiple: bool) -> None:
+        """See `Reports`."""
+        self._note(f"{channel}: ack {tag}{'+' if multiple else ''}")
+        if self._chatty and multiple:
+            self._settle(channel, tag, False, "ack")
+            self._reports.confirmed(channel, tag, False)
+        self._settle(channel, tag, multiple, "ack")
+        self._reports.confirmed(channel, tag, multiple)
+
+    def nacked(self, channel: int, tag: int, multiple: bool) -> None:
+        """See `Reports`."""
+        self._note(f"{channel}: nack {tag}{'+' if multiple else ''}")
+        self._settle(channel, tag, multiple, "nack")
+        self._reports.nacked(channel, tag, multiple)
+
+    def returned(self, channel: int, returned: Returned) -> None:
+        """See `Reports`."""
+        attempt = self.tokens.get(returned.token) if returned.token is not None else None
+        if attempt is None and returned.token is None and returned.message_id is not None:
+            attempt = self.ids.get(returned.message_id)
+        self._note(f"{channel}: return of {attempt.number if attempt is not None else 'an unknown message'}")
+        if attempt is not None:
+            attempt.returned = True
+            if returned.body_size == 0:
+                self._trace.see("return of an empty body")
+        else:
+            self._trace.see("foreign return")
+        self._reports.returned(channel, returned)
+
+    def blocked(self, reason: str) -> None:
+        """See `Reports`."""
+        self._note(f" blocked: {reason}")
+        self._trace.see("blocked")
+        self._reports.blocked(reason)
+
+    def unblocked(self) -> None:
+        """See `Reports`."""
+        self._note(" unblocked")
+        self._reports.unblocked()
+
+    def room(self) -> None:
+        """See `Reports`."""
+        self._reports.room()

@@ -1,0 +1,165 @@
+"""Hypothesis strategies for the machine: faults, policies, breakers, records and events.
+
+`records` makes any consistent record, reachable or not, for properties that hold everywhere (totality, old links).
+For what holds along a history, walk: start with `machine.initial()` and feed events that fit what came before, most of
+them about the live link. Random lists of events hardly ever get beyond a dial.
+"""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from warrener.errors import Fault, FaultKind
+from warrener.machine import Backoff, Breaker, Event, Permit, Policy, Record, State
+from warrener.machine import events as on
+from warrener.machine import states as now
+
+__all__ = ["backoffs", "breakers", "events", "faults", "instants", "permits", "policies", "records", "states"]
+
+#: Link numbers are drawn from few, so that a present one and an old one both come up.
+_LINKS = st.integers(min_value=1, max_value=4)
+
+
+def instants() -> st.SearchStrategy[float]:
+    """Monotonic instants in seconds, within a few minutes."""
+    return st.floats(min_value=0, max_value=300, allow_nan=False)
+
+
+def faults() -> st.SearchStrategy[Fault]:
+    """Faults of every kind, orderly shutdowns (320) among them."""
+    shutdown = Fault(FaultKind.CLOSED_BY_BROKER, "CONNECTION_FORCED", reply_code=320)
+    return st.one_of(st.just(shutdown), st.builds(Fault, st.sampled_from(FaultKind), st.just("told by a test")))
+
+
+@st.composite
+def backoffs(draw: st.DrawFn) -> Backoff:
+    """Every backoff that can be constructed with durations between a millisecond and an hour."""
+    initial = draw(st.floats(min_value=0.001, max_value=60))
+    return Backoff(
+        initial=initial,
+        factor=draw(st.floats(min_value=1, max_value=10)),
+        cap=draw(st.floats(min_value=initial, max_value=3600)),
+        attempts=draw(st.none() | st.integers(min_value=0, max_value=12)),
+        jitter=draw(st.floats(min_value=0, max_value=1)),
+        min_gap=draw(st.floats(min_value=0, max_value=1)),
+    )
+
+
+@st.composite
+def breakers(draw: st.DrawFn, *, closed: bool = False) -> Breaker:
+    """Breakers in any consistent state; with `closed`, as a user passes them."""
+    threshold = draw(st.integers(min_value=1, max_value=6))
+    cooldown = draw(st.floats(min_value=0, max_value=60))
+    probes = draw(st.integers(min_value=1, max_value=3))
+    state = "closed" if closed else draw(st.sampled_from(("closed", "open", "half_open")))
+    if closed:
+        return Breaker(threshold, cooldown, probes)
+    if state == "closed":
+        failures = draw(st.integers(min_value=0, max_value=threshold - 1))
+        return Breaker(threshold, cooldown, probes, failures=failures, generation=draw(st.integers(0, 9)))
+    generation = draw(st.integers(min_value=1, max_value=9))
+    failures = draw(st.integers(min_value=0, max_value=threshold + 5))
+    opened_at = draw(instants())
+    if state == "open":
+        return Breaker(
+            threshold, cooldown, probes, state="open", failures=failures, generation=generation, opened_at=opened_at
+        )
+    issued = draw(st.integers(min_value=0, max_value=6))
+    numbers = range(1, issued + 1)
+    outstanding = draw(st.frozensets(st.sampled_from(numbers), max_size=probes)) if issued else frozenset[int]()
+    return Breaker(
+        threshold,
+        cooldown,
+        probes,
+        state="half_open",
+        failures=failures,
+        generation=generation,
+        opened_at=opened_at,
+        outstanding=outstanding,
+        issued=issued,
+    )
+
+
+def permits() -> st.SearchStrategy[Permit]:
+    """Permits of a few generations, most of them stale or never granted."""
+    return st.builds(Permit, st.integers(min_value=0, max_value=9), st.integers(min_value=0, max_value=6))
+
+
+def policies() -> st.SearchStrategy[Policy]:
+    """Every kind of policy: breaker on and off, giving up and not, staying and raising."""
+    return st.builds(
+        Policy,
+        backoff=backoffs(),
+        breaker=st.none() | breakers(closed=True),
+        stable_for=st.floats(min_value=0, max_value=60),
+        drain_timeout=st.floats(min_value=0, max_value=60),
+        close_timeout=st.floats(min_value=0, max_value=60),
+        abort_timeout=st.floats(min_value=0, max_value=60),
+        when_exhausted=st.sampled_from(("stay", "raise")),
+    )
+
+
+def states() -> st.SearchStrategy[State]:
+    """Every state, with every flag."""
+    flag = st.booleans()
+    return st.one_of(
+        st.just(now.Idle()),
+        st.builds(now.Waiting, _LINKS),
+        st.builds(now.Dialing, _LINKS, flag),
+        st.builds(now.Restoring, _LINKS, flag),
+        st.builds(now.Up, _LINKS, flag, flag),
+        st.builds(now.Dropping, _LINKS, faults()),
+        st.builds(now.GaveUp, _LINKS),
+        st.builds(now.Closing, _LINKS, flag),
+        st.builds(now.Closed, _LINKS),
+    )
+
+
+@st.composite
+def records(draw: st.DrawFn) -> Record:
+    """Any consistent record."""
+    state = draw(states())
+    if isinstance(state, now.Idle):
+        return Record()
+    at = draw(instants())
+    ago = st.floats(min_value=0, max_value=12)
+    return Record(
+        state=state,
+        attempts=draw(st.integers(min_value=0, max_value=12)),
+        failures=draw(st.integers(min_value=0, max_value=12)),
+        breaker=draw(st.none() | breakers()),
+        last_fault=draw(st.none() | faults()),
+        draining=draw(st.booleans()),
+        hinted_at=at - draw(ago),
+        channel_closes=tuple(sorted(at - seconds for seconds in draw(st.lists(ago, max_size=6)))),
+        at=at,
+    )
+
+
+def events(*, link: int | None = None) -> st.SearchStrategy[Event]:
+    """Every event; about link `link` where that is given, otherwise about any."""
+    links = _LINKS if link is None else st.just(link)
+    at = instants()
+    about_a_link = (
+        on.RetryTimerFired,
+        on.StableTimerFired,
+        on.CloseTimerFired,
+        on.LinkOpened,
+        on.LinkClosed,
+        on.TopologyRestored,
+        on.PublishingBlocked,
+        on.PublishingUnblocked,
+        on.ConfirmOverdue,
+    )
+    with_a_fault = (on.DialFailed, on.LinkLost, on.ChannelClosed)
+    with_a_permit = (on.PublishConfirmed, on.PublishNacked)
+    plain = (on.StartRequested, on.ReconnectRequested, on.AdmissionRequested, on.Drained, on.DrainTimerFired)
+    return st.one_of(
+        *(st.builds(event, links, at) for event in about_a_link),
+        *(st.builds(event, links, faults(), at) for event in with_a_fault),
+        *(st.builds(event, links, at, st.none() | permits()) for event in with_a_permit),
+        *(st.builds(event, at) for event in plain),
+        st.builds(on.StopRequested, at, st.booleans()),
+        st.builds(on.PermitReleased, permits(), at),
+        st.builds(on.CooldownTimerFired, st.integers(min_value=0, max_value=9), at),
+    )

@@ -1,0 +1,377 @@
+"""Publishing on one channel in confirm mode, and the content that comes back.
+
+The hot path is here. The frames around a body differ between messages of one envelope and one size in the message id
+alone, and in the token where there is one; both are mostly 32 octets wide. So what stands around them is encoded once
+and kept per (envelope, size), and a publish is one join and one append. Ids and tokens of other widths, and bodies
+larger than a frame, take the general path.
+
+What must stay true: the frames of one publish are contiguous on their channel, each at most `frame_max` (I28); tags are
+1, 2, 3 … in the order of the calls (I6); `offered` grows in the step that hands out the last octet of a message (I18).
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from collections import deque
+from hashlib import blake2b
+from typing import Final, TypeAlias
+
+from attrs import define, field, frozen
+from pamqp import commands
+
+from warrener.records import Envelope
+from warrener.wire.codec import (
+    MAX_ENTRIES,
+    TOKEN_HEADER,
+    ContentHeader,
+    Malformed,
+    Method,
+    Unsendable,
+    long_string,
+    method_payload,
+    short_string,
+    table,
+    timestamp,
+)
+from warrener.wire.framing import BODY, FRAME_END, HEADER, METHOD, OVERHEAD, frame
+
+__all__ = ["Content", "Outgoing", "Publisher", "Stage"]
+
+#: Pending octets are cut into parcels of about this size: one send each, and one step of `offered`.
+PARCEL: Final = 64 * 1024
+#: RabbitMQ closes the whole connection for larger ones (501), bystanders included.
+_LARGEST_BODY: Final = 512 * 1024 * 1024
+_ID_OCTETS: Final = 32
+_MAX_ENVELOPES: Final = 1024
+_MAX_SIZES: Final = 64
+
+#: Of a content header frame: type, channel, payload size, class, weight, body size.
+_CONTENT = struct.Struct(">BHIHHQ")
+_CONTENT_FIXED: Final = 12
+_BODY_PREFIX = struct.Struct(">BHI")
+_FLAGS: Final = commands.Basic.Properties.flags
+_TOKEN_ENTRY: Final = short_string(TOKEN_HEADER) + b"S"
+
+
+class Stage(enum.Enum):
+    """How far a channel has come; each names what was asked and not yet answered."""
+
+    OPENING = "opening"
+    CONFIRMING = "confirming"
+    LIMITING = "limiting"
+    READY = "ready"
+    CLOSING = "closing"
+    CLOSED = "closed"
+
+
+_READY: Final = Stage.READY
+
+#: The octets before the token (without one: before the message id), between the two, behind the id, behind the body.
+_Surroundings: TypeAlias = tuple[bytes, bytes, bytes, bytes]
+_Known: TypeAlias = dict[Envelope, dict[int, _Surroundings]]
+#: Stands for the token of a message that needs none.
+_NO_TOKEN: Final = bytes(32)
+
+
+@frozen
+class _Template:
+    """The encoded parts of an envelope, in wire order around what differs from message to message."""
+
+    method: bytes
+    #: Property flags without those of a token's table.
+    flags: int
+    #: Properties before the headers; the entries of the headers; properties up to the message id; those behind it.
+    head: bytes
+    entries: bytes
+    between: bytes
+    rest: bytes
+
+    def before_id(self, token: str | None) -> bytes:
+        """Return flags and properties up to the message id."""
+        flags, entries = self.flags, self.entries
+        if token is not None:
+            flags |= _FLAGS["headers"]
+            entries = _TOKEN_ENTRY + long_string(token.encode()) + entries
+        headers = long_string(entries) if flags & _FLAGS["headers"] else b""
+        return b"".join((flags.to_bytes(2), self.head, headers, self.between))
+
+
+@define(eq=False)
+class Publisher:
+    """A publishing channel: one incarnation, with tags of its own."""
+
+    #: AMQP's channel number, and the number under which the session reports it.
+    wire_number: int
+    number: int
+    frame_max: int
+    outgoing: Outgoing
+    stage: Stage = Stage.OPENING
+    #: The last delivery tag assigned.
+    last_tag: int = 0
+    #: The highest tag whose last octet was handed out.
+    offered: int = 0
+    #: The return that is being received.
+    content: Content | None = None
+    _templates: dict[Envelope, _Template] = field(factory=dict[Envelope, _Template])
+    #: By envelope and body size: what surrounds the message id and the body, and the token where there is one.
+    _plain: _Known = field(factory=dict[Envelope, dict[int, _Surroundings]])
+    _with_token: _Known = field(factory=dict[Envelope, dict[int, _Surroundings]])
+
+    def publish(self, envelope: Envelope, message_id: str, body: bytes, token: str | None) -> int:
+        """Append the frames of one message; return its delivery tag.
+
+        On a channel that has ended the message gets its tag and goes nowhere: whoever publishes may not have heard of the
+        end yet, and will find the tag beyond `offered`.
+        """
+        if self.stage is not _READY:
+            return self._publish_nothing()
+        raw_id = message_id.encode()
+        raw_token = _NO_TOKEN if token is None else token.encode()
+        outgoing = self.outgoing
+        if len(raw_id) == _ID_OCTETS == len(raw_token) and len(body) <= self.frame_max - OVERHEAD:
+            known = self._plain if token is None else self._with_token
+            try:
+                before, between, after, end = known[envelope][len(body)]
+            except KeyError:
+                before, between, after, end = self._remember(known, envelope, len(body), token)
+            if token is None:
+                outgoing.pending += b"".join((before, raw_id, after, body, end))
+            else:
+                outgoing.pending += b"".join((before, raw_token, between, raw_id, after, body, end))
+        else:
+            self._publish_in_general(envelope, raw_id, body, token)
+        self.last_tag = tag = self.last_tag + 1
+        if len(outgoing.pending) >= PARCEL:
+            outgoing.cut()
+        return tag
+
+    def _publish_nothing(self) -> int:
+        if self.stage is not Stage.CLOSED:
+            raise RuntimeError(f"channel {self.number} is not open for publishing yet ({self.stage.value})")
+        self.last_tag += 1
+        return self.last_tag
+
+    def validate(self, envelope: Envelope, message_id: str, body: bytes, token: str | None) -> str | None:
+        """Return why the message cannot be sent, or None."""
+        known = self._plain if token is None else self._with_token
+        if (
+            len(body) in known.get(envelope, ())
+            and len(message_id) == _ID_OCTETS
+            and message_id.isascii()
+            and (token is None or (len(token) == _ID_OCTETS and token.isascii()))
+        ):
+            return None  # one like it was sent before
+        try:
+            template = self._templates.get(envelope) or self._template(envelope)
+            raw_id = short_string(message_id, "message_id")
+            properties = template.before_id(token)
+        except (Unsendable, UnicodeEncodeError) as error:
+            return str(error)
+        size = OVERHEAD + _CONTENT_FIXED + len(properties) + len(raw_id) + len(template.rest)
+        if size > self.frame_max:
+            return f"the properties and headers take {size:,} octets; this broker takes {self.frame_max:,} (frame_max)"
+        if len(body) > _LARGEST_BODY:
+            return f"the body has {len(body):,} octets; RabbitMQ takes {_LARGEST_BODY:,} at most"
+        return None
+
+    def end(self) -> None:
+        """The channel is closed: only the tags matter from now on."""
+        self.stage = Stage.CLOSED
+        self.content = None
+        self._templates.clear()
+        self._plain.clear()
+        self._with_token.clear()
+
+    def _template(self, envelope: Envelope) -> _Template:
+        """Encode an envelope and keep it; raises `Unsendable`."""
+        headers = envelope.headers or {}
+        if TOKEN_HEADER in headers:
+            raise Unsendable(f"the header {TOKEN_HEADER} is reserved")
+        for name, octet in (("priority", envelope.priority or 0), ("delivery_mode", envelope.delivery_mode)):
+            if not 0 <= octet <= 255:
+                raise Unsendable(f"{name} must be an integer from 0 to 255")
+        flags = _FLAGS["delivery_mode"] | _FLAGS["message_id"] | (_FLAGS["headers"] if headers else 0)
+
+        def optional(name: str, value: str | None) -> bytes:
+            nonlocal flags
+            if value is None:
+                return b""
+            flags |= _FLAGS[name]
+            return short_string(value, name.removeprefix("message_"))
+
+        head = optional("content_type", envelope.content_type) + optional("content_encoding", envelope.content_encoding)
+        between = b"%c" % envelope.delivery_mode
+        if envelope.priority is not None:
+            flags |= _FLAGS["priority"]
+            between += b"%c" % envelope.priority
+        between += optional("correlation_id", envelope.correlation_id)
+        between += optional("reply_to", envelope.reply_to)
+        between += optional("expiration", envelope.expiration)
+        rest = b""
+        if envelope.timestamp is not None:
+            flags |= _FLAGS["timestamp"]
+            rest += timestamp(envelope.timestamp)
+        rest += optional("message_type", envelope.type)
+        rest += optional("user_id", envelope.user_id)
+        rest += optional("app_id", envelope.app_id)
+        template = _Template(
+            method=frame(
+                METHOD,
+                self.wire_number,
+                method_payload(
+                    commands.Basic.Publish,
+                    exchange=envelope.exchange,
+                    routing_key=envelope.routing_key,
+                    mandatory=envelope.mandatory,
+                ),
+            ),
+            flags=flags,
+            head=head,
+            # One value fewer than may be read back: a token can join them.
+            entries=table(headers, room=MAX_ENTRIES - 1)[4:],
+            between=between,
+            rest=rest,
+        )
+        if len(self._templates) >= _MAX_ENVELOPES:
+            self._templates.clear()
+            self._plain.clear()
+            self._with_token.clear()
+        self._templates[envelope] = template
+        return template
+
+    def _remember(self, known: _Known, envelope: Envelope, size: int, token: str | None) -> _Surroundings:
+        """Encode what surrounds a message id of 32 octets, and a token of as many, and keep it."""
+        template = self._templates.get(envelope) or self._template(envelope)
+        properties = template.before_id(token) + b"%c" % _ID_OCTETS
+        start = template.method + self._header_start(template, len(properties) + _ID_OCTETS, size)
+        if token is None:
+            before, between = start + properties, b""
+        else:
+            # The token is the value of the first entry of the first table, behind whatever stands in `head`.
+            at = properties.index(token.encode(), 2 + len(template.head))
+            before, between = start + properties[:at], properties[at + _ID_OCTETS :]
+        after, end = template.rest + FRAME_END, b""
+        if size:
+            after, end = after + _BODY_PREFIX.pack(BODY, self.wire_number, size), FRAME_END
+        sizes = known.setdefault(envelope, {})
+        if len(sizes) >= _MAX_SIZES:
+            sizes.clear()
+        sizes[size] = (before, between, after, end)
+        return before, between, after, end
+
+    def _header_start(self, template: _Template, octets: int, body_size: int) -> bytes:
+        """Return a header frame up to its flags; `octets` stand between the body size and `template.rest`."""
+        payload = _CONTENT_FIXED + octets + len(template.rest)
+        return _CONTENT.pack(HEADER, self.wire_number, payload, commands.Basic.frame_id, 0, body_size)
+
+    def _publish_in_general(self, envelope: Envelope, raw_id: bytes, body: bytes, token: str | None) -> None:
+        template = self._templates.get(envelope) or self._template(envelope)
+        properties = template.before_id(token) + b"%c%b" % (len(raw_id), raw_id)
+        start = self._header_start(template, len(properties), len(body))
+        pending = self.outgoing.pending
+        pending += b"".join((template.method, start, properties, template.rest, FRAME_END))
+        room = self.frame_max - OVERHEAD
+        for at in range(0, len(body), room):
+            # The tag is not assigned yet, so a parcel that is cut inside the message does not count it as offered. The
+            # last frame stays pending until it is.
+            if len(pending) >= PARCEL:
+                self.outgoing.cut()
+            pending += frame(BODY, self.wire_number, body[at : at + room])
+
+
+#: Octets, and the tags that count as offered once they are taken.
+_Parcel: TypeAlias = "tuple[bytes, tuple[tuple[Publisher, int], ...]]"
+
+
+@define(eq=False)
+class Outgoing:
+    """The octets that wait for the socket, as one bytearray with the parcels that were cut off its front."""
+
+    #: Where frames are appended. Only ever changed in place: publishers hold on to it.
+    pending: bytearray = field(factory=bytearray)
+    #: Octets in `_parcels`; what stands in `pending` is less than a parcel more.
+    backlog: int = 0
+    publishers: list[Publisher] = field(factory=list[Publisher])
+    _parcels: deque[_Parcel] = field(factory=deque[_Parcel])
+
+    def cut(self) -> None:
+        """Make a parcel of what is pending; when it is taken, the tags assigned so far count as offered."""
+        data = bytes(self.pending)
+        self.pending.clear()
+        self.backlog += len(data)
+        self._parcels.append((data, tuple((publisher, publisher.last_tag) for publisher in self.publishers)))
+
+    def take(self) -> bytes:
+        """Return the next octets to send, b"" if there are none; from now on they count as offered."""
+        if not self._parcels:
+            if not self.pending:
+                return b""
+            data = bytes(self.pending)
+            # Overwritten, because a SASL response may be among them.
+            self.pending[:] = bytes(len(data))
+            self.pending.clear()
+            for publisher in self.publishers:
+                publisher.offered = publisher.last_tag
+            return data
+        data, tags = self._parcels.popleft()
+        self.backlog -= len(data)
+        for publisher, tag in tags:
+            # A channel that the broker closed discards what reaches it now: `offered` stands as it was reported.
+            if publisher.stage is _READY:
+                publisher.offered = tag
+        return data
+
+    def clear(self) -> None:
+        """Forget everything that was not taken."""
+        self.pending.clear()
+        self._parcels.clear()
+        self.backlog = 0
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing waits."""
+        return not (self.pending or self._parcels)
+
+
+@define
+class Content:
+    """A content that is being received: a header frame, then body frames of as many octets as it says."""
+
+    #: basic.return or basic.get-ok.
+    method: Method
+    #: Where the octets go; None: they are hashed and dropped.
+    kept: bytearray | None
+    header: ContentHeader | None = None
+    received: int = 0
+    _hash: blake2b = field(factory=lambda: blake2b(digest_size=16))
+
+    def begin(self, header: ContentHeader, limit: int) -> None:
+        """Take the header; a body larger than `limit` octets is not kept."""
+        if self.header is not None:
+            raise Malformed("a second content header came where a body frame was due")
+        self.header = header
+        if header.body_size > limit:
+            self.kept = None
+
+    def extend(self, octets: bytearray) -> None:
+        """Take a body frame."""
+        if self.header is None:
+            raise Malformed("a body frame came where a content header was due")
+        self.received += len(octets)
+        if not octets or self.received > self.header.body_size:
+            raise Malformed(
+                f"a body frame of {len(octets)} octets brings the body to {self.received} of {self.header.body_size}"
+            )
+        self._hash.update(octets)
+        if self.kept is not None:
+            self.kept += octets
+
+    @property
+    def complete(self) -> ContentHeader | None:
+        """The header, once everything it announced is there."""
+        return self.header if self.header is not None and self.received == self.header.body_size else None
+
+    def digest(self) -> bytes:
+        """blake2b of the body, in 16 octets."""
+        return self._hash.digest()

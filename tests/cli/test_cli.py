@@ -1,0 +1,72 @@
+"""The command line without a broker: what is printed, and the exit status."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from warrener.cli import main
+from warrener.machine import table
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RABBITMQ_URL", raising=False)
+
+
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """A port that refuses."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield bound.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [([], table.markdown), (["--format=mermaid"], table.mermaid), (["--format=dot"], table.dot)],
+)
+def test_machine_prints_what_the_machine_derives(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], expected: object
+) -> None:
+    """The command prints the very text that the machine's table makes, and nothing else."""
+    assert main(["machine", *arguments]) == 0
+    assert capsys.readouterr().out == expected()  # type: ignore[operator]
+
+
+def test_check_without_a_url_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither URL nor RABBITMQ_URL: one failed step, no traceback, status 1."""
+    assert main(["check"]) == 1
+    assert "RABBITMQ_URL" in capsys.readouterr().out
+
+
+def test_check_of_a_port_where_nobody_listens(capsys: pytest.CaptureFixture[str], closed_port: int) -> None:
+    """A refused connection fails the first step, names the address, and shows no password."""
+    assert main(["check", f"amqp://guest:s3cret-w0rd@127.0.0.1:{closed_port}/", "--driver=aiormq"]) == 1
+    printed = "".join(capsys.readouterr())
+    assert printed.startswith("FAIL  connect    the connection was refused")
+    assert f"127.0.0.1:{closed_port}" in printed
+    assert "s3cret-w0rd" not in printed
+
+
+def test_a_command_is_required(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a command: usage, status 2, as argparse does."""
+    with pytest.raises(SystemExit) as caught:
+        main([])
+    assert caught.value.code == 2
+    assert "usage: warrener" in capsys.readouterr().err
+
+
+def test_check_and_machine_need_the_base_install_only() -> None:
+    """The module of the command line imports no optional package."""
+    code = (
+        "import sys; import warrener.cli, warrener.check, warrener.demo; "
+        "print(sorted({'rich', 'click', 'starlette', 'prometheus_client', 'hypercorn', 'opentelemetry', 'typed_settings',"
+        " 'cattrs'} & {name.partition('.')[0] for name in sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True, text=True)
+    assert done.stdout == "[]\n"

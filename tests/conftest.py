@@ -1,0 +1,130 @@
+"""Fixtures and rules for all tests: backends, brokers, hypothesis profiles, and the guard on tests of time."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+
+from warrener.testing.rabbitmq import PrivateRabbitMQ, RabbitMQMissing, rabbitmq_bin
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Deadlines measure the machine, not the code: off. HYPOTHESIS_PROFILE chooses another profile than the machine's kind does.
+settings.register_profile("dev", max_examples=50, deadline=None)
+settings.register_profile("ci", max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("full", parent=settings.get_profile("ci"), max_examples=3000)
+# Thousands of runs, each expected to fail: the same few examples every time, and no search for a smaller one.
+settings.register_profile(
+    "mutation",
+    max_examples=20,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),  # only a claim that does not hold may fail a test
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
+
+try:
+    import uvloop  # noqa: F401 - whether it is there is the question
+except ImportError:
+    _LOOPS = ["asyncio"]
+else:
+    _LOOPS = ["asyncio", "uvloop"]
+
+_BACKENDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "trio": ("trio", {}),
+    "asyncio": ("asyncio", {"use_uvloop": False}),
+    "uvloop": ("asyncio", {"use_uvloop": True}),
+}
+
+
+@pytest.fixture(params=["trio", *_LOOPS])
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    """What `pytest.mark.anyio` runs a test on: each backend in turn."""
+    return _BACKENDS[request.param]
+
+
+# --- brokers ------------------------------------------------------------------------------------------------------
+
+
+def _require_broker() -> None:
+    """Skip on a machine without RabbitMQ; fail in CI, unless `RABBITMQ_URL` says that this is known there."""
+    try:
+        rabbitmq_bin()
+    except RabbitMQMissing as missing:
+        if os.environ.get("CI") and not os.environ.get("RABBITMQ_URL"):
+            pytest.fail(str(missing))
+        pytest.skip(str(missing))
+
+
+@pytest.fixture(scope="session")
+def private_rabbitmq() -> Iterator[PrivateRabbitMQ]:
+    """The private broker of this run, as the previous test left it; tests take `rabbitmq`."""
+    _require_broker()
+    with PrivateRabbitMQ() as broker:
+        yield broker
+
+
+@pytest.fixture
+def rabbitmq(private_rabbitmq: PrivateRabbitMQ) -> Iterator[PrivateRabbitMQ]:
+    """A private broker to inflict faults on: running, thawed, without alarm or connections when the test begins."""
+    _heal(private_rabbitmq)
+    yield private_rabbitmq
+    private_rabbitmq.thaw()  # a frozen broker would hold up whoever closes a connection next
+
+
+def _heal(broker: PrivateRabbitMQ) -> None:
+    broker.thaw()
+    broker.start()
+    broker.memory_alarm(False)
+    broker.close_all_connections("the next test begins")
+
+
+@pytest.fixture
+def rabbitmq_url(request: pytest.FixtureRequest) -> str:
+    """The URL of some healthy broker: `RABBITMQ_URL` where it is set, otherwise the private one."""
+    given = os.environ.get("RABBITMQ_URL")
+    return given or request.getfixturevalue("rabbitmq").url
+
+
+_queue_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def queue_name() -> str:
+    """A queue name that no other test uses, in this run or another on the same broker."""
+    return f"warrener-test-{os.getpid()}-{time.time_ns():x}-{next(_queue_numbers)}"
+
+
+# --- tests of time ------------------------------------------------------------------------------------------------
+
+_REAL_SECONDS_OF_A_TIME_TEST = 1.0
+
+
+def _waited_for_cpu() -> float:
+    """Seconds that this thread was ready to run and other processes had the processor."""
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+    except OSError:
+        return 0.0
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Any:
+    """A test on virtual time takes none of the real kind: over a second means that something really slept."""
+    if not {"autojump_clock", "mock_clock"} & set(getattr(item, "fixturenames", ())):
+        return (yield)
+    began = time.perf_counter() - _waited_for_cpu()
+    result = yield
+    took = time.perf_counter() - _waited_for_cpu() - began
+    if took > _REAL_SECONDS_OF_A_TIME_TEST:
+        pytest.fail(f"a test of virtual time took {took:.2f} s of real time", pytrace=False)
+    return result

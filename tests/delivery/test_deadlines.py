@@ -1,0 +1,143 @@
+"""The ordered structure of deadlines stays small, and cost per message does not grow with what is in flight."""
+
+from __future__ import annotations
+
+import math
+import random
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from warrener.errors import DeadlineExceeded
+
+from .driving import Bench, books_balance
+
+
+def held(bench: Bench) -> int:
+    """Return how many deadlines are held, dead ones included."""
+    return len(bench.ledger._deadlines)
+
+
+def test_a_hundred_thousand_settled_publishes_leave_no_deadline_behind() -> None:
+    """Never more than twice what waits, and 64, though two early deadlines keep their places all the time."""
+    chance = random.Random(1)
+    bench = Bench()
+    bench.publish(1, timeout=1_000.0)
+    bench.publish(1, timeout=900.0)  # out of order
+    waiting = 2
+    most = 0
+    for _ in range(100_000):
+        bench.now += 0.001
+        bench.publish(1, timeout=chance.choice((2_000.0, 3_000.0, 3_600.0, math.inf)))
+        waiting += 1
+        if waiting == 50:
+            # Newest first, so that nothing leaves from the front.
+            for tag in range(bench.last_tag[1], bench.last_tag[1] - 48, -1):
+                assert len(bench.ack(tag)) == 1
+                waiting -= 1
+                most = max(most, held(bench))
+                assert held(bench) <= 2 * waiting + 64
+    assert most > 100  # the bound was tried
+    assert bench.ledger.next_wakeup(1e9) == 1_000.0
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_mixed_timeouts_answers_and_lapses_stay_bounded(seed: int) -> None:
+    """Answers in any order, lapses and a window that fills up: the same bound, and nothing once nothing waits."""
+    chance = random.Random(seed)
+    bench = Bench(max_buffered=10**6, max_buffered_bytes=10**9, max_in_flight=1_000)
+    waiting = {bench.publish(1, timeout=1e9)[0]}
+    for _ in range(20_000):
+        bench.now += 0.001
+        waiting.add(bench.accept(timeout=chance.choice((0.5, 5.0, 60.0, 3600.0, math.inf))))
+        bench.write()
+        waiting.difference_update(bench.ledger.expire(bench.now))
+        top = bench.last_tag[1]
+        if chance.random() < 0.9:
+            waiting.difference_update(bench.ack(top - chance.randrange(min(top - 1, 200)) if top > 2 else 2))
+        assert held(bench) <= 2 * len(waiting) + 64
+    for _ in range(len(waiting)):
+        waiting.difference_update(bench.ack(bench.last_tag[1], multiple=True))
+        bench.write()
+        if bench.ledger.empty:
+            break
+    assert waiting == set()
+    assert held(bench) == 0
+
+
+def test_what_settles_in_order_leaves_in_order() -> None:
+    """With one timeout and answers in order, no dead entry is kept at all."""
+    bench = Bench(max_in_flight=10)
+    for _ in range(1_000):
+        bench.now += 0.1
+        bench.publish(1)
+        bench.ack(bench.last_tag[1])
+        assert held(bench) == 0
+
+
+@given(st.lists(st.floats(0, 10) | st.just(math.inf), max_size=200), st.lists(st.floats(0, 10), max_size=20))
+def test_deadlines_pass_exactly_when_they_are_due(timeouts: list[float], ticks: list[float]) -> None:
+    """After `expire(now)` nothing waits whose deadline is not after now, and nothing else was resolved (I19)."""
+    bench = Bench(up=False, max_buffered=1_000)
+    for timeout in timeouts:
+        bench.accept(timeout=timeout)
+    for tick in sorted(ticks):
+        now = 100.0 + tick
+        due = {each for each in bench.accepted if each.waiting and each.deadline <= now}
+        resolved = bench.ledger.expire(now)
+        assert set(resolved) == due
+        assert [each.deadline for each in resolved] == sorted(each.deadline for each in resolved)
+        assert all(isinstance(each.outcome, DeadlineExceeded) for each in resolved)
+        left = [each.deadline for each in bench.accepted if each.waiting]
+        assert bench.ledger.next_wakeup() == min(left, default=math.inf)
+        # A second tick at the same instant, and one before the next wake-up, do nothing (I20).
+        assert bench.ledger.expire(now) == []
+        assert bench.ledger.expire(math.nextafter(bench.ledger.next_wakeup(), 0)) == []
+    books_balance(bench.ledger, bench.accepted)
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.0, 1.0, 2.0, 5.0]), st.integers(0, 50)), max_size=60))
+def test_cancelled_deadlines_do_not_wake_anybody(steps: list[tuple[float, int]]) -> None:
+    """A caller who left has no deadline any more."""
+    bench = Bench(up=False, max_buffered=1_000)
+    for timeout, victim in steps:
+        bench.accept(timeout=timeout)
+        bench.ledger.cancel(bench.accepted[victim % len(bench.accepted)], bench.now)
+        left = [each.deadline for each in bench.accepted if each.waiting]
+        assert bench.ledger.next_wakeup() == min(left, default=math.inf)
+        assert held(bench) <= 2 * len(left) + 64
+
+
+def work_per_message(window: int) -> float:
+    """Count the lines of the ledger that run per message, `window` in flight; a count, not a time."""
+    bench = Bench(max_buffered=20_000, max_buffered_bytes=10**9, max_in_flight=20_000)
+    bench.publish(window)
+    lines = 0
+
+    def trace(frame: object, event: str, _arg: object) -> object:
+        nonlocal lines
+        if not frame.f_code.co_filename.endswith("delivery.py"):  # type: ignore[attr-defined]
+            return None
+        lines += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)  # type: ignore[arg-type]
+    try:
+        for number in range(1, 501):
+            bench.publish(1)
+            bench.ledger.next_wakeup()
+            if number % 2:
+                bench.ack(number)
+            else:
+                bench.ack(number, multiple=True)
+    finally:
+        sys.settrace(before)
+    return lines / 500
+
+
+def test_ten_thousand_in_flight_cost_as_much_per_message_as_five_hundred() -> None:
+    """No walk over what is in flight hides in the path of a message."""
+    assert work_per_message(10_000) <= 1.02 * work_per_message(500)

@@ -1,0 +1,255 @@
+"""The breaker: each of its rules, and a walk against a naive model (I26)."""
+
+from __future__ import annotations
+
+import math
+
+from attrs import evolve
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, precondition, rule
+
+from warrener.machine import Breaker, Permit, admit, cooled, failed, released, retry_after, succeeded
+from warrener.testing.strategies import breakers, instants, permits
+
+
+def tripped(breaker: Breaker, at: float = 0.0) -> Breaker:
+    """Fail a closed breaker until it is open."""
+    for _ in range(breaker.threshold):
+        breaker = failed(breaker, None, at)
+    return breaker
+
+
+@given(breakers(closed=True))
+def test_trips_exactly_at_the_threshold(breaker: Breaker) -> None:
+    """One failure fewer leaves it closed, the next one opens it."""
+    for count in range(1, breaker.threshold):
+        breaker = failed(breaker, None, 0.0)
+        assert (breaker.state, breaker.failures) == ("closed", count)
+
+    breaker = failed(breaker, None, 7.0)
+
+    assert (breaker.state, breaker.failures, breaker.opened_at) == ("open", breaker.threshold, 7.0)
+
+
+@given(breakers(closed=True))
+def test_an_ack_starts_the_count_again(breaker: Breaker) -> None:
+    """Only failures in a row count."""
+    for _ in range(3):
+        for _ in range(breaker.threshold - 1):
+            breaker = failed(breaker, None, 0.0)
+        breaker = succeeded(breaker, None, 0.0)
+
+    assert (breaker.state, breaker.failures) == ("closed", 0)
+
+
+@given(breakers(closed=True), st.integers(min_value=1, max_value=20))
+def test_failures_while_open_count_on_and_do_not_extend_the_cooldown(breaker: Breaker, more: int) -> None:
+    """A dial loop that fails all the time must not keep publishers out for ever."""
+    opened = tripped(breaker)
+    later = opened
+    for _ in range(more):
+        later = failed(later, None, breaker.cooldown / 2)
+
+    assert later == evolve(opened, failures=breaker.threshold + more)
+
+
+def test_open_admits_nobody_before_the_cooldown_is_over() -> None:
+    """The refusal says how long it will last; at the very end of the cooldown the first probe is granted."""
+    breaker = tripped(Breaker(threshold=2, cooldown=30.0), at=100.0)
+
+    assert admit(breaker, 129.9) == (breaker, None)
+    assert retry_after(breaker, 110.0) == 20.0
+    half_open, permit = admit(breaker, 130.0)
+    assert (half_open.state, permit) == ("half_open", Permit(half_open.generation, 1))
+
+
+@given(breakers(), instants())
+def test_who_is_refused_is_told_how_long_to_wait(breaker: Breaker, at: float) -> None:
+    """A refusal says more than nothing and at most the cooldown; where a permit is to be had, there is no wait."""
+    at = max(at, breaker.opened_at) if breaker.state == "open" else at
+
+    _, permit = admit(breaker, at)
+
+    if permit is None:
+        assert 0 < retry_after(breaker, at) <= (breaker.cooldown if breaker.state == "open" else 1.0)
+    else:
+        assert retry_after(breaker, at) == 0
+
+
+@given(breakers())
+def test_cooled_makes_open_half_open_and_leaves_the_rest(breaker: Breaker) -> None:
+    """The timer, or a link that comes up, opens an open breaker halfway; twice is once."""
+    after = cooled(breaker)
+
+    assert (after.state == "half_open") == (breaker.state != "closed")
+    assert cooled(after) is after
+    if breaker.state != "open":
+        assert after is breaker
+
+
+@given(st.integers(min_value=1, max_value=5))
+def test_exactly_as_many_permits_as_probes(probes: int) -> None:
+    """While half open, `probes` callers are admitted and the next one is told to come back in a second."""
+    breaker = cooled(tripped(Breaker(probes=probes)))
+    granted = []
+    for _ in range(probes):
+        breaker, permit = admit(breaker, 0.0)
+        granted.append(permit)
+
+    assert len({permit for permit in granted if permit is not None}) == probes
+    assert admit(breaker, 0.0) == (breaker, None)
+    assert retry_after(breaker, 0.0) == 1.0
+
+
+def test_a_released_permit_is_granted_anew_and_only_once() -> None:
+    """A cancelled probe gives its place to one other caller, however often it is released."""
+    breaker, first = admit(cooled(tripped(Breaker())), 0.0)
+    assert first is not None
+    breaker = released(breaker, first)
+    assert released(breaker, first) is breaker
+    breaker, second = admit(breaker, 0.0)
+
+    assert second not in (None, first)
+    assert admit(released(breaker, first), 0.0)[1] is None
+
+
+def test_a_probe_decides() -> None:
+    """Its ack closes the breaker; its failure opens it for a fresh cooldown."""
+    breaker, permit = admit(cooled(tripped(Breaker(threshold=3))), 0.0)
+
+    closed, opened = succeeded(breaker, permit, 50.0), failed(breaker, permit, 50.0)
+
+    assert (closed.state, closed.failures) == ("closed", 0)
+    assert (opened.state, opened.failures, opened.opened_at) == ("open", 4, 50.0)
+
+
+def test_a_failure_of_the_connection_opens_a_half_open_breaker() -> None:
+    """A failed dial while half open means a fresh cooldown."""
+    breaker = failed(cooled(tripped(Breaker(cooldown=30.0))), None, 80.0)
+
+    assert (breaker.state, retry_after(breaker, 80.0)) == ("open", 30.0)
+
+
+def test_an_ack_without_a_permit_does_not_close_a_half_open_breaker() -> None:
+    """A confirm of what was written before the trip resets the count; only a probe closes."""
+    breaker = succeeded(cooled(tripped(Breaker())), None, 0.0)
+
+    assert (breaker.state, breaker.failures) == ("half_open", 0)
+
+
+@given(breakers(), permits(), instants())
+def test_results_of_another_generation_change_nothing(breaker: Breaker, permit: Permit, at: float) -> None:
+    """A call that began before the breaker changed its state says nothing about the state it changed to (I26)."""
+    if permit.generation == breaker.generation:
+        permit = Permit(permit.generation - 1, permit.number)
+
+    assert succeeded(breaker, permit, at) is breaker
+    assert failed(breaker, permit, at) is breaker
+    assert released(breaker, permit) is breaker
+
+
+@given(breakers(), instants())
+def test_every_result_starts_a_generation_exactly_when_the_state_changes(breaker: Breaker, at: float) -> None:
+    """The generation grows by one with each change of state, so that old permits and timers are known."""
+    for after in (failed(breaker, None, at), succeeded(breaker, None, at), cooled(breaker), admit(breaker, at)[0]):
+        assert (after.generation == breaker.generation + 1) == (after.state != breaker.state)
+        assert after.generation - breaker.generation in (0, 1)
+
+
+class BreakerWalk(RuleBasedStateMachine):
+    """Callers, dials and time against one breaker; the model is a few plain variables."""
+
+    permits = Bundle("permits")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at = 0.0
+        self.breaker = Breaker(threshold=3, cooldown=10.0, probes=2)
+        self.model = "closed"
+        self.failures = 0
+        self.opened_at = -math.inf
+        #: Permits that still count; emptied whenever the model changes its state.
+        self.out: set[Permit] = set()
+        self.current: set[Permit] = set()
+
+    def enter(self, model: str) -> None:
+        self.model, self.out, self.current = model, set(), set()
+        if model == "open":
+            self.opened_at = self.at
+        if model == "closed":
+            self.failures = 0
+
+    @rule(seconds=st.sampled_from((0.0, 0.5, 4.0, 11.0)))
+    def time_passes(self, seconds: float) -> None:
+        self.at += seconds
+
+    @rule(target=permits)
+    def ask(self) -> object:
+        if self.model == "open" and self.at >= self.opened_at + 10.0:
+            self.enter("half_open")
+        expected = self.model == "closed" or (self.model == "half_open" and len(self.out) < 2)
+
+        self.breaker, permit = admit(self.breaker, self.at)
+
+        assert (permit is not None) == expected
+        if permit is None:
+            return multiple()
+        if self.model == "half_open":
+            assert permit not in self.current
+            self.out.add(permit)
+        self.current.add(permit)
+        return permit
+
+    @rule(permit=permits)
+    def ack(self, permit: Permit) -> None:
+        self.breaker = succeeded(self.breaker, permit, self.at)
+        if self.model == "closed" and permit in self.current:
+            self.failures = 0
+        elif permit in self.out:
+            self.enter("closed")
+
+    @rule(permit=permits)
+    def fail(self, permit: Permit) -> None:
+        self.breaker = failed(self.breaker, permit, self.at)
+        if self.model == "closed" and permit in self.current:
+            self.count()
+        elif permit in self.out:
+            self.failures += 1
+            self.enter("open")
+
+    @rule(permit=permits)
+    def give_back(self, permit: Permit) -> None:
+        self.breaker = released(self.breaker, permit)
+        self.out.discard(permit)
+
+    @rule()
+    def dial_fails(self) -> None:
+        self.breaker = failed(self.breaker, None, self.at)
+        if self.model == "half_open":
+            self.failures += 1
+            self.enter("open")
+        else:
+            self.count()
+
+    def count(self) -> None:
+        self.failures += 1
+        if self.model == "closed" and self.failures >= 3:
+            self.enter("open")
+
+    @rule()
+    @precondition(lambda self: self.model == "open")
+    def link_comes_up(self) -> None:
+        self.breaker = cooled(self.breaker)
+        opened_at = self.opened_at
+        self.enter("half_open")
+        self.opened_at = opened_at
+
+    @invariant()
+    def agrees_with_the_model(self) -> None:
+        assert (self.breaker.state, self.breaker.failures) == (self.model, self.failures)
+        assert len(self.breaker.outstanding) == len(self.out) <= 2
+
+
+TestBreakerWalk = BreakerWalk.TestCase
+TestBreakerWalk.settings = settings(stateful_step_count=60)

@@ -1,0 +1,407 @@
+"""What holds for every record, reachable or not, every event and every policy (I1, I2, I14, I20-I25, I40)."""
+
+from __future__ import annotations
+
+import copy
+import doctest
+from typing import get_args
+
+import pytest
+from attrs import evolve
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from warrener import machine
+from warrener.errors import Fault, FaultKind, SettingsError
+from warrener.machine import (
+    Backoff,
+    Breaker,
+    Event,
+    Policy,
+    Record,
+    Step,
+    connection_state,
+    initial,
+    retry_delay,
+    slowest_delay,
+    transition,
+)
+from warrener.machine import effects as do
+from warrener.machine import events as on
+from warrener.machine import states as now
+from warrener.records import ConnectionState
+from warrener.testing.strategies import backoffs, events, faults, policies, records
+
+
+@st.composite
+def live_events(draw: st.DrawFn) -> tuple[Record, Event]:
+    """Any record, with an event that is about its own link."""
+    record = draw(records())
+    return record, draw(events(link=record.link))
+
+
+def visible(record: Record) -> object:
+    """What is announced when it changes: the state without its bookkeeping, and whether a drain is under way."""
+    state = record.state
+    if isinstance(state, now.Up):
+        return now.Up, state.link, state.blocked, record.draining
+    return type(state), state.link, record.draining
+
+
+@given(live_events(), policies())
+def test_pure(live: tuple[Record, Event], policy: Policy) -> None:
+    """The same input gives the same answer, and no input is modified (I1)."""
+    before = copy.deepcopy((*live, policy))
+
+    first, second = transition(*live, policy), transition(*live, policy)
+
+    assert first == second
+    assert before == (*live, policy)
+
+
+@given(records(), events(), policies())
+def test_total(record: Record, event: Event, policy: Policy) -> None:
+    """Any event is answered in any state, with a record and effects (I2)."""
+    step = transition(record, event, policy)
+
+    assert isinstance(step, Step)
+    assert isinstance(step.record.state, get_args(now.State))
+    assert all(isinstance(effect, get_args(do.Effect)) for effect in step.effects)
+
+
+@given(records(), events(), policies())
+def test_old_links_change_nothing(record: Record, event: Event, policy: Policy) -> None:
+    """A fact about any link but the present one leaves the very same record, and orders nothing (I14)."""
+    assume(getattr(event, "link", record.link) != record.link)
+
+    step = transition(record, event, policy)
+
+    assert step.record is record
+    assert step.effects == ()
+
+
+@given(records(), st.integers(min_value=0, max_value=9), policies())
+def test_the_cooldown_timer_of_an_old_trip_changes_nothing(record: Record, generation: int, policy: Policy) -> None:
+    """A breaker that has tripped again since is not opened halfway by the timer of its former trip (I26)."""
+    assume(record.breaker is None or record.breaker.generation != generation)
+
+    assert transition(record, on.CooldownTimerFired(generation, record.at), policy) == Step(record)
+
+
+@given(live_events(), policies(), st.floats(min_value=0, max_value=100))
+def test_time_does_not_run_backwards(live: tuple[Record, Event], policy: Policy, ago: float) -> None:
+    """An event from before the last one is treated as simultaneous with it (I21)."""
+    record, event = live
+    assume(not isinstance(record.state, now.Idle))
+
+    assert transition(record, evolve(event, at=record.at), policy) == transition(
+        record, evolve(event, at=record.at - ago), policy
+    )
+
+
+#: Which states may follow which, written down a second time and by hand.
+GRAPH: dict[type[now.State], set[type[now.State]]] = {
+    now.Idle: {now.Dialing, now.Closed},
+    now.Dialing: {now.Restoring, now.Waiting, now.GaveUp, now.Closing, now.Closed},
+    now.Restoring: {now.Up, now.Dropping, now.Waiting, now.GaveUp, now.Closing, now.Closed},
+    now.Up: {now.Dropping, now.Waiting, now.GaveUp, now.Closing, now.Closed},
+    now.Dropping: {now.Waiting, now.GaveUp, now.Closing, now.Closed},
+    now.Waiting: {now.Dialing, now.Closed},
+    now.GaveUp: {now.Dialing, now.Closed},
+    now.Closing: {now.Closed},
+    now.Closed: set(),
+}
+
+
+@given(live_events(), policies())
+def test_states_move_along_the_graph(live: tuple[Record, Event], policy: Policy) -> None:
+    """Closed is absorbing; what gave up comes back by a hint or closes; every other move is declared (I22)."""
+    record, event = live
+
+    step = transition(*live, policy)
+
+    before, after = type(record.state), type(step.record.state)
+    assert before is after or after in GRAPH[before]
+    if before is now.Closed:
+        assert step.record is record
+    if before is now.GaveUp and after is not now.GaveUp:
+        assert isinstance(event, (on.ReconnectRequested, on.StopRequested))
+
+
+@given(live_events(), policies())
+def test_a_dial_is_ordered_only_where_there_is_no_link(live: tuple[Record, Event], policy: Policy) -> None:
+    """A dial starts from a state without a link, leads to Dialing, and takes the next number (I23)."""
+    record, _ = live
+
+    step = transition(*live, policy)
+
+    dials = [effect for effect in step.effects if isinstance(effect, do.Dial)]
+    entered = isinstance(step.record.state, now.Dialing) and not isinstance(record.state, now.Dialing)
+    assert len(dials) == int(entered)
+    if dials:
+        assert isinstance(record.state, (now.Idle, now.Waiting, now.GaveUp))
+        assert dials == [do.Dial(record.link + 1)]
+        assert step.record.link == record.link + 1
+
+
+@given(live_events(), policies())
+def test_attempts_start_again_only_from_proven_health(live: tuple[Record, Event], policy: Policy) -> None:
+    """Attempts grow by one with a dial, and become 0 by a confirm, stability or revival: nothing else (I25)."""
+    record, event = live
+
+    after = transition(*live, policy).record
+
+    if after.attempts == record.attempts + 1:
+        assert isinstance(record.state, now.Waiting)
+        assert isinstance(after.state, now.Dialing)
+    elif after.attempts != record.attempts:
+        assert after.attempts == 0
+        proven = isinstance(event, (on.PublishConfirmed, on.StableTimerFired)) and isinstance(record.state, now.Up)
+        revived = isinstance(event, on.ReconnectRequested) and isinstance(record.state, now.GaveUp)
+        started = isinstance(event, on.StartRequested) and isinstance(record.state, now.Idle)
+        assert proven or revived or started
+
+
+@given(live_events(), policies())
+def test_each_visible_change_is_announced_once(live: tuple[Record, Event], policy: Policy) -> None:
+    """What users can see of the state is announced exactly when it changes, with the states on both sides (R24)."""
+    record, _ = live
+
+    step = transition(*live, policy)
+
+    told = [effect for effect in step.effects if isinstance(effect, do.Announce)]
+    # The end of an abort that took too long, and a block noticed before publishers are let in, are not seen by users.
+    assert len(told) == int(visible(record) != visible(step.record))
+    for announcement in told:
+        assert (announcement.before, announcement.after) == (record.state, step.record.state)
+
+
+@given(live_events(), policies())
+def test_no_change_without_cause(live: tuple[Record, Event], policy: Policy) -> None:
+    """Where nothing changes, the very same record comes back; where something does, its instant never decreases."""
+    record, _ = live
+
+    after = transition(*live, policy).record
+
+    assert (after is record) == (evolve(after, at=record.at) == record)
+    assert after.at >= record.at
+
+
+@given(live_events(), policies())
+def test_a_timer_that_fires_twice_fires_once(live: tuple[Record, Event], policy: Policy) -> None:
+    """A second firing of the same timer changes nothing, the aborted close apart, which ends by it (I20)."""
+    record, event = live
+    timers = (on.RetryTimerFired, on.StableTimerFired, on.CooldownTimerFired, on.DrainTimerFired)
+    assume(isinstance(event, timers))
+
+    once = transition(record, event, policy).record
+
+    assert transition(once, event, policy) == Step(once)
+
+
+@given(records(), policies(), faults())
+def test_finish_comes_once_and_last(record: Record, policy: Policy, fault: Fault) -> None:
+    """Whatever ends everything leaves no timer and ends with one `Finish`."""
+    for event in (on.StopRequested(record.at, drain=False), on.LinkLost(record.link, fault, record.at)):
+        step = transition(record, event, policy)
+        if isinstance(step.record.state, now.Closed) and not isinstance(record.state, now.Closed):
+            cancelled = {effect.timer for effect in step.effects if isinstance(effect, do.CancelTimer)}
+            assert cancelled == set(get_args(do.Timer))
+            assert [effect for effect in step.effects if isinstance(effect, do.Finish)] == [step.effects[-1]]
+
+
+@given(records(), policies())
+def test_a_friendly_script_brings_it_up(record: Record, policy: Policy) -> None:
+    """From every state but the closing ones, a broker that answers is connected to, within five answers (I40)."""
+    assume(not isinstance(record.state, (now.Closing, now.Closed)))
+    assume(policy.backoff.attempts is None or record.attempts < policy.backoff.attempts)
+    lost = Fault(FaultKind.CONNECTION_LOST, "aborted")
+    for _ in range(5):
+        at, link = record.at + 2, record.link
+        event: Event
+        match record.state:
+            case now.Idle():
+                event = on.StartRequested(at)
+            case now.Waiting():
+                event = on.RetryTimerFired(link, at)
+            case now.GaveUp():
+                event = on.ReconnectRequested(at)
+            case now.Dialing():
+                event = on.LinkOpened(link, at)
+            case now.Restoring():
+                event = on.TopologyRestored(link, at)
+            case now.Dropping():
+                event = on.LinkLost(link, lost, at)
+            case _:
+                break
+        record = transition(record, event, policy).record
+
+    assert isinstance(record.state, now.Up)
+
+
+@given(records(), policies(), st.booleans())
+def test_closing_ends_whatever_the_peer_does(record: Record, policy: Policy, answers: bool) -> None:
+    """A stop reaches Closed: at once without a link, by the link's answer, or by two close timers (R11)."""
+    record = transition(record, on.StopRequested(record.at, drain=False), policy).record
+    for _ in range(2):
+        if isinstance(record.state, now.Closing):
+            event = on.LinkClosed(record.link, record.at) if answers else on.CloseTimerFired(record.link, record.at)
+            record = transition(record, event, policy).record
+
+    assert isinstance(record.state, now.Closed)
+
+
+@given(records())
+def test_users_see_closing_while_draining(record: Record) -> None:
+    """A drain is shown as CLOSING until all is closed, and the machine's own states otherwise."""
+    seen = connection_state(record)
+
+    if isinstance(record.state, now.Closed):
+        assert seen is ConnectionState.CLOSED
+    elif record.draining:
+        assert seen is ConnectionState.CLOSING
+    else:
+        assert seen is connection_state(record.state)
+
+
+# --- backoff -----------------------------------------------------------------------------------------------------
+
+
+@given(backoffs(), st.integers(min_value=0, max_value=1_000_000))
+def test_delays_stay_within_their_bounds(backoff: Backoff, attempt: int) -> None:
+    """(1 - jitter) * d <= shortest <= longest <= d <= cap, but never under min_gap, for a million attempts (I24)."""
+    shortest, longest = retry_delay(backoff, attempt)
+
+    assert backoff.min_gap <= shortest <= longest <= max(backoff.cap, backoff.min_gap)
+    assert longest >= max(backoff.initial, backoff.min_gap)
+    assert shortest >= (1 - backoff.jitter) * longest or shortest == backoff.min_gap
+    assert retry_delay(backoff, attempt + 1)[1] >= longest
+
+
+@given(backoffs(), st.integers(min_value=0, max_value=1000))
+def test_permanent_refusals_wait_longest(backoff: Backoff, attempt: int) -> None:
+    """A refusal that time does not mend is never retried sooner than another failure (R17)."""
+    assert slowest_delay(backoff) >= retry_delay(backoff, attempt)
+
+
+def test_without_jitter_the_delays_are_the_documented_sequence() -> None:
+    """1, 2, 4, 8, 16, 32 and then 60 seconds: 303 in all."""
+    delays = [retry_delay(Backoff(jitter=0), attempt) for attempt in range(10)]
+
+    assert delays == [(d, d) for d in (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0, 60.0)]
+
+
+def test_full_jitter_has_a_floor() -> None:
+    """With jitter 1 a delay may be short, but not shorter than min_gap."""
+    assert retry_delay(Backoff(jitter=1), 3) == (0.1, 8.0)
+
+
+# --- the whole sequence, without a clock -----------------------------------------------------------------------------
+
+
+def failed_dials_until_giving_up(record: Record, policy: Policy, at: float) -> tuple[int, float]:
+    """Fail every dial, wait out every delay; return how many dials failed and when the machine gave up."""
+    failed = 0
+    while True:
+        refused = Fault(FaultKind.UNREACHABLE, "connection refused")
+        step = transition(record, on.DialFailed(record.link, refused, at), policy)
+        failed += 1
+        if isinstance(step.record.state, now.GaveUp):
+            return failed, at
+        (timer,) = [effect for effect in step.effects if isinstance(effect, do.StartRetryTimer)]
+        at += timer.longest
+        record = transition(step.record, on.RetryTimerFired(timer.link, at), policy).record
+
+
+NO_JITTER = Policy(backoff=Backoff(jitter=0))
+
+
+def test_eleven_dials_fail_at_start_before_it_gives_up() -> None:
+    """The dial at start is not one of the ten attempts: eleven failures, after 303 seconds."""
+    record = transition(initial(), on.StartRequested(0.0), NO_JITTER).record
+
+    assert failed_dials_until_giving_up(record, NO_JITTER, 0.0) == (11, 303.0)
+
+
+def test_ten_dials_fail_after_a_loss_before_it_gives_up() -> None:
+    """A proven link that is lost leaves ten attempts; the first delay is one second again."""
+    record = Record(now.Up(7, proven=True), breaker=Breaker(), at=0.0)
+    lost = transition(record, on.LinkLost(7, Fault(FaultKind.CONNECTION_LOST, "reset"), 0.0), NO_JITTER)
+    dialing = transition(lost.record, on.RetryTimerFired(7, 1.0), NO_JITTER).record
+
+    assert failed_dials_until_giving_up(dialing, NO_JITTER, 1.0) == (10, 303.0)
+
+
+def test_accept_then_drop_cannot_spin() -> None:
+    """A broker that accepts and drops uses up the attempts, since an opened link proves nothing (R13)."""
+    dropped = Fault(FaultKind.CONNECTION_LOST, "dropped")
+    record, waited, links = transition(initial(), on.StartRequested(0.0), NO_JITTER).record, 0.0, 0
+    while not isinstance(record.state, now.GaveUp):
+        links += 1
+        for event in (on.LinkOpened(links, waited), on.TopologyRestored(links, waited)):
+            record = transition(record, event, NO_JITTER).record
+        step = transition(record, on.LinkLost(links, dropped, waited), NO_JITTER)
+        waited += sum(effect.longest for effect in step.effects if isinstance(effect, do.StartRetryTimer))
+        record = transition(step.record, on.RetryTimerFired(links, waited), NO_JITTER).record
+
+    assert (links, waited) == (11, 303.0)
+
+
+def test_hints_are_heeded_once_a_second() -> None:
+    """Hints cannot be used to hammer the broker: the second within a second changes nothing."""
+    refused = Fault(FaultKind.UNREACHABLE, "connection refused")
+    record = transition(initial(), on.StartRequested(0.0), NO_JITTER).record
+    record = transition(record, on.DialFailed(1, refused, 5.0), NO_JITTER).record
+    hinted = transition(record, on.ReconnectRequested(5.0), NO_JITTER).record
+    waiting = transition(hinted, on.DialFailed(2, refused, 5.0), NO_JITTER).record
+
+    assert transition(waiting, on.ReconnectRequested(5.9), NO_JITTER) == Step(waiting)
+    assert do.Dial(3) in transition(waiting, on.ReconnectRequested(6.0), NO_JITTER).effects
+
+
+def test_channel_closes_are_forgotten_after_ten_seconds_and_with_their_link() -> None:
+    """Only more than five within ten seconds on one link replace it."""
+    gone = Fault(FaultKind.CHANNEL_CLOSED, "NOT_FOUND", reply_code=404)
+    record = Record(now.Up(1), at=0.0)
+    for at in (0.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0):
+        record = transition(record, on.ChannelClosed(1, gone, at), NO_JITTER).record
+
+    assert record.state == now.Up(1)
+    assert record.channel_closes == (4.0, 6.0, 8.0, 10.0, 12.0)
+
+    lost = transition(record, on.LinkLost(1, Fault(FaultKind.CONNECTION_LOST, "reset"), 12.0), NO_JITTER).record
+    assert transition(lost, on.RetryTimerFired(1, 13.0), NO_JITTER).record.channel_closes == ()
+
+
+# --- settings ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: Backoff(initial=0), "initial"),
+        (lambda: Backoff(initial=10, cap=9), "cap"),
+        (lambda: Backoff(factor=0.5), "factor"),
+        (lambda: Backoff(attempts=-1), "attempts"),
+        (lambda: Backoff(jitter=1.5), "jitter"),
+        (lambda: Backoff(jitter=float("nan")), "jitter"),
+        (lambda: Backoff(min_gap=-0.1), "min_gap"),
+        (lambda: Breaker(threshold=0), "threshold"),
+        (lambda: Breaker(cooldown=-1), "cooldown"),
+        (lambda: Breaker(probes=0), "probes"),
+        (lambda: Policy(stable_for=-1), "stable_for"),
+        (lambda: Policy(drain_timeout=float("nan")), "drain_timeout"),
+        (lambda: Policy(close_timeout=-1), "close_timeout"),
+        (lambda: Policy(abort_timeout=-1), "abort_timeout"),
+        (lambda: Policy(when_exhausted="retry"), "when_exhausted"),  # type: ignore[arg-type]
+    ],
+)
+def test_settings_that_contradict_themselves_raise(make: object, name: str) -> None:
+    """What cannot be meant is refused when it is constructed, and the error names it (R26)."""
+    with pytest.raises(SettingsError, match=name):
+        make()  # type: ignore[operator]
+
+
+def test_the_example_in_the_docstring_runs() -> None:
+    """What the package's docstring shows is what happens."""
+    assert doctest.testmod(machine) == doctest.TestResults(failed=0, attempted=8)

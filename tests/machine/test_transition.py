@@ -1,0 +1,343 @@
+"""One test for each line of docs/state-table.md, named for the line; what is expected is written here by hand."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from attrs import evolve, frozen
+
+from warrener.errors import Fault, FaultKind
+from warrener.machine import Breaker, Permit, Step, table
+from warrener.machine import effects as do
+from warrener.machine import states as now
+
+#: Stand for what differs among the states and faults that share a line.
+TOLD = "Announce(before, after)"
+TOLD_WHY = "Announce(before, after, fault)"
+CAUSE = "the fault"
+
+
+@frozen
+class Expected:
+    """The state afterwards (None: as before), the effects, and the other fields that changed."""
+
+    state: now.State | None
+    effects: tuple[object, ...]
+    changes: dict[str, Any]
+
+
+def then(state: now.State | None, *effects: object, **changes: Any) -> Expected:
+    """Say what a line leads to: the state (None: the same), the effects in order, the other fields that change."""
+    return Expected(state, effects, changes)
+
+
+CANCEL_ALL = tuple(do.CancelTimer(name) for name in ("retry", "stable", "cooldown", "drain", "close"))
+END = (*CANCEL_ALL, TOLD, do.Finish())
+CANCEL_STABLE, CANCEL_DRAIN = do.CancelTimer("stable"), do.CancelTimer("drain")
+WAITING, GAVE_UP, CLOSING, CLOSED = now.Waiting(3), now.GaveUp(3), now.Closing(3), now.Closed(3)
+UP, UP_BLOCKED, UP_PROVEN = now.Up(3), now.Up(3, blocked=True), now.Up(3, proven=True)
+NEXT_DIAL = (do.Dial(4), TOLD)
+THIRD = do.StartRetryTimer(3, 2.0, 4.0)  # attempt number 2, counted from 0: 1 s * 2 ** 2, jitter 0.5
+FIRST = do.StartRetryTimer(3, 0.5, 1.0)
+SLOWEST = do.StartRetryTimer(3, 30.0, 60.0)
+SHUT = "ShutGate(3, fault)"
+FAIL = "FailPending(fault)"
+FINISH = "Finish(fault)"
+CLOSE_TIMER = do.StartCloseTimer(3, 3.0)
+OVERDUE = Fault(FaultKind.CONFIRM_OVERDUE, "no confirm within confirm_timeout; the link is replaced")
+STORM = Fault(FaultKind.CHANNEL_STORM, "the broker closed more than 5 channels within 10 s; the link is replaced")
+UNANSWERED = Fault(FaultKind.CLOSED, "the close handshake was not answered within close_timeout")
+
+
+def failures(count: int) -> dict[str, Any]:
+    """The count of a record whose breaker is closed, below its threshold."""
+    return {"failures": count, "breaker": Breaker(failures=count)}
+
+
+TRIPPED = {"failures": 5, "breaker": Breaker(state="open", failures=5, generation=1, opened_at=100.0)}
+COOLDOWN = do.StartCooldownTimer(1, 30.0)
+#: A half-open breaker (generation 2, five failures) that tripped anew.
+TRIPPED_AGAIN = {"failures": 6, "breaker": Breaker(state="open", failures=6, generation=3, opened_at=100.0)}
+COOLDOWN_AGAIN = do.StartCooldownTimer(3, 30.0)
+CLOSES = (91.0, 93.0, 95.0, 97.0, 99.0)
+
+
+def dropping(fault: Fault, *effects: object, **changes: Any) -> Expected:
+    """Aborting, with what comes before the abort and after it split by the word ABORT."""
+    at = effects.index("ABORT")
+    announce = "Announce(before, after, its fault)"
+    orders = (*effects[:at], do.AbortLink(3, fault), *effects[at + 1 :], announce)
+    return then(now.Dropping(3, fault), *orders, last_fault=fault, **changes)
+
+
+EXPECTED: dict[str, Expected] = {
+    # Idle
+    "Idle | StartRequested": then(now.Dialing(1), do.Dial(1), TOLD, breaker=Breaker()),
+    "Idle, GaveUp, Closing, Closed | AdmissionRequested": then(None, do.Refuse(math.inf)),
+    "Idle, GaveUp | StopRequested, drain": then(CLOSED, *END),
+    "Idle, Waiting, GaveUp | StopRequested, no drain": then(CLOSED, *END),
+    # Dialing, and what it shares with others
+    "Dialing | LinkOpened": then(now.Restoring(3), do.ReplayTopology(3), TOLD),
+    "Dialing | DialFailed": then(WAITING, THIRD, TOLD_WHY, last_fault=CAUSE, **failures(2)),
+    "Dialing | DialFailed, permanent": then(WAITING, SLOWEST, TOLD_WHY, last_fault=CAUSE, **failures(2)),
+    "Dialing, Restoring | LinkLost": then(WAITING, THIRD, TOLD_WHY, last_fault=CAUSE, **failures(2)),
+    "Dialing, Restoring | LinkLost, topology refused": then(WAITING, SLOWEST, TOLD_WHY, last_fault=CAUSE),
+    "Dialing | PublishingBlocked": then(now.Dialing(3, blocked=True)),
+    "Dialing, Restoring, Up, Dropping, Waiting | AdmissionRequested": then(None, do.Admit(None)),
+    "Dialing, Restoring, Up, Dropping, Waiting | StopRequested, drain": then(
+        None, do.StartDrainTimer(10.0), TOLD, draining=True
+    ),
+    "Dialing, Restoring | StopRequested, no drain": then(CLOSING, do.CloseLink(3), CLOSE_TIMER, TOLD),
+    "Dialing: blocked | LinkOpened": then(now.Restoring(3, blocked=True), do.ReplayTopology(3), TOLD),
+    "Dialing, Restoring, Up: blocked | PublishingBlocked": then(None),
+    "Dialing: blocked | PublishingUnblocked": then(now.Dialing(3)),
+    "Dialing, Restoring, Up, Dropping, Waiting: draining | StopRequested, drain": then(None),
+    "Dialing, Restoring: draining | StopRequested, no drain / Drained / DrainTimerFired": then(
+        CLOSING, do.CloseLink(3), CANCEL_DRAIN, CLOSE_TIMER, TOLD
+    ),
+    "Dialing: attempts used up | DialFailed": then(GAVE_UP, FAIL, TOLD_WHY, last_fault=CAUSE, **failures(2)),
+    "Dialing, Restoring: attempts used up | LinkLost": then(GAVE_UP, FAIL, TOLD_WHY, last_fault=CAUSE, **failures(2)),
+    "Dialing, Restoring: attempts used up | LinkLost, topology refused": then(
+        GAVE_UP, FAIL, TOLD_WHY, last_fault=CAUSE
+    ),
+    'Dialing: attempts used up, when_exhausted="raise" | DialFailed': then(
+        CLOSED, FAIL, *CANCEL_ALL, TOLD_WHY, FINISH, last_fault=CAUSE, **failures(2)
+    ),
+    'Dialing, Restoring: attempts used up, when_exhausted="raise" | LinkLost': then(
+        CLOSED, FAIL, *CANCEL_ALL, TOLD_WHY, FINISH, last_fault=CAUSE, **failures(2)
+    ),
+    'Dialing, Restoring: attempts used up, when_exhausted="raise" | LinkLost, topology refused': then(
+        CLOSED, FAIL, *CANCEL_ALL, TOLD_WHY, FINISH, last_fault=CAUSE
+    ),
+    "Dialing: draining, attempts used up | DialFailed": then(
+        CLOSED, FAIL, *CANCEL_ALL, TOLD_WHY, do.Finish(), last_fault=CAUSE, **failures(2)
+    ),
+    "Dialing, Restoring: draining, attempts used up | LinkLost": then(
+        CLOSED, FAIL, *CANCEL_ALL, TOLD_WHY, do.Finish(), last_fault=CAUSE, **failures(2)
+    ),
+    "Dialing, Restoring: draining, attempts used up | LinkLost, topology refused": then(
+        CLOSED, FAIL, *CANCEL_ALL, TOLD_WHY, do.Finish(), last_fault=CAUSE
+    ),
+    "Dialing: one failure short of the threshold | DialFailed": then(
+        WAITING, THIRD, COOLDOWN, TOLD_WHY, last_fault=CAUSE, **TRIPPED
+    ),
+    "Dialing: one failure short of the threshold | DialFailed, permanent": then(
+        WAITING, SLOWEST, COOLDOWN, TOLD_WHY, last_fault=CAUSE, **TRIPPED
+    ),
+    "Dialing, Restoring: one failure short of the threshold | LinkLost": then(
+        WAITING, THIRD, COOLDOWN, TOLD_WHY, last_fault=CAUSE, **TRIPPED
+    ),
+    "Dialing, Restoring: one failure short of the threshold | LinkLost, topology refused": then(
+        WAITING, SLOWEST, TOLD_WHY, last_fault=CAUSE
+    ),
+    "Dialing, Restoring, Up, Dropping, Waiting: breaker open | AdmissionRequested": then(None, do.Refuse(20.0)),
+    "Dialing, Restoring, Up, Dropping, Waiting, GaveUp: breaker open | CooldownTimerFired": then(
+        None, breaker=Breaker(state="half_open", failures=5, generation=2, opened_at=90.0)
+    ),
+    "Dialing, Restoring, Up, Dropping, Waiting: breaker open, cooldown over | AdmissionRequested": then(
+        None,
+        do.Admit(Permit(2, 1)),
+        do.CancelTimer("cooldown"),
+        breaker=Breaker(
+            state="half_open", failures=5, generation=2, opened_at=70.0, outstanding=frozenset({1}), issued=1
+        ),
+    ),
+    "Dialing: breaker half open | DialFailed": then(
+        WAITING, THIRD, COOLDOWN_AGAIN, TOLD_WHY, last_fault=CAUSE, **TRIPPED_AGAIN
+    ),
+    "Dialing: breaker half open | DialFailed, permanent": then(
+        WAITING, SLOWEST, COOLDOWN_AGAIN, TOLD_WHY, last_fault=CAUSE, **TRIPPED_AGAIN
+    ),
+    "Dialing, Restoring: breaker half open | LinkLost": then(
+        WAITING, THIRD, COOLDOWN_AGAIN, TOLD_WHY, last_fault=CAUSE, **TRIPPED_AGAIN
+    ),
+    "Dialing, Restoring: breaker half open | LinkLost, topology refused": then(
+        WAITING, SLOWEST, TOLD_WHY, last_fault=CAUSE
+    ),
+    "Dialing, Restoring, Up, Dropping, Waiting: breaker half open | AdmissionRequested": then(
+        None,
+        do.Admit(Permit(2, 1)),
+        breaker=Breaker(
+            state="half_open", failures=5, generation=2, opened_at=70.0, outstanding=frozenset({1}), issued=1
+        ),
+    ),
+    "Dialing, Restoring, Up, Dropping, Waiting: breaker half open, probe out | AdmissionRequested": then(
+        None, do.Refuse(1.0)
+    ),
+    "Dialing, Restoring, Up, Dropping, Waiting, GaveUp: breaker half open, probe out | PermitReleased": then(
+        None, breaker=Breaker(state="half_open", failures=5, generation=2, opened_at=70.0, issued=1)
+    ),
+    # Restoring
+    "Restoring | TopologyRestored": then(UP, do.OpenGate(3), do.StartStableTimer(3, 10.0), TOLD),
+    "Restoring | LinkLost, orderly": then(WAITING, THIRD, TOLD_WHY, last_fault=CAUSE),
+    "Restoring, Up | ChannelClosed": then(None, last_fault=CAUSE, channel_closes=(100.0,)),
+    "Restoring | PublishingBlocked": then(now.Restoring(3, blocked=True)),
+    "Restoring: blocked | TopologyRestored": then(UP_BLOCKED, do.PauseGate(3), do.StartStableTimer(3, 10.0), TOLD),
+    "Restoring: blocked | PublishingUnblocked": then(now.Restoring(3)),
+    "Restoring: five channels closed within 10 s | ChannelClosed": dropping(
+        STORM, "ABORT", channel_closes=(*CLOSES, 100.0)
+    ),
+    "Restoring: attempts used up | LinkLost, orderly": then(GAVE_UP, FAIL, TOLD_WHY, last_fault=CAUSE),
+    'Restoring: attempts used up, when_exhausted="raise" | LinkLost, orderly': then(
+        CLOSED, FAIL, *CANCEL_ALL, TOLD_WHY, FINISH, last_fault=CAUSE
+    ),
+    "Restoring: draining, attempts used up | LinkLost, orderly": then(
+        CLOSED, FAIL, *CANCEL_ALL, TOLD_WHY, do.Finish(), last_fault=CAUSE
+    ),
+    "Restoring: one failure short of the threshold | LinkLost, orderly": then(
+        WAITING, THIRD, TOLD_WHY, last_fault=CAUSE
+    ),
+    "Restoring: breaker open | TopologyRestored": then(
+        UP,
+        do.OpenGate(3),
+        do.StartStableTimer(3, 10.0),
+        do.CancelTimer("cooldown"),
+        TOLD,
+        breaker=Breaker(state="half_open", failures=5, generation=2, opened_at=90.0),
+    ),
+    "Restoring: breaker half open | LinkLost, orderly": then(WAITING, THIRD, TOLD_WHY, last_fault=CAUSE),
+    # Up
+    "Up | LinkLost": then(WAITING, SHUT, CANCEL_STABLE, THIRD, TOLD_WHY, last_fault=CAUSE, **failures(2)),
+    "Up | LinkLost, orderly": then(WAITING, SHUT, CANCEL_STABLE, THIRD, TOLD_WHY, last_fault=CAUSE),
+    "Up | LinkLost, topology refused": then(WAITING, SHUT, CANCEL_STABLE, SLOWEST, TOLD_WHY, last_fault=CAUSE),
+    "Up | StableTimerFired": then(UP_PROVEN, attempts=0),
+    "Up | PublishConfirmed": then(UP_PROVEN, CANCEL_STABLE, attempts=0, **failures(0)),
+    "Up | PublishNacked": then(None, **failures(2)),
+    "Up | ConfirmOverdue": dropping(OVERDUE, do.ShutGate(3, OVERDUE), CANCEL_STABLE, "ABORT", **failures(2)),
+    "Up | PublishingBlocked": then(UP_BLOCKED, do.PauseGate(3), TOLD),
+    "Up | StopRequested, no drain": then(CLOSING, do.PauseGate(3), CANCEL_STABLE, do.CloseLink(3), CLOSE_TIMER, TOLD),
+    "Up: blocked | StableTimerFired": then(now.Up(3, blocked=True, proven=True), attempts=0),
+    "Up: blocked | PublishConfirmed": then(
+        now.Up(3, blocked=True, proven=True), CANCEL_STABLE, attempts=0, **failures(0)
+    ),
+    "Up: blocked | ConfirmOverdue": then(None),
+    "Up: blocked | PublishingUnblocked": then(UP, do.OpenGate(3), TOLD),
+    "Up: blocked | StopRequested, no drain": then(CLOSING, CANCEL_STABLE, do.CloseLink(3), CLOSE_TIMER, TOLD),
+    "Up: proven | LinkLost": then(WAITING, SHUT, FIRST, TOLD_WHY, last_fault=CAUSE, **failures(2)),
+    "Up: proven | LinkLost, orderly": then(WAITING, SHUT, FIRST, TOLD_WHY, last_fault=CAUSE),
+    "Up: proven | LinkLost, topology refused": then(WAITING, SHUT, SLOWEST, TOLD_WHY, last_fault=CAUSE),
+    "Up: proven | StableTimerFired": then(None),
+    "Up: proven | PublishConfirmed": then(None, **failures(0)),
+    "Up: proven | ConfirmOverdue": dropping(OVERDUE, do.ShutGate(3, OVERDUE), "ABORT", **failures(2)),
+    "Up: proven | PublishingBlocked": then(now.Up(3, blocked=True, proven=True), do.PauseGate(3), TOLD),
+    "Up: proven | StopRequested, no drain": then(CLOSING, do.PauseGate(3), do.CloseLink(3), CLOSE_TIMER, TOLD),
+    "Up: proven, no failures | PublishConfirmed": then(None),
+    "Up: five channels closed within 10 s | ChannelClosed": dropping(
+        STORM, do.ShutGate(3, STORM), CANCEL_STABLE, "ABORT", channel_closes=(*CLOSES, 100.0)
+    ),
+    "Up: draining | StopRequested, no drain / Drained / DrainTimerFired": then(
+        CLOSING, do.PauseGate(3), CANCEL_STABLE, do.CloseLink(3), CANCEL_DRAIN, CLOSE_TIMER, TOLD
+    ),
+    "Up: attempts used up | LinkLost": then(
+        GAVE_UP, SHUT, CANCEL_STABLE, FAIL, TOLD_WHY, last_fault=CAUSE, **failures(2)
+    ),
+    "Up: attempts used up | LinkLost, orderly / LinkLost, topology refused": then(
+        GAVE_UP, SHUT, CANCEL_STABLE, FAIL, TOLD_WHY, last_fault=CAUSE
+    ),
+    'Up: attempts used up, when_exhausted="raise" | LinkLost': then(
+        CLOSED, SHUT, CANCEL_STABLE, FAIL, *CANCEL_ALL, TOLD_WHY, FINISH, last_fault=CAUSE, **failures(2)
+    ),
+    'Up: attempts used up, when_exhausted="raise" | LinkLost, orderly / LinkLost, topology refused': then(
+        CLOSED, SHUT, CANCEL_STABLE, FAIL, *CANCEL_ALL, TOLD_WHY, FINISH, last_fault=CAUSE
+    ),
+    "Up: draining, attempts used up | LinkLost": then(
+        CLOSED, SHUT, CANCEL_STABLE, FAIL, *CANCEL_ALL, TOLD_WHY, do.Finish(), last_fault=CAUSE, **failures(2)
+    ),
+    "Up: draining, attempts used up | LinkLost, orderly / LinkLost, topology refused": then(
+        CLOSED, SHUT, CANCEL_STABLE, FAIL, *CANCEL_ALL, TOLD_WHY, do.Finish(), last_fault=CAUSE
+    ),
+    "Up: one failure short of the threshold | LinkLost": then(
+        WAITING, SHUT, CANCEL_STABLE, THIRD, COOLDOWN, TOLD_WHY, last_fault=CAUSE, **TRIPPED
+    ),
+    "Up: one failure short of the threshold | LinkLost, orderly": then(
+        WAITING, SHUT, CANCEL_STABLE, THIRD, TOLD_WHY, last_fault=CAUSE
+    ),
+    "Up: one failure short of the threshold | LinkLost, topology refused": then(
+        WAITING, SHUT, CANCEL_STABLE, SLOWEST, TOLD_WHY, last_fault=CAUSE
+    ),
+    "Up: one failure short of the threshold | PublishNacked": then(None, COOLDOWN, **TRIPPED),
+    "Up: one failure short of the threshold | PublishNacked, a probe": then(None, failures=5),
+    "Up: one failure short of the threshold | ConfirmOverdue": dropping(
+        OVERDUE, do.ShutGate(3, OVERDUE), CANCEL_STABLE, "ABORT", COOLDOWN, **TRIPPED
+    ),
+    "Up: breaker half open | LinkLost": then(
+        WAITING, SHUT, CANCEL_STABLE, THIRD, COOLDOWN_AGAIN, TOLD_WHY, last_fault=CAUSE, **TRIPPED_AGAIN
+    ),
+    "Up: breaker half open | LinkLost, orderly": then(WAITING, SHUT, CANCEL_STABLE, THIRD, TOLD_WHY, last_fault=CAUSE),
+    "Up: breaker half open | LinkLost, topology refused": then(
+        WAITING, SHUT, CANCEL_STABLE, SLOWEST, TOLD_WHY, last_fault=CAUSE
+    ),
+    "Up: breaker half open | ConfirmOverdue": dropping(
+        OVERDUE, do.ShutGate(3, OVERDUE), CANCEL_STABLE, "ABORT", COOLDOWN_AGAIN, **TRIPPED_AGAIN
+    ),
+    "Up: breaker half open, probe out | PublishConfirmed, a probe": then(
+        UP_PROVEN, CANCEL_STABLE, attempts=0, failures=0, breaker=Breaker(generation=3)
+    ),
+    "Up: breaker half open, probe out | PublishNacked, a probe": then(None, COOLDOWN_AGAIN, **TRIPPED_AGAIN),
+    # Dropping
+    "Dropping | LinkLost / LinkClosed": then(WAITING, THIRD, TOLD_WHY, last_fault=CAUSE),
+    "Dropping | StopRequested, no drain": then(CLOSING, CLOSE_TIMER, TOLD),
+    "Dropping: draining | StopRequested, no drain / Drained / DrainTimerFired": then(
+        CLOSING, CANCEL_DRAIN, CLOSE_TIMER, TOLD
+    ),
+    "Dropping: attempts used up | LinkLost / LinkClosed": then(GAVE_UP, FAIL, TOLD_WHY, last_fault=CAUSE),
+    'Dropping: attempts used up, when_exhausted="raise" | LinkLost / LinkClosed': then(
+        CLOSED, FAIL, *CANCEL_ALL, TOLD_WHY, FINISH, last_fault=CAUSE
+    ),
+    "Dropping: draining, attempts used up | LinkLost / LinkClosed": then(
+        CLOSED, FAIL, *CANCEL_ALL, TOLD_WHY, do.Finish(), last_fault=CAUSE
+    ),
+    # Waiting, GaveUp, Closing, Closed
+    "Waiting | RetryTimerFired": then(now.Dialing(4), *NEXT_DIAL, attempts=3),
+    "Waiting | ReconnectRequested": then(
+        now.Dialing(4), do.CancelTimer("retry"), *NEXT_DIAL, attempts=3, hinted_at=100.0
+    ),
+    "Waiting, GaveUp: hinted within the second | ReconnectRequested": then(None),
+    "Waiting: draining | Drained / DrainTimerFired": then(CLOSED, *END),
+    "GaveUp | ReconnectRequested": then(now.Dialing(4), *NEXT_DIAL, attempts=0, hinted_at=100.0),
+    "Closing | LinkOpened": then(None, do.CloseLink(3)),
+    "Closing | DialFailed / LinkLost / LinkClosed": then(CLOSED, *END),
+    "Closing | CloseTimerFired": then(
+        now.Closing(3, aborted=True), do.AbortLink(3, UNANSWERED), do.StartCloseTimer(3, 1.0)
+    ),
+    "Closing: aborted | CloseTimerFired": then(CLOSED, *END),
+}
+
+
+def expected_step(row: table.Row, expected: Expected) -> Step:
+    """Put the row's own state and fault in the places that its line leaves open."""
+    before = row.record
+    cause = before.state.fault if isinstance(before.state, now.Dropping) else getattr(row.event, "fault", None)
+    after = before.state if expected.state is None else expected.state
+    if isinstance(before.state, now.Idle) and isinstance(after, now.Closed):
+        after = now.Closed(0)
+    changes: dict[str, Any] = {name: cause if value is CAUSE else value for name, value in expected.changes.items()}
+    if after != before.state or changes:
+        record = evolve(before, state=after, at=100.0, **changes)
+    else:
+        record = before
+    fill: dict[str, do.Effect] = {
+        TOLD: do.Announce(before.state, after),
+        TOLD_WHY: do.Announce(before.state, after, cause),
+        "Announce(before, after, its fault)": do.Announce(before.state, after, record.last_fault),
+    }
+    if cause is not None:
+        fill |= {SHUT: do.ShutGate(3, cause), FAIL: do.FailPending(cause), FINISH: do.Finish(cause)}
+    effects = tuple(fill[effect] if isinstance(effect, str) else effect for effect in expected.effects)
+    return Step(record, effects)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("line", table.lines(), ids=lambda line: line.name)
+def test_line(line: table.Line) -> None:
+    """The machine answers as the line of the table says, in every state that the line names."""
+    for row in line.rows:
+        expected = expected_step(row, EXPECTED[line.name])
+
+        assert expected == row.step
+
+
+def test_every_expectation_belongs_to_a_line() -> None:
+    """No line can vanish from the table unnoticed."""
+    assert set(EXPECTED) == {line.name for line in table.lines()}

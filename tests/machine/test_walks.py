@@ -1,0 +1,489 @@
+"""A guided walk: nine events in ten are about the live link, and a naive model of the world says what must come out.
+
+Random lists of events pass with a planted bug (a `PublishingBlocked` forgotten while `Restoring`), since they hardly ever
+get a link up; a walk that follows the machine's own orders finds it at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from warrener.errors import Fault, FaultKind
+from warrener.machine import Backoff, Breaker, Event, Permit, Policy, Record, initial, transition
+from warrener.machine import effects as do
+from warrener.machine import events as on
+from warrener.machine import states as now
+
+LOST = Fault(FaultKind.CONNECTION_LOST, "connection reset")
+SHUTDOWN = Fault(FaultKind.CLOSED_BY_BROKER, "CONNECTION_FORCED", reply_code=320)
+REFUSED = Fault(FaultKind.UNREACHABLE, "connection refused")
+MISMATCH = Fault(FaultKind.TOPOLOGY, "PRECONDITION_FAILED", reply_code=406, entity="queue 'tasks'")
+GONE = Fault(FaultKind.CHANNEL_CLOSED, "NOT_FOUND", reply_code=404)
+
+POLICY = Policy(backoff=Backoff(jitter=0, attempts=4), breaker=Breaker(threshold=3, cooldown=20.0, probes=2))
+
+#: What the machine cannot see: how far the world is with the link that was ordered last.
+NONE, DIALED, OPENED, LET_IN = "no link", "dialed", "opened", "let in"
+
+#: Reports and timers of a link that is gone, from a task or a timer that did not hear of it in time.
+OLD: tuple[Callable[[int, float], Event], ...] = (
+    on.LinkOpened,
+    on.LinkClosed,
+    on.TopologyRestored,
+    on.RetryTimerFired,
+    on.StableTimerFired,
+    on.CloseTimerFired,
+    on.PublishingBlocked,
+    on.PublishingUnblocked,
+    on.ConfirmOverdue,
+    on.PublishConfirmed,
+    on.PublishNacked,
+    lambda link, at: on.LinkLost(link, LOST, at),
+    lambda link, at: on.DialFailed(link, REFUSED, at),
+    lambda link, at: on.ChannelClosed(link, GONE, at),
+)
+
+
+class World(RuleBasedStateMachine):
+    """One producer and its broker. The model: where the link is, what was ordered, and counts kept by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at = 0.0
+        self.log: list[Event] = []
+        self.restart()
+
+    def restart(self) -> None:
+        """A new producer; its predecessor has closed."""
+        self.replay()
+        self.record: Record = initial()
+        self.log = []
+        self.link = 0
+        self.phase = NONE
+        self.ending = False  # told to close or abort the link
+        self.blocked = False
+        self.proven = False
+        self.gate = "shut"
+        self.timers: dict[str, object] = {}
+        self.attempts = 0
+        self.failures = 0
+        self.gave_up = False
+        self.stopped = False
+        self.finished = False
+        self.draining = False
+        self.permits: list[Permit] = []
+        self.storm: list[float] = []
+        self.hinted_at = -10.0
+        self.circuit, self.run, self.out, self.generation = "closed", 0, set[Permit](), 0
+
+    # --- feeding the machine, and doing what it orders ---------------------------------------------------------------
+
+    def feed(self, event: Event) -> tuple[do.Effect, ...]:
+        self.log.append(event)
+        step = transition(self.record, event, POLICY)
+        self.record = step.record
+        for effect in step.effects:
+            self.perform(effect)
+        return step.effects
+
+    def perform(self, effect: do.Effect) -> None:
+        assert not self.finished, f"{effect} after Finish"
+        match effect:
+            case do.Dial(link):
+                assert self.phase is NONE, "a second link"
+                assert link == self.link + 1
+                assert "retry" not in self.timers, "the retry timer still runs"
+                self.link, self.phase, self.ending, self.blocked, self.proven = link, DIALED, False, False, False
+                self.storm = []
+            case do.ReplayTopology(link):
+                assert (link, self.phase) == (self.link, OPENED)
+            case do.OpenGate(link):
+                assert (link, self.phase, self.ending) == (self.link, LET_IN, False)
+                assert self.gate != "open"
+                self.gate = "open"
+            case do.PauseGate(link):
+                assert (link, self.phase) == (self.link, LET_IN)
+                assert self.gate != "paused"
+                self.gate = "paused"
+            case do.ShutGate(link):
+                assert link == self.link
+                assert self.gate != "shut"
+                self.gate = "shut"
+            case do.CloseLink(link) | do.AbortLink(link):
+                assert link == self.link
+                assert self.phase is not NONE
+                self.ending = True
+            case do.StartRetryTimer(link, shortest, longest):
+                assert "retry" not in self.timers
+                assert 0.1 <= shortest == longest <= 60.0
+                self.timers["retry"] = link
+            case do.StartStableTimer(link):
+                self.timers["stable"] = link
+            case do.StartCooldownTimer(generation):
+                self.timers["cooldown"] = generation
+            case do.StartDrainTimer():
+                self.timers["drain"] = True
+            case do.StartCloseTimer(link):
+                self.timers["close"] = link
+            case do.CancelTimer(timer):
+                self.timers.pop(timer, None)
+            case do.FailPending():
+                self.gave_up = True
+            case do.Finish():
+                self.finished = True
+            case do.Announce() | do.Admit() | do.Refuse():
+                pass
+
+    # --- the model's own account ----------------------------------------------------------------------------------------
+
+    def count_failure(self, permit: Permit | None = None, *, of_a_publish: bool = False) -> None:
+        self.failures += 1
+        if of_a_publish and permit is None and self.circuit == "half_open":
+            return
+        if permit is not None and permit not in self.out:
+            return
+        self.run += 1
+        if self.circuit == "half_open" or (self.circuit == "closed" and self.run >= 3):
+            self.enter("open")
+
+    def enter(self, circuit: str) -> None:
+        self.circuit, self.out = circuit, set()
+        self.generation += 1
+
+    @property
+    def alive(self) -> bool:
+        return not self.finished and bool(self.log)
+
+    @property
+    def up(self) -> bool:
+        return self.alive and self.phase is LET_IN and not self.ending
+
+    # --- asked for ----------------------------------------------------------------------------------------------------
+
+    @initialize()
+    def start(self) -> None:
+        self.feed(on.StartRequested(self.at))
+        assert self.phase is DIALED
+
+    @rule()
+    @precondition(lambda self: self.finished)
+    def begin_again(self) -> None:
+        self.restart()
+        self.start()
+
+    def advance(self) -> None:
+        """Do the next thing that goes well, as far as there is one: without this, walks seldom get a link up."""
+        if self.gave_up or self.stopped:
+            return
+        if self.ending:
+            self.is_lost(LOST)
+        elif self.phase is NONE:
+            self.retry_timer_fires()
+        elif self.phase is DIALED:
+            self.opens()
+        elif self.phase is OPENED:
+            self.topology_restored()
+
+    @rule()
+    @precondition(lambda self: self.alive and not self.up)
+    def advances(self) -> None:
+        self.advance()
+
+    @rule()
+    @precondition(lambda self: self.alive and not self.up)
+    def advances_further(self) -> None:
+        self.advance()
+        self.advance()
+
+    @rule()
+    @precondition(lambda self: self.alive and not self.up)
+    def comes_up(self) -> None:
+        for _ in range(3):
+            self.advance()
+
+    @rule(seconds=st.sampled_from((0.1, 1.0, 5.0)))
+    def time_passes(self, seconds: float) -> None:
+        self.at += seconds
+
+    @rule(rarely=st.integers(min_value=0, max_value=3))
+    @precondition(lambda self: self.alive)
+    def hint(self, rarely: int) -> None:
+        if rarely and not self.gave_up:
+            return
+        heeded = self.at - self.hinted_at >= 1.0 and self.phase is NONE and not self.stopped
+        before = self.link
+        revived = self.gave_up
+        self.feed(on.ReconnectRequested(self.at))
+        assert self.link == before + int(heeded)
+        if heeded:
+            self.hinted_at = self.at
+            self.attempts = 0 if revived else self.attempts + 1
+            self.gave_up = False
+
+    @rule(drain=st.booleans(), rarely=st.integers(min_value=0, max_value=7))
+    @precondition(lambda self: self.alive)
+    def stop(self, drain: bool, rarely: int) -> None:
+        if rarely:
+            return
+        if not self.stopped:
+            self.draining = drain and not self.gave_up
+            self.stopped = not self.draining
+        self.feed(on.StopRequested(self.at, drain))
+
+    @rule(rarely=st.integers(min_value=0, max_value=5))
+    @precondition(lambda self: self.alive and self.draining)
+    def drained(self, rarely: int) -> None:
+        if rarely:
+            return
+        self.stopped, self.draining = True, False
+        self.feed(on.Drained(self.at))
+
+    # --- the link -------------------------------------------------------------------------------------------------------
+
+    @rule()
+    @precondition(lambda self: self.alive and self.phase is DIALED)
+    def opens(self) -> None:
+        self.phase = OPENED
+        self.feed(on.LinkOpened(self.link, self.at))
+
+    @rule(permanent=st.booleans())
+    @precondition(lambda self: self.alive and self.phase is DIALED)
+    def dial_fails(self, permanent: bool) -> None:
+        self.phase = NONE
+        if not self.stopped:
+            self.count_failure()
+        fault = Fault(FaultKind.AUTHENTICATION, "refused", reply_code=403) if permanent else REFUSED
+        self.ended(on.DialFailed(self.link, fault, self.at))
+
+    @rule()
+    @precondition(lambda self: self.alive and self.phase is OPENED and not self.ending)
+    def topology_restored(self) -> None:
+        self.phase = LET_IN
+        if self.circuit == "open":
+            self.enter("half_open")
+        self.feed(on.TopologyRestored(self.link, self.at))
+        assert self.gate == ("paused" if self.blocked else "open")
+
+    @rule(fault=st.sampled_from((LOST, LOST, SHUTDOWN, MISMATCH)))
+    @precondition(lambda self: self.alive and self.phase in (OPENED, LET_IN))
+    def is_lost(self, fault: Fault) -> None:
+        if not self.ending and fault is LOST:
+            self.count_failure()
+        self.phase = NONE
+        self.ended(on.LinkLost(self.link, fault, self.at))
+
+    @rule()
+    @precondition(lambda self: self.alive and self.ending and self.stopped and self.phase is not NONE)
+    def is_closed(self) -> None:
+        self.phase = NONE
+        self.ended(on.LinkClosed(self.link, self.at))
+
+    def ended(self, event: Event) -> None:
+        """The link or the dial is gone: a retry within the attempts, otherwise the end, or giving up."""
+        self.ending = False
+        self.feed(event)
+        if self.stopped:
+            assert self.finished
+        elif self.attempts >= 4:
+            assert self.gave_up
+            assert self.finished == self.draining
+        else:
+            assert self.timers["retry"] == self.link
+
+    @rule(blocked=st.booleans())
+    @precondition(lambda self: self.alive and self.phase is not NONE)
+    def blocks_or_unblocks(self, blocked: bool) -> None:
+        self.blocked = blocked
+        event = on.PublishingBlocked if blocked else on.PublishingUnblocked
+        self.feed(event(self.link, self.at))
+
+    @rule()
+    @precondition(lambda self: self.up)
+    def is_lost_while_up(self) -> None:
+        self.is_lost(LOST)
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.up)
+    def confirms(self, data: st.DataObject) -> None:
+        permit = data.draw(st.sampled_from([None, *self.permits[-4:]]))
+        self.proven, self.attempts, self.failures = True, 0, 0
+        if permit is None:
+            self.run = 0
+        elif permit in self.out:
+            self.enter("closed")
+            self.run = 0
+        self.feed(on.PublishConfirmed(self.link, self.at, permit))
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.up)
+    def nacks(self, data: st.DataObject) -> None:
+        permit = data.draw(st.sampled_from([None, *self.permits[-4:]]))
+        self.count_failure(permit, of_a_publish=True)
+        self.feed(on.PublishNacked(self.link, self.at, permit))
+
+    @rule()
+    @precondition(lambda self: self.up)
+    def confirm_is_overdue(self) -> None:
+        if not self.blocked:
+            self.count_failure()
+        self.feed(on.ConfirmOverdue(self.link, self.at))
+        assert self.ending == (not self.blocked)
+
+    @rule()
+    @precondition(lambda self: self.up)
+    def channel_closes(self) -> None:
+        self.storm = [*(at for at in self.storm if self.at - at < 10.0), self.at]
+        self.feed(on.ChannelClosed(self.link, GONE, self.at))
+        assert self.ending == (len(self.storm) > 5)
+
+    # --- timers, and the breaker ------------------------------------------------------------------------------------------
+
+    @rule()
+    @precondition(lambda self: "retry" in self.timers)
+    def retry_timer_fires(self) -> None:
+        link = self.timers.pop("retry")
+        assert link == self.link
+        self.attempts += 1
+        self.feed(on.RetryTimerFired(self.link, self.at))
+        assert self.phase is DIALED
+
+    @rule()
+    @precondition(lambda self: "stable" in self.timers)
+    def stable_timer_fires(self) -> None:
+        assert self.timers.pop("stable") == self.link
+        self.proven, self.attempts = True, 0
+        self.feed(on.StableTimerFired(self.link, self.at))
+
+    @rule()
+    @precondition(lambda self: "cooldown" in self.timers and not self.stopped)
+    def cooldown_timer_fires(self) -> None:
+        generation = self.timers.pop("cooldown")
+        assert (generation, self.circuit) == (self.generation, "open")
+        self.enter("half_open")
+        self.feed(on.CooldownTimerFired(self.generation - 1, self.at))
+
+    @rule()
+    @precondition(lambda self: "drain" in self.timers)
+    def drain_timer_fires(self) -> None:
+        self.timers.pop("drain")
+        self.stopped, self.draining = True, False
+        self.feed(on.DrainTimerFired(self.at))
+
+    @rule()
+    @precondition(lambda self: "close" in self.timers)
+    def close_timer_fires(self) -> None:
+        assert self.timers.pop("close") == self.link
+        self.feed(on.CloseTimerFired(self.link, self.at))
+        assert self.ending or self.finished
+
+    @rule()
+    @precondition(lambda self: self.alive and not self.stopped and not self.gave_up)
+    def is_asked(self) -> None:
+        # The clock of the walk does not drive the cooldown: whoever asks in time is refused, so only half open matters.
+        if self.circuit == "open" and self.at >= (self.record.breaker or Breaker()).opened_at + 20.0:
+            self.enter("half_open")
+        (answer, *_) = self.feed(on.AdmissionRequested(self.at))
+        if self.circuit == "closed":
+            assert answer == do.Admit(None)
+        elif self.circuit == "half_open" and len(self.out) < 2:
+            assert isinstance(answer, do.Admit)
+            assert answer.permit is not None
+            assert answer.permit not in self.permits
+            self.out.add(answer.permit)
+            self.permits.append(answer.permit)
+        else:
+            assert isinstance(answer, do.Refuse)
+            assert 0 < answer.retry_after <= 20.0
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.alive and not self.stopped and self.permits)
+    def permit_comes_back(self, data: st.DataObject) -> None:
+        permit = data.draw(st.sampled_from(self.permits[-4:]))
+        self.out.discard(permit)
+        self.feed(on.PermitReleased(permit, self.at))
+
+    # --- one event in ten is about an old link ------------------------------------------------------------------------------
+
+    @rule(make=st.sampled_from(OLD))
+    @precondition(lambda self: self.alive and self.link > 1)
+    def something_old(self, make: Callable[[int, float], Event]) -> None:
+        before = self.record
+        assert self.feed(make(self.link - 1, self.at)) == ()
+        assert self.record is before
+
+    # --- what must always be true ---------------------------------------------------------------------------------------------
+
+    @invariant()
+    def the_counts_agree(self) -> None:
+        if self.stopped or self.finished:
+            return
+        assert (self.record.attempts, self.record.failures) == (self.attempts, self.failures)
+
+    @invariant()
+    def the_breaker_agrees(self) -> None:
+        breaker = self.record.breaker
+        if breaker is None or self.stopped or self.finished:
+            return
+        assert (breaker.state, breaker.failures) == (self.circuit, self.run)
+        assert {permit.number for permit in self.out} == breaker.outstanding
+
+    @invariant()
+    def the_gate_follows_the_link(self) -> None:
+        if self.up and not self.stopped:
+            assert self.gate == ("paused" if self.blocked else "open")
+        elif self.phase is NONE or self.phase is DIALED or self.phase is OPENED:
+            assert self.gate == "shut" or self.stopped
+
+    @invariant()
+    def every_wait_has_its_timer(self) -> None:
+        """Nothing is waited for without a bound, and no timer runs that nobody waits for (I19)."""
+        state = self.record.state
+        assert ("retry" in self.timers) == isinstance(state, now.Waiting)
+        assert ("stable" in self.timers) == (isinstance(state, now.Up) and not state.proven)
+        assert ("drain" in self.timers) == (self.draining and not self.finished)
+        assert ("close" in self.timers) == isinstance(state, now.Closing)
+        if self.finished:
+            assert not self.timers
+        elif not self.stopped:
+            assert ("cooldown" in self.timers) == (self.circuit == "open")
+
+    @invariant()
+    def the_state_is_where_the_world_is(self) -> None:
+        state = self.record.state
+        if self.finished:
+            assert state == now.Closed(self.link)
+        elif not self.log:
+            assert state == now.Idle()
+        elif self.stopped:
+            assert state.link == self.link
+            assert isinstance(state, now.Closing)
+        elif self.ending:
+            assert isinstance(state, now.Dropping)
+        elif self.phase is LET_IN:
+            assert state == now.Up(self.link, self.blocked, self.proven)
+        elif self.phase is OPENED:
+            assert state == now.Restoring(self.link, self.blocked)
+        elif self.phase is DIALED:
+            assert state == now.Dialing(self.link, self.blocked)
+        else:
+            assert state == (now.GaveUp(self.link) if self.gave_up else now.Waiting(self.link))
+
+    def teardown(self) -> None:
+        self.replay()
+
+    def replay(self) -> None:
+        """Folding the log of events from the start gives the same record (I39)."""
+        if not self.log:
+            return
+        record = initial()
+        for event in self.log:
+            record = transition(record, event, POLICY).record
+        assert record == self.record
+
+
+TestWorld = World.TestCase
+TestWorld.settings = settings(stateful_step_count=100)

@@ -1,0 +1,204 @@
+"""The service as its users see it: a program with an address, signals, a log and an exit status."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import threading
+
+import httpx
+import pytest
+
+HEALTH = "/v1/ml/analytics/health"
+SUMMARIZE = {"share_id": "s", "content": {"text": "x"}}
+#: Backoff that is over in a moment.
+IMPATIENT = {"WARRENER_BACKOFF_INITIAL": "0.01", "WARRENER_BACKOFF_CAP": "0.01", "WARRENER_BACKOFF_MIN_GAP": "0.01"}
+
+
+def test_an_absent_broker_at_start_does_not_end_the_process(start_service, dead_url) -> None:
+    """Original mistake: broker absent at start killing the process. Health says 503, liveness 200."""
+    service = start_service(dead_url)
+    with httpx.Client(base_url=service.url) as http:
+        assert (503, 200, 503) == tuple(http.get(path).status_code for path in (HEALTH, "/livez", "/readyz"))
+        assert http.get(HEALTH).json()["healthy"] is False
+        assert "ml_producer_connection_state" in http.get("/metrics").text
+    service.signal(signal.SIGTERM)
+    assert 0 == service.wait_end()
+
+
+def test_a_producer_that_gave_up_ends_the_process_with_status_75(start_service, dead_url) -> None:
+    """Original mistake: dead for good after the 10th attempt with nobody told. The process manager is told."""
+    service = start_service(dead_url, {**IMPATIENT, "WARRENER_BACKOFF_ATTEMPTS": "3"})
+    line = json.loads(service.wait_log("gave up, ending"))
+    assert (75, "error") == (service.wait_end(), line["level"])
+
+
+def test_sighup_revives_a_producer_that_gave_up_and_health_names_it(start_service, dead_url) -> None:
+    """With when_exhausted=stay the service waits for an operator; `reconnect()` is one signal away."""
+    environment = {**IMPATIENT, "WARRENER_BACKOFF_ATTEMPTS": "2", "WARRENER_WHEN_EXHAUSTED": "stay"}
+    service = start_service(dead_url, environment)
+    with httpx.Client(base_url=service.url) as http:
+        service.wait_log("-> gaveup")
+        answer = http.get(HEALTH)
+        assert (503, "gave up") == (answer.status_code, answer.headers["producer-condition"])
+        refused = http.post("/v1/ml/tasks/embed", json=SUMMARIZE)
+        assert (503, "60", False) == (
+            refused.status_code, refused.headers["retry-after"], refused.json()["may_have_been_delivered"],
+        )  # fmt: skip
+        service.signal(signal.SIGHUP)
+        service.wait_log("SIGHUP: a hint")
+        service.wait_log("gaveup -> dialing")
+
+
+def test_sigterm_settles_what_was_accepted_and_answers_it(start_service, dead_url) -> None:
+    """Original mistake: shutdown dropping queued messages. The waiting client is told, then the process ends."""
+    service = start_service(dead_url, {"WARRENER_DRAIN_TIMEOUT": "1"})
+    answers: list[httpx.Response] = []
+    poster = threading.Thread(
+        target=lambda: answers.append(httpx.post(f"{service.url}/v1/ml/tasks/embed", json=SUMMARIZE, timeout=30))
+    )
+    with httpx.Client(base_url=service.url) as http:
+        poster.start()
+        while "warrener_buffered 1.0" not in http.get("/metrics").text:
+            pass
+    service.signal(signal.SIGTERM)
+    poster.join(timeout=30)
+    assert 0 == service.wait_end()
+    assert (503, False) == (answers[0].status_code, answers[0].json()["may_have_been_delivered"])
+    assert any("1 not sent" in line for line in service.lines)
+
+
+def test_a_second_signal_aborts(start_service, dead_url) -> None:
+    """The first waits for what was accepted; the second does not."""
+    service = start_service(dead_url, {"WARRENER_DRAIN_TIMEOUT": "20"})
+    with httpx.Client(base_url=service.url) as http, socket.create_connection(address_of(service.url)) as client:
+        client.sendall(request_octets("embed", SUMMARIZE))
+        while "warrener_buffered 1.0" not in http.get("/metrics").text:
+            pass
+        service.signal(signal.SIGTERM)
+        service.wait_log("SIGTERM: shutting down")
+        service.signal(signal.SIGTERM)
+        assert 128 + signal.SIGTERM == service.wait_end()
+
+
+def test_a_browser_that_reads_nothing_does_not_hold_up_the_end(start_service, dead_url) -> None:
+    """Watchers of the status page are sent home at SIGTERM, well before any deadline."""
+    service = start_service(dead_url)
+    with socket.create_connection(address_of(service.url)) as watcher:
+        watcher.sendall(b"GET /v1/ml/analytics/events HTTP/1.1\r\nHost: x\r\n\r\n")
+        watcher.settimeout(30)
+        assert b"200" in watcher.recv(100)
+        service.signal(signal.SIGTERM)
+        assert 0 == service.wait_end()
+    assert not any("longer than" in line for line in service.lines)
+
+
+def test_wrong_settings_end_the_start_in_one_line(start_service) -> None:
+    """Status 2, the setting by name, no traceback, no secret."""
+    service = start_service("amqp://ml:s3cr3t@localhost/", {"PREFERRED_STT": "gpu"})
+    assert 2 == service.wait_end()
+    assert ["warrener serve: PREFERRED_STT must be api or local, not 'gpu'\n"] == service.lines
+
+
+def test_a_taken_address_ends_the_start_in_one_line(start_service, dead_url) -> None:
+    """Status 1 and the address."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        bind = f"127.0.0.1:{taken.getsockname()[1]}"
+        service = start_service(dead_url, bind=bind)
+        assert 1 == service.wait_end()
+    assert [f"warrener serve: cannot listen on {bind}: Address already in use\n"] == service.lines
+
+
+def test_each_line_of_the_json_log_is_one_object_without_secrets(start_service, dead_url) -> None:
+    """Machines read it line by line; credentials are in none."""
+    service = start_service(dead_url)
+    assert service.url
+    service.signal(signal.SIGTERM)
+    assert 0 == service.wait_end()
+    for line in service.lines:
+        assert {"time", "level", "logger", "message"} == set(json.loads(line))
+        assert "nothing" not in line
+
+
+def address_of(url: str) -> tuple[str, int]:
+    host, _, port = url.removeprefix("http://").rpartition(":")
+    return host, int(port)
+
+
+def request_octets(task: str, body: dict[str, object]) -> bytes:
+    content = json.dumps(body).encode()
+    head = f"POST /v1/ml/tasks/{task} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    return head.encode() + content
+
+
+# --- with a real broker ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.broker
+@pytest.mark.full
+def test_every_202_is_in_a_queue_after_an_outage(start_service, rabbitmq) -> None:
+    """Killed and restarted under load: each 202 is in the queue at the end, each 503 is not, nobody waits for ever."""
+    service = start_service(rabbitmq.url, request_timeout="5")
+    confirmed: set[str] = set()
+    refused: set[str] = set()
+    unknown: set[str] = set()
+    stop = threading.Event()
+
+    address = service.url
+
+    def submit() -> None:
+        with httpx.Client(base_url=address, timeout=15) as http:
+            while not stop.is_set():
+                answer = http.post("/v1/ml/tasks/embed", json=SUMMARIZE)
+                where = {202: confirmed, 503: refused, 504: unknown}[answer.status_code]
+                where.add(answer.json()["task_id"])
+
+    service.wait_log("-> up")
+    # A broker that is killed within a second of the declarations can lose a quorum queue's leader for good; what is
+    # asked here is what becomes of queues that have lived. An orderly restart writes them down.
+    rabbitmq.restart()
+    service.wait_log("-> up")
+    clients = [threading.Thread(target=submit) for _ in range(4)]
+    for thread in clients:
+        thread.start()
+    with httpx.Client(base_url=service.url) as http:
+        wait_for_more(confirmed, 50)
+        assert 200 == http.get(HEALTH).status_code
+        rabbitmq.kill()
+        service.wait_log("-> waiting")
+        assert 503 == http.get(HEALTH).status_code
+        rabbitmq.start()
+        service.wait_log("-> up")
+        wait_for_more(confirmed, 50)
+        stop.set()
+        for thread in clients:
+            thread.join(timeout=30)
+        assert 200 == http.get(HEALTH).status_code
+    service.signal(signal.SIGTERM)
+    assert 0 == service.wait_end()
+    in_queue = task_ids(rabbitmq.url, "ml.embed")
+    assert set() == confirmed - in_queue
+    assert set() == refused & in_queue
+    assert in_queue <= confirmed | unknown
+
+
+def wait_for_more(found: set[str], more: int) -> None:
+    target = len(found) + more
+    waiting = threading.Event()
+    for _ in range(600):
+        if len(found) >= target:
+            return
+        waiting.wait(0.05)
+    raise AssertionError(f"no {more} more were confirmed")
+
+
+def task_ids(url: str, name: str) -> set[str]:
+    """Empty a queue with an independent client."""
+    from kombu import Connection
+
+    found: set[str] = set()
+    with Connection(url.replace("amqp://", "pyamqp://")) as connection, connection.channel() as channel:
+        while (message := channel.basic_get(name, no_ack=True)) is not None:
+            found.add(message.headers["id"])
+    return found

@@ -1,0 +1,43 @@
+"""The public surface as type checkers see it: checked by mypy and pyright, never run."""
+
+from __future__ import annotations
+
+import math
+from typing import assert_type
+
+import anyio
+import trio
+
+import warrener
+
+
+async def as_a_block() -> None:
+    async with warrener.open_producer("amqp://localhost/", heartbeat=10, breaker=None) as producer:
+        assert_type(producer, warrener.Producer)
+        assert_type(await producer.publish(b"x", routing_key="tasks", timeout=math.inf), warrener.Receipt)
+        assert_type(await producer.publish(warrener.Message(b"x", headers={"a": [1, "b", None]})), warrener.Receipt)
+        await producer.publish("text")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        await producer.publish(b"x", rooting_key="typo")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+        outcomes = await producer.publish_many([warrener.Message(b"x")])
+        assert_type(outcomes, list[warrener.Receipt | warrener.PublishError])
+        assert_type(await producer.publish_nowait(b"x").wait(), warrener.Receipt)
+        assert_type(producer.status().connection_state, warrener.ConnectionState)
+        assert_type(producer.reconnect(), bool)
+        assert_type(await producer.aclose(), warrener.ClosingReport)
+
+
+async def as_a_component() -> None:
+    producer = warrener.Producer("amqp://localhost/", topology=(warrener.Queue("tasks"),), driver="aiormq")
+    async with trio.open_nursery() as nursery:
+        await nursery.start(producer.run)
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(producer.run)
+
+
+async def looking(producer: warrener.Producer) -> None:
+    async with producer.changes() as changes:
+        async for status in changes:
+            assert_type(status, warrener.Status)
+    async with producer.outcomes() as outcomes:
+        async for outcome in outcomes:
+            assert_type(outcome.result, warrener.Receipt | warrener.PublishError)

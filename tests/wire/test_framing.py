@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pamqp import commands
+
+from tests.wire.far_side import ack, nack, octets
+from warrener.wire.codec import Malformed
+from warrener.wire.framing import FLOOR, HEARTBEAT, Parser, frame
+
+STREAM = b"".join(
+    (
+        octets(commands.Channel.OpenOk(), 1),
+        ack(1),
+        HEARTBEAT,
+        nack(7, multiple=True, channel=3),
+        frame(3, 1, b"\xce" * 20),
+        frame(2, 1, b""),
+        ack(2**63 - 1, multiple=True),
+        HEARTBEAT,
+    )
+)
+SEEN: list[tuple[Any, ...]] = [
+    ("frame", 1, 1, bytes(octets(commands.Channel.OpenOk(), 1)[7:-1])),
+    ("ack", 1, 1, False),
+    ("nack", 3, 7, True),
+    ("frame", 3, 1, b"\xce" * 20),
+    ("frame", 2, 1, b""),
+    ("ack", 1, 2**63 - 1, True),
+]
+
+
+def recording_parser() -> tuple[Parser, list[tuple[Any, ...]]]:
+    """A parser, and the list in which its calls are noted."""
+    log: list[tuple[Any, ...]] = []
+    parser = Parser(
+        lambda *confirm: log.append(("ack", *confirm)),
+        lambda *confirm: log.append(("nack", *confirm)),
+        lambda kind, channel, payload: log.append(("frame", kind, channel, bytes(payload))),
+    )
+    return parser, log
+
+
+def test_whole() -> None:
+    """One piece gives all frames in order, confirms by the short way."""
+    parser, log = recording_parser()
+    parser.feed(STREAM)
+    assert log == SEEN
+    assert parser.residue == 0
+
+
+@pytest.mark.parametrize("at", range(len(STREAM)))
+def test_cut_anywhere(at: int) -> None:
+    """Two pieces give what one gives, wherever the cut is."""
+    parser, log = recording_parser()
+    parser.feed(STREAM[:at])
+    parser.feed(STREAM[at:])
+    assert log == SEEN
+
+
+def test_octet_by_octet_with_another_frame_begun() -> None:
+    """Single octets give what one piece gives; an unfinished frame is kept and not reported."""
+    parser, log = recording_parser()
+    for octet in STREAM + ack(9)[:-1]:
+        parser.feed(bytes([octet]))
+    assert log == SEEN
+    assert parser.residue == len(ack(9)) - 1
+
+
+@given(st.lists(st.integers(0, len(STREAM)), max_size=12))
+def test_any_split(cuts: list[int]) -> None:
+    """Any split gives what one piece gives (I3)."""
+    parser, log = recording_parser()
+    at = 0
+    for cut in [*sorted(cuts), len(STREAM)]:
+        parser.feed(STREAM[at:cut])
+        at = cut
+    assert log == SEEN
+
+
+def test_completions_count_ends_of_frames_only() -> None:
+    """Octets that end no frame leave `completions` as it is: what a frame's deadline rests on."""
+    parser, _ = recording_parser()
+    parser.feed(ack(1)[:20])
+    assert parser.completions == 0
+    parser.feed(ack(1)[20:])
+    assert parser.completions == 1
+
+
+@pytest.mark.parametrize(
+    ("header", "why"),
+    [
+        (b"\x01\x00\x00\x00\x00\x1f\xf9", "larger than"),  # one octet over the floor
+        (b"\x03\x00\x01\xff\xff\xff\xff", "larger than"),
+        (b"\x00\x00\x00\x00\x00\x00\x00", "unknown type"),
+        (b"\x04\x00\x01\x00\x00\x00\x08", "unknown type"),
+        (b"AMQP\x00\x00\x09", "unknown type"),
+        (b"\x08\x00\x01\x00\x00\x00\x00", "heartbeat"),
+        (b"\x08\x00\x00\x00\x00\x00\x01", "heartbeat"),
+        (b"\x02\x00\x00\x00\x00\x00\x0e", "channel 0"),
+        (b"\x03\x00\x00\x00\x00\x00\x01", "channel 0"),
+    ],
+)
+def test_judged_by_seven_octets(header: bytes, why: str) -> None:
+    """A frame that cannot be legal is refused with the seventh octet, before anything of it is kept."""
+    parser, log = recording_parser()
+    parser.feed(header[:6])
+    with pytest.raises(Malformed, match=why):
+        parser.feed(header[6:])
+    assert log == []
+    assert parser.residue == 0
+
+
+def test_largest_frame() -> None:
+    """A frame of exactly the cap is legal."""
+    parser, log = recording_parser()
+    parser.feed(frame(1, 1, bytes(FLOOR - 8)))
+    assert [entry[:3] for entry in log] == [("frame", 1, 1)]
+
+
+def test_frames_before_the_illegal_one_count() -> None:
+    """What came whole before an illegal frame was reported (confirms in it are true)."""
+    parser, log = recording_parser()
+    with pytest.raises(Malformed, match="in place of 0xce"):
+        parser.feed(ack(1) + ack(2)[:-1] + b"\x00")
+    assert log == [("ack", 1, 1, False)]
+
+
+@given(st.binary(max_size=200))
+def test_residue_is_bounded(data: bytes) -> None:
+    """Whatever comes, no more than the cap is held."""
+    parser, _ = recording_parser()
+    try:
+        for at in range(0, len(data), 7):
+            parser.feed(data[at : at + 7])
+            assert parser.residue <= FLOOR
+    except Malformed:
+        assert parser.residue == 0

@@ -1,0 +1,274 @@
+"""A hostile broker, or anyone on the path without TLS: every trick ends in a named fault, and costs no memory."""
+
+from __future__ import annotations
+
+import struct
+import tracemalloc
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pamqp import commands
+from pamqp.body import ContentBody
+from pamqp.header import ContentHeader
+
+from tests.wire.far_side import (
+    CREDENTIALS,
+    START,
+    Sink,
+    StrictReader,
+    ack,
+    drain,
+    nack,
+    octets,
+    opened,
+    returned,
+    tuned,
+)
+from warrener.records import Envelope
+from warrener.wire import Breach, Phase, Session, facts
+from warrener.wire.codec import MAX_DEPTH, long_string, table
+from warrener.wire.framing import BODY, HEADER, HEARTBEAT, METHOD, frame
+
+RETURN = octets(commands.Basic.Return(312, "NO_ROUTE", "", "nowhere"), 1)
+
+
+def header(size: int) -> bytes:
+    """A content header that announces `size` octets."""
+    return octets(ContentHeader(body_size=size), 1)
+
+
+def body(data: bytes) -> bytes:
+    """A body frame."""
+    return octets(ContentBody(data), 1)
+
+
+def deep_table(depth: int) -> bytes:
+    """An empty table inside `depth` others."""
+    written = table({})
+    for _ in range(depth):
+        written = long_string(b"\x01tF" + written)
+    return written
+
+
+def start_with(properties: bytes) -> bytes:
+    """A Start with these octets for server-properties."""
+    return frame(
+        METHOD, 0, commands.Connection.Start.index.to_bytes(4) + b"\x00\x09" + properties + b"\0\0\0\0\0\0\0\0"
+    )
+
+
+def publishing(sink: Sink) -> Session:
+    """A session with tags 1 to 5 on channel 1."""
+    session = opened(sink)
+    for _ in range(5):
+        session.publisher(1).publish(Envelope(), "m", b"", None)
+    drain(session)
+    return session
+
+
+@pytest.mark.parametrize(
+    "tricks",
+    [
+        # framing
+        ack(1)[:-1] + b"\x00",
+        frame(METHOD, 1, b"")[:-1] + b"\xcf",
+        b"\x05\x00\x01\x00\x00\x00\x00\xce",
+        b"\x08\x00\x01\x00\x00\x00\x00\xce",
+        b"\x08\x00\x00\x00\x00\x00\x01x\xce",
+        b"\x01\x00\x01\xff\xff\xff\xff",
+        b"AMQP\x00\x00\x09\x01",
+        # methods that are too short, too long, or unknown
+        frame(METHOD, 1, b""),
+        frame(METHOD, 1, b"\x00\x3c"),
+        frame(METHOD, 1, b"\x00\x3c\x00\x50"),
+        frame(METHOD, 1, ack(1)[7:-2]),
+        frame(METHOD, 1, ack(1)[7:-1] + b"\x00"),
+        frame(METHOD, 1, nack(1)[7:-1] + b"\x00"),
+        frame(METHOD, 1, b"\xff\xff\xff\xff"),
+        frame(METHOD, 1, RETURN[7:-3]),
+        frame(METHOD, 0, b"\x00\x0a\x00\x3c\xffshort"),
+        # methods that are impossible there
+        octets(START),
+        octets(commands.Connection.Tune(0, 0, 0)),
+        octets(commands.Connection.OpenOk()),
+        octets(commands.Connection.CloseOk()),
+        octets(commands.Connection.Secure("more")),
+        octets(commands.Connection.UpdateSecretOk()),
+        octets(commands.Connection.Open("/")),
+        octets(commands.Channel.OpenOk(), 1),
+        octets(commands.Channel.OpenOk(), 0),
+        octets(commands.Channel.CloseOk(), 1),
+        octets(commands.Confirm.SelectOk(), 1),
+        octets(commands.Basic.QosOk(), 1),
+        octets(commands.Queue.DeclareOk("q", 0, 0), 1),
+        octets(commands.Basic.Deliver("c", 1, False, "", "k"), 1),
+        octets(commands.Basic.GetOk(1, False, "", "k", 0), 1),
+        octets(commands.Basic.Cancel("c"), 1),
+        octets(commands.Basic.Publish(), 1),
+        octets(commands.Connection.Blocked("x"), 1),
+        octets(commands.Channel.Flow(False), 9),
+        octets(commands.Channel.Close(404, "", 0, 0), 9),
+        ack(1, channel=9),
+        # tags
+        ack(0),
+        ack(6),
+        ack(0, multiple=True),
+        nack(6, multiple=True),
+        frame(METHOD, 1, b"\x00\x3c\x00\x50" + b"\xff" * 8 + b"\x00"),
+        # content
+        body(b"x"),
+        header(1),
+        RETURN + body(b"x"),
+        RETURN + RETURN,
+        RETURN + ack(1),
+        RETURN + nack(1),
+        RETURN + octets(commands.Channel.Flow(False), 1),
+        RETURN + octets(commands.Channel.Close(404, "", 0, 0), 1),
+        RETURN + header(5) + header(5),
+        RETURN + header(5) + body(b"123456"),
+        RETURN + header(5) + body(b"1234") + ack(1),
+        RETURN + header(5) + frame(BODY, 1, b""),
+        RETURN + header(0) + body(b"x"),
+        RETURN + frame(HEADER, 1, b""),
+        RETURN + frame(HEADER, 1, header(5)[7:-1] + b"x"),
+        RETURN + frame(HEADER, 1, struct.pack(">HHQH", 60, 0, 5, 0x8000)),
+        RETURN + frame(HEADER, 1, struct.pack(">HHQH", 60, 0, 5, 0x8000) + b"\xffabc"),
+        RETURN + frame(HEADER, 1, struct.pack(">HHQH", 60, 0, 5, 0x2000) + b"\xff\xff\xff\xff"),
+        RETURN + frame(HEADER, 1, struct.pack(">HHQH", 60, 0, 5, 0x2000) + deep_table(MAX_DEPTH)),
+        RETURN + frame(HEADER, 1, struct.pack(">HHQH", 60, 0, 5, 0x0001) + b"\x00\x00"),
+        RETURN + frame(HEADER, 1, struct.pack(">HHQH", 50, 0, 5, 0)),
+        frame(HEADER, 0, header(5)[7:-1]),
+        frame(BODY, 0, b"x"),
+    ],
+)
+def test_each_trick_is_a_fault(tricks: bytes) -> None:
+    """In an open session each of these ends in one fault, in one piece or octet by octet; nothing is sent, none confirmed."""
+    outcomes: list[Any] = []
+    for size in (len(tricks), 1):
+        sink = Sink()
+        session = publishing(sink)
+        session.beat()
+        told = [fact for at in range(0, len(tricks), size) for fact in session.receive(tricks[at : at + size])]
+        (broken,) = told
+        assert isinstance(broken, facts.Broken)
+        assert broken.breach is Breach.ILLEGAL
+        assert [entry for entry in sink.log if entry[0] != "return"] == []
+        assert (drain(session), session.residue) == (b"", 0)
+        outcomes.append(broken)
+    assert outcomes[0] == outcomes[1]
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        start_with(deep_table(MAX_DEPTH)),
+        start_with(b"\xff\xff\xff\xff"),
+        start_with(long_string(b"\x01aA" + long_string(b"\x00" * 8000 + b"?"))),
+        start_with(long_string(b"\xff")),
+        octets(START) + octets(START),
+        octets(START) + octets(commands.Connection.OpenOk()),
+        octets(START) + ack(1),
+        octets(commands.Connection.Tune(0, 0, 0)),
+        b"\x01\x00\x00\x00\x00\x20\x00",
+        octets(commands.Channel.OpenOk(), 1),
+    ],
+)
+def test_tricks_before_the_login(start: bytes) -> None:
+    """The same holds for a peer that nothing is known of yet."""
+    session = Session(CREDENTIALS, Sink())
+    told = session.receive(start)
+    assert [type(fact) for fact in told] == [facts.Broken]
+    assert drain(session) == b""
+
+
+def test_claimed_sizes_are_not_allocated() -> None:
+    """Lengths of 4 GiB, bodies of 16 EiB and endless drips cost next to nothing (R19)."""
+    sink = Sink()
+    session = publishing(sink)
+    tracemalloc.start()
+    try:
+        session.receive(RETURN + header(2**64 - 1))
+        for _ in range(2000):
+            session.receive(body(b"x" * 8000))
+        session.receive(b"\x03\x00\x01\x00\x01\xff\x00" + b"x" * 100_000)
+        assert session.residue <= 131_072
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1_000_000
+    assert sink.log == []
+
+
+def test_texts_are_one_printable_line() -> None:
+    """Text from the broker cannot forge lines, move a cursor or reverse reading, wherever it comes from."""
+    session = tuned()
+    nasty = "a\r\n\x1b[2J\u202eb\x00"
+    told = session.receive(octets(commands.Connection.Close(320, nasty, 0, 0)))
+    assert repr(told[0]).count("\\\\r\\\\n\\\\x1b") == 1
+    assert isinstance(told[0], facts.CloseReceived)
+    assert told[0].reply_text == "a\\r\\n\\x1b[2J\\u202eb\\x00"
+
+
+CAPTURES = [
+    octets(START) + octets(commands.Connection.Tune(2047, 131072, 60)) + octets(commands.Connection.OpenOk()),
+    octets(commands.Channel.OpenOk(), 1) + octets(commands.Confirm.SelectOk(), 1) + octets(commands.Basic.QosOk(), 1),
+    ack(1)
+    + nack(3, multiple=True)
+    + returned(
+        b"some body",
+        commands.Basic.Properties(message_id="m", headers={"x-warrener-token": "t", "n": [1, {}]}),
+        pieces=4,
+    )
+    + HEARTBEAT
+    + octets(commands.Connection.Blocked("memory"))
+    + octets(commands.Connection.Unblocked())
+    + octets(commands.Channel.Flow(False), 1)
+    + octets(commands.Channel.Close(404, "NOT_FOUND", 60, 40), 1)
+    + octets(commands.Connection.Close(320, "CONNECTION_FORCED", 0, 0)),
+]
+
+
+def mutate(data: st.DataObject, capture: bytes) -> bytes:
+    """The capture with up to five changes."""
+    mutant = bytearray(capture)
+    for _ in range(data.draw(st.integers(0, 5))):
+        at = data.draw(st.integers(0, len(mutant) - 1))
+        match data.draw(st.sampled_from(["set", "cut", "insert", "repeat"])):
+            case "set":
+                mutant[at] = data.draw(st.integers(0, 255))
+            case "cut" if len(mutant) > 30:
+                del mutant[at : at + data.draw(st.integers(1, 20))]
+            case "insert":
+                mutant[at:at] = data.draw(st.binary(min_size=1, max_size=9))
+            case _:
+                mutant[at:at] = mutant[at : at + 30]
+    return bytes(mutant)
+
+
+@given(st.data(), st.integers(1, 100))
+def test_mutated_captures(data: st.DataObject, piece: int) -> None:
+    """A capture with changes never raises; facts do not depend on the pieces; what is sent stays legal (I2, I3, R18)."""
+    streams = [mutate(data, capture) for capture in CAPTURES]
+    told: list[list[Any]] = []
+    for size in (piece, 1 << 20):
+        sink = Sink()
+        session = Session(CREDENTIALS, sink)
+        reader = StrictReader(frame_max=131_072)
+        log: list[Any] = []
+        for stream in streams:
+            for at in range(0, len(stream), size):
+                log += session.receive(stream[at : at + size])
+                assert session.residue <= 131_072
+            if session.phase is Phase.OPEN and stream is streams[0]:
+                session.open_publisher()
+            elif session.phase is Phase.OPEN and log[-1] == facts.ChannelOpened(1):
+                for _ in range(3):
+                    session.publisher(1).publish(Envelope(), "m", b"body", None)
+            reader.feed(drain(session))
+        broken = [fact for fact in log if isinstance(fact, facts.Broken)]
+        assert len(broken) <= 1
+        assert not broken or log[-1] is broken[0]
+        told.append([log, sink.log])
+    assert told[0] == told[1]

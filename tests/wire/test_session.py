@@ -1,0 +1,537 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pamqp.frame
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pamqp import commands
+from pamqp.heartbeat import Heartbeat
+
+from tests.wire.far_side import (
+    CREDENTIALS,
+    START,
+    Sink,
+    StrictReader,
+    ack,
+    drain,
+    octets,
+    open_publisher,
+    opened,
+    returned,
+    tuned,
+)
+from warrener.records import Credentials, Envelope
+from warrener.topology import Binding, Exchange, Queue
+from warrener.wire import Breach, Phase, Session, facts, negotiate_heartbeat, negotiate_limit
+from warrener.wire.channel import Stage
+
+
+def frames(session: Session) -> list[Any]:
+    """What the session sends, read strictly."""
+    reader = StrictReader(frame_max=131_072)
+    reader.feed(drain(session))
+    assert reader.at_boundary
+    return [frame for _, frame in reader.frames]
+
+
+def names(session: Session) -> list[str]:
+    """The names of the frames that the session sends."""
+    return [frame.name for frame in frames(session)]
+
+
+# --- handshake ----------------------------------------------------------------------------------------------------
+
+
+def test_handshake() -> None:
+    """Header, start-ok, tune-ok and open go out, each after what it answers; then a publisher, step by step."""
+    session = Session(CREDENTIALS, Sink(), vhost="warren", client_properties={"connection_name": "me"})
+    assert drain(session) == b"AMQP\x00\x00\x09\x01"
+    assert session.receive(octets(START)) == []
+    (start_ok,) = frames(session)
+    assert (start_ok.mechanism, start_ok.response, start_ok.locale) == ("PLAIN", "\0someone\0swordfish", "en_US")
+    assert start_ok.client_properties["connection_name"] == "me"
+    assert set(start_ok.client_properties["capabilities"]) == {
+        "authentication_failure_close",
+        "basic.nack",
+        "connection.blocked",
+        "consumer_cancel_notify",
+        "publisher_confirms",
+    }
+    (fact,) = session.receive(octets(commands.Connection.Tune(2047, 131072, 60)))
+    assert isinstance(fact, facts.Tuned)
+    assert (fact.tuning.product, fact.tuning.version) == ("Scripted", "1.2")
+    tune_ok, connection_open = frames(session)
+    assert dict(tune_ok) == {"channel_max": 2047, "frame_max": 131072, "heartbeat": 60}
+    assert connection_open.virtual_host == "warren"
+    assert session.receive(octets(commands.Connection.OpenOk())) == [facts.Opened()]
+    assert drain(session) == b""
+    assert session.open_publisher() == 1
+    assert names(session) == ["Channel.Open"]
+    assert session.receive(octets(commands.Channel.OpenOk(), 1)) == []
+    assert names(session) == ["Confirm.Select"]
+    with pytest.raises(RuntimeError, match="not open for publishing yet"):
+        session.publisher(1).publish(Envelope(), "m", b"", None)
+    assert session.receive(octets(commands.Confirm.SelectOk(), 1)) == []
+    (qos,) = frames(session)
+    assert (qos.name, qos.prefetch_count) == ("Basic.Qos", 100)
+    assert session.receive(octets(commands.Basic.QosOk(), 1)) == [facts.ChannelOpened(1)]
+
+
+WHOLE = b"".join(
+    (
+        octets(START),
+        octets(commands.Connection.Tune(2047, 131072, 60)),
+        octets(commands.Connection.OpenOk()),
+        octets(commands.Connection.Blocked("memory")),
+        octets(commands.Connection.Unblocked()),
+        octets(commands.Connection.Close(320, "CONNECTION_FORCED", 0, 0)),
+        octets(commands.Connection.Close(320, "again", 0, 0)),
+    )
+)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 20])
+def test_pieces_of_any_size(size: int) -> None:
+    """A whole session in pieces gives the facts and the octets that it gives in one piece (I3)."""
+    one, many = Session(CREDENTIALS, Sink()), Session(CREDENTIALS, Sink())
+    expected = one.receive(WHOLE)
+    told = [fact for at in range(0, len(WHOLE), size) for fact in many.receive(WHOLE[at : at + size])]
+    assert told == expected
+    assert [type(fact).__name__ for fact in told] == ["Tuned", "Opened", "Blocked", "Unblocked", "CloseReceived"]
+    assert drain(one) == drain(many)
+
+
+@pytest.mark.parametrize(
+    ("offered", "allowed", "chosen", "response"),
+    [
+        ("PLAIN AMQPLAIN", ("PLAIN", "AMQPLAIN"), "PLAIN", b"\0someone\0swordfish"),
+        ("AMQPLAIN", ("PLAIN", "AMQPLAIN"), "AMQPLAIN", b"\x05LOGINS\0\0\0\x07someone\x08PASSWORDS\0\0\0\x09swordfish"),
+        ("EXTERNAL PLAIN", ("EXTERNAL",), "EXTERNAL", b""),
+        ("ANONYMOUS PLAIN", ("PLAIN",), "PLAIN", b"\0someone\0swordfish"),
+    ],
+)
+def test_mechanisms(offered: str, allowed: tuple[str, ...], chosen: str, response: bytes) -> None:
+    """The first of our own list that the broker offers is used, whatever the broker puts first."""
+    session = Session(CREDENTIALS, Sink(), mechanisms=allowed)
+    drain(session)
+    session.receive(octets(commands.Connection.Start(0, 9, {}, offered, "en_US")))
+    sent = drain(session)
+    assert pamqp.frame.unmarshal(sent)[2].mechanism == chosen  # type: ignore[union-attr]
+    assert len(response).to_bytes(4) + response + b"\x05en_US" in sent
+
+
+@pytest.mark.parametrize("offered", ["", "EXTERNAL", "ANONYMOUS SCRAM-SHA-256", "PLAINX"])
+def test_no_mechanism_of_ours(offered: str) -> None:
+    """A broker that offers nothing of the list is refused, and no response is sent."""
+    session = Session(CREDENTIALS, Sink())
+    drain(session)
+    told = session.receive(octets(commands.Connection.Start(0, 9, {}, offered, "en_US")))
+    assert told == [facts.Broken(Breach.NO_MECHANISM, offered)]
+    assert drain(session) == b""
+
+
+@pytest.mark.parametrize(
+    "greeting", [b"AMQP\x00\x01\x00\x00", b"HTTP/1.1 400 Bad", b"\x15\x03\x01\x00\x02\x02\x28\x00", b"220 mail ESMTP"]
+)
+def test_not_amqp(greeting: bytes) -> None:
+    """Another protocol is known by eight octets, however they come."""
+    session = Session(CREDENTIALS, Sink())
+    told = [fact for octet in greeting for fact in session.receive(bytes([octet]))]
+    (broken,) = told
+    assert isinstance(broken, facts.Broken)
+    assert (broken.breach, broken.octets) == (Breach.NOT_AMQP, greeting[:8])
+    assert drain(session) == b""
+
+
+def test_another_version() -> None:
+    """A Start of another protocol version is refused."""
+    session = Session(CREDENTIALS, Sink())
+    (broken,) = session.receive(octets(commands.Connection.Start(1, 0, {}, "PLAIN", "en_US")))
+    assert isinstance(broken, facts.Broken)
+    assert broken.breach is Breach.UNUSABLE
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "settled"),
+    [(60, 60, 60), (60, 30, 30), (30, 60, 30), (60, 0, 60), (0, 60, 0), (0, 0, 0), (0.5, 60, 1), (1e9, 0, 65535)],
+)
+def test_heartbeat_negotiation(ours: float, theirs: int, settled: int) -> None:
+    """The smaller interval, in whole seconds; the broker's 0 leaves it to us, our own 0 turns heartbeats off (I32)."""
+    assert negotiate_heartbeat(ours, theirs) == settled
+
+
+@pytest.mark.parametrize(("ours", "theirs", "settled"), [(9, 0, 9), (9, 9, 9), (9, 8, 8), (9, 10, 9)])
+def test_limit_negotiation(ours: int, theirs: int, settled: int) -> None:
+    """The smaller of two limits, ours where the broker has none: never 0 (I32)."""
+    assert negotiate_limit(ours, theirs) == settled
+
+
+@pytest.mark.parametrize(
+    ("channel_max", "frame_max", "usable"),
+    [(0, 0, True), (3, 4096, True), (2047, 4095, False), (2047, 1, False), (2, 131072, False), (1, 0, False)],
+)
+def test_tuning_that_cannot_be_used(channel_max: int, frame_max: int, usable: bool) -> None:
+    """frame_max below AMQP's floor, or too few channels: refused without a tune-ok (I32)."""
+    session = Session(CREDENTIALS, Sink())
+    session.receive(octets(START))
+    drain(session)
+    (fact,) = session.receive(octets(commands.Connection.Tune(channel_max, frame_max, 60)))
+    if usable:
+        assert isinstance(fact, facts.Tuned)
+        assert (fact.tuning.channel_max, fact.tuning.frame_max) == (channel_max or 2047, frame_max or 131_072)
+    else:
+        assert isinstance(fact, facts.Broken)
+        assert fact.breach is Breach.UNUSABLE
+        assert drain(session) == b""
+
+
+def test_frame_cap_follows_the_tuning() -> None:
+    """8192 octets until tune-ok, what was agreed on afterwards."""
+    session = tuned(frame_max=16_384)
+    big = octets(commands.Connection.Blocked("x" * 255))
+    assert session.receive(octets(commands.Connection.OpenOk()) + big)[-1] == facts.Blocked("x" * 255)
+    (broken,) = session.receive(b"\x03\x00\x01" + (16_384 - 7).to_bytes(4))
+    assert isinstance(broken, facts.Broken)
+    fresh = Session(CREDENTIALS, Sink())
+    (broken,) = fresh.receive(b"\x01\x00\x00" + (8192 - 7).to_bytes(4) + b"\x00")
+    assert isinstance(broken, facts.Broken)
+    assert "8192" in broken.text
+
+
+def test_login_refused_twice() -> None:
+    """403 while authenticating is told once and answered once; RabbitMQ's second close is ignored (F10)."""
+    session = Session(CREDENTIALS, Sink())
+    session.receive(octets(START))
+    drain(session)
+    close = octets(commands.Connection.Close(403, "ACCESS_REFUSED", 0, 0))
+    assert session.receive(close + close) == [facts.CloseReceived(403, "ACCESS_REFUSED", Phase.AUTHENTICATING)]
+    assert session.receive(close) == []
+    assert names(session) == ["Connection.CloseOk"]
+
+
+def test_secrets_are_not_kept() -> None:
+    """The response is gone from the session once it was taken; no repr, fact or text has it."""
+    session = Session(CREDENTIALS, Sink())
+    drain(session)
+    session.receive(octets(START))
+    pending = session._out.pending
+    assert b"swordfish" in pending
+    drain(session)
+    assert b"swordfish" not in bytes(pending)
+    assert "swordfish" not in repr(vars(session))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"vhost": "é" * 128}, {"vhost": "\ud800"}, {"frame_max": 4096}, {"credentials": Credentials("\ud800", "")}],
+)
+def test_what_cannot_be_encoded_is_said_at_once(arguments: dict[str, Any]) -> None:
+    """A session that could not finish its handshake is not begun."""
+    with pytest.raises(ValueError):
+        Session(**({"credentials": CREDENTIALS, "confirms": Sink()} | arguments))
+
+
+# --- blocking -----------------------------------------------------------------------------------------------------
+
+
+def test_blocked_and_unblocked() -> None:
+    """Both are told; an unblocked that nothing preceded is not."""
+    session = opened()
+    assert session.receive(octets(commands.Connection.Unblocked())) == []
+    assert session.receive(octets(commands.Connection.Blocked("low\r\non \x1b[31mmemory"))) == [
+        facts.Blocked("low\\r\\non \\x1b[31mmemory")
+    ]
+    assert session.receive(octets(commands.Connection.Unblocked())) == [facts.Unblocked()]
+
+
+def test_flow_is_answered_and_blocks() -> None:
+    """channel.flow is answered; publishing goes on when neither flow nor connection blocks it."""
+    session = opened()
+    assert len(session.receive(octets(commands.Channel.Flow(False), 1))) == 1
+    (flow_ok,) = frames(session)
+    assert (flow_ok.name, flow_ok.active) == ("Channel.FlowOk", False)
+    session.receive(octets(commands.Connection.Blocked("memory")))
+    assert session.receive(octets(commands.Channel.Flow(True), 1)) == []
+    assert session.receive(octets(commands.Connection.Unblocked())) == [facts.Unblocked()]
+
+
+def test_a_closed_channel_does_not_block() -> None:
+    """The stopped flow of a channel ends with the channel."""
+    session = opened()
+    session.receive(octets(commands.Channel.Flow(False), 1))
+    told = session.receive(octets(commands.Channel.Close(404, "NOT_FOUND", 60, 40), 1))
+    assert told == [facts.ChannelClosed(1, 404, "NOT_FOUND", 0), facts.Unblocked()]
+
+
+def test_update_secret() -> None:
+    """A new secret goes out and its answer is told; an answer nobody asked for is illegal."""
+    session = opened()
+    session.update_secret("fresh", "expires")
+    with pytest.raises(RuntimeError, match="not answered"):
+        session.update_secret("fresher")
+    (method,) = frames(session)
+    assert (method.name, method.new_secret) == ("Connection.UpdateSecret", "fresh")
+    assert session.receive(octets(commands.Connection.UpdateSecretOk())) == [facts.SecretUpdated()]
+    (broken,) = session.receive(octets(commands.Connection.UpdateSecretOk()))
+    assert isinstance(broken, facts.Broken)
+
+
+def test_heartbeats() -> None:
+    """A heartbeat is a frame of its own, from tuning until the end."""
+    session = Session(CREDENTIALS, Sink())
+    drain(session)
+    session.beat()
+    assert drain(session) == b""
+    session = opened()
+    session.beat()
+    assert [type(frame) for frame in frames(session)] == [Heartbeat]
+    session.close()
+    session.beat()
+    assert names(session) == ["Connection.Close", "Heartbeat"]
+    session.fail()
+    session.beat()
+    assert drain(session) == b""
+
+
+# --- closing ------------------------------------------------------------------------------------------------------
+
+
+def test_our_close() -> None:
+    """After our close nothing but its answer counts, and nothing else is sent (I29)."""
+    sink = Sink()
+    session = opened(sink)
+    session.publisher(1).publish(Envelope(), "m", b"", None)
+    drain(session)
+    session.publisher(1).publish(Envelope(), "n", b"", None)
+    session.close()
+    session.close()
+    assert names(session) == ["Connection.Close"]
+    late = ack(1) + returned() + octets(commands.Connection.Blocked("x")) + octets(commands.Channel.Flow(False), 1)
+    assert session.receive(late) == []
+    assert session.publisher(1).publish(Envelope(), "o", b"", None) == 3
+    assert drain(session) == b""
+    assert session.receive(octets(commands.Connection.CloseOk()) + ack(1)) == [facts.Closed()]
+    assert (sink.log, session.publisher(1).offered, session.phase) == ([], 1, Phase.OVER)
+
+
+def test_crossed_closes() -> None:
+    """Both sides close at once: we answer, that is the end, and their answer is no surprise (I30)."""
+    session = opened()
+    session.close()
+    crossing = octets(commands.Connection.Close(320, "CONNECTION_FORCED", 0, 0))
+    assert session.receive(crossing) == [facts.Closed()]
+    assert session.receive(octets(commands.Connection.CloseOk())) == []
+    assert names(session) == ["Connection.Close", "Connection.CloseOk"]
+
+
+def test_their_close_drops_what_was_not_taken() -> None:
+    """What was published and not sent is not sent after the broker's close; `offered` tells which (I29, I30)."""
+    session = opened()
+    publisher = session.publisher(1)
+    publisher.publish(Envelope(), "m", b"sent", None)
+    drain(session)
+    publisher.publish(Envelope(), "n", b"x" * 200_000, None)
+    (told,) = session.receive(octets(commands.Connection.Close(320, "CONNECTION_FORCED", 0, 0)))
+    assert told == facts.CloseReceived(320, "CONNECTION_FORCED", Phase.OPEN)
+    assert names(session) == ["Connection.CloseOk"]
+    assert publisher.publish(Envelope(), "o", b"", None) == 3
+    assert (drain(session), publisher.offered) == (b"", 1)
+
+
+def test_after_a_fault_not_one_octet() -> None:
+    """Illegal octets silence the session: nothing pending, nothing later, no fact (R18)."""
+    session = opened()
+    session.publisher(1).publish(Envelope(), "m", b"", None)
+    (broken,) = session.receive(ack(2))
+    assert isinstance(broken, facts.Broken)
+    assert broken.breach is Breach.ILLEGAL
+    session.beat()
+    session.close()
+    session.release_control()
+    assert session.receive(octets(commands.Connection.Close(320, "", 0, 0))) == []
+    assert drain(session) == b""
+
+
+# --- channels -----------------------------------------------------------------------------------------------------
+
+
+def test_a_closed_channel_is_replaced_under_a_fresh_number() -> None:
+    """The broker's channel.close is answered; the next publisher has the next number and tags from 1 (I6)."""
+    session = opened()
+    publisher = session.publisher(1)
+    assert [publisher.publish(Envelope(), "m", b"", None) for _ in range(3)] == [1, 2, 3]
+    drain(session)
+    assert publisher.publish(Envelope(), "m", b"", None) == 4
+    told = session.receive(octets(commands.Channel.Close(404, "NOT_FOUND - no exchange", 60, 40), 1))
+    assert told == [facts.ChannelClosed(1, 404, "NOT_FOUND - no exchange", 3)]
+    drain(session)
+    assert publisher.publish(Envelope(), "m", b"", None) == 5
+    assert (publisher.offered, drain(session)) == (3, b"")
+    assert open_publisher(session) == 2
+    assert session.publisher(2).publish(Envelope(), "m", b"", None) == 1
+
+
+def test_numbers_come_back_as_late_as_possible() -> None:
+    """Channel numbers on the wire go round; one that is in use is passed over."""
+    session = Session(CREDENTIALS, Sink())
+    for method in (START, commands.Connection.Tune(3, 131072, 60), commands.Connection.OpenOk()):
+        session.receive(octets(method))
+    used = []
+    for _ in range(5):
+        number = session.open_publisher()
+        used.append(session.publisher(number).wire_number)
+        if number > 1:
+            session.receive(octets(commands.Channel.Close(404, "", 60, 40), used[-1]))
+    assert used == [1, 2, 3, 2, 3]
+
+
+def test_all_numbers_taken() -> None:
+    """A session without a free channel says so."""
+    session = Session(CREDENTIALS, Sink())
+    for method in (START, commands.Connection.Tune(3, 131072, 60), commands.Connection.OpenOk()):
+        session.receive(octets(method))
+    for _ in range(3):
+        session.open_publisher()
+    with pytest.raises(ValueError, match="all 3 channels"):
+        session.open_publisher()
+
+
+# --- the control channel -------------------------------------------------------------------------------------------
+
+
+def test_requests() -> None:
+    """Requests go one by one on a channel of their own, which is opened for the first and closed at the end."""
+    session = opened()
+    session.declare(Exchange("e", "topic", arguments={"alternate-exchange": "ae"}))
+    assert names(session) == ["Channel.Open"]
+    session.receive(octets(commands.Channel.OpenOk(), 2))
+    (declare,) = frames(session)
+    assert (declare.exchange, declare.exchange_type, declare.durable) == ("e", "topic", True)
+    assert declare.arguments == {"alternate-exchange": "ae"}
+    assert session.receive(octets(commands.Exchange.DeclareOk(), 2)) == [facts.Replied()]
+    session.declare(Queue("q", auto_delete=True))
+    (declare,) = frames(session)
+    assert (declare.queue, declare.durable, declare.auto_delete, declare.passive) == ("q", True, True, False)
+    assert session.receive(octets(commands.Queue.DeclareOk("q", 0, 0), 2)) == [facts.Replied()]
+    session.declare(Binding("q", "e", "k"))
+    (bind,) = frames(session)
+    assert (bind.queue, bind.exchange, bind.routing_key) == ("q", "e", "k")
+    assert session.receive(octets(commands.Queue.BindOk(), 2)) == [facts.Replied()]
+    session.delete_queue("q")
+    assert names(session) == ["Queue.Delete"]
+    with pytest.raises(RuntimeError, match="not answered"):
+        session.delete_queue("q")
+    assert session.receive(octets(commands.Queue.DeleteOk(0), 2)) == [facts.Replied()]
+    session.release_control()
+    assert names(session) == ["Channel.Close"]
+    assert session.receive(octets(commands.Channel.CloseOk(), 2)) == []
+    (broken,) = session.receive(octets(commands.Channel.CloseOk(), 2))
+    assert isinstance(broken, facts.Broken)
+
+
+def test_a_refused_request() -> None:
+    """The broker refuses by closing the channel; the next request opens another."""
+    session = opened()
+    session.declare(Queue("q"))
+    session.receive(octets(commands.Channel.OpenOk(), 2))
+    told = session.receive(octets(commands.Channel.Close(406, "PRECONDITION_FAILED", 50, 10), 2))
+    assert told == [facts.Refused(406, "PRECONDITION_FAILED")]
+    assert names(session) == ["Channel.Open", "Queue.Declare", "Channel.CloseOk"]
+    session.declare(Queue("q"))
+    assert names(session) == ["Channel.Open"]
+
+
+@pytest.mark.parametrize("answered", [0, 1, 2])
+def test_a_request_that_is_given_up(answered: int) -> None:
+    """A request may be left at any moment: its late answer is ignored, and the next one has a fresh channel."""
+    session = opened()
+    session.declare(Queue("q"))
+    answers = [octets(commands.Channel.OpenOk(), 2), octets(commands.Queue.DeclareOk("q", 0, 0), 2)]
+    for answer in answers[:answered]:
+        session.receive(answer)
+    session.release_control()
+    session.declare(Queue("other"))
+    for answer in answers[answered:]:
+        assert session.receive(answer) == []
+    crossing = octets(commands.Channel.Close(406, "", 50, 10), 2)
+    assert session.receive(crossing + octets(commands.Channel.CloseOk(), 2)) == []
+    session.receive(octets(commands.Channel.OpenOk(), 3))
+    assert session.receive(octets(commands.Queue.DeclareOk("other", 0, 0), 3)) == [facts.Replied()]
+
+
+def test_taking_messages() -> None:
+    """basic.get gives bodies, empty ones too; one beyond the limit is not kept; an empty queue says so."""
+    session = opened(max_inbound_body=10)
+    session.take_one("q")
+    session.receive(octets(commands.Channel.OpenOk(), 2))
+
+    def answer(body: bytes) -> bytes:
+        content = returned(body, channel=2, pieces=4)
+        method = octets(commands.Basic.Return(312, "NO_ROUTE", "", "nowhere"), 2)
+        return octets(commands.Basic.GetOk(1, False, "", "q", 0), 2) + content.removeprefix(method)
+
+    assert session.receive(answer(b"0123456789")) == [facts.Got(b"0123456789", 10)]
+    session.take_one("q")
+    assert session.receive(answer(b"")) == [facts.Got(b"", 0)]
+    session.take_one("q")
+    assert session.receive(answer(b"0123456789a")) == [facts.Got(None, 11)]
+    session.take_one("q")
+    assert session.receive(octets(commands.Basic.GetEmpty(), 2)) == [facts.Got(None, None)]
+
+
+def test_an_unencodable_request_opens_nothing() -> None:
+    """A declaration that AMQP cannot carry is refused before a channel is opened for it."""
+    session = opened()
+    with pytest.raises(ValueError, match="arguments"):
+        session.declare(Queue("q", arguments={"x": float("nan")}))
+    assert drain(session) == b""
+
+
+# --- legality of what is sent ---------------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(
+        st.sampled_from(["publish", "big", "beat", "declare", "release", "close channel", "open", "take"]), max_size=30
+    )
+)
+def test_whatever_is_ordered_the_octets_are_legal(orders: list[str]) -> None:
+    """A strict reader on the far side finds every octet legal, in any order of orders and takings (R18, I28)."""
+    session = opened(frame_max=4096)
+    reader = StrictReader(frame_max=4096)
+    newest = 1
+    published = 0
+    for order in orders:
+        ready = session.publisher(newest).stage is Stage.READY
+        match order:
+            case "publish" | "big" if ready:
+                session.publisher(newest).publish(Envelope(), "m", b"x" * (20_000 if order == "big" else 3), "t" * 32)
+                published += 1
+            case "beat":
+                session.beat()
+            case "declare":
+                try:
+                    session.declare(Queue("q"))
+                except RuntimeError:
+                    session.release_control()
+            case "release":
+                session.release_control()
+            case "close channel" if ready:
+                session.receive(octets(commands.Channel.Close(404, "", 60, 40), session.publisher(newest).wire_number))
+            case "open" if not ready:
+                newest = session.open_publisher()
+                wire_number = session.publisher(newest).wire_number
+                for answer in (commands.Channel.OpenOk(), commands.Confirm.SelectOk(), commands.Basic.QosOk()):
+                    session.receive(octets(answer, wire_number))
+            case "take":
+                reader.feed(session.data_to_send())
+            case _:
+                pass
+    reader.feed(drain(session))
+    assert reader.at_boundary
+    assert len(reader.published) == published
+    session.close()
+    reader.feed(drain(session))
+    assert reader.frames[-1][1].name == "Connection.Close"
