@@ -64,7 +64,10 @@ async def test_health_has_exactly_the_shape_that_dashboards_read(ml) -> None:
     ("changes", "word"),
     [
         ({"connection_state": ConnectionState.DISCONNECTED, "retry_in": 3.0, "reconnect_attempts": 2}, "disconnected"),
-        ({"connection_state": ConnectionState.DISCONNECTED, "reconnect_attempts": 10}, "gave up"),
+        (
+            {"connection_state": ConnectionState.DISCONNECTED, "last_fault": Fault(FaultKind.UNREACHABLE, "refused")},
+            "gave up",
+        ),
         ({"connection_state": ConnectionState.CONNECTING}, "connecting"),
         ({"blocked": True}, "blocked"),
         ({"circuit_breaker": "open"}, "breaker open"),

@@ -95,6 +95,9 @@ PRIVATE = "my private thoughts"
         (Summarize, {"share_id": "s", "content": {"text": "x"}, "options": {"maxLength": 9}}, "options.maxLength"),
         (Summarize, {"share_id": "s", "content": {"text": "x"}, "options": {"backend": "gpu"}}, "options.backend"),
         (Summarize, {"shareId": "s", "share_id": "s", "content": {"text": "x"}}, "shareId"),
+        (Summarize, {"": "x"}, '""'),
+        (Summarize, {"share_id": "s", "content": {" ": "x"}}, 'content." "'),
+        (EmbedBatch, {"tasks": [{"": "x"}]}, 'tasks[0].""'),
         (Summarize, [PRIVATE], "the payload"),
         (Transcribe, {"share_id": "s", "content": {"media_url": "ftp://h/a"}}, "content.media_url"),
         (Transcribe, {"share_id": "s", "content": {"media_url": "http:///a"}}, "content.media_url"),
@@ -184,7 +187,8 @@ def test_any_json_makes_a_sendable_task_or_names_a_field(kind: Callable[..., Pay
     """Whatever a client posts: a record that JSON can carry, or InvalidPayload; never another exception."""
     try:
         payload = from_mapping(kind, value)  # type: ignore[type-var]
-    except InvalidPayload as error:
-        assert error.field
+    except InvalidPayload as refused:
+        named = refused.field
     else:
-        json.dumps(wire_form(payload, api), allow_nan=False).encode()
+        named = json.dumps(wire_form(payload, api), allow_nan=False)
+    assert named.strip()

@@ -10,6 +10,8 @@ import threading
 import httpx
 import pytest
 
+from tests.ml.conftest import DEAD_PASSWORD
+
 HEALTH = "/v1/ml/analytics/health"
 SUMMARIZE = {"share_id": "s", "content": {"text": "x"}}
 #: Backoff that is over in a moment.
@@ -118,7 +120,7 @@ def test_each_line_of_the_json_log_is_one_object_without_secrets(start_service, 
     assert 0 == service.wait_end()
     for line in service.lines:
         assert {"time", "level", "logger", "message"} == set(json.loads(line))
-        assert "nothing" not in line
+        assert DEAD_PASSWORD not in line
 
 
 def address_of(url: str) -> tuple[str, int]:

@@ -135,10 +135,16 @@ def test_a_missing_file_is_named(tmp_path) -> None:
         MLSettings.load(tmp_path / "absent.toml")
 
 
+def test_a_file_that_cannot_be_read_is_named(tmp_path) -> None:
+    """A folder in its place is one line, no traceback."""
+    with pytest.raises(SettingsError, match=r"cannot be read: Is a directory"):
+        MLSettings.load(tmp_path)
+
+
 def test_an_unknown_variable_is_refused_with_the_name_that_is_meant(monkeypatch) -> None:
     """A misspelt variable does not pass for a default."""
     monkeypatch.setenv("ML_PRODUCER_EXCHNAGE", "x")
-    with pytest.raises(SettingsError, match="ML_PRODUCER_EXCHNAGE; did you mean ML_PRODUCER_EXCHANGE?"):
+    with pytest.raises(SettingsError, match=r"ML_PRODUCER_EXCHNAGE; did you mean ML_PRODUCER_EXCHANGE\?"):
         MLSettings.load()
 
 

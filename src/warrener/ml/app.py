@@ -211,7 +211,7 @@ class _Page:
         self._history = history
         self._max_watchers = max_watchers
         self._watchers = 0
-        self._html = resources.files(__package__).joinpath("status.html").read_text(encoding="utf-8")
+        self._html = resources.files("warrener.ml").joinpath("status.html").read_text(encoding="utf-8")
         self._headers = _NO_STORE | {
             # Nothing but the page's own two blocks may run or style; nothing may be loaded, framed or posted to.
             "Content-Security-Policy": (

@@ -321,8 +321,9 @@ def _embeds(_record: object, _attribute: Attribute[Any], value: object) -> None:
 
 
 def _as_tuple(tasks: Iterable[Embed]) -> tuple[Embed, ...]:
+    kind = type(tasks).__name__
     if isinstance(tasks, (str, bytes, Mapping)) or not isinstance(tasks, Iterable):
-        raise InvalidPayload("tasks", f"must be a list of tasks, not {type(tasks).__name__}")
+        raise InvalidPayload("tasks", f"must be a list of tasks, not {kind}")
     return tuple(tasks)
 
 
@@ -356,7 +357,7 @@ def from_mapping(kind: type[_P], value: object, path: str = "") -> _P:
     known = {attribute.name for attribute in attributes} | {attribute.metadata.get("wire") for attribute in attributes}
     for key in given:
         if key not in known:
-            raise InvalidPayload(f"{path}{printable(key, 64)}", _unknown(key, attributes))
+            raise InvalidPayload(f"{path}{_shown(key)}", _unknown(key, attributes))
     for attribute in attributes:
         names = [name for name in (attribute.name, attribute.metadata.get("wire")) if name in given]
         if not names:
@@ -392,6 +393,12 @@ def _records(kind: type[_P], value: object, path: str) -> tuple[_P, ...]:
     return tuple(records)
 
 
+def _shown(key: object) -> str:
+    """Return a key as text for people; one that nobody would see, like the empty one, in quotes."""
+    text = printable(key, 64)
+    return text if text.strip() else f'"{text}"'
+
+
 def _unknown(key: object, attributes: Iterable[Attribute[Any]]) -> str:
     names = [attribute.name for attribute in attributes]
     snake = "".join(f"_{char.lower()}" if char.isupper() else char for char in str(key)[:64])
@@ -425,5 +432,5 @@ def wire_form(payload: Payload, backend: Callable[[Backend | None], Backend]) ->
 
 
 def _present(record: Any) -> dict[str, object]:
-    values = ((attribute, getattr(record, attribute.name)) for attribute in fields(type(record)))
+    values = ((attribute, getattr(record, attribute.name)) for attribute in fields(cast("Any", type(record))))
     return {attribute.metadata.get("wire", attribute.name): value for attribute, value in values if value is not None}

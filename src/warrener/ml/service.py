@@ -19,6 +19,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import trio
@@ -54,8 +55,10 @@ class _End:
 
 def main(config: str | None = None, *, url: str | None = None, **explicit: Any) -> int:
     """Load the settings, serve until told to stop, and return the exit status; mistakes are one line on stderr."""
+    bind = "?"
     try:
         settings = MLSettings.load(config, url=url, producer_defaults={"when_exhausted": "raise"}, **explicit)
+        bind = settings.bind
         configure(settings.log, settings.log_level)
         return trio.run(partial(serve, settings))
     except SettingsError as error:
@@ -63,7 +66,7 @@ def main(config: str | None = None, *, url: str | None = None, **explicit: Any) 
         return 2
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
-        print(f"warrener serve: cannot listen on {settings.bind}: {reason}", file=sys.stderr)
+        print(f"warrener serve: cannot listen on {bind}: {reason}", file=sys.stderr)
         return 1
 
 
@@ -103,11 +106,10 @@ async def serve(
         end.stopping.set()
 
     async def speak(*, task_status: trio.TaskStatus[list[str]]) -> None:
-        await hypercorn.trio.serve(
-            ml_app(ml, history=history),  # type: ignore[arg-type]
-            config,
-            shutdown_trigger=end.stopping.wait,
-            task_status=task_status,
+        # Its annotations know only its own names for ASGI's types.
+        server: Any = hypercorn.trio
+        await server.serve(
+            ml_app(ml, history=history), config, shutdown_trigger=end.stopping.wait, task_status=task_status
         )
         end.http_done.set()
 
@@ -169,8 +171,8 @@ def _listen(bind: str) -> tuple[socket.socket, str]:
     if bind.startswith("unix:"):
         path = bind.removeprefix("unix:")
         listener = socket.socket(socket.AF_UNIX)
-        if os.path.exists(path):
-            os.unlink(path)
+        if Path(path).exists():
+            Path(path).unlink()
         listener.bind(path)
         address = path
     else:
