@@ -145,6 +145,19 @@ def test_deep_metadata_is_refused_before_a_parser_meets_it() -> None:
         EmbedContent(text="x", metadata=deep)
 
 
+def test_wide_metadata_is_refused() -> None:
+    """A few megabytes of JSON may not become hundreds of megabytes of objects."""
+    with pytest.raises(InvalidPayload, match=r"^content\.metadata must not hold more than 10000 values$"):
+        EmbedContent(text="x", metadata={"a": [[]] * 10_000})
+    EmbedContent(text="x", metadata={"a": [[]] * 9_999})
+
+
+def test_the_tasks_of_a_batch_are_counted_before_they_are_read() -> None:
+    """Likewise: a batch has a bound."""
+    with pytest.raises(InvalidPayload, match=r"^tasks must hold 1 to 10000 tasks$"):
+        from_mapping(EmbedBatch, {"tasks": ["not even a task"] * 10_001})
+
+
 def test_records_made_directly_are_checked_too() -> None:
     """There is no way around the checks."""
     wrong: Any = "brutal"

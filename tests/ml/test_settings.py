@@ -155,6 +155,13 @@ def test_a_drain_that_outlasts_the_shutdown_is_a_contradiction(monkeypatch) -> N
         MLSettings.load()
 
 
+def test_a_body_that_could_never_be_held_is_a_contradiction(monkeypatch) -> None:
+    """Both are named."""
+    monkeypatch.setenv("ML_PRODUCER_MAX_HELD", "4096")
+    with pytest.raises(SettingsError, match=r"max_held \(4096 octets\) is less than max_body \(4194304 octets\)"):
+        MLSettings.load()
+
+
 def test_nothing_shows_the_password() -> None:
     """repr and str of the settings are safe to log."""
     settings = MLSettings.load()

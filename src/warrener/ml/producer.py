@@ -200,6 +200,8 @@ class MLProducer:
         called = anyio.current_time()
         try:
             receipt = await self._submit(kind, payload, backend, task_id, timeout, trace)
+        except InvalidPayload:
+            raise  # a mistake of the caller's, which no figure about the broker should show
         except Exception as error:
             self.figures.failed_one(kind, anyio.current_time() - called, error)
             raise

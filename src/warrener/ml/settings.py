@@ -132,6 +132,8 @@ class MLSettings:
     max_body: int = field(default=4 * 1024 * 1024, converter=_as_count, validator=_number(1024, 2**27, "octets"))
     #: So many tasks are taken in at once; one more is told to come back (503).
     max_requests: int = field(default=256, converter=_as_count, validator=_number(1, 100_000, "a number"))
+    #: What does not fit into so many octets of request bodies, all together, is told to come back (503).
+    max_held: int = field(default=64 * 1024 * 1024, converter=_as_count, validator=_number(1024, 2**34, "octets"))
     #: So many browsers may watch the status page.
     max_watchers: int = field(default=20, converter=_as_count, validator=_number(0, 1000, "a number"))
     #: From the first SIGTERM to the end of the process.
@@ -145,6 +147,11 @@ class MLSettings:
     broker: Settings | None = None
 
     def __attrs_post_init__(self) -> None:
+        if self.max_held < self.max_body:
+            raise SettingsError(
+                f"max_held ({self.max_held} octets) is less than max_body ({self.max_body} octets), so the largest body "
+                "could never be taken in; raise the one or lower the other"
+            )
         if self.broker is None:
             return
         if self.broker.drain_timeout > self.shutdown_timeout:
