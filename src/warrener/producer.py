@@ -679,31 +679,41 @@ async def running(producer: Producer) -> AsyncIterator[Producer]:
     from_run: Exception | None = None
     from_block: BaseException | None = None
     cancelled = anyio.get_cancelled_exc_class()
+    # A scope of the block's own: it takes back the cancellation that it dealt, also out of a group that the block raises.
+    block = anyio.CancelScope()
 
-    async with anyio.create_task_group() as tasks:
-
-        async def run(*, task_status: anyio.abc.TaskStatus[None]) -> None:
-            nonlocal from_run
-            try:
-                await producer.run(task_status=task_status)
-            except Exception as error:  # noqa: BLE001 - raised again, bare, once the task group is left
-                from_run = error
-                tasks.cancel_scope.cancel()
-
-        await tasks.start(run)
+    async def run(*, task_status: anyio.abc.TaskStatus[None]) -> None:
+        nonlocal from_run
         try:
-            yield producer
-        except cancelled:
-            producer.abort()
+            await producer.run(task_status=task_status)
+        except Exception as error:  # noqa: BLE001 - raised again, bare, once the task group is left
+            from_run = error
+            block.cancel()
+
+    try:
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(run)
+            try:
+                with block:
+                    yield producer
+            except cancelled:
+                producer.abort()
+                raise
+            except BaseException as error:  # noqa: BLE001 - raised again, bare, once the task group is left
+                from_block = error
+                producer.abort()
+            else:
+                await producer.aclose()
+    except cancelled:
+        # An error outranks the cancellation that came while it was on its way out, as in any nursery.
+        if from_block is None and from_run is None:
             raise
-        except BaseException as error:  # noqa: BLE001 - raised again, bare, once the task group is left
-            from_block = error
-            producer.abort()
-        else:
-            await producer.aclose()
     if from_block is not None:
-        from_block.__context__ = from_run or from_block.__context__
-        raise from_block
+        context = from_run or from_block.__context__
+        try:
+            raise from_block
+        finally:  # the raise puts there what the caller is handling: the block's error as it was before the scope
+            from_block.__context__ = context
     if from_run is not None:
         raise from_run
 

@@ -181,8 +181,16 @@ class PrivateRabbitMQ:
                 raise RabbitMQFailed(f"the broker did not answer within {self._start_timeout:g} s{self._log_tail()}")
             time.sleep(0.05)
 
+    def sync(self) -> None:
+        """Have what was declared so far written to disk.
+
+        Until the broker has done that by itself, which takes seconds, `kill` may undo the declaration of a durable queue,
+        and everything that it held and had confirmed is gone with it.
+        """
+        self._order("mnesia:sync_log()")
+
     def kill(self) -> None:
-        """SIGKILL, frozen or not: no farewell to anybody, and what was not synced to disk may be lost."""
+        """SIGKILL, frozen or not: no farewell to anybody, and what was not written to disk may be lost (see `sync`)."""
         if self._broker is not None:
             self._reap()
 
