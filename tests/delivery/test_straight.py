@@ -63,13 +63,14 @@ def perform(bench: Bench, operation: str, number: int) -> None:
         case "lose":
             bench.lose(offered=number)
             bench.channels.clear()
-        case "up" if not bench.channels:
+            bench.opened = 0
+        case "up" if not bench.opened:
             bench.up()
         case "close channel" if Lane.MAIN in bench.channels:
             bench.close_channel(offered=number)
         case "open":
             lane = Lane.SUSPECT if number % 2 and ledger.wants_suspect_channel else Lane.MAIN
-            if lane not in bench.channels and bench.channels:
+            if bench.opened and lane not in bench.channels:
                 bench.open(lane)
         case "tick":
             bench.now += number * 10
