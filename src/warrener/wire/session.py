@@ -62,6 +62,8 @@ __all__ = ["MECHANISMS", "Session", "negotiate_heartbeat", "negotiate_limit"]
 _PROTOCOL_HEADER: Final = b"AMQP\x00\x00\x09\x01"
 #: AMQP's floor (4.2.3): a peer that tunes below it cannot be talked to.
 _FRAME_FLOOR: Final = 4096
+#: How many closed publishers stay known, for their `offered`: a broker that closes channels for ever costs no memory.
+_CLOSED_KEPT: Final = 8
 #: Two publishers and the control channel.
 _CHANNELS_NEEDED: Final = 3
 #: The mechanisms a session may use, the first that the broker offers wins; EXTERNAL only where the caller asks for it.
@@ -275,13 +277,19 @@ class Session:
         wire_number = self._free_wire_number()
         publisher = Publisher(wire_number, self._last_number, self.tuning.frame_max, self._out)
         self._channels[wire_number] = self._publishers[wire_number] = publisher
+        closed = [number for number, each in self._by_number.items() if each.stage is Stage.CLOSED]
+        for number in closed[:-_CLOSED_KEPT]:
+            del self._by_number[number]
         self._by_number[publisher.number] = publisher
         self._out.publishers.append(publisher)
         self._send(wire_number, commands.Channel.Open)
         return publisher.number
 
     def publisher(self, channel: int) -> Publisher:
-        """Return a publishing channel: the way to publish without a detour, and to read `offered`."""
+        """Return a publishing channel: the way to publish without a detour, and to read `offered`.
+
+        Of the channels that were closed only the last few are known (KeyError for others).
+        """
         return self._by_number[channel]
 
     def declare(self, declaration: Declaration) -> None:
