@@ -26,15 +26,10 @@ PLANTED = {
         "if self.at + layout.size > len(self.data) + 1:",
     ),
     "a frame's size unchecked": ("framing.py", "if size > self.cap - OVERHEAD:", "if size > 1 << 24:"),
-    "a returned body longer than announced": (
-        "channel.py",
-        "if not octets or self.received > self.header.body_size:",
-        "if not octets:",
-    ),
-    "a table's depth unbounded": (
-        "codec.py",
-        "if depth > MAX_DEPTH:\n            raise Malformed",
-        "if depth > 9999:\n            raise Malformed",
+    "a frame taken an octet too early": (
+        "framing.py",
+        "if end - at < size + OVERHEAD:",
+        "if end - at < size + OVERHEAD - 1:",
     ),
 }
 
