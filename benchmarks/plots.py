@@ -13,10 +13,13 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+from benchmarks.report import TRIO
+from benchmarks.runner import AMQPLIB, LIMIT, ONE_AT_A_TIME
+
 #: Ours stand out; everybody else is grey or a shade of it.
 _OURS = "#1f6feb"
 _OTHERS = "#8b949e"
-_COLOURS = ("#1f6feb", "#8b949e", "#d29922", "#3fb950", "#a371f7")
+_COLOURS = {TRIO: _OURS, LIMIT: _OTHERS, AMQPLIB: "#d29922"}
 
 
 def _median(values: list[float]) -> float:
@@ -45,7 +48,9 @@ def _bars(results: Mapping[str, Any], figure: str, title: str, unit: str, path: 
 def _latencies(results: Mapping[str, Any], path: Path) -> None:
     shares = ("0.5", "0.9", "0.99", "0.999")
     drawing, axes = plt.subplots(figsize=(8, 4.2))
-    shown = [name for name, rounds in results["clients"].items() if rounds and rounds[0]["latency_ms"]]
+    shown = [
+        name for name, rounds in results["clients"].items() if rounds[0]["latency_ms"] and name not in ONE_AT_A_TIME
+    ]
     for name in shown:
         rounds = results["clients"][name]
         values = [_median([each["latency_ms"][share] for each in rounds]) for share in shares]
@@ -55,7 +60,7 @@ def _latencies(results: Mapping[str, Any], path: Path) -> None:
     axes.set_xticks(range(len(shares)), ["p50", "p90", "p99", "p99.9"])
     axes.set_yscale("log")
     axes.set_ylabel("ms from the call to the confirm")
-    axes.set_title("Latency under that load (one at a time: the blocking clients)")
+    axes.set_title("Latency with 500 messages in flight")
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
     _finish(drawing, axes, path)
 
@@ -65,11 +70,11 @@ def _sweep(results: Mapping[str, Any], axis: str, figure: str, title: str, label
     if not by_client:
         return
     drawing, axes = plt.subplots(figsize=(6, 3.6))
-    for (name, points), colour in zip(by_client.items(), _COLOURS, strict=False):
+    for name, points in by_client.items():
         scale = 1 / 1024 if figure == "resident_kib" else 1.0
         # A size of 0 has no place on a logarithmic axis; it is drawn at its left end.
         values = [(max(point["at"], 16 if axis == "size" else 1), point[figure] * scale) for point in points]
-        axes.plot(*zip(*values, strict=True), marker="o", label=name, color=colour)
+        axes.plot(*zip(*values, strict=True), marker="o", label=name, color=_COLOURS.get(name))
     axes.set_xscale("log")
     if figure != "resident_kib":
         axes.set_yscale("log")

@@ -37,17 +37,30 @@ def _figures(each: Figures) -> dict[str, Any]:
     }
 
 
+def _rounds(clients: Mapping[str, Series]) -> dict[str, list[dict[str, Any]]]:
+    return {name: [_figures(each) for each in series.rounds] for name, series in clients.items()}
+
+
+def _point(value: int, series: Series) -> dict[str, Any]:
+    rounds = [_figures(each) for each in series.rounds]
+    medians = {figure: _median(rounds, figure) for figure in ("rate", "cpu_microseconds", "resident_kib")}
+    return {"at": value, "rounds": len(rounds), **medians}
+
+
 def as_json(
-    machine: Mapping[str, Any], clients: Mapping[str, Series], sweep: Sweep, alone: Mapping[str, Any]
+    machine: Mapping[str, Any],
+    clients: Mapping[str, Series],
+    one_at_a_time: Mapping[str, Series],
+    sweep: Sweep,
+    alone: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return everything that was measured, without the single latencies."""
     return {
         "machine": machine,
-        "clients": {name: [_figures(each) for each in series.rounds] for name, series in clients.items()},
+        "clients": _rounds(clients),
+        "one at a time": _rounds(one_at_a_time),
         "sweep": {
-            axis: {
-                name: [{"at": value, **_figures(each)} for value, each in points] for name, points in by_client.items()
-            }
+            axis: {name: [_point(*point) for point in sorted(points.items())] for name, points in by_client.items()}
             for axis, by_client in sweep.items()
         },
         "alone": alone,
@@ -123,8 +136,8 @@ def _quotient(one: float | None, two: float | None) -> float | None:
 
 
 def _latency(results: Mapping[str, Any], name: str) -> float | None:
-    latency = _at(results, "in flight", name, 1, "latency_ms")
-    return None if latency is None else latency["0.5"]  # type: ignore[index]
+    rounds = results["one at a time"].get(name)
+    return statistics.median(each["latency_ms"]["0.5"] for each in rounds) if rounds else None
 
 
 def _alone(results: Mapping[str, Any], name: str, figure: str) -> float | None:
@@ -179,6 +192,19 @@ TARGETS: tuple[Target, ...] = (
 )  # fmt: skip
 
 
+def one_at_a_time(results: Mapping[str, Any]) -> str:
+    """Return the latencies of clients that have one message in flight."""
+    limit = _latency(results, LIMIT)
+    rows: list[list[str]] = []
+    for name, rounds in results["one at a time"].items():
+        latencies = [
+            f"{statistics.median(each['latency_ms'][share] for each in rounds):.3g} ms"
+            for share in ("0.5", "0.9", "0.99")
+        ]
+        rows.append([name, *latencies, _shown(_quotient(_latency(results, name), limit))])
+    return _rows(("one at a time", "p50", "p90", "p99", f"p50 × {LIMIT}"), rows)
+
+
 def _end(results: Mapping[str, Any], index: int, figure: str) -> float | None:
     points = results["sweep"].get("total sent", {}).get(TRIO, [])
     return points[index][figure] if len(points) > 1 else None
@@ -215,7 +241,7 @@ def document(folder: Path) -> None:
     for picture in sorted(folder.glob("*.png")):
         shutil.copy(picture, PICTURES / picture.name)
         pictures.append(f"![{picture.stem.replace('-', ' ')}](performance/{picture.name})")
-    figures = "\n\n".join((machine(results), comparison(results), targets(results), *pictures))
+    figures = "\n\n".join((machine(results), comparison(results), one_at_a_time(results), targets(results), *pictures))
     text = DOCUMENT.read_text()
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)

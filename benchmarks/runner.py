@@ -44,6 +44,9 @@ _MODULES = {
 }
 _ON_NODE = (AMQPLIB, MANAGER)
 
+#: They wait for each confirm before they publish again, whatever the load says.
+ONE_AT_A_TIME = ("pika BlockingConnection", "kombu", "amqpstorm")
+
 #: In the order of the table. After each: what part of the messages it gets; the slow ones need no more.
 LINEUP: dict[str, float] = {
     LIMIT: 1,
@@ -137,7 +140,7 @@ def install_node_peers() -> str | None:
 
 
 #: By axis and client: what was measured at each value.
-Sweep: TypeAlias = "dict[str, dict[str, list[tuple[int, Figures]]]]"
+Sweep: TypeAlias = "dict[str, dict[str, dict[int, Series]]]"
 
 #: The arguments of each measure of `benchmarks.alone`.
 ALONE: dict[str, Callable[[Runner], list[str]]] = {
@@ -194,7 +197,14 @@ class Runner:
         return None if lines is None else json.loads(lines[-1])
 
     def compare(
-        self, names: Iterable[str], *, rounds: int, count: int, until: float, progress: Callable[[str], None]
+        self,
+        names: Iterable[str],
+        *,
+        rounds: int,
+        count: int,
+        until: float,
+        progress: Callable[[str], None],
+        in_flight: int = 500,
     ) -> dict[str, Series]:
         """Run the clients in alternation; a client that failed once is left out.
 
@@ -207,7 +217,7 @@ class Runner:
                 break
             for name in list(results):
                 share = max(100, round(count * LINEUP[name]))
-                figures = self.run(name, count=share, warm_up=share // 4)
+                figures = self.run(name, count=share, warm_up=share // 4, in_flight=in_flight)
                 if figures is None:
                     del results[name]
                     continue
@@ -218,7 +228,10 @@ class Runner:
     def sweep(
         self, loads: Iterable[tuple[str, str, int, dict[str, int]]], *, until: float, progress: Callable[[str], None]
     ) -> Sweep:
-        """Run single loads: (client, name of the axis, value on it, what `run` takes); stops at `until`."""
+        """Run loads one after the other: (client, name of the axis, value on it, what `run` takes); stops at `until`.
+
+        A load that comes again is one more round of the same point.
+        """
         found: Sweep = {}
         for name, axis, value, load in loads:
             if time.monotonic() >= until:
@@ -226,6 +239,6 @@ class Runner:
                 break
             figures = self.run(name, **load)
             if figures is not None:
-                found.setdefault(axis, {}).setdefault(name, []).append((value, figures))
+                found.setdefault(axis, {}).setdefault(name, {}).setdefault(value, Series()).rounds.append(figures)
                 progress(f"{axis} {value:,}: {name}: {figures.rate:,.0f}/s, {figures.cpu:.1f} µs")
         return found
