@@ -255,6 +255,42 @@ async def test_a_write_that_does_not_finish(autojump_clock: trio.testing.MockClo
     assert link.offered(1) == 1
 
 
+async def test_a_write_that_the_broker_has_blocked(autojump_clock: trio.testing.MockClock) -> None:
+    """A broker that has blocked us stops reading (F7): no write stalls then; its time begins when the block ends (R9)."""
+
+    async def script(far: Far) -> None:
+        await far.send(commands.Connection.Blocked("memory"))
+        with trio.move_on_after(200):
+            await far.beat_on(5)
+        await far.send(commands.Connection.Unblocked())
+        await far.beat_on(5)
+
+    began = 0.0
+    with pytest.raises(LinkDown) as raised:
+        async with linked(script, heartbeat=10, window=1000, write_stall_timeout=30) as (link, _):
+            began = trio.current_time()
+            link.publish(Lane.MAIN, ENVELOPE, "m", b"x" * 5000, None)
+            await trio.sleep_forever()
+    assert raised.value.fault.kind is FaultKind.STALLED
+    assert trio.current_time() == began + 230
+
+
+async def test_a_blocked_broker_that_is_silent_is_dead(autojump_clock: trio.testing.MockClock) -> None:
+    """Blocked or not, two heartbeats of silence end the link, with a write under way too."""
+
+    async def script(far: Far) -> None:
+        await far.send(commands.Connection.Blocked("memory"))
+
+    began = 0.0
+    with pytest.raises(LinkDown) as raised:
+        async with linked(script, heartbeat=10, window=1000, write_stall_timeout=15) as (link, _):
+            began = trio.current_time()
+            link.publish(Lane.MAIN, ENVELOPE, "m", b"x" * 5000, None)
+            await trio.sleep_forever()
+    assert raised.value.fault.kind is FaultKind.SILENT
+    assert trio.current_time() == began + 20
+
+
 async def test_what_is_published_meanwhile_goes_out_together(autojump_clock: trio.testing.MockClock) -> None:
     """Messages published in one step leave in one send."""
     sends: list[int] = []

@@ -204,6 +204,31 @@ def test_claimed_sizes_are_not_allocated() -> None:
     assert sink.log == []
 
 
+@pytest.mark.parametrize("where", ["publisher", "control", "closing control"])
+def test_questions_without_end(where: str) -> None:
+    """A broker that asks for answers and takes none costs no memory: it is a fault before long (R19)."""
+    session = publishing(Sink())
+    question = octets(commands.Channel.Flow(True), 1)
+    if where != "publisher":
+        session.take_one("q")
+        question = octets(commands.Channel.Flow(True), 2)
+    if where == "closing control":
+        session.release_control()
+        question = octets(commands.Channel.Close(404, "", 0, 0), 2)
+    drain(session)
+    told = session.receive(question * 20_000)
+    assert [type(fact) for fact in told] == [facts.Broken]
+    assert drain(session) == b""
+
+
+def test_questions_whose_answers_are_taken() -> None:
+    """A broker may ask as often as it likes, as long as it takes the answers."""
+    session = publishing(Sink())
+    for _ in range(20):
+        assert session.receive(octets(commands.Channel.Flow(True), 1) * 500) == []
+        assert len(drain(session)) == 500 * len(octets(commands.Channel.FlowOk(True), 1))
+
+
 def test_texts_are_one_printable_line() -> None:
     """Text from the broker cannot forge lines, move a cursor or reverse reading, wherever it comes from."""
     session = tuned()

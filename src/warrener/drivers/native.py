@@ -26,6 +26,7 @@ Time is `anyio.current_time`, so everything runs under a mock clock, with `dial`
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import platform
 import ssl
 from collections.abc import AsyncGenerator, Callable, Iterable
@@ -104,6 +105,9 @@ class NativeLink:
         self._sent_at = now
         #: Whether about a mebibyte or more waits for the socket.
         self.congested = False
+        #: Around the present send. A broker that has blocked us does not read (F7): no send is overdue meanwhile (R9).
+        self._patience = anyio.CancelScope()
+        self._blocked = False
         #: What the writer waits for while there is nothing to send.
         self._rest: anyio.Event | None = None
         self._resting = anyio.Event()
@@ -342,7 +346,7 @@ class NativeLink:
                 self._reports.room()
             self._sent_at = anyio.current_time()
             try:
-                with anyio.move_on_after(timeout) as patience:
+                with self._limit_send() as patience:
                     await send(data)
             except _STREAM_ENDS as error:
                 with anyio.move_on_after(_LAST_WORDS):
@@ -352,6 +356,18 @@ class NativeLink:
             if patience.cancelled_caught:
                 self._fail(faults.stalled_write(timeout))
                 return
+
+    def _limit_send(self) -> anyio.CancelScope:
+        self._patience = anyio.CancelScope(deadline=self._stalled_at())
+        return self._patience
+
+    def _stalled_at(self) -> float:
+        """When a send that begins now, or is free to go on from now, has taken too long."""
+        return math.inf if self._blocked else anyio.current_time() + self._options.write_stall_timeout
+
+    def _block(self, *, blocked: bool) -> None:
+        self._blocked = blocked
+        self._patience.deadline = self._stalled_at()
 
     def _nudge(self) -> None:
         """Wake the writer if it rests."""
@@ -432,8 +448,10 @@ class NativeLink:
                 if self._answered is not None:
                     self._answered.set()
             case facts.Blocked(reason):
+                self._block(blocked=True)
                 self._reports.blocked(reason)
             case facts.Unblocked():
+                self._block(blocked=False)
                 self._reports.unblocked()
             case facts.SecretUpdated():
                 pass
