@@ -665,6 +665,50 @@ async def test_after_an_illegal_frame_not_one_octet(autojump_clock: trio.testing
     assert far.names == []
 
 
+@pytest.mark.parametrize("ended_by", ["an illegal frame", "abort"])
+async def test_a_write_under_way_ends_with_the_link(autojump_clock: trio.testing.MockClock, ended_by: str) -> None:
+    """Of what the writer was sending when the protocol broke, or the link was aborted, not one octet more leaves (R18)."""
+    heard = 0
+
+    async def script(far: Far) -> None:
+        nonlocal heard
+        await trio.sleep(1)
+        if ended_by == "an illegal frame":
+            await far.stream.send(ack(7))
+        for _ in range(100):
+            heard += len(await far.stream.receive(100))
+
+    with pytest.raises(LinkDown):
+        async with linked(script, window=1000) as (link, _):
+            link.publish(Lane.MAIN, ENVELOPE, "m", b"x" * 50_000, None)
+            if ended_by == "abort":
+                await trio.sleep(1)
+                link.abort(Fault(FaultKind.CONFIRM_OVERDUE, "too late"))
+            await trio.sleep_forever()
+    assert heard <= 1000 + 100
+
+
+async def test_a_stream_that_is_busy(autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TLS that has to answer its peer while the writer sends (a key update) loses the connection; that leaves bare too."""
+    real = PipeEnd.receive
+
+    async def receive(end: PipeEnd, max_bytes: int = 65536) -> bytes:
+        data = await real(end, max_bytes)
+        if data == BEAT:
+            raise anyio.BusyResourceError("sending")
+        return data
+
+    async def script(far: Far) -> None:
+        await trio.sleep(1)
+        await far.stream.send(BEAT)
+
+    monkeypatch.setattr(PipeEnd, "receive", receive)
+    with pytest.raises(LinkDown) as raised:
+        async with linked(script):
+            await trio.sleep_forever()
+    assert raised.value.fault.kind is FaultKind.CONNECTION_LOST
+
+
 # --- channels and requests --------------------------------------------------------------------------------------------
 
 

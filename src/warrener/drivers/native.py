@@ -65,8 +65,15 @@ _GRACE: Final = 5
 _MAIN: Final = Lane.MAIN
 _SUSPECT: Final = Lane.SUSPECT
 
-#: What a byte stream raises when it is over; `ssl.SSLError` is an `OSError`.
-_STREAM_ENDS: Final = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError)
+#: What a byte stream raises when it is over; `ssl.SSLError` is an `OSError`. Busy is what TLS is when it has to answer
+#: its peer (a key update) just while the writer sends: the answer is lost, and with it the connection.
+_STREAM_ENDS: Final = (
+    anyio.EndOfStream,
+    anyio.BrokenResourceError,
+    anyio.BusyResourceError,
+    anyio.ClosedResourceError,
+    OSError,
+)
 
 _Answer: TypeAlias = facts.Replied | facts.Got | facts.Refused
 
@@ -199,7 +206,7 @@ class NativeLink:
     def abort(self, fault: Fault) -> None:
         """End the link without a close handshake."""
         if self.fault is None:
-            self._session.fail()
+            self._silence()
             self._end(fault)
 
     # --- requests -----------------------------------------------------------------------------------------------
@@ -241,11 +248,16 @@ class NativeLink:
 
     def _fail(self, fault: Fault) -> None:
         """End the link because of what was found out here; while leaving that is the end, not a fault."""
-        self._session.fail()
+        self._silence()
         if self._leaving:
             self._left.set()
         else:
             self._end(fault)
+
+    def _silence(self) -> None:
+        """Send nothing any more, nor the rest of what is being sent (R18)."""
+        self._session.fail()
+        self._patience.cancel()
 
     def time_out(self, seconds: float) -> None:
         """The handshake's deadline has passed."""
