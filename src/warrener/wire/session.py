@@ -197,8 +197,10 @@ class Session:
                 else:
                     self._parser.feed(data)
             except Malformed as error:
-                self.fail()
-                self._facts.append(facts.Broken(Breach.ILLEGAL, str(error)))
+                # Behind a close nothing counts, and the answer to it still goes out.
+                if self.phase is not Phase.OVER:
+                    self.fail()
+                    self._facts.append(facts.Broken(Breach.ILLEGAL, str(error)))
             except _Refusal as refusal:
                 self.fail()
                 self._facts.append(refusal.broken)
