@@ -214,9 +214,14 @@ class PrivateRabbitMQ:
         self.start()
 
     def freeze(self) -> None:
-        """SIGSTOP: connections stay open and nothing answers, as with a machine that hangs."""
-        self._running().send_signal(signal.SIGSTOP)
+        """SIGSTOP: connections stay open and nothing answers, as with a machine that hangs; in force when this returns."""
+        broker = self._running()
+        broker.send_signal(signal.SIGSTOP)
         self._frozen = True
+        # The signal is only on its way: on a busy machine the broker goes on for a while, and confirms what comes in.
+        tasks = Path(f"/proc/{broker.pid}/task")
+        while broker.poll() is None and any(_state(task) not in "TtZX" for task in tasks.iterdir()):
+            time.sleep(0.001)
 
     def thaw(self) -> None:
         """SIGCONT; does nothing to a broker that is not frozen."""
@@ -499,6 +504,14 @@ class PrivateRabbitMQ:
 
 #: Whom RabbitMQ names as having made a change.
 _ACTOR = '<<"warrener">>'
+
+
+def _state(task: Path) -> str:
+    """The letter by which Linux calls what a thread does (proc(5)); "X" where it has ended."""
+    try:
+        return (task / "stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"
 
 
 def _text(value: str) -> str:
