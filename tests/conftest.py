@@ -55,6 +55,13 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
 # --- brokers ------------------------------------------------------------------------------------------------------
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`make test-rabbit4` runs some of the tests against another RabbitMQ than this machine's."""
+    parser.addoption(
+        "--rabbitmq-root", type=Path, metavar="FOLDER", help="a folder with a system whose RabbitMQ is to be used"
+    )
+
+
 def _require_broker() -> None:
     """Skip on a machine without RabbitMQ; fail in CI, unless `RABBITMQ_URL` says that this is known there."""
     try:
@@ -66,10 +73,12 @@ def _require_broker() -> None:
 
 
 @pytest.fixture(scope="session")
-def private_rabbitmq() -> Iterator[PrivateRabbitMQ]:
+def private_rabbitmq(request: pytest.FixtureRequest) -> Iterator[PrivateRabbitMQ]:
     """The private broker of this run, as the previous test left it; tests take `rabbitmq`."""
-    _require_broker()
-    with PrivateRabbitMQ() as broker:
+    root = request.config.getoption("--rabbitmq-root")
+    if root is None:
+        _require_broker()
+    with PrivateRabbitMQ(root=root) as broker:
         yield broker
 
 
