@@ -78,7 +78,7 @@ class Fault:
     at: float
     kind: str
     duration: float = 0.0
-    #: What the kind makes of it: a number of octets, a reply code.
+    #: What the kind makes of it; for a cut the number of octets that still pass, negative for a RST behind them.
     amount: int = 0
 
     def __str__(self) -> str:
@@ -170,6 +170,8 @@ class Plan:
     ends_at: float
     producer: ProducerPlan
     network: NetworkPlan
+    #: Brokers behind the one name; each has its own queues.
+    brokers: int
     sync_interval: float
     #: The broker repeats each ack of several tags: the last one alone, then all of them.
     chatty: bool
@@ -211,6 +213,7 @@ def draw(seed: int) -> Plan:
         ends_at=duration if ending == "close" else _ending_instant(seed, duration, calls),
         producer=producer,
         network=_network(seed, quiet=quiet),
+        brokers=stream(seed, "brokers").choice((1, 1, 1, 1, 1, 2, 2, 3)),
         sync_interval=chance.choice((0.0, 0.05, 0.2)),
         chatty=chance.random() < 0.2,
         calls=calls,
@@ -256,10 +259,13 @@ def _producer(seed: int, mode: Mode, *, quiet: bool) -> ProducerPlan:
 
 def _network(seed: int, *, quiet: bool) -> NetworkPlan:
     chance = stream(seed, "network plan")
+    latency = chance.choice((0.0005, 0.005, 0.03, 0.1))
+    window = 65536 if quiet else chance.choice((300, 1000, 4096, 65536))
     return NetworkPlan(
-        latency=chance.choice((0.0005, 0.005, 0.03, 0.1)),
+        latency=latency,
         jitter=chance.choice((0.0, 0.5, 1.0)),
-        window=65536 if quiet else chance.choice((300, 1000, 4096, 65536)),
+        # At most a window is on its way at a time. A network that carries less in a second is a fault, not a network.
+        window=max(window, round(2 * latency * 60_000)),
         slices=chance.choice((0, 0, 0, 0, 40, 400)),
         bandwidth=chance.choice((math.inf, math.inf, 1e6, 1e5)),
         close_delay=chance.choice((0.0, 0.0, 0.5, 4.0)),
@@ -319,9 +325,11 @@ class _Habits:
                 ticks = chance.randint(0, 12)
             else:
                 after = chance.choice((0.001, 0.01, 0.1, 1.0, 5.0)) * chance.random()
-        return Call(at, how, tuple(self._item(number + index) for index in range(count)), timeout, ticks, after)
+        # An id that several share would leave open whose late outcome it is.
+        stays = ticks is None and after is None
+        return Call(at, how, tuple(self._item(number + index, stays) for index in range(count)), timeout, ticks, after)
 
-    def _item(self, number: int) -> Item:
+    def _item(self, number: int, may_be_twin: bool) -> Item:
         chance = self._chance
         address = chance.choice(self._addresses)
         if chance.random() < self._unroutable:
@@ -337,7 +345,7 @@ class _Habits:
                     invalid = True
                 case _:
                     return Item(number, LARGEST + 1 + chance.randrange(100), address)
-        twin = chance.random() < self._twins
+        twin = chance.random() < self._twins and may_be_twin
         return Item(
             number,
             self._size(),
@@ -388,7 +396,9 @@ def _faults(seed: int, until: float, calls: tuple[Call, ...], *, hostile: bool) 
             longest = pool[kind][1]
             length = longest * chance.random() ** 2 + 0.05 if longest else 0.0
             at = min(at, until * 0.99)
-            amount = chance.randrange(1, 400)
+            amount = chance.randrange(1, 100 if kind == "cut to client" else 400)
+            if kind.startswith("cut to"):
+                amount *= chance.choice((1, -1))
             if kind == "channel storm":
                 faults += [Fault(at + 0.5 * index, "close channels", 0.0, amount) for index in range(8)]
             else:
