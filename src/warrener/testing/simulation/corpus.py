@@ -13,11 +13,11 @@ from attrs import evolve, frozen
 
 from warrener.testing.simulation.checks import Evidence, Finding, judge
 from warrener.testing.simulation.reach import rows_of
-from warrener.testing.simulation.schedule import Plan, draw
+from warrener.testing.simulation.schedule import Call, Item, Plan, calm, draw
 from warrener.testing.simulation.trace import verdict
 from warrener.testing.simulation.world import simulate
 
-__all__ = ["Figures", "Summary", "figures", "processors", "run_seed", "run_seeds", "shrink"]
+__all__ = ["Figures", "Summary", "figures", "first_failure", "processors", "run_seed", "run_seeds", "shrink", "smoke"]
 
 #: Every so many seeds one runs twice, and has to do the same again.
 TWICE = 50
@@ -87,6 +87,27 @@ def run_seeds(seeds: Sequence[int], processes: int) -> Iterator[Summary]:
         return
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
         yield from pool.map(run_seed, seeds, chunksize=10)
+
+
+def smoke(publishes: int = 100) -> Summary:
+    """Publish in bursts of ten, through a broker and a network without a fault."""
+    return summarize(
+        calm(
+            tuple(
+                Call(1.0 + number // 10, "publish", (Item(number, 100, "jobs"),), 30.0) for number in range(publishes)
+            )
+        )
+    )
+
+
+def first_failure(seeds: Sequence[int], processes: int) -> Summary | None:
+    """Return what the first seed that fails says, and run no more than it takes to find it."""
+    step = 10 * processes
+    for at in range(0, len(seeds), step):
+        for summary in run_seeds(seeds[at : at + step], processes):
+            if summary.findings:
+                return summary
+    return None
 
 
 @frozen

@@ -16,7 +16,20 @@ from typing import Literal, TypeAlias
 
 from attrs import frozen
 
-__all__ = ["FAULTS", "HOSTILE", "Call", "Fault", "Mode", "Plan", "draw", "stream"]
+__all__ = [
+    "FAULTS",
+    "HOSTILE",
+    "Call",
+    "Fault",
+    "Item",
+    "Mode",
+    "NetworkPlan",
+    "Plan",
+    "ProducerPlan",
+    "calm",
+    "draw",
+    "stream",
+]
 
 Mode: TypeAlias = Literal["safety", "liveness"]
 Ending: TypeAlias = Literal["close", "close under load", "abort", "kill"]
@@ -216,6 +229,46 @@ def draw(seed: int) -> Plan:
         brokers=stream(seed, "brokers").choice((1, 1, 1, 1, 1, 2, 2, 3)),
         sync_interval=chance.choice((0.0, 0.05, 0.2)),
         chatty=chance.random() < 0.2,
+        calls=calls,
+        faults=faults,
+    )
+
+
+def calm(calls: tuple[Call, ...], faults: tuple[Fault, ...] = (), *, seed: int = 0, at_least_once: bool = True) -> Plan:
+    """Return a plan made by hand: one broker, a fast network, plain settings, and only the faults that are given."""
+    return Plan(
+        seed=seed,
+        mode="safety",
+        hostile=False,
+        duration=60.0,
+        healed_at=math.inf,
+        ending="close",
+        ends_at=60.0,
+        producer=ProducerPlan(
+            heartbeat=60,
+            connect_timeout=5.0,
+            initial=1.0,
+            cap=8.0,
+            attempts=None,
+            jitter=0.5,
+            breaker=(5, 30.0, 1),
+            stable_for=10.0,
+            publish_timeout=30.0,
+            confirm_timeout=20.0,
+            at_least_once=at_least_once,
+            max_buffered=1000,
+            max_buffered_bytes=1_000_000,
+            max_block=5.0,
+            max_in_flight=1000,
+            drain_timeout=10.0,
+            write_stall_timeout=10.0,
+            frame_timeout=10.0,
+            max_inbound_body=1_000_000,
+        ),
+        network=NetworkPlan(0.0005, 0.0, 65536, 0, math.inf, 0.0),
+        brokers=1,
+        sync_interval=0.05,
+        chatty=False,
         calls=calls,
         faults=faults,
     )
