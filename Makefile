@@ -21,6 +21,7 @@ demo: $(ENVIRONMENT) $(if $(filter embedded,$(BROKER)),,rabbitmq) ## publish thr
 .PHONY: test
 test: lint types layers ## everything below, then all tests but the very long ones, against a real RabbitMQ too
 	@$(MAKE) rabbitmq graphviz
+	@$(MAKE) fuzz SECONDS=60
 	@$(TESTS)
 
 .PHONY: test-pure
@@ -67,6 +68,11 @@ format: $(ENVIRONMENT) ## let ruff format and repair what it can
 .PHONY: bench
 bench: $(ENVIRONMENT) rabbitmq ## measure against the peers, and write table, JSON and plots; QUICK=1: three minutes
 	@$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
+
+.PHONY: fuzz
+fuzz: SECONDS ?= 1800
+fuzz: $(ENVIRONMENT) ## throw octets at warrener.wire, guided by coverage (SECONDS=1800; `make test` has a minute of it)
+	@$(BIN)/python fuzz/wire.py --seconds $(SECONDS)
 
 .PHONY: lock
 lock: $(ENVIRONMENT) ## write requirements-dev.lock anew from pyproject.toml

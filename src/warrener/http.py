@@ -71,10 +71,11 @@ def condition(status: Status) -> str:
             if status.circuit_breaker == "open":
                 return "breaker open"
             return "ready" if status.healthy else "confirms overdue"
-        case ConnectionState.DISCONNECTED if status.retry_in is None and status.reconnect_attempts > 0:
+        case ConnectionState.DISCONNECTED if status.retry_in is None and status.last_fault is not None:
             return "gave up"
-        case state:
-            return state.value.lower()
+        case _:
+            word: str = status.connection_state.value
+            return word.lower()
 
 
 def health_endpoint(producer: HasStatus) -> Callable[[Request], Response]:

@@ -38,7 +38,7 @@ from warrener.errors import (
 )
 from warrener.figures import RECONNECT_BOUNDS, Histogram
 from warrener.gate import Batch, Gate
-from warrener.ids import MessageIds
+from warrener.ids import message_ids
 from warrener.machine import Policy
 from warrener.machine import states as now
 from warrener.parking import Lot, lot
@@ -183,7 +183,7 @@ class Producer:
         self.name = self.settings.name
         self._driver = _driver(driver)
         self._chance = chance or random.Random()
-        self._ids = MessageIds(chance)
+        self._new_id = message_ids(chance)
         self._envelopes: dict[tuple[Any, ...], Envelope] = {}
         self._publish_timeout = self.settings.publish_timeout
         self._run_called = False
@@ -315,14 +315,15 @@ class Producer:
         except InvalidMessage:
             await anyio.lowlevel.checkpoint()
             raise
-        refusal = gate.refusal(delivery)
-        if refusal is not None:
-            await anyio.lowlevel.checkpoint()
-            raise refusal
-        if not gate.try_accept(delivery, called):
-            refusal = await gate.wait_for_room(delivery)
+        if not gate.write_straight(delivery, called):
+            refusal = gate.refusal(delivery)
             if refusal is not None:
+                await anyio.lowlevel.checkpoint()
                 raise refusal
+            if not gate.try_accept(delivery, called):
+                refusal = await gate.wait_for_room(delivery)
+                if refusal is not None:
+                    raise refusal
         if delivery.outcome is None:
             await lot.park(delivery, gate.cancelled)
         else:
@@ -376,6 +377,11 @@ class Producer:
             batch.items.append(refused)
             return True
         delivery.deadline = deadline
+        if gate.write_straight(delivery, called):
+            delivery.waiter = batch
+            batch.left += 1
+            batch.items.append(delivery)
+            return True
         refusal = gate.refusal(delivery)
         if refusal is None and called >= deadline:
             gate.give_back(delivery)
@@ -411,6 +417,8 @@ class Producer:
             raise self._not_running()
         called = lot.clock()
         delivery = self._delivery(body, called, timeout, fields)
+        if gate.write_straight(delivery, called):
+            return PublishHandle(gate, delivery)
         refusal = gate.refusal(delivery)
         if refusal is None and not gate.try_accept(delivery, called):
             gate.give_back(delivery)
@@ -427,10 +435,10 @@ class Producer:
                 envelope = self._envelopes.get(key)
             except TypeError:  # headers are not hashable: nothing to keep
                 message = Message(body, **fields)
-                return Delivery(_envelope(message), body, self._ids(), deadline)
+                return Delivery(_envelope(message), body, self._new_id(), deadline)
             if envelope is None:
                 envelope = self._kept(key, Message(body, **fields))
-            return Delivery(envelope, body, self._ids(), deadline)
+            return Delivery(envelope, body, self._new_id(), deadline)
         if isinstance(body, Message):
             if fields:
                 raise TypeError(f"publish(message) takes no fields beside it: {', '.join(fields)}")
@@ -439,7 +447,7 @@ class Producer:
             message = Message(body, **fields)
         envelope = _envelope(message) if message.headers else self._kept(_plain_fields(message), message)
         # The id may be in flight twice, so a returned message is matched by a token of its own (F3).
-        return Delivery(envelope, message.body, message.message_id, deadline, self._ids())
+        return Delivery(envelope, message.body, message.message_id, deadline, self._new_id())
 
     def _kept(self, key: tuple[Any, ...], message: Message) -> Envelope:
         """Return the envelope of this key, made from the message when it is new: drivers cache by its identity."""
@@ -671,31 +679,41 @@ async def running(producer: Producer) -> AsyncIterator[Producer]:
     from_run: Exception | None = None
     from_block: BaseException | None = None
     cancelled = anyio.get_cancelled_exc_class()
+    # A scope of the block's own: it takes back the cancellation that it dealt, also out of a group that the block raises.
+    block = anyio.CancelScope()
 
-    async with anyio.create_task_group() as tasks:
-
-        async def run(*, task_status: anyio.abc.TaskStatus[None]) -> None:
-            nonlocal from_run
-            try:
-                await producer.run(task_status=task_status)
-            except Exception as error:  # noqa: BLE001 - raised again, bare, once the task group is left
-                from_run = error
-                tasks.cancel_scope.cancel()
-
-        await tasks.start(run)
+    async def run(*, task_status: anyio.abc.TaskStatus[None]) -> None:
+        nonlocal from_run
         try:
-            yield producer
-        except cancelled:
-            producer.abort()
+            await producer.run(task_status=task_status)
+        except Exception as error:  # noqa: BLE001 - raised again, bare, once the task group is left
+            from_run = error
+            block.cancel()
+
+    try:
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(run)
+            try:
+                with block:
+                    yield producer
+            except cancelled:
+                producer.abort()
+                raise
+            except BaseException as error:  # noqa: BLE001 - raised again, bare, once the task group is left
+                from_block = error
+                producer.abort()
+            else:
+                await producer.aclose()
+    except cancelled:
+        # An error outranks the cancellation that came while it was on its way out, as in any nursery.
+        if from_block is None and from_run is None:
             raise
-        except BaseException as error:  # noqa: BLE001 - raised again, bare, once the task group is left
-            from_block = error
-            producer.abort()
-        else:
-            await producer.aclose()
     if from_block is not None:
-        from_block.__context__ = from_run or from_block.__context__
-        raise from_block
+        context = from_run or from_block.__context__
+        try:
+            raise from_block
+        finally:  # the raise puts there what the caller is handling: the block's error as it was before the scope
+            from_block.__context__ = context
     if from_run is not None:
         raise from_run
 

@@ -105,6 +105,9 @@ class Supervisor:
         self._tasks: anyio.abc.TaskGroup | None = None
         self._timers: dict[str, anyio.CancelScope] = {}
         self._life: _Life | None = None
+        #: Around the gate's timer; `run()` has left its loop.
+        self._timekeeping = anyio.CancelScope(shield=True)
+        self._leaving = False
         self._retry_at = math.inf
         self._confirm_posted = False
         self._drained_posted = False
@@ -128,19 +131,35 @@ class Supervisor:
         """Supervise until closed. Raises one bare `ConnectError` with ``when_exhausted="raise"``, never a group."""
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
-            tasks.start_soon(self._guarded, self.gate.run_timer)
+            tasks.start_soon(self._guarded, self._keep_time)
             self.post(on.StartRequested(at=self._clock()))
             self._drain_mailbox()
             started()
-            while self._finished is None:
-                await self._mail.wait()
-                self._mail = anyio.Event()
-                self._drain_mailbox()
+            try:
+                while self._finished is None:
+                    await self._mail.wait()
+                    self._mail = anyio.Event()
+                    self._drain_mailbox()
+            finally:
+                # Cancelled, a link may take `abort_timeout` to end: nothing new is let in or handed over meanwhile.
+                self.gate.halt()
+                self.gate.stop_accepting()
+                self._leaving = True
+                self._end_time()
             tasks.cancel_scope.cancel()
         if self._crash is not None:
             raise self._crash
         if self._finished is not None and self._finished.fault is not None:
             raise connect_error(self._finished.fault)
+
+    async def _keep_time(self) -> None:
+        """Run the gate's timer to the end of the last link, a cancelled `run()` or not: deadlines hold until then (R1)."""
+        with self._timekeeping:
+            await self.gate.run_timer()
+
+    def _end_time(self) -> None:
+        if self._leaving and self._life is None:
+            self._timekeeping.cancel()
 
     def finalize(self) -> None:
         """Bring the record to Closed after the tasks are gone, however they ended; then settle what is left."""
@@ -313,9 +332,11 @@ class Supervisor:
                         await anyio.sleep_forever()
         except LinkDown as down:
             fault = down.fault
+        finally:
+            if self._life is life:
+                self._life = None
+            self._end_time()
         self.gate.halt()
-        if self._life is life:
-            self._life = None
         if fault is None:
             self.post(on.LinkClosed(number, at=self._clock()))
             return

@@ -199,9 +199,13 @@ def start_service(driver: str) -> Iterator[Callable[..., Service]]:
         service.program.stderr.close()
 
 
+#: A word that no text of ours holds.
+DEAD_PASSWORD = "hunter2-s3cr3t"
+
+
 @pytest.fixture
 def dead_url() -> Iterator[str]:
     """The URL of a port on which nobody listens, and nobody will."""
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))  # taken, and not listening: every dial is refused
-        yield f"amqp://nobody:nothing@127.0.0.1:{holder.getsockname()[1]}/"
+        yield f"amqp://nobody:{DEAD_PASSWORD}@127.0.0.1:{holder.getsockname()[1]}/"

@@ -101,7 +101,7 @@ def test_a_task_id_is_a_uuid_given_or_new() -> None:
     assert celery.task_id_of(None) != celery.task_id_of(None)
     assert 4 == uuid.UUID(celery.task_id_of(None)).version
     for wrong in ("", "7", "x" * 36):
-        with pytest.raises(InvalidPayload, match="^task_id must be a UUID"):
+        with pytest.raises(InvalidPayload, match=r"^task_id must be a UUID"):
             celery.task_id_of(wrong)
 
 

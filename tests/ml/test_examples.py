@@ -9,7 +9,6 @@ import re
 import subprocess
 import sys
 import tomllib
-import urllib.request
 from pathlib import Path
 
 import anyio
@@ -53,10 +52,9 @@ def test_every_series_of_dashboard_and_alerts_exists_in_a_live_scrape(start_serv
     """Names and label values both: a panel or an alert on a series that does not exist is silent for ever."""
     service = start_service(dead_url)
     scraped: dict[str, list[dict[str, str]]] = {}
-    with urllib.request.urlopen(f"{service.url}/metrics") as answer:
-        for family in text_string_to_metric_families(answer.read().decode()):
-            for sample in family.samples:
-                scraped.setdefault(sample.name, []).append(sample.labels)
+    for family in text_string_to_metric_families(httpx.get(f"{service.url}/metrics").text):
+        for sample in family.samples:
+            scraped.setdefault(sample.name, []).append(sample.labels)
     read = [selector for expression in expressions() for selector in selectors(expression)]
     assert 25 < len(read)
     for name, labels in read:

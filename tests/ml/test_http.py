@@ -64,7 +64,10 @@ async def test_health_has_exactly_the_shape_that_dashboards_read(ml) -> None:
     ("changes", "word"),
     [
         ({"connection_state": ConnectionState.DISCONNECTED, "retry_in": 3.0, "reconnect_attempts": 2}, "disconnected"),
-        ({"connection_state": ConnectionState.DISCONNECTED, "reconnect_attempts": 10}, "gave up"),
+        (
+            {"connection_state": ConnectionState.DISCONNECTED, "last_fault": Fault(FaultKind.UNREACHABLE, "refused")},
+            "gave up",
+        ),
         ({"connection_state": ConnectionState.CONNECTING}, "connecting"),
         ({"blocked": True}, "blocked"),
         ({"circuit_breaker": "open"}, "breaker open"),
@@ -299,6 +302,42 @@ async def test_more_tasks_than_allowed_at_once_are_told_to_come_back(ml_with, pr
             producer.hold.set()
         await post()
     assert [503, 202, 202, 202] == codes
+
+
+async def test_bodies_that_do_not_fit_together_are_told_to_come_back(ml_with, producer) -> None:
+    """max_held bounds what all requests hold, announced or not; an ended request gives its octets back."""
+    ml = ml_with(max_body=2000, max_held=3000)
+    producer.hold = anyio.Event()
+    large = SUMMARIZE | {"content": {"text": "x" * 1900}}
+    codes: list[int] = []
+    app = ml_app(ml)
+
+    async with client(app) as http:
+
+        async def post() -> None:
+            codes.append((await http.post("/v1/ml/tasks/embed", json=large)).status_code)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(post)
+            with anyio.fail_after(10):
+                while not producer.published:
+                    await anyio.lowlevel.checkpoint()
+            await post()
+            unannounced: list[dict[str, Any]] = []
+            body = json.dumps(large).encode()
+            await post_unannounced(app, body, unannounced)
+            producer.hold.set()
+        await post()
+    assert ([503, 202, 202], 503) == (codes, unannounced[0]["status"])
+
+
+async def post_unannounced(app: Any, body: bytes, answers: list[dict[str, Any]]) -> None:
+    """Post a body without a Content-Length."""
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    await app(asgi_scope(), receive, recorder(answers))
 
 
 async def test_answers_escape_whatever_a_client_sends(ml) -> None:

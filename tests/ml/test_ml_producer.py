@@ -126,6 +126,15 @@ async def test_a_failed_call_is_counted_once(ml, producer, error, status, reason
     assert {reason: 1} == {key: count for key, count in ml.figures.failures.items() if count}
 
 
+async def test_a_refused_payload_is_no_task_and_counted_nowhere(ml) -> None:
+    """A client's mistakes must not ring the alarm that is there for the broker."""
+    for wrong in ({"text": ""}, {"text": "x", "backend": "gpu"}, {"text": "x", "task_id": "7"}):
+        with pytest.raises(InvalidPayload):
+            await ml.summarize(share_id="s", **wrong)
+    assert not any(ml.figures.sent.values())
+    assert not any(ml.figures.failures.values())
+
+
 async def test_a_cancelled_call_is_neither_success_nor_failure(ml, producer) -> None:
     """Cancellation is the caller's choice, not the broker's fault."""
     producer.hold = anyio.Event()

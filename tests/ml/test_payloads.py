@@ -95,6 +95,9 @@ PRIVATE = "my private thoughts"
         (Summarize, {"share_id": "s", "content": {"text": "x"}, "options": {"maxLength": 9}}, "options.maxLength"),
         (Summarize, {"share_id": "s", "content": {"text": "x"}, "options": {"backend": "gpu"}}, "options.backend"),
         (Summarize, {"shareId": "s", "share_id": "s", "content": {"text": "x"}}, "shareId"),
+        (Summarize, {"": "x"}, '""'),
+        (Summarize, {"share_id": "s", "content": {" ": "x"}}, 'content." "'),
+        (EmbedBatch, {"tasks": [{"": "x"}]}, 'tasks[0].""'),
         (Summarize, [PRIVATE], "the payload"),
         (Transcribe, {"share_id": "s", "content": {"media_url": "ftp://h/a"}}, "content.media_url"),
         (Transcribe, {"share_id": "s", "content": {"media_url": "http:///a"}}, "content.media_url"),
@@ -142,6 +145,19 @@ def test_deep_metadata_is_refused_before_a_parser_meets_it() -> None:
         EmbedContent(text="x", metadata=deep)
 
 
+def test_wide_metadata_is_refused() -> None:
+    """A few megabytes of JSON may not become hundreds of megabytes of objects."""
+    with pytest.raises(InvalidPayload, match=r"^content\.metadata must not hold more than 10000 values$"):
+        EmbedContent(text="x", metadata={"a": [[]] * 10_000})
+    EmbedContent(text="x", metadata={"a": [[]] * 9_999})
+
+
+def test_the_tasks_of_a_batch_are_counted_before_they_are_read() -> None:
+    """Likewise: a batch has a bound."""
+    with pytest.raises(InvalidPayload, match=r"^tasks must hold 1 to 10000 tasks$"):
+        from_mapping(EmbedBatch, {"tasks": ["not even a task"] * 10_001})
+
+
 def test_records_made_directly_are_checked_too() -> None:
     """There is no way around the checks."""
     wrong: Any = "brutal"
@@ -184,7 +200,8 @@ def test_any_json_makes_a_sendable_task_or_names_a_field(kind: Callable[..., Pay
     """Whatever a client posts: a record that JSON can carry, or InvalidPayload; never another exception."""
     try:
         payload = from_mapping(kind, value)  # type: ignore[type-var]
-    except InvalidPayload as error:
-        assert error.field
+    except InvalidPayload as refused:
+        named = refused.field
     else:
-        json.dumps(wire_form(payload, api), allow_nan=False).encode()
+        named = json.dumps(wire_form(payload, api), allow_nan=False)
+    assert named.strip()

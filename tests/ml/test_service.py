@@ -10,6 +10,8 @@ import threading
 import httpx
 import pytest
 
+from tests.ml.conftest import DEAD_PASSWORD
+
 HEALTH = "/v1/ml/analytics/health"
 SUMMARIZE = {"share_id": "s", "content": {"text": "x"}}
 #: Backoff that is over in a moment.
@@ -110,6 +112,31 @@ def test_a_taken_address_ends_the_start_in_one_line(start_service, dead_url) -> 
     assert [f"warrener serve: cannot listen on {bind}: Address already in use\n"] == service.lines
 
 
+def test_a_unix_socket_is_served_and_left_clean(start_service, dead_url, tmp_path) -> None:
+    """A socket left behind by a killed service is taken over; one that is still served is not; in the end it is gone."""
+    path = tmp_path / "service.sock"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    service = start_service(dead_url, bind=f"unix:{path}")
+    service.wait_log("listening on")
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://service") as http:
+        assert 200 == http.get("/livez").status_code
+        other = start_service(dead_url, bind=f"unix:{path}")
+        assert 1 == other.wait_end()
+        assert 200 == http.get("/livez").status_code
+    service.signal(signal.SIGTERM)
+    assert 0 == service.wait_end()
+    assert not path.exists()
+
+
+def test_a_file_that_is_no_socket_is_never_removed(start_service, dead_url, tmp_path) -> None:
+    """A mistyped address costs nobody a file."""
+    path = tmp_path / "precious"
+    path.write_text("data")
+    assert 1 == start_service(dead_url, bind=f"unix:{path}").wait_end()
+    assert "data" == path.read_text()
+
+
 def test_each_line_of_the_json_log_is_one_object_without_secrets(start_service, dead_url) -> None:
     """Machines read it line by line; credentials are in none."""
     service = start_service(dead_url)
@@ -118,7 +145,7 @@ def test_each_line_of_the_json_log_is_one_object_without_secrets(start_service, 
     assert 0 == service.wait_end()
     for line in service.lines:
         assert {"time", "level", "logger", "message"} == set(json.loads(line))
-        assert "nothing" not in line
+        assert DEAD_PASSWORD not in line
 
 
 def address_of(url: str) -> tuple[str, int]:

@@ -135,10 +135,16 @@ def test_a_missing_file_is_named(tmp_path) -> None:
         MLSettings.load(tmp_path / "absent.toml")
 
 
+def test_a_file_that_cannot_be_read_is_named(tmp_path) -> None:
+    """A folder in its place is one line, no traceback."""
+    with pytest.raises(SettingsError, match=r"cannot be read: Is a directory"):
+        MLSettings.load(tmp_path)
+
+
 def test_an_unknown_variable_is_refused_with_the_name_that_is_meant(monkeypatch) -> None:
     """A misspelt variable does not pass for a default."""
     monkeypatch.setenv("ML_PRODUCER_EXCHNAGE", "x")
-    with pytest.raises(SettingsError, match="ML_PRODUCER_EXCHNAGE; did you mean ML_PRODUCER_EXCHANGE?"):
+    with pytest.raises(SettingsError, match=r"ML_PRODUCER_EXCHNAGE; did you mean ML_PRODUCER_EXCHANGE\?"):
         MLSettings.load()
 
 
@@ -146,6 +152,13 @@ def test_a_drain_that_outlasts_the_shutdown_is_a_contradiction(monkeypatch) -> N
     """Both are named."""
     monkeypatch.setenv("WARRENER_DRAIN_TIMEOUT", "60")
     with pytest.raises(SettingsError, match=r"drain_timeout \(60 s\) is longer than shutdown_timeout \(20 s\)"):
+        MLSettings.load()
+
+
+def test_a_body_that_could_never_be_held_is_a_contradiction(monkeypatch) -> None:
+    """Both are named."""
+    monkeypatch.setenv("ML_PRODUCER_MAX_HELD", "4096")
+    with pytest.raises(SettingsError, match=r"max_held \(4096 octets\) is less than max_body \(4194304 octets\)"):
         MLSettings.load()
 
 

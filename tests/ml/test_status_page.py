@@ -11,11 +11,11 @@ import json
 import os
 import shutil
 import subprocess
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 websocket = pytest.importorskip("wsproto", reason="the DevTools protocol is spoken over a WebSocket")
@@ -42,7 +42,7 @@ class Browser:
             if "DevTools listening on" in line:
                 self._port = int(line.rpartition("127.0.0.1:")[2].partition("/")[0])
                 break
-        pages = json.load(urllib.request.urlopen(f"http://127.0.0.1:{self._port}/json"))
+        pages = httpx.get(f"http://127.0.0.1:{self._port}/json").json()
         path = next(page for page in pages if page["type"] == "page")["webSocketDebuggerUrl"].partition(
             str(self._port)
         )[2]
@@ -147,10 +147,9 @@ def browser(tmp_path: Path) -> Iterator[Browser]:
 
 
 def submit(url: str, count: int) -> None:
-    body = json.dumps({"share_id": "s", "content": {"text": "x"}}).encode()
-    for _ in range(count):
-        request = urllib.request.Request(f"{url}/v1/ml/tasks/embed", body, {"Content-Type": "application/json"})
-        urllib.request.urlopen(request).close()
+    with httpx.Client(base_url=url) as http:
+        for _ in range(count):
+            http.post("/v1/ml/tasks/embed", json={"share_id": "s", "content": {"text": "x"}}).raise_for_status()
 
 
 def test_the_page_tells_an_outage_from_beginning_to_end(start_service, rabbitmq, browser) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import tracemalloc
 from datetime import UTC, datetime
 from decimal import Decimal
 from hashlib import blake2b
@@ -121,19 +122,29 @@ def test_equal_envelopes_of_different_channels() -> None:
     assert [message.channel for message in read(session)] == [1, 2, 1, 2]
 
 
-def test_caches_are_bounded() -> None:
-    """Neither many envelopes nor many sizes make a channel grow without end (I34)."""
+@pytest.mark.parametrize("many", ["envelopes", "sizes", "long headers", "headers beyond the frame"])
+def test_what_is_kept_encoded_is_bounded(many: str) -> None:
+    """Neither many envelopes nor many sizes nor long headers make a channel grow beyond four mebibytes (I34)."""
     session = opened()
     publisher = session.publisher(1)
     envelope = Envelope()
-    for size in range(200):
-        publisher.publish(envelope, ID, b"x" * size, None)
-    assert len(publisher._frames[envelope]) <= 64
-    for _ in range(1100):
-        publisher.publish(Envelope(), ID, b"", None)
-    assert len(publisher._templates) <= 1024
-    assert len(publisher._frames) <= 1024
-    assert len(read(session)) == 1300
+    tracemalloc.start()
+    try:
+        for number in range(10_000 if many in ("envelopes", "sizes") else 100):
+            match many:
+                case "envelopes":
+                    publisher.publish(Envelope(), ID, b"", None)
+                case "sizes":
+                    publisher.publish(envelope, ID, bytes(number), None)
+                case "long headers":
+                    publisher.publish(Envelope(headers={"x": f"{number:0100000}"}), ID, b"", TOKEN)
+                case _:
+                    assert publisher.validate(Envelope(headers={"x": f"{number:01000000}"}), ID, b"", None)
+            drain(session)
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept <= 4 * 1024 * 1024
 
 
 @pytest.mark.parametrize(

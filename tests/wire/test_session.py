@@ -373,6 +373,20 @@ def test_a_closed_channel_is_replaced_under_a_fresh_number() -> None:
     assert session.publisher(2).publish(Envelope(), "m", b"", None) == 1
 
 
+def test_closed_channels_are_forgotten_in_time() -> None:
+    """A broker that closes one channel after the other costs no memory; what was offered on the last ones stays known."""
+    session = opened()
+    for number in range(2, 103):
+        session.publisher(number - 1).publish(Envelope(), "m", b"", None)
+        drain(session)
+        session.receive(octets(commands.Channel.Close(404, "", 60, 40), session.publisher(number - 1).wire_number))
+        session.open_publisher()
+        for answer in (commands.Channel.OpenOk(), commands.Confirm.SelectOk(), commands.Basic.QosOk()):
+            session.receive(octets(answer, session.publisher(number).wire_number))
+    assert [session.publisher(number).offered for number in range(95, 103)] == [1] * 7 + [0]
+    assert len(session._by_number) <= 10
+
+
 def test_numbers_come_back_as_late_as_possible() -> None:
     """Channel numbers on the wire go round; one that is in use is passed over."""
     session = Session(CREDENTIALS, Sink())

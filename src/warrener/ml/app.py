@@ -3,7 +3,8 @@
 It runs under `warrener serve` (Trio) and mounted in any ASGI program (asyncio too). What a client may rely on:
 
 * 202 means that the broker has confirmed the task; every other answer says whether it may be in a queue all the same.
-* Each request ends within ``request_timeout``, whatever the broker does, and holds at most ``max_body`` octets.
+* Each request ends within ``request_timeout``, whatever the broker does. One body has at most ``max_body`` octets, all
+  that are held together ``max_held``.
 * Bodies are JSON and say so: a web page of another origin can send plain text without asking, JSON it cannot.
 """
 
@@ -20,6 +21,7 @@ from importlib import resources
 from typing import Any, NoReturn
 
 import anyio
+from attrs import define
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
@@ -83,6 +85,9 @@ def ml_app(ml: MLProducer, *, history: History | None = None) -> Starlette:
 # --- tasks ---------------------------------------------------------------------------------------------------------
 
 
+_BUSY = "too many tasks are being taken in; nothing was sent; try again"
+
+
 class _Refusal(Exception):
     """A request that is answered before there is a task."""
 
@@ -92,36 +97,44 @@ class _Refusal(Exception):
         self.retry_after = retry_after
 
 
+@define
+class _Intake:
+    """What one request has sent so far."""
+
+    octets: int = 0
+
+
 class _Desk:
-    """Takes tasks in, so many at once."""
+    """Takes tasks in: so many, and so many octets, at once."""
 
     def __init__(self, ml: MLProducer) -> None:
         self._ml = ml
         self._settings = ml.settings
         self._open = 0
+        self._held = 0
 
     def taking(self, kind: type[Payload]) -> Callable[[Request], Awaitable[Response]]:
         async def take(request: Request) -> Response:
             deadline = anyio.current_time() + self._settings.request_timeout
             if self._open >= self._settings.max_requests:
-                return _answer(
-                    503, "too many tasks are being taken in; nothing was sent; try again", None, retry_after=SOON
-                )
+                return _answer(503, _BUSY, None, retry_after=SOON)
             self._open += 1
+            intake = _Intake()
             try:
-                return await self._take(request, kind, deadline)
+                return await self._take(request, kind, deadline, intake)
             except ClientDisconnect:
                 return Response(status_code=400)  # nobody is there to read it; nothing was sent
             finally:
                 self._open -= 1
+                self._held -= intake.octets
 
         return take
 
-    async def _take(self, request: Request, kind: type[Payload], deadline: float) -> Response:
+    async def _take(self, request: Request, kind: type[Payload], deadline: float, intake: _Intake) -> Response:
         task_id: str | None = None
         try:
             task_id = _task_id(request)
-            payload = from_mapping(kind, await self._body(request, deadline))
+            payload = from_mapping(kind, await self._body(request, deadline, intake))
             remaining = max(0.0, deadline - anyio.current_time())
             receipt = await self._ml.submit(
                 payload, task_id=task_id, timeout=remaining, trace=trace_context(request.headers)
@@ -137,22 +150,30 @@ class _Desk:
             {"task_id": receipt.message_id, "possible_duplicate": receipt.possible_duplicate}, 202, _NO_STORE
         )
 
-    async def _body(self, request: Request, deadline: float) -> object:
-        """Return the decoded JSON of the request."""
+    async def _body(self, request: Request, deadline: float, intake: _Intake) -> object:
+        """Return the decoded JSON of the request, and note its size."""
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type != "application/json":
             raise _Refusal(415, "the body must be application/json, and say so in Content-Type")
         limit = self._settings.max_body
         too_large = _Refusal(413, f"the body must have at most {limit} octets")
         announced = request.headers.get("content-length", "")
-        if announced.isdecimal() and int(announced[:20]) > limit:
+        length = int(announced[:20]) if announced.isdecimal() else 0
+        if length > limit:
             raise too_large
+        busy = _Refusal(503, _BUSY, retry_after=SOON)
+        if self._held + length > self._settings.max_held:
+            raise busy
         body = bytearray()
         with anyio.move_on_at(deadline) as scope:
             async with aclosing(request.stream()) as chunks:
                 async for chunk in chunks:
                     if len(body) + len(chunk) > limit:
                         raise too_large
+                    if self._held + len(chunk) > self._settings.max_held:
+                        raise busy
+                    self._held += len(chunk)
+                    intake.octets += len(chunk)
                     body += chunk
         if scope.cancelled_caught:
             raise _Refusal(408, f"the body did not arrive within {self._settings.request_timeout:g} s")
@@ -211,7 +232,7 @@ class _Page:
         self._history = history
         self._max_watchers = max_watchers
         self._watchers = 0
-        self._html = resources.files(__package__).joinpath("status.html").read_text(encoding="utf-8")
+        self._html = resources.files("warrener.ml").joinpath("status.html").read_text(encoding="utf-8")
         self._headers = _NO_STORE | {
             # Nothing but the page's own two blocks may run or style; nothing may be loaded, framed or posted to.
             "Content-Security-Policy": (

@@ -1,7 +1,6 @@
-"""A task as a Celery message, protocol version 2, byte for byte what a Celery worker expects (docs.celeryq.dev,
-"Message Protocol").
+"""A task as a Celery message, protocol version 2: byte for byte what a Celery worker expects.
 
-The body is a JSON array ``[args, kwargs, embed]``; what the worker needs before it reads the body (task name, id,
+(docs.celeryq.dev, "Message Protocol".) The body is a JSON array ``[args, kwargs, embed]``; what the worker needs before it reads the body (task name, id,
 retries, …) is in the AMQP headers. ``argsrepr`` and ``kwargsrepr`` are shown in worker logs and monitors, so they say
 which keys there are and nothing of what people wrote.
 """
@@ -120,5 +119,8 @@ def task_message(
 
 def _shape(kwargs: Mapping[str, object]) -> str:
     """Return the kwargs as a monitor may show them: the keys, with how many items a list has, and no values."""
-    inside = {key: f"[{len(value)} tasks]" if isinstance(value, list) else "…" for key, value in kwargs.items()}
-    return "{" + ", ".join(f"'{key}': {shown}" for key, shown in inside.items()) + "}"
+
+    def inside(value: object) -> str:
+        return f"[{len(cast('list[object]', value))} tasks]" if isinstance(value, list) else "…"
+
+    return "{" + ", ".join(f"'{key}': {inside(value)}" for key, value in kwargs.items()) + "}"

@@ -1,7 +1,7 @@
 """What the ML producer counts: plain numbers, by the names of the system that it replaces.
 
-Every call is counted once, under one status, when it ends. A message whose fate is unknown is neither a success nor a
-failure. All labels come from the closed sets below.
+Every task is counted once, under one status, when its call ends; a payload that is refused before it is a task is not
+counted. A message whose fate is unknown is neither a success nor a failure. All labels come from the closed sets below.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from warrener.errors import (
     Unroutable,
 )
 from warrener.figures import Histogram
-from warrener.ml.payloads import Embed, EmbedBatch, InvalidPayload, Payload, Summarize, Transcribe
+from warrener.ml.payloads import Embed, EmbedBatch, Payload, Summarize, Transcribe
 
 __all__ = ["FAILURES", "STATUSES", "TASK_TYPES", "Figures"]
 
@@ -49,7 +49,6 @@ FAILURES: Mapping[type[Exception], str] = {
     ProducerClosed: "closed",
     GaveUp: "gave_up",
     InvalidMessage: "invalid",
-    InvalidPayload: "invalid",
 }
 OTHER_FAILURE = "other"
 

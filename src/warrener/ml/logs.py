@@ -34,3 +34,5 @@ def configure(form: Literal["human", "json"], level: str) -> None:
         JSONFormatter() if form == "json" else logging.Formatter("%(asctime)s %(levelname)-7s %(message)s")
     )
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # The server announces its address, which the service does too; what it says of errors is kept.
+    logging.getLogger("warrener.http").setLevel(logging.WARNING)

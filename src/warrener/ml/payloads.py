@@ -42,8 +42,11 @@ __all__ = [
 Backend: TypeAlias = Literal["api", "local"]
 BACKENDS: tuple[Backend, ...] = ("api", "local")
 
-#: How deeply `metadata` may nest; a bound for every JSON parser on the way.
+#: How deeply `metadata` may nest, and how many values it may hold: a bound for every JSON parser on the way.
 MAX_DEPTH = 32
+MAX_VALUES = 10_000
+#: How many texts one embed_batch task may hold.
+MAX_TASKS = 10_000
 
 
 class InvalidPayload(WarrenerError, ValueError):
@@ -153,8 +156,12 @@ def _json_object(path: str) -> _Check:
         if not isinstance(value, Mapping):
             raise InvalidPayload(path, f"must be an object, not {type(value).__name__}")
         level: list[object] = [value]
+        values = 0
         for _ in range(MAX_DEPTH):
             level = [item for outer in level for item in _items(path, outer)]
+            values += len(level)
+            if values > MAX_VALUES:
+                raise InvalidPayload(path, f"must not hold more than {MAX_VALUES} values")
             if not level:
                 return
         raise InvalidPayload(path, f"must not nest deeper than {MAX_DEPTH} levels")
@@ -312,17 +319,21 @@ class Embed:
     )
 
 
+_HOW_MANY = f"must hold 1 to {MAX_TASKS} tasks"
+
+
 def _embeds(_record: object, _attribute: Attribute[Any], value: object) -> None:
-    if not isinstance(value, tuple) or not value:
-        raise InvalidPayload("tasks", "must hold at least one task")
+    if not isinstance(value, tuple) or not 0 < len(cast("tuple[object, ...]", value)) <= MAX_TASKS:
+        raise InvalidPayload("tasks", _HOW_MANY)
     for index, task in enumerate(cast("tuple[object, ...]", value)):
         if not isinstance(task, Embed):
             raise InvalidPayload(f"tasks[{index}]", f"must be an Embed, not {type(task).__name__}")
 
 
 def _as_tuple(tasks: Iterable[Embed]) -> tuple[Embed, ...]:
+    kind = type(tasks).__name__
     if isinstance(tasks, (str, bytes, Mapping)) or not isinstance(tasks, Iterable):
-        raise InvalidPayload("tasks", f"must be a list of tasks, not {type(tasks).__name__}")
+        raise InvalidPayload("tasks", f"must be a list of tasks, not {kind}")
     return tuple(tasks)
 
 
@@ -356,7 +367,7 @@ def from_mapping(kind: type[_P], value: object, path: str = "") -> _P:
     known = {attribute.name for attribute in attributes} | {attribute.metadata.get("wire") for attribute in attributes}
     for key in given:
         if key not in known:
-            raise InvalidPayload(f"{path}{printable(key, 64)}", _unknown(key, attributes))
+            raise InvalidPayload(f"{path}{_shown(key)}", _unknown(key, attributes))
     for attribute in attributes:
         names = [name for name in (attribute.name, attribute.metadata.get("wire")) if name in given]
         if not names:
@@ -377,8 +388,11 @@ def from_mapping(kind: type[_P], value: object, path: str = "") -> _P:
 def _records(kind: type[_P], value: object, path: str) -> tuple[_P, ...]:
     if not isinstance(value, (list, tuple)):
         raise InvalidPayload(path, f"must be a list of tasks, not {type(value).__name__}")
+    items = cast("Sequence[object]", value)
+    if len(items) > MAX_TASKS:
+        raise InvalidPayload(path, _HOW_MANY)
     records: list[_P] = []
-    for index, item in enumerate(cast("Sequence[object]", value)):
+    for index, item in enumerate(items):
         if isinstance(item, kind):
             records.append(item)
             continue
@@ -390,6 +404,12 @@ def _records(kind: type[_P], value: object, path: str) -> tuple[_P, ...]:
                 where if error.field == "the payload" else f"{where}.{error.field}", error.reason
             ) from None
     return tuple(records)
+
+
+def _shown(key: object) -> str:
+    """Return a key as text for people; one that nobody would see, like the empty one, in quotes."""
+    text = printable(key, 64)
+    return text if text.strip() else f'"{text}"'
 
 
 def _unknown(key: object, attributes: Iterable[Attribute[Any]]) -> str:
@@ -425,5 +445,5 @@ def wire_form(payload: Payload, backend: Callable[[Backend | None], Backend]) ->
 
 
 def _present(record: Any) -> dict[str, object]:
-    values = ((attribute, getattr(record, attribute.name)) for attribute in fields(type(record)))
+    values = ((attribute, getattr(record, attribute.name)) for attribute in fields(cast("Any", type(record))))
     return {attribute.metadata.get("wire", attribute.name): value for attribute, value in values if value is not None}

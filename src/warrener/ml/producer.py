@@ -59,7 +59,7 @@ class MLProducer:
         self.settings = settings if settings is not None else MLSettings.load()
         if producer is None:
             declared = topology(self.settings.exchange, dead_letter=self.settings.dead_letter)
-            options = {"topology": declared, "driver": self.settings.driver} | producer_options
+            options: dict[str, Any] = {"topology": declared, "driver": self.settings.driver} | producer_options
             producer = Producer(self.settings.broker, **options)
         self.producer = producer
         #: For metrics.
@@ -109,7 +109,9 @@ class MLProducer:
         trace: Mapping[str, str] | None = None,
         **keywords: object,
     ) -> Receipt:
-        """Have a text summarised. A record, or keywords: ``share_id, text, title, url, content_type, provider, model,
+        """Have a text summarised.
+
+        A record, or keywords: ``share_id, text, title, url, content_type, provider, model,
         max_length, style``. For the other arguments, and what is raised, see `submit`.
         """
         return await self.submit(
@@ -127,7 +129,9 @@ class MLProducer:
         trace: Mapping[str, str] | None = None,
         **keywords: object,
     ) -> Receipt:
-        """Have a recording transcribed. A record, or keywords: ``share_id, media_url, duration, language, normalize,
+        """Have a recording transcribed.
+
+        A record, or keywords: ``share_id, media_url, duration, language, normalize,
         prompt, skip_silent``. For the other arguments, and what is raised, see `submit`.
         """
         return await self.submit(
@@ -145,7 +149,9 @@ class MLProducer:
         trace: Mapping[str, str] | None = None,
         **keywords: object,
     ) -> Receipt:
-        """Have the embeddings of a text made. A record, or keywords: ``share_id, text, type, metadata,
+        """Have the embeddings of a text made.
+
+        A record, or keywords: ``share_id, text, type, metadata,
         embedding_type, force_model, chunk_strategy``. For the other arguments, and what is raised, see `submit`.
         """
         return await self.submit(
@@ -163,7 +169,9 @@ class MLProducer:
         trace: Mapping[str, str] | None = None,
         **keywords: object,
     ) -> Receipt:
-        """Have the embeddings of several texts made by one task. A record, or ``tasks=[…]`` of `Embed` records or
+        """Have the embeddings of several texts made by one task.
+
+        A record, or ``tasks=[…]`` of `Embed` records or
         mappings. For the other arguments, and what is raised, see `submit`.
         """
         return await self.submit(
@@ -192,6 +200,8 @@ class MLProducer:
         called = anyio.current_time()
         try:
             receipt = await self._submit(kind, payload, backend, task_id, timeout, trace)
+        except InvalidPayload:
+            raise  # a mistake of the caller's, which no figure about the broker should show
         except Exception as error:
             self.figures.failed_one(kind, anyio.current_time() - called, error)
             raise

@@ -19,6 +19,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import trio
@@ -39,6 +40,8 @@ EXIT_GAVE_UP = 75
 GRACE = 3
 #: Seconds that an abort may take.
 ABORT = 3
+#: Connections that may wait to be taken in.
+BACKLOG = 1024
 #: Seconds after which a connection whose other side takes nothing is dropped.
 DEAD_CLIENT = 15.0
 
@@ -54,8 +57,10 @@ class _End:
 
 def main(config: str | None = None, *, url: str | None = None, **explicit: Any) -> int:
     """Load the settings, serve until told to stop, and return the exit status; mistakes are one line on stderr."""
+    bind = "?"
     try:
         settings = MLSettings.load(config, url=url, producer_defaults={"when_exhausted": "raise"}, **explicit)
+        bind = settings.bind
         configure(settings.log, settings.log_level)
         return trio.run(partial(serve, settings))
     except SettingsError as error:
@@ -63,7 +68,7 @@ def main(config: str | None = None, *, url: str | None = None, **explicit: Any) 
         return 2
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
-        print(f"warrener serve: cannot listen on {settings.bind}: {reason}", file=sys.stderr)
+        print(f"warrener serve: cannot listen on {bind}: {reason}", file=sys.stderr)
         return 1
 
 
@@ -92,7 +97,7 @@ async def serve(
     config.graceful_timeout = settings.shutdown_timeout
     config.include_server_header = False
     listener, address = _listen(settings.bind)
-    config.bind = [f"fd://{listener.detach()}"]
+    config.bind = [f"fd://{listener.detach()}"]  # hypercorn's from now on
 
     async def supervise(*, task_status: trio.TaskStatus[None]) -> None:
         try:
@@ -103,15 +108,14 @@ async def serve(
         end.stopping.set()
 
     async def speak(*, task_status: trio.TaskStatus[list[str]]) -> None:
-        await hypercorn.trio.serve(
-            ml_app(ml, history=history),  # type: ignore[arg-type]
-            config,
-            shutdown_trigger=end.stopping.wait,
-            task_status=task_status,
+        # Its annotations know only its own names for ASGI's types.
+        server: Any = hypercorn.trio
+        await server.serve(
+            ml_app(ml, history=history), config, shutdown_trigger=end.stopping.wait, task_status=task_status
         )
         end.http_done.set()
 
-    with _deadman():
+    with _deadman(), _left_clean(settings.bind):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_obey_signals, ml, end, settings, nursery.cancel_scope)
             await nursery.start(supervise)
@@ -164,20 +168,33 @@ def _deadman() -> Iterator[None]:
         signal.alarm(0)
 
 
+@contextmanager
+def _left_clean(bind: str) -> Iterator[None]:
+    """Remove the Unix socket in the end, if it is one."""
+    try:
+        yield
+    finally:
+        if bind.startswith("unix:"):
+            Path(bind.removeprefix("unix:")).unlink(missing_ok=True)
+
+
 def _listen(bind: str) -> tuple[socket.socket, str]:
     """Return a listening socket, and its address for people; raises OSError."""
     if bind.startswith("unix:"):
-        path = bind.removeprefix("unix:")
+        address = bind.removeprefix("unix:")
+        _clear(Path(address))
         listener = socket.socket(socket.AF_UNIX)
-        if os.path.exists(path):
-            os.unlink(path)
-        listener.bind(path)
-        address = path
+        try:
+            listener.bind(address)
+            listener.listen(BACKLOG)
+        except OSError:
+            listener.close()
+            raise
     else:
         host, _, port = bind.rpartition(":")
         host = host.strip("[]")
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.create_server((host, int(port)), family=family, backlog=1024)
+        listener = socket.create_server((host, int(port)), family=family, backlog=BACKLOG)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
             # Inherited by every connection: one whose client takes nothing is dropped by the kernel.
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * DEAD_CLIENT))
@@ -185,3 +202,14 @@ def _listen(bind: str) -> tuple[socket.socket, str]:
         address = f"http://[{found[0]}]:{found[1]}" if family == socket.AF_INET6 else f"http://{found[0]}:{found[1]}"
     listener.setblocking(False)
     return listener, address
+
+
+def _clear(path: Path) -> None:
+    """Remove a socket that a process left behind: nothing else, and not the address of one that still listens."""
+    if not path.is_socket():
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()

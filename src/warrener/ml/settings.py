@@ -77,22 +77,28 @@ def _is_bind(_settings: object, attribute: Attribute[Any], value: object) -> Non
         raise _refuse(attribute, "host:port, [IPv6]:port or unix:path", value)
 
 
-def _from_text(kind: Callable[[str], object]) -> Callable[[object], Any]:
-    def convert(value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        try:
-            return kind(value)
-        except (ValueError, KeyError):
-            return value  # the validator says what is allowed
-
-    return convert
-
-
 _FLAGS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-_as_number = _from_text(float)
-_as_count = _from_text(int)
-_as_flag = _from_text(lambda text: _FLAGS[text.lower()])
+
+# Converters of the environment's text. What they cannot read they leave to the validator, which says what is allowed.
+
+
+def _as_number(value: object) -> Any:
+    return _read(float, value)
+
+
+def _as_count(value: object) -> Any:
+    return _read(int, value)
+
+
+def _as_flag(value: object) -> Any:
+    return _FLAGS.get(value.lower(), value) if isinstance(value, str) else value
+
+
+def _read(kind: Callable[[str], object], value: object) -> object:
+    try:
+        return kind(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _preference(variable: str) -> Any:
@@ -126,6 +132,8 @@ class MLSettings:
     max_body: int = field(default=4 * 1024 * 1024, converter=_as_count, validator=_number(1024, 2**27, "octets"))
     #: So many tasks are taken in at once; one more is told to come back (503).
     max_requests: int = field(default=256, converter=_as_count, validator=_number(1, 100_000, "a number"))
+    #: What does not fit into so many octets of request bodies, all together, is told to come back (503).
+    max_held: int = field(default=64 * 1024 * 1024, converter=_as_count, validator=_number(1024, 2**34, "octets"))
     #: So many browsers may watch the status page.
     max_watchers: int = field(default=20, converter=_as_count, validator=_number(0, 1000, "a number"))
     #: From the first SIGTERM to the end of the process.
@@ -139,6 +147,11 @@ class MLSettings:
     broker: Settings | None = None
 
     def __attrs_post_init__(self) -> None:
+        if self.max_held < self.max_body:
+            raise SettingsError(
+                f"max_held ({self.max_held} octets) is less than max_body ({self.max_body} octets), so the largest body "
+                "could never be taken in; raise the one or lower the other"
+            )
         if self.broker is None:
             return
         if self.broker.drain_timeout > self.shutdown_timeout:
@@ -186,7 +199,8 @@ class MLSettings:
         broker = Settings.resolve(
             url, environ=_as_environment({**(producer_defaults or {}), **table}) | dict(os.environ)
         )
-        return cls(**({"broker": broker} | loaded | explicit))
+        rows: dict[str, Any] = {"broker": broker} | loaded | explicit
+        return cls(**rows)
 
 
 def _refuse_unknown(names: Iterable[str], known: Iterable[str], what: str) -> None:
@@ -217,10 +231,13 @@ class _AsItIs:
 
 
 #: What file and environment may set: every row but the broker, which has a table of its own.
-_Found = make_class(
+_ANYTHING: Any = Any
+_Found: Any = make_class(
     "_Found",
-    {attribute.name: field(default=None, type=Any) for attribute in fields(MLSettings) if attribute.name != "broker"}
-    | {"producer": field(default=None, type=Any)},
+    {
+        name: field(default=None, type=_ANYTHING)
+        for name in (*(row.name for row in fields(MLSettings) if row.name != "broker"), "producer")
+    },
 )
 
 
@@ -242,25 +259,25 @@ def _load(path: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
     if path is not None:
         loaders.insert(0, ts.FileLoader({"*": ts.TomlFormat(_SECTION)}, [f"!{path}"]))
     try:
-        found = ts.load_settings(_Found, loaders, converter=cast("Any", _AsItIs()))
-    except (
-        FileNotFoundError,
-        ConfigFileLoadError,
-        InvalidOptionsError,
-        UnknownFormatError,
-        UnicodeDecodeError,
-    ) as error:
-        # Of their texts only the names of unknown keys are shown: a line of the file may hold a password.
-        reason = {
-            FileNotFoundError: "is not there",
-            InvalidOptionsError: f"has unknown settings: {printable(str(error).rpartition(': ')[2])}",
-        }.get(type(error), "is not valid TOML")
-        raise SettingsError(f"the settings file {printable(str(path))} {reason}") from None
+        found: Any = ts.load_settings(_Found, loaders, converter=cast("Any", _AsItIs()))
+    # Of their texts only the names of unknown keys are shown: a line of the file may hold a password.
+    except FileNotFoundError:
+        raise _file_refused(path, "is not there") from None
+    except OSError as error:
+        raise _file_refused(path, f"cannot be read: {os.strerror(error.errno or 0)}") from None
+    except InvalidOptionsError as error:
+        raise _file_refused(path, f"has unknown settings: {printable(str(error).rpartition(': ')[2])}") from None
+    except (ConfigFileLoadError, UnknownFormatError, UnicodeDecodeError):
+        raise _file_refused(path, "is not valid TOML") from None
     values = {name: value for name, value in asdict(found, recurse=False).items() if value not in (None, "")}
     table = values.pop("producer", {})
     if not isinstance(table, dict):
         raise SettingsError(f"[{_SECTION}.producer] must be a table of settings, as in docs/ml-service.md")
     return dict(cast("dict[str, Any]", table)), values
+
+
+def _file_refused(path: Path | None, reason: str) -> SettingsError:
+    return SettingsError(f"the settings file {printable(str(path))} {reason}")
 
 
 def _as_environment(table: Mapping[str, object]) -> dict[str, str]:

