@@ -37,14 +37,15 @@ trap 'exit 143' TERM
 
 echo "Making $folder: Debian 13 with RabbitMQ 4, from $site (some minutes, once) ..."
 new=$work/root
+# Chained, since a failing line does not end a function that is asked `if ! …`.
 build() {
-    debootstrap --variant=minbase trixie "$new" "$site"
-    # No service of it ever starts: the tests run the broker themselves.
-    printf '#!/bin/sh\nexit 101\n' >"$new/usr/sbin/policy-rc.d"
-    chmod 755 "$new/usr/sbin/policy-rc.d"
-    DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8 chroot "$new" \
-        apt-get install -y -qq --no-install-recommends rabbitmq-server
-    chroot "$new" apt-get clean
+    debootstrap --variant=minbase trixie "$new" "$site" &&
+        # No service of it ever starts: the tests run the broker themselves.
+        printf '#!/bin/sh\nexit 101\n' >"$new/usr/sbin/policy-rc.d" &&
+        chmod 755 "$new/usr/sbin/policy-rc.d" &&
+        DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8 chroot "$new" \
+            apt-get install -y -qq --no-install-recommends rabbitmq-server &&
+        chroot "$new" apt-get clean
 }
 if ! build >"$work/log" 2>&1 </dev/null; then
     tail -n 20 "$work/log" >&2

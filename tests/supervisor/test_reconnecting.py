@@ -165,23 +165,6 @@ async def test_an_orderly_shutdown_of_the_broker_is_no_failure(autojump_clock: M
         await producer.aclose()
 
 
-async def test_one_drop_is_one_attempt_and_publishes_while_down_do_not_dial(autojump_clock: MockClock) -> None:
-    """The original counted one drop twice and dialed at each publish: ten attempts were gone in 15 ms."""
-    driver = ScriptedDriver(lives(20.0), lives())
-    producer = Producer(URL, driver=driver, **steady())
-    async with trio.open_nursery() as nursery:
-        await nursery.start(producer.run)
-        await trio.sleep(20.1)
-        async with trio.open_nursery() as publishers:
-            for _ in range(50):
-                publishers.start_soon(lambda: producer.publish(b"x", routing_key="tasks"))
-            await trio.sleep(0.1)
-            assert producer.status().reconnect_attempts == 0
-        assert len(driver.dials) == 2
-        assert producer.status().reconnect_attempts == 0
-        await producer.aclose()
-
-
 async def test_a_link_lost_in_the_step_that_brought_it_up_is_told_in_order(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -30,6 +30,7 @@ import base64
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -187,7 +188,8 @@ class PrivateRabbitMQ:
         self._broker = broker
         self._frozen = False
         deadline = time.monotonic() + self._start_timeout
-        while not _answers_amqp(self.port):
+        # RabbitMQ 4 opens its listeners one after the other.
+        while not (_answers_amqp(self.port) and (self._tls is None or _listens(self.tls_port))):
             if broker.poll() is not None:
                 raise RabbitMQFailed(
                     f"the broker ended with status {broker.returncode} while starting{self._log_tail()}"
@@ -254,6 +256,11 @@ class PrivateRabbitMQ:
         """The process id of the Erlang machine. Raises `RabbitMQFailed` when it does not run."""
         return self._running().pid
 
+    @property
+    def version(self) -> tuple[int, ...]:
+        """RabbitMQ's version, e.g. ``(3, 10, 8)``."""
+        return tuple(map(int, re.findall(r"\d+", self.eval("rabbit_misc:version()"))[:3]))
+
     # --- addresses ------------------------------------------------------------------------------------------------
 
     @property
@@ -277,7 +284,8 @@ class PrivateRabbitMQ:
 
     def close_all_connections(self, reason: str = "closed by the test") -> int:
         """As ``rabbitmqctl close_all_connections``: 320 CONNECTION_FORCED with the reason; returns how many there were."""
-        closing = f"[rabbit_networking:close_connection(P, {_text(reason)}) || P <- Ps]"
+        # One that ends by itself in the same moment makes the call to it fail; it is closed all the same.
+        closing = f"[catch rabbit_networking:close_connection(P, {_text(reason)}) || P <- Ps]"
         return int(self.eval(f"Ps = rabbit_networking:local_connections(), {closing}, length(Ps)"))
 
     def connection_count(self) -> int:
@@ -582,6 +590,15 @@ def _free_ports(count: int) -> list[int]:
             if len(ports) == count:
                 return ports
     raise RabbitMQFailed("no free ports on 127.0.0.1")
+
+
+def _listens(port: int) -> bool:
+    """Whether somebody accepts connections there."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 def _answers_amqp(port: int) -> bool:
