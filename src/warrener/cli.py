@@ -25,8 +25,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_check(commands)
     _add_demo(commands)
+    _add_publish(commands)
     _add_machine(commands)
     _add_serve(commands)
+    _add_completion(commands, parser)
     args = parser.parse_args(argv)
     try:
         status: int = args.run(args)
@@ -133,6 +135,107 @@ def _machine(args: argparse.Namespace) -> int:
 
     printers = {"markdown": table.markdown, "mermaid": table.mermaid, "dot": table.dot}
     print(printers[args.format](), end="")
+    return 0
+
+
+# --- publish ----------------------------------------------------------------------------------------------------------
+
+
+def _add_publish(commands: _Commands) -> None:
+    parser = commands.add_parser(
+        "publish",
+        help="publish lines, JSON or files, each confirmed; keep what was not",
+        description="Publish each line (or file) as one message, and wait for the broker's confirm of each. "
+        "What is not confirmed is written to a file that can be published again.",
+        epilog="""\
+formats
+  lines      each line is a message; empty lines are skipped
+  jsonl      the same, and each line must be JSON; content type application/json
+  messages   each line is an object: body (text) or body_base64, routing_key, headers, ...; what --unconfirmed wrote
+  files      each file is a message; a folder stands for all files below it
+
+exit status  0 all confirmed, 1 not all, 2 wrong arguments or input, 130 interrupted (what was under way is settled)
+
+examples     warrener publish -k tasks tasks.txt
+             journalctl -f -o json | warrener publish -k log --format jsonl
+             warrener publish -k tasks --resume tasks.place tasks.txt     # again, to go on where it ended
+
+The broker is RABBITMQ_URL, or --url, which other users of this machine can see.
+""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("paths", nargs="*", metavar="PATH", default=["-"], help="what to read (default: -, standard input)")
+    add("-k", "--routing-key", metavar="KEY", help="where to; with the default exchange, the name of a queue")
+    add("-x", "--exchange", metavar="NAME", default="", help="default: the default exchange")
+    add("-f", "--format", choices=("lines", "jsonl", "messages", "files"), default="lines", help="default: lines")
+    add("--content-type", metavar="TYPE", help="e.g. text/plain; with jsonl, application/json unless given")
+    add("--resume", metavar="FILE", help="keep the place in FILE, and go on there when FILE exists")
+    add("--unconfirmed", metavar="FILE", help="what was not confirmed (default: warrener-unconfirmed-….jsonl)")
+    add("--max-unconfirmed", metavar="N", type=int, default=100, help="stop when more are not confirmed (default: 100)")
+    add("--timeout", metavar="S", type=float, help="seconds for each message (default: until the attempts are used up)")
+    add("--window", metavar="N", type=int, default=1000, help="messages under way at once (default: 1000)")
+    add("--url", help="the broker (default: RABBITMQ_URL)")
+    add("--driver", choices=_DRIVERS, default="native", help="what speaks to the broker (default: native)")
+    add("--plain", action="store_true", help="plain lines even where rich is installed")
+    add("--quiet", action="store_true", help="say nothing unless something is not confirmed")
+    parser.set_defaults(run=_publish, parser=parser)
+
+
+def _publish(args: argparse.Namespace) -> int:
+    import math
+    from pathlib import Path
+
+    import trio
+
+    from warrener.publish import Plan, publish
+    from warrener.publish_input import Target
+
+    if args.routing_key is None and args.format != "messages":
+        args.parser.error("-k/--routing-key is needed: where are the messages to go?")
+    if args.max_unconfirmed < 0 or not 1 <= args.window <= 10_000 or not (args.timeout is None or args.timeout > 0):
+        args.parser.error("--max-unconfirmed from 0, --window from 1 to 10000, --timeout above 0")
+    content_type = args.content_type or ("application/json" if args.format == "jsonl" else None)
+    _say_it_ourselves()
+    plan = Plan(
+        paths=args.paths,
+        form=args.format,
+        target=Target(args.exchange, args.routing_key, content_type),
+        url=args.url,
+        driver=args.driver,
+        timeout=math.inf if args.timeout is None else args.timeout,
+        window=args.window,
+        tolerated=args.max_unconfirmed,
+        unconfirmed=args.unconfirmed and Path(args.unconfirmed),
+        resume=args.resume and Path(args.resume),
+        plain=args.plain,
+        quiet=args.quiet,
+    )
+    return trio.run(publish, plan)
+
+
+# --- completion -------------------------------------------------------------------------------------------------------
+
+
+def _add_completion(commands: _Commands, whole: argparse.ArgumentParser) -> None:
+    parser = commands.add_parser(
+        "completion",
+        help="print the completions for a shell",
+        description="Print what makes a shell complete these commands; needs the extra cli.",
+        epilog="bash: warrener completion bash > ~/.local/share/bash-completion/completions/warrener    "
+        "zsh: warrener completion zsh > _warrener, in a folder of $fpath",
+    )
+    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+    parser.set_defaults(run=_completion, whole=whole)
+
+
+def _completion(args: argparse.Namespace) -> int:
+    try:
+        import shtab
+    except ModuleNotFoundError:
+        print("warrener completion: shtab is missing: pip install 'warrener[cli]'", file=sys.stderr)
+        return 2
+    print(shtab.complete(args.whole, args.shell))
     return 0
 
 

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Ma
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
 from operator import attrgetter
-from typing import Any, Generic, Literal, Self, TypedDict, TypeVar, Unpack
+from typing import Any, Final, Generic, Literal, Self, TypedDict, TypeVar, Unpack
 
 import anyio
 import anyio.abc
@@ -57,6 +57,9 @@ from warrener.supervisor import Supervisor
 
 __all__ = ["Changes", "MessageFields", "Outcomes", "Producer", "PublishHandle", "open_producer"]
 
+#: Stands for the producer's `publish_timeout` where a call names none: this very object, not any other NaN. None would read
+#: as "no deadline", and that is `math.inf`.
+PUBLISH_TIMEOUT: Final = float("nan")
 #: How many envelopes (distinct sets of fields) a producer keeps ready; beyond it, it starts afresh.
 ENVELOPE_CACHE = 1024
 #: How many items a watcher of `changes()` may lag behind; then the oldest is dropped and counted.
@@ -293,7 +296,7 @@ class Producer:
     # --- publishing -------------------------------------------------------------------------------------------------
 
     async def publish(
-        self, body: bytes | Message, *, timeout: float | None = None, **fields: Unpack[MessageFields]
+        self, body: bytes | Message, *, timeout: float = PUBLISH_TIMEOUT, **fields: Unpack[MessageFields]
     ) -> Receipt:
         """Publish one message; return when the broker has confirmed it.
 
@@ -334,7 +337,7 @@ class Producer:
         raise _raised(outcome)
 
     async def publish_many(
-        self, messages: Iterable[Message] | AsyncIterable[Message], *, timeout: float | None = None
+        self, messages: Iterable[Message] | AsyncIterable[Message], *, timeout: float = PUBLISH_TIMEOUT
     ) -> list[Receipt | PublishError]:
         """Publish many messages, pipelined; return their outcomes in the order given, errors as values.
 
@@ -372,7 +375,7 @@ class Producer:
         """Put the message, or why it is refused, into the batch; False when it has to wait for room."""
         called = lot.clock()
         try:
-            delivery = self._delivery(message, called, None, {})
+            delivery = self._delivery(message, called, PUBLISH_TIMEOUT, {})
         except InvalidMessage as refused:
             batch.items.append(refused)
             return True
@@ -409,7 +412,7 @@ class Producer:
             batch.left += 1
 
     def publish_nowait(
-        self, body: bytes | Message, *, timeout: float | None = None, **fields: Unpack[MessageFields]
+        self, body: bytes | Message, *, timeout: float = PUBLISH_TIMEOUT, **fields: Unpack[MessageFields]
     ) -> PublishHandle:
         """Accept one message without waiting; `BufferFull` when there is no room. The handle gives the outcome."""
         gate, lot = self._gate, self._lot
@@ -427,8 +430,8 @@ class Producer:
             raise refusal
         return PublishHandle(gate, delivery)
 
-    def _delivery(self, body: bytes | Message, called: float, timeout: float | None, fields: MessageFields) -> Delivery:
-        deadline = called + (self._publish_timeout if timeout is None else self._seconds(timeout))
+    def _delivery(self, body: bytes | Message, called: float, timeout: float, fields: MessageFields) -> Delivery:
+        deadline = called + (self._publish_timeout if timeout is PUBLISH_TIMEOUT else self._seconds(timeout))
         if type(body) is bytes and "message_id" not in fields:
             key = tuple(fields.items())
             try:
@@ -459,9 +462,11 @@ class Producer:
             self._envelopes[key] = envelope
         return envelope
 
-    def _seconds(self, timeout: float | None) -> float:
-        if timeout is None:
+    def _seconds(self, timeout: float) -> float:
+        if timeout is PUBLISH_TIMEOUT:
             return self._publish_timeout
+        if isinstance(timeout, bool) or not isinstance(timeout, int | float):
+            raise TypeError(f"timeout must be float seconds (math.inf for no deadline), not {timeout!r}")
         if not timeout >= 0:
             raise ValueError(f"timeout must be seconds, 0 or more (math.inf allowed), not {timeout!r}")
         return float(timeout)

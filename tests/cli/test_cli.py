@@ -61,12 +61,43 @@ def test_a_command_is_required(capsys: pytest.CaptureFixture[str]) -> None:
     assert "usage: warrener" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_prints_a_script_that_knows_the_commands(capsys: pytest.CaptureFixture[str], shell: str) -> None:
+    """All commands and their options, from the parser itself."""
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert [word for word in ("check", "demo", "publish", "serve", "--max-unconfirmed") if word not in script] == []
+
+
+def test_completion_without_its_package_says_which_extra(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line, status 2."""
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert main(["completion", "bash"]) == 2
+    assert capsys.readouterr().err == "warrener completion: shtab is missing: pip install 'warrener[cli]'\n"
+
+
+@pytest.mark.parametrize("package", ["typed_settings", "starlette", "hypercorn", "prometheus_client"])
+def test_serve_without_a_package_says_which_extra(package: str) -> None:
+    """One line, status 2, no traceback, whatever part is missing."""
+    code = (
+        f"import sys; sys.modules[{package!r}] = None; "
+        "from warrener.cli import main; sys.exit(main(['serve', '--bind=127.0.0.1:0', '--url=amqp://localhost/']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("warrener serve: ")
+    assert "pip install 'warrener[" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_check_and_machine_need_the_base_install_only() -> None:
     """The module of the command line imports no optional package."""
     code = (
-        "import sys; import warrener.cli, warrener.check, warrener.demo; "
-        "print(sorted({'rich', 'click', 'starlette', 'prometheus_client', 'hypercorn', 'opentelemetry', 'typed_settings',"
-        " 'cattrs'} & {name.partition('.')[0] for name in sys.modules}))"
+        "import sys; import warrener.cli, warrener.check, warrener.demo, warrener.publish; "
+        "print(sorted({'rich', 'starlette', 'prometheus_client', 'hypercorn', 'opentelemetry', 'typed_settings',"
+        " 'shtab'} & {name.partition('.')[0] for name in sys.modules}))"
     )
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True, text=True)
     assert done.stdout == "[]\n"

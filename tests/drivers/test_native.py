@@ -747,6 +747,30 @@ async def test_a_channel_that_is_not_replaced_in_time(autojump_clock: trio.testi
     assert reports.kinds() == ["opened", "closed"]
 
 
+@pytest.mark.parametrize("lane", [Lane.MAIN, Lane.SUSPECT])
+async def test_a_channel_and_its_connection_closed_in_one_read(
+    autojump_clock: trio.testing.MockClock, lane: Lane
+) -> None:
+    """A connection.close right behind a channel.close: no channel is opened any more, and the connection's fault stands.
+
+    Found by the simulation, seed 1581: the session was over when the first of the two was looked at.
+    """
+    reports = RecordingReports()
+
+    async def script(far: Far) -> None:
+        await far.stream.send(
+            octets(commands.Channel.Close(404, "NOT_FOUND", 60, 40), 1)
+            + octets(commands.Connection.Close(320, "CONNECTION_FORCED", 0, 0))
+        )
+
+    with pytest.raises(LinkDown) as raised:
+        async with linked(script, reports=reports) as (link, _):
+            if lane is Lane.SUSPECT:  # what the gate does when it hears of the channel
+                reports.channel_closed = lambda *_: link.open_suspect_channel()  # type: ignore[method-assign]
+            await trio.sleep_forever()
+    assert raised.value.fault.reply_code == 320
+
+
 async def test_a_request_without_an_answer(autojump_clock: trio.testing.MockClock) -> None:
     """A declaration that is not answered within `connect_timeout` ends the link."""
     with pytest.raises(LinkDown) as raised:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import doctest
+import math
 from typing import get_args
 
 import pytest
@@ -17,6 +18,7 @@ from warrener.machine import (
     Backoff,
     Breaker,
     Event,
+    Permit,
     Policy,
     Record,
     Step,
@@ -383,8 +385,39 @@ def test_hints_are_heeded_once_a_second() -> None:
     hinted = transition(record, on.ReconnectRequested(5.0), NO_JITTER).record
     waiting = transition(hinted, on.DialFailed(2, refused, 5.0), NO_JITTER).record
 
-    assert transition(waiting, on.ReconnectRequested(5.9), NO_JITTER) == Step(waiting)
-    assert do.Dial(3) in transition(waiting, on.ReconnectRequested(6.0), NO_JITTER).effects
+    gave_up = evolve(waiting, state=now.GaveUp(2))
+    for record in (waiting, gave_up):
+        assert transition(record, on.ReconnectRequested(5.9), NO_JITTER) == Step(record)
+        assert do.Dial(3) in transition(record, on.ReconnectRequested(6.0), NO_JITTER).effects
+
+
+def test_a_nack_of_something_older_leaves_the_probe_alone() -> None:
+    """While half open, a nack of what was written before the trip is one more failure in a row, and nothing else."""
+    half_open = Breaker(state="half_open", failures=5, generation=2, outstanding=frozenset({1}), issued=1)
+    record = Record(now.Up(1), failures=5, breaker=half_open, at=7.0)
+
+    step = transition(record, on.PublishNacked(1, 8.0, None), NO_JITTER)
+
+    assert step == Step(evolve(record, failures=6, at=8.0))
+
+
+def test_without_a_breaker_a_confirm_proves_the_link_all_the_same() -> None:
+    """Attempts and failures start again from 0, and the stable timer is no longer needed."""
+    record = Record(now.Up(1), attempts=3, failures=3, at=7.0)
+
+    step = transition(record, on.PublishConfirmed(1, 8.0, None), NO_JITTER)
+
+    assert step.record == Record(now.Up(1, proven=True), at=8.0)
+    assert step.effects == (do.CancelTimer("stable"),)
+
+
+def test_a_permit_that_is_not_out_changes_nothing() -> None:
+    """Given back a second time, or after its generation, it leaves the very same record."""
+    half_open = Breaker(state="half_open", failures=5, generation=2, outstanding=frozenset({2}), issued=2)
+    record = Record(now.Up(1), failures=5, breaker=half_open, at=7.0)
+
+    for permit in (Permit(2, 1), Permit(1, 2)):
+        assert transition(record, on.PermitReleased(permit, 8.0), NO_JITTER).record is record
 
 
 def test_channel_closes_are_forgotten_after_ten_seconds_and_with_their_link() -> None:
@@ -408,15 +441,20 @@ def test_channel_closes_are_forgotten_after_ten_seconds_and_with_their_link() ->
     ("make", "name"),
     [
         (lambda: Backoff(initial=0), "initial"),
+        (lambda: Backoff(initial=math.inf, cap=math.inf), "initial"),
         (lambda: Backoff(initial=10, cap=9), "cap"),
+        (lambda: Backoff(cap=math.inf), "cap"),
         (lambda: Backoff(factor=0.5), "factor"),
+        (lambda: Backoff(factor=math.inf), "factor"),
         (lambda: Backoff(attempts=-1), "attempts"),
         (lambda: Backoff(jitter=1.5), "jitter"),
         (lambda: Backoff(jitter=float("nan")), "jitter"),
         (lambda: Backoff(min_gap=-0.1), "min_gap"),
+        (lambda: Backoff(min_gap=math.inf), "min_gap"),
         (lambda: Breaker(threshold=0), "threshold"),
         (lambda: Breaker(cooldown=-1), "cooldown"),
-        (lambda: Breaker(probes=0), "probes"),
+        (lambda: Breaker(cooldown=math.inf), "cooldown"),
+        (lambda: Breaker(threshold=1, cooldown=0, probes=0), "probes"),
         (lambda: Policy(stable_for=-1), "stable_for"),
         (lambda: Policy(drain_timeout=float("nan")), "drain_timeout"),
         (lambda: Policy(close_timeout=-1), "close_timeout"),

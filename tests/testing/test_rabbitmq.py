@@ -198,7 +198,7 @@ def test_queue_depths(rabbitmq, queue_name):
         rabbitmq.eval('[rabbit_amqqueue:delete(Q, false, false, <<"test">>) || Q <- rabbit_amqqueue:list(<<"/">>)], ok')
 
 
-def test_tls_listener(tmp_path):
+def test_tls_listener(tmp_path, private_rabbitmq):
     """With certificates given there is a second port that speaks TLS."""
     authority = trustme.CA()
     certificate = authority.issue_cert("127.0.0.1")
@@ -209,7 +209,9 @@ def test_tls_listener(tmp_path):
     authority.configure_trust(context)
 
     with (
-        PrivateRabbitMQ(tls=BrokerTLS(tmp_path / "cert.pem", tmp_path / "key.pem", tmp_path / "ca.pem")) as broker,
+        PrivateRabbitMQ(
+            tls=BrokerTLS(tmp_path / "cert.pem", tmp_path / "key.pem", tmp_path / "ca.pem"), root=private_rabbitmq._root
+        ) as broker,
         socket.create_connection(("127.0.0.1", broker.tls_port), timeout=10) as plain,
         context.wrap_socket(plain, server_hostname="127.0.0.1") as peer,
     ):
@@ -240,10 +242,20 @@ def test_a_missing_rabbitmq_says_how_to_get_it(monkeypatch, tmp_path):
         pass
 
 
+def test_a_root_without_rabbitmq_says_so(tmp_path, monkeypatch):
+    """A folder is asked for its RabbitMQ, and the caller for root's rights, before anything is started."""
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    with pytest.raises(RabbitMQMissing, match="there is no RabbitMQ in"), PrivateRabbitMQ(root=tmp_path):
+        pass
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    with pytest.raises(RabbitMQMissing, match="only root can enter"), PrivateRabbitMQ(root=tmp_path):
+        pass
+
+
 _OWNER = """
-import sys, time
+import pathlib, sys, time
 from warrener.testing.rabbitmq import PrivateRabbitMQ
-with PrivateRabbitMQ() as broker:
+with PrivateRabbitMQ(root=pathlib.Path(sys.argv[2]) if sys.argv[2] else None) as broker:
     if "frozen" in sys.argv:
         broker.freeze()
     print(broker._group, broker._folder, flush=True)
@@ -258,9 +270,10 @@ with PrivateRabbitMQ() as broker:
     [("running", signal.SIGKILL), ("frozen", signal.SIGKILL), ("running", signal.SIGTERM), ("raise", None)],
     ids=["SIGKILL", "SIGKILL while the broker is frozen", "SIGTERM", "exception"],
 )
-def test_nothing_is_left_behind(how, end):
+def test_nothing_is_left_behind(private_rabbitmq, how, end):
     """Whatever way the owner ends, no process of the broker and no file of it survive for long."""
-    with subprocess.Popen([sys.executable, "-c", _OWNER, how], stdout=subprocess.PIPE, text=True) as owner:
+    root = str(private_rabbitmq._root or "")
+    with subprocess.Popen([sys.executable, "-c", _OWNER, how, root], stdout=subprocess.PIPE, text=True) as owner:
         group, folder = owner.stdout.readline().split()
         if end is not None:
             assert len(_group_members(int(group))) >= 2  # epmd and the broker

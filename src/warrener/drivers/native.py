@@ -423,6 +423,8 @@ class NativeLink:
     # --- facts --------------------------------------------------------------------------------------------------
 
     def _open_channel(self, lane: Lane) -> None:
+        if self._session.phase is not Phase.OPEN:
+            return  # the connection was closed in the same read as the channel; that fact comes next
         try:
             channel = self._session.open_publisher()
         except Unsendable as error:

@@ -1,0 +1,441 @@
+"""``warrener publish`` as its users see it: input, queue, exit status, and the two files that it keeps."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import kombu
+import pytest
+
+from warrener import publish
+from warrener.cli import main
+from warrener.testing.broker import EmbeddedBroker
+
+QUEUE = "tasks"
+IMPATIENT = {"WARRENER_BACKOFF_INITIAL": "0.01", "WARRENER_BACKOFF_CAP": "0.01", "WARRENER_BACKOFF_MIN_GAP": "0.01"}
+
+
+@pytest.fixture
+def broker(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmbeddedBroker]:
+    with EmbeddedBroker.in_thread() as broker:
+        broker.declare_queue(QUEUE)
+        monkeypatch.setenv("RABBITMQ_URL", broker.url)
+        yield broker
+
+
+@pytest.fixture
+def slow_broker(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmbeddedBroker]:
+    """A broker whose disk is so slow that nothing is confirmed, except while `confirming`."""
+    with EmbeddedBroker.in_thread(sync_interval=100_000.0) as broker:
+        broker.declare_queue(QUEUE)
+        monkeypatch.setenv("RABBITMQ_URL", broker.url)
+        yield broker
+
+
+@contextmanager
+def confirming(broker: EmbeddedBroker) -> Iterator[None]:
+    """Have it confirm what it holds, again and again."""
+    done = threading.Event()
+
+    def sync() -> None:
+        while not done.wait(0.005):
+            broker.sync()
+
+    disk = threading.Thread(target=sync)
+    disk.start()
+    try:
+        yield
+    finally:
+        done.set()
+        disk.join()
+
+
+@pytest.fixture(autouse=True)
+def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Where the command runs."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Run the command; return its status and what it said."""
+
+    def run(*arguments: str, key: str | None = QUEUE) -> tuple[int, str]:
+        status = main(["publish", *(["-k", key] if key is not None else []), *arguments])
+        out, err = capsys.readouterr()
+        assert out == ""
+        return status, err
+
+    return run
+
+
+def write(path: str, *lines: str) -> str:
+    Path(path).write_text("".join(f"{line}\n" for line in lines))
+    return path
+
+
+def kept() -> list[dict[str, Any]]:
+    """What was not confirmed."""
+    (file,) = Path().glob("warrener-unconfirmed-*.jsonl")
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def taken(broker: EmbeddedBroker, queue: str = QUEUE) -> list[Any]:
+    """Empty a queue with an independent client, for what the broker does not show."""
+    with kombu.Connection(broker.url.replace("amqp://", "pyamqp://")) as connection, connection.channel() as channel:
+        return list(iter(lambda: channel.basic_get(queue, no_ack=True), None))
+
+
+def numbered(*numbers: int) -> list[bytes]:
+    return [b"task %d" % number for number in numbers]
+
+
+# --- formats ----------------------------------------------------------------------------------------------------------------
+
+
+def test_each_line_is_a_message_in_the_order_of_the_file(broker, run) -> None:
+    """Line ends are no part of a body, empty lines are skipped, the last line needs no end; confirmed, exit 0."""
+    Path("in.txt").write_bytes("one\r\n\n  \nzwei grüße\nthree".encode())
+    status, said = run("in.txt")
+    assert (0, ["one", "zwei grüße", "three"]) == (status, [body.decode() for body in broker.messages(QUEUE)])
+    assert said.startswith("3 confirmed in ")
+    assert not list(Path().glob("warrener-*"))
+
+
+def test_standard_input_is_read_where_no_file_is_named(broker) -> None:
+    """As the end of a pipe."""
+    command = [sys.executable, "-m", "warrener.cli", "publish", "-k", QUEUE, "--quiet"]
+    done = subprocess.run(command, input=b"a\nb\n", check=True, capture_output=True)
+    assert (b"", b"", [b"a", b"b"]) == (done.stdout, done.stderr, broker.messages(QUEUE))
+
+
+def test_a_line_that_is_no_json_ends_the_run_by_name(broker, run) -> None:
+    """What came before it is confirmed, it and the rest are not published; exit 2."""
+    status, said = run("--format=jsonl", write("in.jsonl", '{"a": 1}', "[2]", "{", '"x"'))
+    assert (2, [b'{"a": 1}', b"[2]"]) == (status, broker.messages(QUEUE))
+    assert "stopped: in.jsonl:3: is not valid JSON\n" in said
+    assert ["application/json"] * 2 == [message.content_type for message in taken(broker)]
+
+
+def test_a_line_may_describe_a_whole_message(broker, run) -> None:
+    """body or body_base64, and the fields of a message; what it does not say comes from the options."""
+    broker.declare_queue("other")
+    lines = [
+        {"body": "x", "message_id": "id-1", "headers": {"a": [1, None]}, "priority": 3, "persistent": False},
+        {"body_base64": "/wA=", "routing_key": "other"},
+    ]
+    status, _ = run("--format=messages", write("in.jsonl", *map(json.dumps, lines)))
+    assert (0, [b"x"], [b"\xff\x00"]) == (status, broker.messages(QUEUE), broker.messages("other"))
+    (message,) = taken(broker)
+    properties = message.properties
+    assert ("id-1", [1, None], 3, 1) == (
+        properties["message_id"], message.headers["a"], properties["priority"], properties["delivery_mode"],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("[]", "is no JSON object"),
+        ("{}", "needs one of body and body_base64"),
+        ('{"body": "x", "body_base64": ""}', "needs one of body and body_base64"),
+        ('{"body": {"a": 1}}', "body must be text"),
+        ('{"body_base64": "%"}', "body_base64 is not base64"),
+        ('{"body": "x", "routing-key": "a"}', "routing-key is no field of a message"),
+        ('{"body": "x", "priority": 256}', "priority must be an integer from 0 to 255"),
+        ('{"body": "x", "timestamp": 1}', "timestamp is no field of a message"),
+        ('{"body": "\\ud800"}', "'utf-8' codec can't encode character"),
+    ],
+)
+def test_a_description_that_is_wrong_is_named(broker, run, line, reason) -> None:
+    """File, line and reason; exit 2, nothing published."""
+    status, said = run("--format=messages", write("in.jsonl", line))
+    assert (2, []) == (status, broker.messages(QUEUE))
+    assert f"in.jsonl:1: {reason}" in said
+
+
+def test_each_file_is_a_message_and_a_folder_is_its_files(broker, run) -> None:
+    """Whatever is in them; in the order of the arguments, and of the names in a folder."""
+    Path("sub/deep").mkdir(parents=True)
+    for name, body in [("sub/b", b"\x00\n\xff"), ("sub/deep/a", b"deep"), ("first", b"1\n2\n")]:
+        Path(name).write_bytes(body)
+    status, _ = run("--format=files", "first", "sub")
+    assert (0, [b"1\n2\n", b"\x00\n\xff", b"deep"]) == (status, broker.messages(QUEUE))
+
+
+# --- what is not confirmed ---------------------------------------------------------------------------------------------------
+
+
+def test_what_was_not_confirmed_is_kept_and_can_be_published_again(broker, run) -> None:
+    """Exit 1; the file says why and whether a queue may hold it, is private, and is input, under the same ids."""
+    status, said = run(write("in.txt", "private"), key="later")
+    (file,) = Path().glob("warrener-unconfirmed-*.jsonl")
+    (line,) = kept()
+    assert (1, "private", False, "in.txt:1") == (
+        status, line["body"], line["may_have_been_delivered"], line["from"],
+    )  # fmt: skip
+    assert "1 not confirmed (Unroutable 1): 1 in no queue, 0 may be in one" in said
+    assert f"warrener publish --format messages {file}" in said
+    assert 0o600 == file.stat().st_mode & 0o777
+    broker.declare_queue("later")
+    assert 0 == run("--format=messages", str(file), key=None)[0]
+    (message,) = taken(broker, "later")
+    assert (b"private", line["message_id"]) == (message.body, message.properties["message_id"])
+
+
+def test_too_many_failures_end_the_run(broker, run) -> None:
+    """A wrong routing key does not cost a file as long as the input: --max-unconfirmed."""
+    status, said = run("--max-unconfirmed=2", "--window=5", write("in.txt", *"abcdefghijklmnop"), key="nobody")
+    assert 1 == status
+    assert "stopped: more than 2 messages were not confirmed (--max-unconfirmed)" in said
+    assert 3 <= len(kept()) <= 3 + 5
+
+
+def test_a_refused_login_ends_the_run_at_once(broker, run, monkeypatch) -> None:
+    """No attempts for what time does not mend; one line, exit 1, nothing of the password."""
+    monkeypatch.setenv("RABBITMQ_URL", broker.url_for("guest", "wr0ng-pass"))
+    status, said = run(write("in.txt", "x"))
+    assert (1, []) == (status, broker.messages(QUEUE))
+    assert "refused the login" in said
+    assert "wr0ng-pass" not in said
+
+
+def test_a_broker_that_never_comes_ends_the_run_when_the_attempts_are_used_up(run, monkeypatch) -> None:
+    """Nothing was read, so nothing is kept; exit 1."""
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("RABBITMQ_URL", f"amqp://a:b@127.0.0.1:{holder.getsockname()[1]}/")
+        for name, value in {**IMPATIENT, "WARRENER_BACKOFF_ATTEMPTS": "2"}.items():
+            monkeypatch.setenv(name, value)
+        status, said = run(write("in.txt", "x"))
+    assert 1 == status
+    assert "0 confirmed" in said
+    assert "the reconnect attempts are used up" in said
+    assert not list(Path().glob("warrener-*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["absent.txt"], "absent.txt is not there"),
+        (["."], ". is a folder; folders are for --format files"),
+        (["--unconfirmed=in.txt", "in.txt"], "in.txt exists"),
+        (["--unconfirmed=no/where", "in.txt"], "cannot be written to"),
+        (["--resume=in.txt", "in.txt"], "in.txt is no file of --resume"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_anything_is_published(broker, run, arguments, reason) -> None:
+    """One line, exit 2."""
+    write("in.txt", "x")
+    status, said = run(*arguments)
+    assert (2, [], 1) == (status, broker.messages(QUEUE), said.count("\n"))
+    assert reason in said
+
+
+def test_a_routing_key_is_needed(run, capsys) -> None:
+    """A message without one would go to the queue called ''."""
+    with pytest.raises(SystemExit) as caught:
+        run(key=None)
+    assert 2 == caught.value.code
+    assert "--routing-key is needed" in capsys.readouterr().err
+
+
+# --- resuming ---------------------------------------------------------------------------------------------------------------
+
+
+def test_the_same_command_goes_on_where_the_last_one_ended(broker, run) -> None:
+    """Neither twice nor never: also when lines were added, and when there is nothing left to do."""
+    write("in.jsonl", "1", "2", "oops")
+    arguments = ("--format=jsonl", "--resume=place", "in.jsonl")
+    assert 2 == run(*arguments)[0]
+    write("in.jsonl", "1", "2", "3")
+    assert 0 == run(*arguments)[0]
+    write("in.jsonl", "1", "2", "3", "4")
+    assert 0 == run(*arguments)[0]
+    assert 0 == run(*arguments)[0]
+    assert [b"1", b"2", b"3", b"4"] == broker.messages(QUEUE)
+    assert 0o600 == Path("place").stat().st_mode & 0o777
+
+
+def test_another_input_is_not_taken_for_the_rest(broker, run) -> None:
+    """A changed or shorter file, another target: refused, and nothing is published."""
+    broker.declare_queue("other")
+    assert 0 == run("--resume=place", write("in.txt", "1", "2", "3"))[0]
+    changed = run("--resume=place", write("in.txt", "1", "X", "3", "4"))
+    shorter = run("--resume=place", write("in.txt", "1", "2"))
+    elsewhere = run("--resume=place", "in.txt", key="other")
+    assert (2, 2, 2) == (changed[0], shorter[0], elsewhere[0])
+    assert "the input up to here is not what it was" in changed[1]
+    assert "the input has 2 messages, and 3 of them were published" in shorter[1]
+    assert "belongs to another run: routing_key differ" in elsewhere[1]
+    assert ([b"1", b"2", b"3"], []) == (broker.messages(QUEUE), broker.messages("other"))
+
+
+def test_a_resumed_run_adds_to_what_was_not_confirmed(broker, run) -> None:
+    """One file for all parts of a run, each message in it once; earlier failures are mentioned and do not fail this part."""
+    arguments = ("--format=messages", "--resume=place", "in.jsonl")
+    lost, good = '{"body": "lost", "routing_key": "nobody"}', '{"body": "good"}'
+    write("in.jsonl", lost, good, "oops")
+    assert 2 == run(*arguments)[0]
+    write("in.jsonl", lost, good, lost)
+    assert 1 == run(*arguments)[0]
+    write("in.jsonl", lost, good, lost, good)
+    status, said = run(*arguments)
+    assert (0, ["lost", "lost"]) == (status, [line["body"] for line in kept()])
+    assert "2 were not confirmed by earlier runs" in said
+    assert 2 == len({line["message_id"] for line in kept()})
+
+
+def test_a_crash_loses_nothing_and_what_it_doubles_has_one_id(slow_broker, run) -> None:
+    """Killed with messages under way and resumed: every line is in the queue, and equal lines have equal ids."""
+    broker = slow_broker
+    write("in.txt", *(f"task {number}" for number in range(50)))
+    command = [sys.executable, "-m", "warrener.cli", "publish", "-k", QUEUE, "--resume=place", "--window=10", "in.txt"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as program:
+        wait_until(lambda: len(broker.log) >= 10)
+        broker.sync()
+        wait_until(lambda: len(broker.log) >= 20)
+        program.kill()
+    with confirming(broker):
+        assert 0 == run("--resume=place", "in.txt")[0]
+    ids: dict[bytes, set[str | None]] = {}
+    for entry in broker.log:
+        ids.setdefault(entry.body_hash, set()).add(entry.message_id)
+    assert set(numbered(*range(50))) == set(broker.messages(QUEUE))
+    assert 50 < len(broker.log) < 100, "it went on, and not from the start"
+    assert {1} == {len(found) for found in ids.values()}
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+# --- outages and bounds -------------------------------------------------------------------------------------------------------
+
+
+def test_an_outage_is_waited_for(slow_broker, monkeypatch) -> None:
+    """Killed with unconfirmed messages and brought back: all are confirmed, what may be double is said, exit 0."""
+    for name, value in IMPATIENT.items():
+        monkeypatch.setenv(name, value)
+    broker = slow_broker
+    write("in.txt", *(f"task {number}" for number in range(30)))
+    with subprocess.Popen(
+        [sys.executable, "-m", "warrener.cli", "publish", "-k", QUEUE, "in.txt"], stderr=subprocess.PIPE, text=True
+    ) as program:
+        wait_until(lambda: len(broker.log) >= 30)
+        broker.crash()
+        broker.restart()
+        assert program.stderr is not None
+        with confirming(broker):
+            said = program.stderr.read()
+    assert 0 == program.returncode, said
+    assert set(numbered(*range(30))) == set(broker.messages(QUEUE))
+    assert "30 confirmed" in said
+    assert "30 of them may be twice in a queue" in said
+
+
+def test_no_more_than_the_window_is_under_way(slow_broker) -> None:
+    """Memory is bounded: while nothing is confirmed, no more is read than fits into the window."""
+    broker = slow_broker
+    write("in.txt", *(f"task {number}" for number in range(100)))
+    with subprocess.Popen(
+        [sys.executable, "-m", "warrener.cli", "publish", "-k", QUEUE, "--window=7", "in.txt"],
+        stderr=subprocess.DEVNULL,
+    ) as program:
+        wait_until(lambda: len(broker.log) >= 7)
+        time.sleep(0.2)  # another program: only time could show an eighth
+        stalled = len(broker.log)
+        with confirming(broker):
+            program.wait(30)
+    assert (7, 0, 100) == (stalled, program.returncode, len(broker.messages(QUEUE)))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_settles_what_is_under_way(broker, number) -> None:
+    """Though standard input stays open; exit 128 + n, and the place says how far it came."""
+    command = [sys.executable, "-m", "warrener.cli", "publish", "-k", QUEUE, "--resume=place"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as program:
+        assert program.stdin is not None
+        assert program.stderr is not None
+        program.stdin.write("a\nb\n")
+        program.stdin.flush()
+        wait_until(lambda: len(broker.messages(QUEUE)) == 2)
+        program.send_signal(number)
+        said = program.stderr.read()
+        assert 128 + number == program.wait(30)
+    assert "2 confirmed" in said
+    assert 2 == json.loads(Path("place").read_text())["place"]["messages"]
+
+
+def test_giving_up_leaves_the_rest_to_the_next_run(slow_broker, run, monkeypatch) -> None:
+    """What was written is not confirmed and kept; what was never sent is neither lost nor kept twice: it is published later."""
+    for name, value in {**IMPATIENT, "WARRENER_BACKOFF_ATTEMPTS": "1", "WARRENER_MAX_IN_FLIGHT": "3"}.items():
+        monkeypatch.setenv(name, value)
+    broker = slow_broker
+    write("in.txt", *(f"task {number}" for number in range(10)))
+    command = [sys.executable, "-m", "warrener.cli", "publish", "-k", QUEUE, "--resume=place", "in.txt"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as program:
+        wait_until(lambda: len(broker.log) >= 3)
+        broker.crash()
+        assert program.stderr is not None
+        said = program.stderr.read()
+    assert 1 == program.returncode, said
+    assert "7 read and not sent; the same command goes on there" in said
+    assert ["task 0", "task 1", "task 2"] == [line["body"] for line in kept()]
+    assert {True} == {line["may_have_been_delivered"] for line in kept()}
+    broker.restart()
+    with confirming(broker):
+        assert 0 == run("--resume=place", "in.txt")[0]
+    assert numbered(*range(3, 10)) == broker.messages(QUEUE)
+
+
+# --- what is seen of it -------------------------------------------------------------------------------------------------------
+
+
+def test_the_bar_shows_count_rate_and_latency(monkeypatch) -> None:
+    """With rich: what is confirmed, how fast, and how long a confirm takes."""
+    screen = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", screen)
+    figures = publish._Figures(confirmed=1234, octets=50, seconds=2.0)
+    with publish._bar(100) as view:
+        view.show("617/s, 1.6 ms to confirm", figures)
+    shown = screen.getvalue()
+    assert [part for part in ("1,234 confirmed", "617/s, 1.6 ms to confirm") if part not in shown] == []
+
+
+def test_without_rich_there_are_plain_lines(monkeypatch, broker, run) -> None:
+    """The base install is enough."""
+    monkeypatch.setitem(sys.modules, "rich", None)
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    status, said = run(write("in.txt", "x"))
+    assert (0, "1 confirmed in ") == (status, said[:15])
+
+
+def test_a_nack_is_no_confirm(slow_broker) -> None:
+    """A message that is nacked is not confirmed, whatever else happened to it."""
+    broker = slow_broker
+    with subprocess.Popen(
+        [sys.executable, "-m", "warrener.cli", "publish", "-k", QUEUE, write("in.txt", "x")], stderr=subprocess.PIPE
+    ) as program:
+        wait_until(lambda: len(broker.log) == 1)
+        broker.kill_queue(QUEUE)
+        assert program.stderr is not None
+        said = program.stderr.read()
+    assert (1, True) == (program.returncode, kept()[0]["may_have_been_delivered"]), said
+    assert b"1 not confirmed (Nacked 1): 0 in no queue, 1 may be in one" in said
