@@ -146,6 +146,7 @@ Sweep: TypeAlias = "dict[str, dict[str, dict[int, Series]]]"
 ALONE: dict[str, Callable[[Runner], list[str]]] = {
     "memory": lambda _: [],
     "transitions": lambda _: [],
+    "publishing": lambda _: [],
     "idleness": lambda runner: [runner.url],
     "reconnecting": lambda runner: [runner.url, runner.queue],
 }
