@@ -52,7 +52,7 @@ from warrener.records import (
     Receipt,
     Status,
 )
-from warrener.settings import Settings
+from warrener.settings import Settings, SettingsFields
 from warrener.supervisor import Supervisor
 
 __all__ = ["Changes", "MessageFields", "Outcomes", "Producer", "PublishHandle", "open_producer"]
@@ -180,7 +180,7 @@ class Producer:
         *,
         driver: Literal["native", "aiormq"] | Driver = "native",
         chance: random.Random | None = None,
-        **settings: Any,
+        **settings: Unpack[SettingsFields],
     ) -> None:
         self.settings = Settings.resolve(url_or_settings, **settings)
         self.name = self.settings.name
@@ -220,7 +220,8 @@ class Producer:
         has its outcome, and no task, socket or timer is left.
         """
         if self._run_called:
-            raise RuntimeError("Producer.run() may be called once; make another Producer")
+            why = "the producer was closed before it ran" if self._finished is None else "it may be called once"
+            raise RuntimeError(f"Producer.run(): {why}; make another Producer")
         self._run_called = True
         s = self.settings
         self._lot = lot()
@@ -666,7 +667,11 @@ class PublishHandle:
 
 @asynccontextmanager
 async def open_producer(
-    url_or_settings: str | Settings | Sequence[str] | None = None, **settings: Any
+    url_or_settings: str | Settings | Sequence[str] | None = None,
+    *,
+    driver: Literal["native", "aiormq"] | Driver = "native",
+    chance: random.Random | None = None,
+    **settings: Unpack[SettingsFields],
 ) -> AsyncIterator[Producer]:
     """Run a producer around the block of ``async with``. Arguments as for `Producer`.
 
@@ -674,7 +679,7 @@ async def open_producer(
     block raises leaves it bare. If `run()` raises, the block is cancelled and that error leaves bare; if both raise,
     the block's does, with run()'s as its context.
     """
-    async with running(Producer(url_or_settings, **settings)) as producer:
+    async with running(Producer(url_or_settings, driver=driver, chance=chance, **settings)) as producer:
         yield producer
 
 

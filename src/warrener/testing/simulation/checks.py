@@ -313,15 +313,17 @@ def _causes(seen: Evidence, publish: Publish) -> Iterator[bool]:
     yield ended >= seen.run.closing_began_at - TICK
     yield bool(seen.misfortunes.credible_lies)
     for attempt in publish.attempts:
-        over = seen.trace.links[attempt.link].ended_at
+        life = seen.trace.links[attempt.link]
         closed = seen.trace.channel_ends.get((attempt.link, attempt.channel))
-        yield over is not None and over <= ended + TICK
+        yield any(over is not None and over <= ended + TICK for over in (life.aborted_at, life.ended_at))
         yield closed is not None and closed[0] <= ended + TICK
 
 
 def _left_early(seen: Evidence, publish: Publish) -> bool:
     """Whether the caller asked for it: a deadline shorter than a confirm may take, an abrupt end, or a full queue."""
-    return publish.call.timeout < 5.0 or publish.cancelled or publish.item.address in ("small", "both")
+    cut_off = seen.plan.ending != "close" and (publish.ended_at or 0.0) >= seen.run.closing_began_at - TICK
+    hurried = publish.call.timeout < 5.0 or publish.cancelled
+    return cut_off or hurried or publish.item.address in ("small", "both")
 
 
 def _overdue(seen: Evidence, life: LinkLife) -> Iterator[str]:
@@ -471,6 +473,8 @@ def counters_are_true(seen: Evidence) -> Iterator[str]:
             if finals[name] != counters[name]:
                 yield f"{counters[name]} {name} are counted, {finals[name]} were seen"
     for at, status, holds in seen.run.statuses:
+        if any(abs(at - landed) <= TICK for _, landed in seen.misfortunes.jumps):
+            continue  # what happened in this very tick seems to be long ago
         if status.connection_state is ConnectionState.CONNECTED and not holds:
             yield f"{at:.1f}: CONNECTED on link {status.link}, which has no connection"
         if status.healthy and status.connection_state is not ConnectionState.CONNECTED:

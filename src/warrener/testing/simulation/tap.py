@@ -134,6 +134,7 @@ class TappedLink:
     def abort(self, fault: Fault) -> None:
         """End the link."""
         self._trace.note(f"link {self._life.number}: aborted: {fault.kind.value}")
+        self._life.aborted_at = self._trace.clock()
         if fault.kind is FaultKind.CONFIRM_OVERDUE:
             waiting = [each.at for attempts in self._reports.outstanding.values() for each in attempts.values()]
             self._life.overdue = (min(waiting, default=None), self._trace.clock())

@@ -96,6 +96,8 @@ class LinkLife:
     #: When the handshake and the declarations were done.
     opened_at: float | None = None
     declared_at: float | None = None
+    #: When it was told to end.
+    aborted_at: float | None = None
     ended_at: float | None = None
     fault: Fault | None = None
     #: Whether any ack came on it.
