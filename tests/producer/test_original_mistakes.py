@@ -1,11 +1,13 @@
 """What the service that this library replaces got wrong, each mistake as a test by its name.
 
-The mistakes of its settings have their tests in tests/settings, those of its payloads, HTTP and metrics in tests/ml;
-those that need a real broker in tests/broker/test_survives.py (broker absent at start, a burst's cost, one poison message, SIGTERM).
+The mistakes of its settings have their tests in tests/settings/test_original_mistakes.py; those of its payloads, backends,
+HTTP, metrics and process in tests/ml, where a docstring says "Original mistake"; those that need a real broker in
+tests/broker/test_survives.py (broker absent at start, a burst's cost, one poison message, SIGTERM).
 """
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,6 +22,7 @@ from warrener.testing.scripted import Published, ScriptedDriver, lives, refuses
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
+
 
 pytestmark = pytest.mark.trio
 
@@ -153,6 +156,31 @@ async def test_a_lost_confirm_poisoning_later_waits(autojump_clock: MockClock) -
 # --- connection ---------------------------------------------------------------------------------------------------
 
 
+async def test_one_drop_counted_as_two_attempts(autojump_clock: MockClock) -> None:
+    """A lost link is one failure, and the dial after it one attempt."""
+    driver = ScriptedDriver(lives(20.0), refuses(), lives())
+    async with open_producer(URL, driver=driver, backoff=Backoff(jitter=0.0)) as producer:
+        await trio.sleep(20.5)
+        status = producer.status()
+        assert (status.reconnect_attempts, status.consecutive_failures) == (0, 1)
+        await trio.sleep(1)
+        status = producer.status()
+        assert (status.reconnect_attempts, status.consecutive_failures) == (1, 2)
+        assert len(driver.dials) == 2
+
+
+async def test_each_publish_while_down_dialing_at_once(autojump_clock: MockClock) -> None:
+    """Its 10 attempts were gone in 15 ms: here publishes never dial, the backoff alone does."""
+    driver = ScriptedDriver(*[refuses()] * 3, lives())
+    async with open_producer(URL, driver=driver, backoff=Backoff(jitter=0.0), breaker=None) as producer:
+        await trio.testing.wait_all_tasks_blocked()
+        handles = [producer.publish_nowait(b"x", routing_key="tasks") for _ in range(100)]
+        await trio.testing.wait_all_tasks_blocked()
+        assert driver.dials == [0.0]
+        assert [(await handle.wait()).attempts for handle in handles] == [1] * 100
+        assert driver.dials == [0.0, 1.0, 3.0, 7.0]
+
+
 async def test_dead_for_good_after_the_10th_attempt_with_nobody_told(autojump_clock: MockClock) -> None:
     """Giving up is visible in status, is told to publishers, and a hint revives the producer."""
     driver = ScriptedDriver(*[refuses()] * 11, lives())
@@ -255,6 +283,19 @@ async def test_any_reconnect_force_closing_it(autojump_clock: MockClock) -> None
         await producer.publish(b"x", routing_key="tasks")
         await trio.testing.wait_all_tasks_blocked()
         assert producer.status().circuit_breaker == "closed"
+
+
+async def test_wall_clock_deadline(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cooldown is over when it is over, though somebody sets the clock on the wall back by a day."""
+    driver = ScriptedDriver(refuses())
+    breaker = Breaker(threshold=1, cooldown=30)
+    async with open_producer(URL, driver=driver, backoff=Backoff(initial=60, jitter=0.0), breaker=breaker) as producer:
+        await trio.sleep(1)
+        assert producer.status().circuit_breaker == "open"
+        day_before = time.time() - 86_400
+        monkeypatch.setattr(time, "time", lambda: day_before)
+        await trio.sleep(30)
+        assert producer.status().circuit_breaker == "half_open"
 
 
 # --- hangs --------------------------------------------------------------------------------------------------------
