@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 ENVIRONMENT := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest -q
 TESTS := $(BIN)/python scripts/run_tests.py
+# Made once and shared by all checkouts; root's own, so `make clean` leaves it alone.
+RABBITMQ4 := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/warrener/rabbitmq4
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
@@ -23,6 +25,7 @@ serve: $(ENVIRONMENT) rabbitmq ## a private RabbitMQ and the ML producer service
 .PHONY: test
 test: lint types layers ## everything below, then all tests but the very long ones, against a real RabbitMQ too
 	@$(MAKE) rabbitmq graphviz
+	@$(MAKE) fuzz SECONDS=60
 	@$(TESTS)
 
 .PHONY: test-pure
@@ -30,9 +33,22 @@ test-pure: $(ENVIRONMENT) ## only the tests that need no broker
 	@$(PYTEST) -n 2 -m "not full and not broker"
 
 .PHONY: test-full
-test-full: lint types layers ## all tests, with ten times the examples
+test-full: lint types layers ## all tests, with ten times the examples, and the mutation tests of the core
 	@$(MAKE) rabbitmq graphviz chromium
 	@HYPOTHESIS_PROFILE=full $(TESTS) --full
+	@$(MAKE) mutation
+
+.PHONY: test-rabbit4
+test-rabbit4: $(ENVIRONMENT) rabbitmq4 ## the drivers and the embedded broker against RabbitMQ 4, from a Debian 13 in a folder (needs root)
+	@$(PYTEST) --rabbitmq $(RABBITMQ4) tests/drivers/test_conformance.py tests/testing/test_against_rabbitmq.py tests/testing/test_rabbitmq.py
+
+.PHONY: conformance
+conformance: $(ENVIRONMENT) rabbitmq rabbitmq4 ## the drivers on this machine's RabbitMQ, on RabbitMQ 4 and on the embedded broker, as one matrix
+	@$(PYTEST) --rabbitmq here --rabbitmq $(RABBITMQ4) tests/drivers/test_conformance.py tests/testing/test_drivers_on_embedded.py
+
+.PHONY: mutation
+mutation: $(ENVIRONMENT) graphviz ## plant small bugs in the pure core, and see that its tests notice (a quarter of an hour on two processors)
+	@$(BIN)/python scripts/mutation.py
 
 .PHONY: lint
 lint: $(ENVIRONMENT) ## ruff: rules and format
@@ -57,6 +73,15 @@ format: $(ENVIRONMENT) ## let ruff format and repair what it can
 bench: $(ENVIRONMENT) rabbitmq ## measure against the peers, and write table, JSON and plots; QUICK=1: three minutes
 	@$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
 
+.PHONY: fuzz
+fuzz: SECONDS ?= 1800
+fuzz: $(ENVIRONMENT) ## throw octets at warrener.wire, guided by coverage (SECONDS=1800; `make test` has a minute of it)
+	@$(BIN)/python fuzz/wire.py --seconds $(SECONDS)
+
+.PHONY: docs
+docs: $(ENVIRONMENT) ## the pages as HTML, in docs/_build
+	@$(BIN)/python -m sphinx -q -n -W --keep-going -b html docs docs/_build && echo "docs/_build/index.html"
+
 .PHONY: lock
 lock: $(ENVIRONMENT) ## write requirements-dev.lock anew from pyproject.toml
 	@$(BIN)/python -m pip install --quiet uv
@@ -68,7 +93,7 @@ clean: ## remove the environment and all caches
 
 .PHONY: help
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r target does; do printf '  make %-10s %s\n' "$$target" "$$does"; done
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r target does; do printf '  make %-12s %s\n' "$$target" "$$does"; done
 
 # --- set-up ----------------------------------------------------------------------------------------------------------
 
@@ -79,6 +104,10 @@ $(ENVIRONMENT): pyproject.toml requirements-dev.lock scripts/venv.sh
 .PHONY: rabbitmq
 rabbitmq:
 	@scripts/rabbitmq.sh
+
+.PHONY: rabbitmq4
+rabbitmq4:
+	@scripts/rabbitmq4.sh $(RABBITMQ4)
 
 .PHONY: graphviz
 graphviz:

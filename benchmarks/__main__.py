@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.raw import shake_hands
-from benchmarks.report import as_json, table
-from benchmarks.runner import AMQPLIB, LIMIT, LINEUP, Runner, install_node_peers, missing
+from benchmarks.report import ASYNCIO, TRIO, as_json, comparison, document, one_at_a_time, targets
+from benchmarks.report import machine as describe
+from benchmarks.runner import ALONE, AMQPLIB, LIMIT, LINEUP, ROOT, Runner, Series, Sweep, install_node_peers, missing
 from warrener.testing.rabbitmq import PrivateRabbitMQ, RabbitMQMissing
 from warrener.topology import Queue
 
@@ -56,7 +57,7 @@ def private_broker(*, pinned: bool) -> Iterator[PrivateRabbitMQ]:
         os.sched_setaffinity(0, everywhere)
         peer, session, _ = shake_hands(broker.url)
         with peer:
-            session.declare(Queue(QUEUE, arguments={"x-max-length": 10_000}))
+            session.declare(Queue(QUEUE, arguments={"x-max-length": 10_000, "x-max-length-bytes": 50_000_000}))
             answers: list[object] = []
             while not answers:
                 while data := session.data_to_send():
@@ -65,18 +66,77 @@ def private_broker(*, pinned: bool) -> Iterator[PrivateRabbitMQ]:
         yield broker
 
 
+def _sweeps(*, quick: bool) -> Iterator[tuple[str, str, int, dict[str, int]]]:
+    """What is run beside the comparison: the clients of a value next to each other, the whole again for each round."""
+    clients = [name for name in (LIMIT, TRIO, AMQPLIB) if missing(name) is None]
+    base = 4_000 if quick else 15_000
+    for number in range(1 if quick else 3):
+        if number == 1:
+            for total in (10_000, 20_000, 100_000, 300_000, 1_000_000):
+                yield TRIO, "total sent", total, {"count": total, "warm_up": 1_000, "timeout": 240}
+        for in_flight in (1, 500, 10_000) if quick else (1, 10, 100, 500, 2_000, 10_000):
+            # One at a time is a matter of round trips: fewer will do.
+            count = base // 10 if in_flight < 10 else max(base, 2 * in_flight)
+            for name in clients:
+                yield name, "in flight", in_flight, {"count": count, "warm_up": count // 4, "in_flight": in_flight}
+        for size in (0, 256, 65_536, 1_048_576) if quick else (0, 256, 4_096, 65_536, 262_144, 1_048_576):
+            count = max(100, min(base, (50_000_000 if quick else 200_000_000) // max(1, size)))
+            in_flight = max(8, min(500, 32_000_000 // max(1, size)))
+            for name in clients:
+                yield name, "size", size, {"count": count, "warm_up": count // 4, "in_flight": in_flight, "size": size}
+    if quick:
+        for total in (10_000, 100_000):
+            yield TRIO, "total sent", total, {"count": total, "warm_up": 1_000}
+
+
+def _measure(runner: Runner, names: list[str], options: argparse.Namespace, about: dict[str, Any]) -> dict[str, Any]:
+    """Measure everything that the options ask for, within their time."""
+    quick = options.quick
+    began = time.monotonic()
+
+    def progress(text: str) -> None:
+        print(f"{time.monotonic() - began:4.0f} s  {text}", flush=True)
+
+    # Each part ends in time for the others, whatever the machine does.
+    clients = runner.compare(
+        names,
+        rounds=options.rounds or (2 if quick else 5),
+        count=options.count or (6_000 if quick else 20_000),
+        until=began + (60 if quick else 360),
+        progress=progress,
+    )
+    singles: dict[str, Series] = {}
+    alone: dict[str, Any] = {}
+    sweep: Sweep = {}
+    if not options.only:
+        singles = runner.compare(
+            [name for name in (LIMIT, TRIO, ASYNCIO, AMQPLIB) if name in clients],
+            rounds=2 if quick else 5,
+            count=300 if quick else 1_000,
+            until=began + (80 if quick else 420),
+            progress=lambda text: progress(f"one at a time: {text}"),
+            in_flight=1,
+        )
+        for measure in ALONE:
+            found = runner.measure(measure)
+            if found is not None:
+                alone[measure] = found
+                progress(f"{measure}: {', '.join(f'{key} {value:.4g}' for key, value in found.items())}")
+        sweep = runner.sweep(_sweeps(quick=quick), until=began + (150 if quick else 780), progress=progress)
+    return as_json(about, clients, singles, sweep, alone)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run; never fails because of a figure, a missing peer or a missing broker."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="about three minutes in place of about twenty")
+    parser.add_argument("--quick", action="store_true", help="about three minutes in place of about fifteen")
     parser.add_argument("--only", metavar="CLIENTS", help="the comparison alone, of these clients, joined by ';'")
-    parser.add_argument("--rounds", type=int, help="how often each client runs")
+    parser.add_argument("--rounds", type=int, help="how often each client runs, at most")
     parser.add_argument("--count", type=int, help="confirmed messages of the fast clients in a round")
     parser.add_argument("--pin", action="store_true", help="bind the broker and the clients to different CPUs")
-    parser.add_argument("--out", type=Path, default=Path("build/benchmarks"), help="folder for JSON and plots")
+    parser.add_argument("--document", action="store_true", help="put the figures into docs/performance.md as well")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "benchmarks", help="folder for JSON and plots")
     options = parser.parse_args(arguments)
-    rounds = options.rounds or (2 if options.quick else 5)
-    count = options.count or (10_000 if options.quick else 40_000)
 
     complaint = install_node_peers()
     if complaint:
@@ -92,17 +152,24 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         with private_broker(pinned=options.pin) as broker:
             runner = Runner(broker.url, QUEUE, client_cpu=max(os.sched_getaffinity(0)) if options.pin else None)
-            about = machine(broker)
-            results = runner.compare(names, rounds=rounds, count=count, progress=lambda text: print(text, flush=True))
+            results = _measure(runner, names, options, machine(broker))
     except RabbitMQMissing as error:
         print(error)
         return
-    print()
-    print(table(results, limit=LIMIT, reference=AMQPLIB))
     options.out.mkdir(parents=True, exist_ok=True)
     written = options.out / "results.json"
-    written.write_text(json.dumps({"machine": about, "clients": as_json(results)}, indent=1) + "\n")
-    print(f"\nwritten: {written}")
+    written.write_text(json.dumps(results, indent=1) + "\n")
+    parts = (describe(results), comparison(results), one_at_a_time(results), targets(results))
+    print("\n" + "\n\n".join(parts))
+    try:
+        from benchmarks.plots import draw
+    except ImportError:
+        print("\nno plots: matplotlib is not installed")
+    else:
+        draw(results, options.out)
+    print(f"\nwritten: {written} and the plots beside it")
+    if options.document:
+        document(options.out)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,9 +24,10 @@ Publish = Callable[[], Awaitable[object]]
 
 
 async def _publisher(publish: Publish, meter: Meter) -> None:
+    confirm = meter.confirm
     while not meter.done:
         await publish()
-        meter.confirm()
+        confirm()
 
 
 async def _witness(publish: Publish, meter: Meter) -> None:
@@ -56,9 +58,10 @@ def _warrener(backend: str, driver: str, **options: Any) -> Callable[[Load], Met
         async def main() -> None:
             async with open_producer(load.url, driver=driver, **_warrener_settings(load)) as producer:
                 await producer.wait_connected(60)
+                publish = partial(producer.publish, body, routing_key=load.queue)
                 async with anyio.create_task_group() as tasks:
                     for number in range(load.in_flight):
-                        tasks.start_soon(_role(number), lambda: producer.publish(body, routing_key=load.queue), meter)
+                        tasks.start_soon(_role(number), publish, meter)
 
         anyio.run(main, backend=backend, backend_options=options)
         return meter

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import time
 from urllib.parse import urlsplit
 
 from benchmarks.load import Load, Meter
@@ -83,17 +84,21 @@ class Acks:
 
 
 def blast(load: Load) -> Meter:
-    """Keep `in_flight` messages unconfirmed."""
+    """Keep `in_flight` messages unconfirmed; the latency is noted where that is one at a time."""
     peer, session, publisher = shake_hands(load.url)
     with peer:
         one = encoded(session, publisher, load)
         frames = memoryview(one * min(load.in_flight, max(1, 4_000_000 // len(one))))
         meter, acks, sent, seen = Meter(load), Acks(), 0, 0
+        alone = load.in_flight == 1
         while not meter.done:
+            began = time.perf_counter()
             while room := min(load.in_flight - (sent - seen), len(frames) // len(one)):
                 peer.sendall(frames[: room * len(one)])
                 sent += room
             acks.feed(peer.recv(65536))
+            if alone:
+                meter.latencies.append(time.perf_counter() - began)
             meter.confirm(acks.confirmed - seen)
             seen = acks.confirmed
         while seen < sent:

@@ -12,9 +12,11 @@ import shutil
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TypeAlias
 
 from attrs import define, field, frozen
 
@@ -41,6 +43,9 @@ _MODULES = {
     "warrener, uvloop": "uvloop",
 }
 _ON_NODE = (AMQPLIB, MANAGER)
+
+#: They wait for each confirm before they publish again, whatever the load says.
+ONE_AT_A_TIME = ("pika BlockingConnection", "kombu", "amqpstorm")
 
 #: In the order of the table. After each: what part of the messages it gets; the slow ones need no more.
 LINEUP: dict[str, float] = {
@@ -134,6 +139,18 @@ def install_node_peers() -> str | None:
     return None if done.returncode == 0 else f"npm install failed: {done.stderr.strip()[-300:]}"
 
 
+#: By axis and client: what was measured at each value.
+Sweep: TypeAlias = "dict[str, dict[str, dict[int, Series]]]"
+
+#: The arguments of each measure of `benchmarks.alone`.
+ALONE: dict[str, Callable[[Runner], list[str]]] = {
+    "memory": lambda _: [],
+    "transitions": lambda _: [],
+    "idleness": lambda runner: [runner.url],
+    "reconnecting": lambda runner: [runner.url, runner.queue],
+}
+
+
 @frozen
 class Runner:
     """Runs clients against one broker."""
@@ -145,14 +162,16 @@ class Runner:
     #: Told about a client that failed.
     complain: Callable[[str], None] = print
 
-    def run(self, name: str, *, count: int, warm_up: int, in_flight: int = 500, size: int = 256) -> Figures | None:
-        """Run one client once; None when it failed, which is told and nothing else."""
+    def run(
+        self, name: str, *, count: int, warm_up: int, in_flight: int = 500, size: int = 256, timeout: float = 120
+    ) -> Figures | None:
+        """Run one client once, `timeout` seconds long; None when it failed, which is told and nothing else."""
         load = Load(self.url, self.queue, count=count, warm_up=warm_up, in_flight=in_flight, size=size)
         if name in CLIENTS:
             command = [sys.executable, "-m", "benchmarks.clients", name, load.to_json()]
         else:
             command = ["node", str(HERE / "amqplib.js"), name, load.to_json()]
-        lines = self.start(command, name)
+        lines = self.start(command, name, timeout)
         return None if lines is None else Figures(**json.loads(lines[-1]))
 
     def start(self, command: list[str], name: str, timeout: float = 300) -> list[str] | None:
@@ -172,18 +191,54 @@ class Runner:
             return None
         return done.stdout.strip().splitlines()
 
+    def measure(self, name: str) -> dict[str, float] | None:
+        """Measure one thing of `benchmarks.alone`; None when it failed, which is told and nothing else."""
+        lines = self.start([sys.executable, "-m", "benchmarks.alone", name, *ALONE[name](self)], name)
+        return None if lines is None else json.loads(lines[-1])
+
     def compare(
-        self, names: Iterable[str], *, rounds: int, count: int, progress: Callable[[str], None]
+        self,
+        names: Iterable[str],
+        *,
+        rounds: int,
+        count: int,
+        until: float,
+        progress: Callable[[str], None],
+        in_flight: int = 500,
     ) -> dict[str, Series]:
-        """Run the clients in alternation; a client that failed once is left out."""
+        """Run the clients in alternation; a client that failed once is left out.
+
+        No round but the first begins after `until` (`time.monotonic`), and no round is left half done.
+        """
         results = {name: Series() for name in names}
         for number in range(rounds):
+            if number and time.monotonic() >= until:
+                progress(f"{number} of {rounds} rounds: the time is up")
+                break
             for name in list(results):
-                share = max(200, round(count * LINEUP[name]))
-                figures = self.run(name, count=share, warm_up=share // 4)
+                share = max(100, round(count * LINEUP[name]))
+                figures = self.run(name, count=share, warm_up=share // 4, in_flight=in_flight)
                 if figures is None:
                     del results[name]
                     continue
                 results[name].rounds.append(figures)
                 progress(f"round {number + 1} of {rounds}: {name}: {figures.rate:,.0f}/s, {figures.cpu:.1f} µs")
         return results
+
+    def sweep(
+        self, loads: Iterable[tuple[str, str, int, dict[str, int]]], *, until: float, progress: Callable[[str], None]
+    ) -> Sweep:
+        """Run loads one after the other: (client, name of the axis, value on it, what `run` takes); stops at `until`.
+
+        A load that comes again is one more round of the same point.
+        """
+        found: Sweep = {}
+        for name, axis, value, load in loads:
+            if time.monotonic() >= until:
+                progress(f"{axis}: the time is up")
+                break
+            figures = self.run(name, **load)
+            if figures is not None:
+                found.setdefault(axis, {}).setdefault(name, {}).setdefault(value, Series()).rounds.append(figures)
+                progress(f"{axis} {value:,}: {name}: {figures.rate:,.0f}/s, {figures.cpu:.1f} µs")
+        return found

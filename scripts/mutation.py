@@ -6,8 +6,9 @@
 The core is `warrener.machine` and `warrener.delivery`; what is mutated, and with which tests, stands in `pyproject.toml`
 under `[tool.mutmut]`. A mutant is *killed* when a test fails, or when it makes the tests run far longer than usual (a
 loop that no longer ends). The run fails when fewer than 95 % are killed, when a survivor is not among those that
-docs/mutation.md gives a reason for, or when the bounded time is over before half of the mutants were tried; what was
-not tried by then is said.
+docs/mutation.md gives a reason for (known by their function and the lines that they change, so that an edit elsewhere
+does not disturb them), or when the bounded time is over before half of the mutants were tried; what was not tried by
+then is said.
 
 `--one-in 5` tries every fifth mutant; a PATTERN (`*retry_delay*`) tries the mutants whose names match. `--keep FOLDER`
 keeps the copy in that folder and, the next time, tests only what has changed since: for work on the tests themselves.
@@ -16,7 +17,9 @@ keeps the copy in that folder and, the next time, tests only what has changed si
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
+import difflib
 import fnmatch
 import json
 import os
@@ -51,6 +54,7 @@ ENOUGH = 0.95
 _SURVIVED = {0}
 _KILLED = {1, 3}
 _TOO_LONG = {36, -24, 24, 152, 255}
+_UNREACHED = {5, 33}
 
 
 def copy_tree(folder: Path) -> None:
@@ -75,9 +79,46 @@ def results(folder: Path) -> dict[str, int | None]:
     return found
 
 
+def place_of(name: str) -> str:
+    """Return the function that a mutant is in: `delivery.Ledger.next` for `warrener.delivery.xǁLedgerǁnext__mutmut_3`."""
+    module, _, function = name.removeprefix("warrener.").rpartition(".")
+    function = function.rpartition("__mutmut_")[0]
+    return f"{module}.{'.'.join(function.split('ǁ')[1:]) if 'ǁ' in function else function.removeprefix('x_')}"
+
+
+def changes(folder: Path, names: list[str]) -> dict[str, str]:
+    """Return what each of the mutants changes, as docs/mutation.md writes it."""
+    bodies: dict[str, list[str]] = {}
+    for path in sorted((folder / "mutants" / "src").rglob("*.py")):
+        if path.with_name(path.name + ".meta").exists():
+            text = path.read_text()
+            lines = text.splitlines()
+            module = ".".join(path.relative_to(folder / "mutants" / "src").with_suffix("").parts)
+            for node in ast.walk(ast.parse(text)):
+                if isinstance(node, ast.FunctionDef) and "__mutmut_" in node.name:
+                    bodies[f"{module}.{node.name}"] = lines[node.lineno - 1 : node.end_lineno]
+    found: dict[str, str] = {}
+    for name in names:
+        original = bodies[f"{name.rpartition('__mutmut_')[0]}__mutmut_orig"]
+        # The first line of either is that of the generated `def`; its defaults are what may differ.
+        before, after = ([re.sub(r"__mutmut_\w+", "", line) for line in body] for body in (original, bodies[name]))
+        lines = [
+            line[0] + line[1:].strip()
+            for line in difflib.unified_diff(before, after, n=0, lineterm="")
+            if line.startswith(("-", "+")) and not line.startswith(("---", "+++"))
+        ]
+        found[name] = "\n".join([f"@@ {place_of(name)}", *lines])
+    return found
+
+
 def explained() -> set[str]:
-    """Return the survivors that docs/mutation.md names, as `module.function mutant-number`."""
-    return set(re.findall(r"`(warrener\.[^`]*__mutmut_\d+)`", EXPLAINED.read_text())) if EXPLAINED.exists() else set()
+    """Return the changes that docs/mutation.md gives a reason for."""
+    if not EXPLAINED.exists():
+        return set()
+    found: set[str] = set()
+    for block in re.findall(r"```diff\n(.*?)```", EXPLAINED.read_text(), re.DOTALL):
+        found.update("@@ " + part.strip() for part in block.split("@@ ") if part.strip())
+    return found
 
 
 @contextlib.contextmanager
@@ -130,11 +171,11 @@ def main() -> int:
         left = arguments.minutes * 60 - (time.monotonic() - began)
         complete = run_mutmut(folder, names, arguments.processes, left)
         found = results(folder)
-    return report(found, names, complete, time.monotonic() - began)
+        return report(folder, found, names, complete, time.monotonic() - began)
 
 
-def report(found: dict[str, int | None], names: list[str], complete: bool, seconds: float) -> int:
-    """Print the rate and every survivor without a reason."""
+def report(folder: Path, found: dict[str, int | None], names: list[str], complete: bool, seconds: float) -> int:
+    """Print the rate and every survivor without a reason, as docs/mutation.md would have it."""
     chosen = [name for name in found if not names or any(fnmatch.fnmatch(name, each) for each in names)]
     tried = {name: found[name] for name in chosen if found[name] is not None}
     killed = Counter(name.split(".x", maxsplit=1)[0] for name, status in tried.items() if status in _KILLED | _TOO_LONG)
@@ -144,11 +185,16 @@ def report(found: dict[str, int | None], names: list[str], complete: bool, secon
     rate = killed.total() / total.total() if tried else 0.0
     survivors = sorted(name for name, status in tried.items() if status not in _KILLED | _TOO_LONG)
     known = explained()
-    unknown = [name for name in survivors if name not in known]
+    changed = changes(folder, survivors)
+    unknown = [name for name in survivors if changed[name] not in known]
     print(f"{killed.total()} of {len(tried)} mutants killed ({rate:.1%}) in {seconds / 60:.1f} min; {len(found)} exist")
     print(f"{len(survivors)} survived, {len(survivors) - len(unknown)} of them with a reason in docs/mutation.md")
     for name in unknown:
-        print(f"  without a reason: {name} ({'no test reaches it' if tried[name] in (5, 33) else 'survived'})")
+        print(f"  without a reason, {'no test reaches it' if tried[name] in _UNREACHED else 'survived'}: {name}")
+        print(changed[name])
+    if complete and not names:
+        for change in sorted(known - set(changed.values())):
+            print(f"no longer among the survivors, though docs/mutation.md has it:\n{change}")
     if not complete:
         print(f"the time was over: {len(chosen) - len(tried)} of {len(chosen)} were not tried")
     return int(rate < ENOUGH or bool(unknown) or len(tried) * 2 < len(chosen))

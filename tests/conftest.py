@@ -55,6 +55,31 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
 # --- brokers ------------------------------------------------------------------------------------------------------
 
 
+#: What `--rabbitmq` calls the RabbitMQ of this machine; anything else is a folder that holds another.
+HERE = "here"
+
+#: The version of each RabbitMQ that was used, by what its tests are called after.
+VERSIONS = pytest.StashKey[dict[str, str]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`make test-rabbit4` and `make conformance` run tests against another RabbitMQ than this machine's, or against both."""
+    parser.addoption(
+        "--rabbitmq",
+        action="append",
+        metavar="WHICH",
+        help=f"'{HERE}' (the default), or a folder with a system whose RabbitMQ is to be used; may be repeated",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run each test that takes the private broker once for each `--rabbitmq`."""
+    chosen = metafunc.config.getoption("--rabbitmq")
+    if chosen and "private_rabbitmq" in metafunc.fixturenames:
+        ids = [Path(which).name for which in chosen]
+        metafunc.parametrize("private_rabbitmq", chosen, ids=ids, indirect=True, scope="session")
+
+
 def _require_broker() -> None:
     """Skip on a machine without RabbitMQ; fail in CI, unless `RABBITMQ_URL` says that this is known there."""
     try:
@@ -66,10 +91,13 @@ def _require_broker() -> None:
 
 
 @pytest.fixture(scope="session")
-def private_rabbitmq() -> Iterator[PrivateRabbitMQ]:
+def private_rabbitmq(request: pytest.FixtureRequest) -> Iterator[PrivateRabbitMQ]:
     """The private broker of this run, as the previous test left it; tests take `rabbitmq`."""
-    _require_broker()
-    with PrivateRabbitMQ() as broker:
+    which = getattr(request, "param", HERE)
+    if which == HERE:
+        _require_broker()
+    with PrivateRabbitMQ(root=None if which == HERE else Path(which)) as broker:
+        request.config.stash.setdefault(VERSIONS, {})[Path(which).name] = ".".join(map(str, broker.version))
         yield broker
 
 

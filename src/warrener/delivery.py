@@ -472,6 +472,40 @@ class Ledger:
         self._fresh.append(delivery)
         self._deadlines.add(delivery)
 
+    def straight(self, size: int) -> int | None:
+        """Return the main channel, where a body of `size` octets accepted now would be the next written there; else None.
+
+        That is the usual state of a healthy link: gate open, nobody waits, room in the window. The delivery then need
+        not go through a queue: `accept_sent` is `accept` and `sent` in one.
+        """
+        epoch = self._main
+        if epoch is None or self._suspect is not None or not self._gate_open or self._paused:
+            return None
+        if self._fresh.entries or self._again.entries or self._suspects.entries:
+            return None
+        if size > self._max_buffered_bytes or len(epoch.outstanding) >= self._max_in_flight:
+            return None
+        return epoch.channel
+
+    def accept_sent(self, delivery: Delivery, channel: int, tag: int, now: float) -> None:
+        """Take over a delivery that was handed to the writer of `straight`'s channel under this tag.
+
+        Raises RuntimeError as `sent` does.
+        """
+        epoch = self._main
+        if epoch is None or channel != epoch.channel or tag != epoch.last + 1:
+            raise RuntimeError(f"tag {tag} on channel {channel} is not the next of the main channel")
+        self.tally.accepted += 1
+        self._deadlines.add(delivery)
+        epoch.last = tag
+        epoch.outstanding[tag] = delivery
+        delivery.epoch = epoch
+        delivery.tag = tag
+        delivery.sent_at = now
+        delivery.attempts = 1
+        if epoch.open_ids is not None:
+            epoch.index(delivery)
+
     # --- link and gate --------------------------------------------------------------------------------------------
 
     def begin_link(self, link: int) -> None:

@@ -18,6 +18,7 @@ import os
 import random
 import subprocess
 import sys
+import textwrap
 import time
 import uuid
 from collections import Counter
@@ -189,6 +190,18 @@ class _Figures:
         ]
 
 
+#: What a person should notice at a glance, where there are colours.
+_COLOURS = {
+    "CONNECTED": "green",
+    "CONNECTED (blocked)": "yellow",
+    "CONNECTING": "yellow",
+    "DISCONNECTED": "red",
+    "closed": "green",
+    "half-open": "yellow",
+    "open": "red",
+}
+
+
 class _View(Protocol):
     def say(self, text: str) -> None: ...
     def show(self, figures: _Figures) -> None: ...
@@ -208,10 +221,9 @@ class _Lines:
         if int(self._elapsed()) == self._shown:
             return
         self._shown = int(self._elapsed())
-        print(
-            f"{self._elapsed():6.1f} s  " + "  ".join(f"{name} {value:>5}" for name, value in figures.rows()),
-            flush=True,
-        )
+        (_, state), (_, breaker), *counts = figures.rows()
+        told = "  ".join(f"{name} {value:>4}" for name, value in counts)
+        print(f"{self._elapsed():6.1f} s  {state:<19}  breaker {breaker:<9}  {told}", flush=True)
 
     def _elapsed(self) -> float:
         return time.monotonic() - self._began
@@ -244,8 +256,10 @@ def _rich_view() -> AbstractContextManager[_View]:
 
                 def show(self, figures: _Figures) -> None:
                     table = Table(title="warrener demo", show_header=False)
+                    table.add_column(width=11)
+                    table.add_column(width=19, justify="right")
                     for name, value in figures.rows():
-                        table.add_row(name, value)
+                        table.add_row(name, value, style=_COLOURS.get(value))
                     live.update(table, refresh=True)
 
             yield Rich()
@@ -444,7 +458,12 @@ def main(*, driver: str = "native", plain: bool = False, embedded: bool = False)
     """Run the demo; return its exit status."""
     shortened = ", ".join(f"{name} {_brief(value)}" for name, value in SHORTENED.items())
     kind = "the embedded broker" if embedded else "a private RabbitMQ"
-    print(f"For this demo, other than by default: {shortened}.\nStarting {kind} …", flush=True)
+    print(
+        textwrap.fill(f"For this demo, other than by default: {shortened}.", 100),
+        f"Starting {kind} …",
+        sep="\n",
+        flush=True,
+    )
     try:
         with _open_broker(embedded=embedded) as broker:
             return _tell(broker, driver=driver, plain=plain)

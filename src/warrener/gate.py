@@ -51,6 +51,8 @@ log = logging.getLogger("warrener")
 RETURN_LOG_LIMIT = 10
 RETURN_LOG_WINDOW = 10.0
 
+_MAIN = Lane.MAIN
+
 
 class GateOwner(Protocol):
     """What the gate asks of, and tells, the supervisor. Plain functions."""
@@ -226,7 +228,7 @@ class Gate:
         self._link = link
 
     def open(self, number: int) -> None:
-        """Let publishers in on the attached link, or in again after a pause."""
+        """Let publishers in on the attached link, or in again after a pause; what waits goes with the next `pump`."""
         if number != self.number or self._link is None:
             return
         self.ledger.link_up(number)
@@ -234,7 +236,6 @@ class Gate:
         self._open = True
         self._flow(stalled=False)
         self._poke_timer()
-        self.pump()
 
     def pause(self, number: int) -> None:
         """Hold publishers back; what is in flight stays pending and its confirm clock stands still."""
@@ -428,6 +429,33 @@ class Gate:
         )
 
     # --- publishers ------------------------------------------------------------------------------------------------
+
+    def write_straight(self, delivery: Delivery, now: float) -> bool:
+        """Accept and write at once, where nothing and nobody stands in the way; False: nothing was done, go on with `refusal`.
+
+        What `refusal`, `try_accept` and `pump` come to in the usual state of a healthy link, without their questions.
+        """
+        link = self._link
+        if not self._open or link is None or link.congested or self._rooms or self._pumping:
+            return False
+        if self._refusal is not None or not self.owner.breaker_closed or delivery.deadline <= now:
+            return False
+        ledger = self.ledger
+        channel = ledger.straight(delivery.size)
+        if channel is None:
+            return False
+        envelope, message_id, body, token = delivery.envelope, delivery.message_id, delivery.body, delivery.token
+        if link.validate(envelope, message_id, body, token) is not None:
+            return False
+        self._pumping = True
+        try:
+            ledger.accept_sent(delivery, channel, link.publish(_MAIN, envelope, message_id, body, token), now)
+        finally:
+            self._pumping = False
+        timer_at = self._timer_at
+        if delivery.deadline < timer_at or now + self._confirm_timeout < timer_at:
+            self._poke_timer()
+        return True
 
     def refusal(self, delivery: Delivery) -> PublishError | None:
         """Ask everything that is asked once, at the call: closing, gave up, breaker. Nothing is kept on a refusal."""

@@ -48,7 +48,7 @@ class Lot(Protocol):
         """Raise the backend's cancellation if it is due; otherwise cost next to nothing."""
         ...
 
-    async def park(self, what: What, on_cancel: Callable[[What], None]) -> None:
+    def park(self, what: What, on_cancel: Callable[[What], None], /) -> Awaitable[None]:
         """Leave a ticket in `what.waiter`, then wait until it is woken.
 
         When Cancelled is about to leave, `on_cancel(what)` is called first: it forgets the ticket.
@@ -79,7 +79,8 @@ class _TrioLot:
     def __init__(self) -> None:
         self.clock = trio.lowlevel.current_clock().current_time
 
-    async def park(self, what: What, on_cancel: Callable[[What], None]) -> None:
+    # Not `async def`: a frame less to enter when it parks, and one less to pass when it is woken.
+    def park(self, what: What, on_cancel: Callable[[What], None], /) -> Awaitable[None]:
         what.waiter = trio.lowlevel.current_task()
 
         def abort(_raise_cancel: object) -> trio.lowlevel.Abort:
@@ -87,7 +88,7 @@ class _TrioLot:
             on_cancel(what)
             return trio.lowlevel.Abort.SUCCEEDED
 
-        await trio.lowlevel.wait_task_rescheduled(abort)
+        return cast("Awaitable[None]", trio.lowlevel.wait_task_rescheduled(abort))  # noqa: ASYNC105 - the caller awaits it
 
 
 class _Future(Awaitable[None], Protocol):
@@ -116,7 +117,7 @@ class _LoopLot:
         self._create_future = loop.create_future
         self._cancelled = anyio.get_cancelled_exc_class()
 
-    async def park(self, what: What, on_cancel: Callable[[What], None]) -> None:
+    async def park(self, what: What, on_cancel: Callable[[What], None], /) -> None:
         what.waiter = future = self._create_future()
         try:
             await future

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Ma
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
 from operator import attrgetter
-from typing import Any, Generic, Literal, Self, TypedDict, TypeVar, Unpack
+from typing import Any, Final, Generic, Literal, Self, TypedDict, TypeVar, Unpack
 
 import anyio
 import anyio.abc
@@ -38,7 +38,7 @@ from warrener.errors import (
 )
 from warrener.figures import RECONNECT_BOUNDS, Histogram
 from warrener.gate import Batch, Gate
-from warrener.ids import MessageIds
+from warrener.ids import message_ids
 from warrener.machine import Policy
 from warrener.machine import states as now
 from warrener.parking import Lot, lot
@@ -52,11 +52,14 @@ from warrener.records import (
     Receipt,
     Status,
 )
-from warrener.settings import Settings
+from warrener.settings import Settings, SettingsFields
 from warrener.supervisor import Supervisor
 
 __all__ = ["Changes", "MessageFields", "Outcomes", "Producer", "PublishHandle", "open_producer"]
 
+#: Stands for the producer's `publish_timeout` where a call names none: this very object, not any other NaN. None would read
+#: as "no deadline", and that is `math.inf`.
+PUBLISH_TIMEOUT: Final = float("nan")
 #: How many envelopes (distinct sets of fields) a producer keeps ready; beyond it, it starts afresh.
 ENVELOPE_CACHE = 1024
 #: How many items a watcher of `changes()` may lag behind; then the oldest is dropped and counted.
@@ -177,13 +180,13 @@ class Producer:
         *,
         driver: Literal["native", "aiormq"] | Driver = "native",
         chance: random.Random | None = None,
-        **settings: Any,
+        **settings: Unpack[SettingsFields],
     ) -> None:
         self.settings = Settings.resolve(url_or_settings, **settings)
         self.name = self.settings.name
         self._driver = _driver(driver)
         self._chance = chance or random.Random()
-        self._ids = MessageIds(chance)
+        self._new_id = message_ids(chance)
         self._envelopes: dict[tuple[Any, ...], Envelope] = {}
         self._publish_timeout = self.settings.publish_timeout
         self._run_called = False
@@ -217,7 +220,8 @@ class Producer:
         has its outcome, and no task, socket or timer is left.
         """
         if self._run_called:
-            raise RuntimeError("Producer.run() may be called once; make another Producer")
+            why = "the producer was closed before it ran" if self._finished is None else "it may be called once"
+            raise RuntimeError(f"Producer.run(): {why}; make another Producer")
         self._run_called = True
         s = self.settings
         self._lot = lot()
@@ -293,7 +297,7 @@ class Producer:
     # --- publishing -------------------------------------------------------------------------------------------------
 
     async def publish(
-        self, body: bytes | Message, *, timeout: float | None = None, **fields: Unpack[MessageFields]
+        self, body: bytes | Message, *, timeout: float = PUBLISH_TIMEOUT, **fields: Unpack[MessageFields]
     ) -> Receipt:
         """Publish one message; return when the broker has confirmed it.
 
@@ -315,14 +319,15 @@ class Producer:
         except InvalidMessage:
             await anyio.lowlevel.checkpoint()
             raise
-        refusal = gate.refusal(delivery)
-        if refusal is not None:
-            await anyio.lowlevel.checkpoint()
-            raise refusal
-        if not gate.try_accept(delivery, called):
-            refusal = await gate.wait_for_room(delivery)
+        if not gate.write_straight(delivery, called):
+            refusal = gate.refusal(delivery)
             if refusal is not None:
+                await anyio.lowlevel.checkpoint()
                 raise refusal
+            if not gate.try_accept(delivery, called):
+                refusal = await gate.wait_for_room(delivery)
+                if refusal is not None:
+                    raise refusal
         if delivery.outcome is None:
             await lot.park(delivery, gate.cancelled)
         else:
@@ -333,7 +338,7 @@ class Producer:
         raise _raised(outcome)
 
     async def publish_many(
-        self, messages: Iterable[Message] | AsyncIterable[Message], *, timeout: float | None = None
+        self, messages: Iterable[Message] | AsyncIterable[Message], *, timeout: float = PUBLISH_TIMEOUT
     ) -> list[Receipt | PublishError]:
         """Publish many messages, pipelined; return their outcomes in the order given, errors as values.
 
@@ -371,11 +376,16 @@ class Producer:
         """Put the message, or why it is refused, into the batch; False when it has to wait for room."""
         called = lot.clock()
         try:
-            delivery = self._delivery(message, called, None, {})
+            delivery = self._delivery(message, called, PUBLISH_TIMEOUT, {})
         except InvalidMessage as refused:
             batch.items.append(refused)
             return True
         delivery.deadline = deadline
+        if gate.write_straight(delivery, called):
+            delivery.waiter = batch
+            batch.left += 1
+            batch.items.append(delivery)
+            return True
         refusal = gate.refusal(delivery)
         if refusal is None and called >= deadline:
             gate.give_back(delivery)
@@ -403,7 +413,7 @@ class Producer:
             batch.left += 1
 
     def publish_nowait(
-        self, body: bytes | Message, *, timeout: float | None = None, **fields: Unpack[MessageFields]
+        self, body: bytes | Message, *, timeout: float = PUBLISH_TIMEOUT, **fields: Unpack[MessageFields]
     ) -> PublishHandle:
         """Accept one message without waiting; `BufferFull` when there is no room. The handle gives the outcome."""
         gate, lot = self._gate, self._lot
@@ -411,6 +421,8 @@ class Producer:
             raise self._not_running()
         called = lot.clock()
         delivery = self._delivery(body, called, timeout, fields)
+        if gate.write_straight(delivery, called):
+            return PublishHandle(gate, delivery)
         refusal = gate.refusal(delivery)
         if refusal is None and not gate.try_accept(delivery, called):
             gate.give_back(delivery)
@@ -419,18 +431,18 @@ class Producer:
             raise refusal
         return PublishHandle(gate, delivery)
 
-    def _delivery(self, body: bytes | Message, called: float, timeout: float | None, fields: MessageFields) -> Delivery:
-        deadline = called + (self._publish_timeout if timeout is None else self._seconds(timeout))
+    def _delivery(self, body: bytes | Message, called: float, timeout: float, fields: MessageFields) -> Delivery:
+        deadline = called + (self._publish_timeout if timeout is PUBLISH_TIMEOUT else self._seconds(timeout))
         if type(body) is bytes and "message_id" not in fields:
             key = tuple(fields.items())
             try:
                 envelope = self._envelopes.get(key)
             except TypeError:  # headers are not hashable: nothing to keep
                 message = Message(body, **fields)
-                return Delivery(_envelope(message), body, self._ids(), deadline)
+                return Delivery(_envelope(message), body, self._new_id(), deadline)
             if envelope is None:
                 envelope = self._kept(key, Message(body, **fields))
-            return Delivery(envelope, body, self._ids(), deadline)
+            return Delivery(envelope, body, self._new_id(), deadline)
         if isinstance(body, Message):
             if fields:
                 raise TypeError(f"publish(message) takes no fields beside it: {', '.join(fields)}")
@@ -439,7 +451,7 @@ class Producer:
             message = Message(body, **fields)
         envelope = _envelope(message) if message.headers else self._kept(_plain_fields(message), message)
         # The id may be in flight twice, so a returned message is matched by a token of its own (F3).
-        return Delivery(envelope, message.body, message.message_id, deadline, self._ids())
+        return Delivery(envelope, message.body, message.message_id, deadline, self._new_id())
 
     def _kept(self, key: tuple[Any, ...], message: Message) -> Envelope:
         """Return the envelope of this key, made from the message when it is new: drivers cache by its identity."""
@@ -451,9 +463,11 @@ class Producer:
             self._envelopes[key] = envelope
         return envelope
 
-    def _seconds(self, timeout: float | None) -> float:
-        if timeout is None:
+    def _seconds(self, timeout: float) -> float:
+        if timeout is PUBLISH_TIMEOUT:
             return self._publish_timeout
+        if isinstance(timeout, bool) or not isinstance(timeout, int | float):
+            raise TypeError(f"timeout must be float seconds (math.inf for no deadline), not {timeout!r}")
         if not timeout >= 0:
             raise ValueError(f"timeout must be seconds, 0 or more (math.inf allowed), not {timeout!r}")
         return float(timeout)
@@ -653,7 +667,11 @@ class PublishHandle:
 
 @asynccontextmanager
 async def open_producer(
-    url_or_settings: str | Settings | Sequence[str] | None = None, **settings: Any
+    url_or_settings: str | Settings | Sequence[str] | None = None,
+    *,
+    driver: Literal["native", "aiormq"] | Driver = "native",
+    chance: random.Random | None = None,
+    **settings: Unpack[SettingsFields],
 ) -> AsyncIterator[Producer]:
     """Run a producer around the block of ``async with``. Arguments as for `Producer`.
 
@@ -661,7 +679,7 @@ async def open_producer(
     block raises leaves it bare. If `run()` raises, the block is cancelled and that error leaves bare; if both raise,
     the block's does, with run()'s as its context.
     """
-    async with running(Producer(url_or_settings, **settings)) as producer:
+    async with running(Producer(url_or_settings, driver=driver, chance=chance, **settings)) as producer:
         yield producer
 
 
@@ -671,31 +689,41 @@ async def running(producer: Producer) -> AsyncIterator[Producer]:
     from_run: Exception | None = None
     from_block: BaseException | None = None
     cancelled = anyio.get_cancelled_exc_class()
+    # A scope of the block's own: it takes back the cancellation that it dealt, also out of a group that the block raises.
+    block = anyio.CancelScope()
 
-    async with anyio.create_task_group() as tasks:
-
-        async def run(*, task_status: anyio.abc.TaskStatus[None]) -> None:
-            nonlocal from_run
-            try:
-                await producer.run(task_status=task_status)
-            except Exception as error:  # noqa: BLE001 - raised again, bare, once the task group is left
-                from_run = error
-                tasks.cancel_scope.cancel()
-
-        await tasks.start(run)
+    async def run(*, task_status: anyio.abc.TaskStatus[None]) -> None:
+        nonlocal from_run
         try:
-            yield producer
-        except cancelled:
-            producer.abort()
+            await producer.run(task_status=task_status)
+        except Exception as error:  # noqa: BLE001 - raised again, bare, once the task group is left
+            from_run = error
+            block.cancel()
+
+    try:
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(run)
+            try:
+                with block:
+                    yield producer
+            except cancelled:
+                producer.abort()
+                raise
+            except BaseException as error:  # noqa: BLE001 - raised again, bare, once the task group is left
+                from_block = error
+                producer.abort()
+            else:
+                await producer.aclose()
+    except cancelled:
+        # An error outranks the cancellation that came while it was on its way out, as in any nursery.
+        if from_block is None and from_run is None:
             raise
-        except BaseException as error:  # noqa: BLE001 - raised again, bare, once the task group is left
-            from_block = error
-            producer.abort()
-        else:
-            await producer.aclose()
     if from_block is not None:
-        from_block.__context__ = from_run or from_block.__context__
-        raise from_block
+        context = from_run or from_block.__context__
+        try:
+            raise from_block
+        finally:  # the raise puts there what the caller is handling: the block's error as it was before the scope
+            from_block.__context__ = context
     if from_run is not None:
         raise from_run
 

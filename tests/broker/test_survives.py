@@ -126,6 +126,8 @@ async def test_killed_under_load(rabbitmq: PrivateRabbitMQ, opened: Callable[...
     async with opened() as producer:
         load = Load(producer, queue_name)
         async with load.running():
+            # The claim is about a queue that has lived: a declaration that was not written down dies with the broker.
+            await told(rabbitmq, rabbitmq.sync)
             await until(lambda: len(load.told) > 200)
             await told(rabbitmq, rabbitmq.kill)
             await told(rabbitmq, rabbitmq.start)
@@ -138,7 +140,8 @@ async def test_killed_under_load(rabbitmq: PrivateRabbitMQ, opened: Callable[...
 
 async def test_frozen(rabbitmq: PrivateRabbitMQ, opened: Callable[..., Any], queue_name: str) -> None:
     """A frozen broker is noticed by its silence; when it thaws, what was unknown has gone again, flagged."""
-    async with opened(heartbeat=1) as producer:
+    # Long enough for the publish to be on its way before the silence is noticed.
+    async with opened(heartbeat=2) as producer:
         await producer.publish(b"before", routing_key=queue_name)
         await told(rabbitmq, rabbitmq.freeze)
         async with anyio.create_task_group() as tasks:
@@ -148,6 +151,7 @@ async def test_frozen(rabbitmq: PrivateRabbitMQ, opened: Callable[..., Any], que
                 receipts.append(await producer.publish(b"x", routing_key=queue_name))
 
             tasks.start_soon(publish)
+            await until(lambda: producer.status().in_flight == 1)
             await until(lambda: producer.status().connection_state is not ConnectionState.CONNECTED)
             fault = producer.status().last_fault
             assert fault is not None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+from attrs import evolve
+
 from warrener.delivery import Delivery, Ledger, Verdict, verdict_of
 from warrener.errors import Fault, FaultKind
 from warrener.records import Envelope, Lane, Returned
@@ -25,7 +27,6 @@ class Bench:
         max_in_flight: int = 100,
         at_least_once: bool = True,
         confirm_timeout: float = 30.0,
-        suspect_attempts: int = 3,
     ) -> None:
         self.ledger = Ledger(
             max_buffered=max_buffered,
@@ -33,7 +34,6 @@ class Bench:
             max_in_flight=max_in_flight,
             at_least_once=at_least_once,
             confirm_timeout=confirm_timeout,
-            suspect_attempts=suspect_attempts,
         )
         self.now = 100.0
         self.serial = 0
@@ -71,12 +71,13 @@ class Bench:
         timeout: float = 60.0,
         token: str | None = None,
         body: bytes = b"body",
+        exchange: str = "",
         routing_key: str = "q",
         mandatory: bool = True,
     ) -> Delivery:
         self.serial += 1
         delivery = Delivery(
-            Envelope(routing_key=routing_key, mandatory=mandatory),
+            Envelope(exchange=exchange, routing_key=routing_key, mandatory=mandatory),
             body,
             message_id or f"m{self.serial}",
             self.now + timeout,
@@ -119,9 +120,9 @@ class Bench:
     ) -> list[Delivery]:
         return self.ledger.channel_closed(lane, self.channels.pop(lane), fault, offered, self.now)
 
-    def bounce(self, delivery: Delivery, *, channel: int = 1) -> list[Delivery]:
+    def bounce(self, delivery: Delivery, *, channel: int = 1, code: int = 312) -> list[Delivery]:
         """Have the broker return the delivery."""
-        return self.ledger.returned(channel, returned_of(delivery), self.now)
+        return self.ledger.returned(channel, evolve(returned_of(delivery), reply_code=code), self.now)
 
 
 def returned_of(

@@ -458,15 +458,32 @@ def test_a_return_after_the_answer_touches_nobody() -> None:
     assert second.attempts == 1
 
 
-def test_messages_sent_after_the_first_return_are_found_too() -> None:
-    """The index of ids, made at the first return, is kept, and keeps only what is open."""
+@pytest.mark.parametrize("window", [1, 100])
+def test_messages_sent_after_the_first_return_are_found_too(window: int) -> None:
+    """The index of ids and tokens, made at the first return, is kept up to date, and holds little beyond what is open."""
     bench = Bench()
-    for round_ in range(1, 501):
+    bench.publish(window - 1)
+    for round_ in range(window, 1_000):
         (delivery,) = bench.publish(1, message_id="same" if round_ % 2 else None, token=f"t{round_}")
         bench.bounce(delivery)
-        assert kinds(bench.ack(round_)) == [Unroutable]
-    epoch = bench.ledger._epochs[1]
-    assert epoch.indexed <= 66
+        answered = round_ - window + 1
+        assert kinds(bench.ack(answered)) == [Receipt if answered < window else Unroutable]
+        epoch = bench.ledger._epochs[1]
+        assert sum(map(len, (epoch.open_ids or {}).values())) <= 2 * window + 64
+        assert len(epoch.open_tokens) <= 2 * window + 64
+
+
+def test_returns_and_anomalies_are_counted() -> None:
+    """Each return counts as one, and each that is nobody's, or somebody's a second time, as an anomaly besides."""
+    bench = Bench()
+    one, two = bench.publish(2)
+    bench.bounce(one)
+    for count in (1, 2):
+        bench.bounce(one)
+        bench.bounce(two) if count == 1 else None
+        bench.ledger.returned(1, returned_of(two, token=None, message_id="nobody"), bench.now)
+        assert bench.ledger.tally.anomalies == 2 * count
+    assert bench.ledger.tally.returned == 6
 
 
 # --- the end of an epoch ------------------------------------------------------------------------------------------
@@ -529,6 +546,22 @@ def test_what_was_not_offered_was_not_sent() -> None:
     bench.ack(2, multiple=True)
     assert one.outcome == Receipt("m1", 2, True, 2)
     assert two.outcome == Receipt("m2", 1, False, 2)
+
+
+def test_each_channel_has_its_own_offered() -> None:
+    """When a link is lost, every channel is asked how far it got: what the one has sent says nothing about the other."""
+    bench = Bench()
+    (suspect, _) = bench.publish(2)
+    bench.close_channel(INTERNAL)
+    bench.open(Lane.MAIN)
+    bench.open(Lane.SUSPECT)
+    bench.write()
+    (plain,) = bench.publish(1)
+
+    bench.ledger.link_lost(LOST, {2: 1, 3: 0}.__getitem__, bench.now)
+
+    assert (plain.attempts, plain.unanswered) == (1, 1)
+    assert (suspect.attempts, suspect.suspected) == (1, 0)
 
 
 def test_unsent_messages_can_still_end_as_not_sent() -> None:
@@ -656,7 +689,7 @@ def test_a_suspect_refused_alone_may_have_arrived_with_the_crowd() -> None:
 
 
 def test_a_suspect_gets_three_attempts() -> None:
-    """Closes that cannot be pinned on it end it as `Unconfirmed` after `suspect_attempts` lone attempts."""
+    """Closes that cannot be pinned on it end it as `Unconfirmed` after three lone attempts."""
     bench = Bench()
     (poison,) = bench.publish(1)
     assert bench.close_channel(INTERNAL) == []
@@ -811,6 +844,17 @@ def test_a_tombstone_gets_one_late_outcome_and_is_not_sent_again(answer: str, ki
     books_balance(bench.ledger, bench.accepted)
 
 
+def test_each_late_answer_is_counted() -> None:
+    """Two acks after two deadlines are two late answers and two late outcomes."""
+    bench = Bench()
+    bench.publish(2, timeout=5.0)
+    bench.ledger.expire(bench.now + 5.0)
+    bench.ack(1)
+    bench.ack(2)
+    assert bench.ledger.tally.late == 2
+    assert [each.message_id for each in bench.ledger.late] == ["m1", "m2"]
+
+
 def test_unroutable_at_the_deadline_needs_no_second_word() -> None:
     """What the caller was told is certain; the ack that follows says nothing new."""
     bench = Bench()
@@ -924,6 +968,18 @@ def test_cancelled_after_hand_over_is_tracked() -> None:
     books_balance(bench.ledger, bench.accepted)
 
 
+def test_a_late_receipt_tells_of_the_first_attempt() -> None:
+    """A caller who left after the message had been sent again is told, late, that it may be there twice."""
+    bench = Bench()
+    (delivery,) = bench.publish(1)
+    bench.lose()
+    bench.up()
+    bench.write()
+    bench.ledger.cancel(delivery, bench.now)
+    bench.ack(1)
+    assert list(bench.ledger.late) == [Outcome("m1", Receipt("m1", attempts=2, possible_duplicate=True, link=2))]
+
+
 @pytest.mark.parametrize(("offered", "kind"), [(1, Unconfirmed), (0, NotSent)])
 def test_abandoned_is_never_sent_again(offered: int, kind: type) -> None:
     """The link is lost: it ends there, `Unconfirmed` if it may have left, else not sent."""
@@ -1022,6 +1078,12 @@ def test_the_reason_of_not_sent_falls_back_to_the_last_fault() -> None:
     bench.ledger.close(bench.now)
     assert isinstance(delivery.outcome, ProducerClosed)
     assert delivery.outcome.last_fault is LOST
+
+
+def test_a_new_delivery_is_nobodys() -> None:
+    """Who waits, and with which permit, is said by the owner; until then neither is there, nor an outcome."""
+    delivery = Delivery(Envelope(), b"", "id", 1.0)
+    assert (delivery.waiter, delivery.permit, delivery.outcome) == (None, None, None)
 
 
 def test_a_deliverys_text_shows_no_body() -> None:

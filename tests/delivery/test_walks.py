@@ -307,6 +307,6 @@ class Walk(RuleBasedStateMachine):
 Walk.TestCase.settings = settings(
     stateful_step_count=60,
     deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+    suppress_health_check=[HealthCheck.too_slow],
 )
 TestWalk = Walk.TestCase

@@ -131,10 +131,13 @@ async def closes_politely(far: Far) -> None:
 # --- heartbeats -----------------------------------------------------------------------------------------------------
 
 
-async def test_heartbeats_leave_no_gap(autojump_clock: trio.testing.MockClock) -> None:
-    """Something is sent at least every half interval, whatever is published between (I31)."""
+@pytest.mark.parametrize("blocked", [False, True])
+async def test_heartbeats_leave_no_gap(autojump_clock: trio.testing.MockClock, blocked: bool) -> None:
+    """Something is sent at least every half interval, whatever is published between, blocked or not (I31)."""
 
     async def script(far: Far) -> None:
+        if blocked:
+            await far.send(commands.Connection.Blocked("memory"))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(far.read_on)
             await far.beat_on(5)
@@ -253,6 +256,42 @@ async def test_a_write_that_does_not_finish(autojump_clock: trio.testing.MockClo
     assert trio.current_time() == began + 30
     assert link is not None
     assert link.offered(1) == 1
+
+
+async def test_a_write_that_the_broker_has_blocked(autojump_clock: trio.testing.MockClock) -> None:
+    """A broker that has blocked us stops reading (F7): no write stalls then; its time begins when the block ends (R9)."""
+
+    async def script(far: Far) -> None:
+        await far.send(commands.Connection.Blocked("memory"))
+        with trio.move_on_after(200):
+            await far.beat_on(5)
+        await far.send(commands.Connection.Unblocked())
+        await far.beat_on(5)
+
+    began = 0.0
+    with pytest.raises(LinkDown) as raised:
+        async with linked(script, heartbeat=10, window=1000, write_stall_timeout=30) as (link, _):
+            began = trio.current_time()
+            link.publish(Lane.MAIN, ENVELOPE, "m", b"x" * 5000, None)
+            await trio.sleep_forever()
+    assert raised.value.fault.kind is FaultKind.STALLED
+    assert trio.current_time() == began + 230
+
+
+async def test_a_blocked_broker_that_is_silent_is_dead(autojump_clock: trio.testing.MockClock) -> None:
+    """Blocked or not, two heartbeats of silence end the link, with a write under way too."""
+
+    async def script(far: Far) -> None:
+        await far.send(commands.Connection.Blocked("memory"))
+
+    began = 0.0
+    with pytest.raises(LinkDown) as raised:
+        async with linked(script, heartbeat=10, window=1000, write_stall_timeout=15) as (link, _):
+            began = trio.current_time()
+            link.publish(Lane.MAIN, ENVELOPE, "m", b"x" * 5000, None)
+            await trio.sleep_forever()
+    assert raised.value.fault.kind is FaultKind.SILENT
+    assert trio.current_time() == began + 20
 
 
 async def test_what_is_published_meanwhile_goes_out_together(autojump_clock: trio.testing.MockClock) -> None:
@@ -493,6 +532,22 @@ async def test_leaving(autojump_clock: trio.testing.MockClock) -> None:
     assert trio.current_time() == 0
 
 
+async def test_crossed_closes(autojump_clock: trio.testing.MockClock) -> None:
+    """A broker that closes just when we do is answered, and leaving is no fault (I30)."""
+
+    async def script(far: Far) -> None:
+        far.reader.feed(far._received)
+        while "Connection.Close" not in far.names:
+            far.reader.feed(await far.stream.receive())
+        await far.send(commands.Connection.Close(320, "CONNECTION_FORCED", 0, 0))
+        await far.read_on()
+
+    async with linked(script, close_timeout=3) as (_, far):
+        pass
+    assert far.names == ["Connection.Close", "Connection.CloseOk"]
+    assert trio.current_time() == 0
+
+
 async def test_leaving_a_peer_that_does_not_answer(autojump_clock: trio.testing.MockClock) -> None:
     """The close handshake takes `close_timeout` at most, and is no fault."""
     async with linked(reads_on, close_timeout=3) as (_, far):
@@ -629,6 +684,50 @@ async def test_after_an_illegal_frame_not_one_octet(autojump_clock: trio.testing
     assert far.names == []
 
 
+@pytest.mark.parametrize("ended_by", ["an illegal frame", "abort"])
+async def test_a_write_under_way_ends_with_the_link(autojump_clock: trio.testing.MockClock, ended_by: str) -> None:
+    """Of what the writer was sending when the protocol broke, or the link was aborted, not one octet more leaves (R18)."""
+    heard = 0
+
+    async def script(far: Far) -> None:
+        nonlocal heard
+        await trio.sleep(1)
+        if ended_by == "an illegal frame":
+            await far.stream.send(ack(7))
+        for _ in range(100):
+            heard += len(await far.stream.receive(100))
+
+    with pytest.raises(LinkDown):
+        async with linked(script, window=1000) as (link, _):
+            link.publish(Lane.MAIN, ENVELOPE, "m", b"x" * 50_000, None)
+            if ended_by == "abort":
+                await trio.sleep(1)
+                link.abort(Fault(FaultKind.CONFIRM_OVERDUE, "too late"))
+            await trio.sleep_forever()
+    assert heard <= 1000 + 100
+
+
+async def test_a_stream_that_is_busy(autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TLS that has to answer its peer while the writer sends (a key update) loses the connection; that leaves bare too."""
+    real = PipeEnd.receive
+
+    async def receive(end: PipeEnd, max_bytes: int = 65536) -> bytes:
+        data = await real(end, max_bytes)
+        if data == BEAT:
+            raise anyio.BusyResourceError("sending")
+        return data
+
+    async def script(far: Far) -> None:
+        await trio.sleep(1)
+        await far.stream.send(BEAT)
+
+    monkeypatch.setattr(PipeEnd, "receive", receive)
+    with pytest.raises(LinkDown) as raised:
+        async with linked(script):
+            await trio.sleep_forever()
+    assert raised.value.fault.kind is FaultKind.CONNECTION_LOST
+
+
 # --- channels and requests --------------------------------------------------------------------------------------------
 
 
@@ -646,6 +745,30 @@ async def test_a_channel_that_is_not_replaced_in_time(autojump_clock: trio.testi
     assert raised.value.fault.kind is FaultKind.STALLED
     assert trio.current_time() == 10
     assert reports.kinds() == ["opened", "closed"]
+
+
+@pytest.mark.parametrize("lane", [Lane.MAIN, Lane.SUSPECT])
+async def test_a_channel_and_its_connection_closed_in_one_read(
+    autojump_clock: trio.testing.MockClock, lane: Lane
+) -> None:
+    """A connection.close right behind a channel.close: no channel is opened any more, and the connection's fault stands.
+
+    Found by the simulation, seed 1581: the session was over when the first of the two was looked at.
+    """
+    reports = RecordingReports()
+
+    async def script(far: Far) -> None:
+        await far.stream.send(
+            octets(commands.Channel.Close(404, "NOT_FOUND", 60, 40), 1)
+            + octets(commands.Connection.Close(320, "CONNECTION_FORCED", 0, 0))
+        )
+
+    with pytest.raises(LinkDown) as raised:
+        async with linked(script, reports=reports) as (link, _):
+            if lane is Lane.SUSPECT:  # what the gate does when it hears of the channel
+                reports.channel_closed = lambda *_: link.open_suspect_channel()  # type: ignore[method-assign]
+            await trio.sleep_forever()
+    assert raised.value.fault.reply_code == 320
 
 
 async def test_a_request_without_an_answer(autojump_clock: trio.testing.MockClock) -> None:

@@ -32,6 +32,14 @@ def test_trips_exactly_at_the_threshold(breaker: Breaker) -> None:
     assert (breaker.state, breaker.failures, breaker.opened_at) == ("open", breaker.threshold, 7.0)
 
 
+def test_a_closed_breaker_does_not_count_its_permits() -> None:
+    """Everybody is admitted, with one and the same permit of its generation, and the record stays as it is."""
+    breaker = Breaker()
+
+    assert admit(breaker, 0.0) == (breaker, Permit(0, 0))
+    assert admit(breaker, 1.0)[0] is breaker
+
+
 @given(breakers(closed=True))
 def test_an_ack_starts_the_count_again(breaker: Breaker) -> None:
     """Only failures in a row count."""

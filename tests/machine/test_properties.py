@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import doctest
+import math
 from typing import get_args
 
 import pytest
@@ -17,6 +18,7 @@ from warrener.machine import (
     Backoff,
     Breaker,
     Event,
+    Permit,
     Policy,
     Record,
     Step,
@@ -30,7 +32,7 @@ from warrener.machine import effects as do
 from warrener.machine import events as on
 from warrener.machine import states as now
 from warrener.records import ConnectionState
-from warrener.testing.strategies import backoffs, events, faults, policies, records
+from warrener.testing.strategies import backoffs, events, faults, instants, link_events, policies, records, states
 
 
 @st.composite
@@ -69,10 +71,18 @@ def test_total(record: Record, event: Event, policy: Policy) -> None:
     assert all(isinstance(effect, get_args(do.Effect)) for effect in step.effects)
 
 
-@given(records(), events(), policies())
-def test_old_links_change_nothing(record: Record, event: Event, policy: Policy) -> None:
+@st.composite
+def foreign_events(draw: st.DrawFn) -> tuple[Record, Event]:
+    """Any record, with an event about another link than its own, older ones and ones that never were."""
+    record = draw(records())
+    apart = draw(st.sampled_from((-3, -2, -1, 1, 2)))
+    return record, draw(link_events(st.just(record.link + apart)))
+
+
+@given(foreign_events(), policies())
+def test_old_links_change_nothing(foreign: tuple[Record, Event], policy: Policy) -> None:
     """A fact about any link but the present one leaves the very same record, and orders nothing (I14)."""
-    assume(getattr(event, "link", record.link) != record.link)
+    record, event = foreign
 
     step = transition(record, event, policy)
 
@@ -187,12 +197,20 @@ def test_no_change_without_cause(live: tuple[Record, Event], policy: Policy) -> 
     assert after.at >= record.at
 
 
-@given(live_events(), policies())
-def test_a_timer_that_fires_twice_fires_once(live: tuple[Record, Event], policy: Policy) -> None:
-    """A second firing of the same timer changes nothing, the aborted close apart, which ends by it (I20)."""
-    record, event = live
-    timers = (on.RetryTimerFired, on.StableTimerFired, on.CooldownTimerFired, on.DrainTimerFired)
-    assume(isinstance(event, timers))
+@st.composite
+def timers_fired(draw: st.DrawFn) -> tuple[Record, Event]:
+    """Any record, with a timer of its link, of its breaker or of a drain; the one that runs, where one does."""
+    record = draw(records())
+    at = draw(instants())
+    generation = 0 if record.breaker is None else record.breaker.generation
+    retry, stable = on.RetryTimerFired(record.link, at), on.StableTimerFired(record.link, at)
+    return record, draw(st.sampled_from((retry, stable, on.CooldownTimerFired(generation, at), on.DrainTimerFired(at))))
+
+
+@given(timers_fired(), policies())
+def test_a_timer_that_fires_twice_fires_once(fired: tuple[Record, Event], policy: Policy) -> None:
+    """A second firing of the same timer changes nothing (I20); only the close timer is waited for twice."""
+    record, event = fired
 
     once = transition(record, event, policy).record
 
@@ -210,11 +228,23 @@ def test_finish_comes_once_and_last(record: Record, policy: Policy, fault: Fault
             assert [effect for effect in step.effects if isinstance(effect, do.Finish)] == [step.effects[-1]]
 
 
-@given(records(), policies())
-def test_a_friendly_script_brings_it_up(record: Record, policy: Policy) -> None:
+@st.composite
+def recoverable(draw: st.DrawFn) -> tuple[Record, Policy]:
+    """Any record that is neither closing nor closed, with a policy that leaves it an attempt."""
+    open_ended = states().filter(lambda state: not isinstance(state, (now.Closing, now.Closed)))
+    limit = draw(st.none() | st.integers(min_value=1, max_value=12))
+    attempts = draw(st.integers(min_value=0, max_value=12 if limit is None else limit - 1))
+    policy = draw(policies())
+    return (
+        evolve(draw(records(open_ended)), attempts=attempts),
+        evolve(policy, backoff=evolve(policy.backoff, attempts=limit)),
+    )
+
+
+@given(recoverable())
+def test_a_friendly_script_brings_it_up(start: tuple[Record, Policy]) -> None:
     """From every state but the closing ones, a broker that answers is connected to, within five answers (I40)."""
-    assume(not isinstance(record.state, (now.Closing, now.Closed)))
-    assume(policy.backoff.attempts is None or record.attempts < policy.backoff.attempts)
+    record, policy = start
     lost = Fault(FaultKind.CONNECTION_LOST, "aborted")
     for _ in range(5):
         at, link = record.at + 2, record.link
@@ -355,8 +385,39 @@ def test_hints_are_heeded_once_a_second() -> None:
     hinted = transition(record, on.ReconnectRequested(5.0), NO_JITTER).record
     waiting = transition(hinted, on.DialFailed(2, refused, 5.0), NO_JITTER).record
 
-    assert transition(waiting, on.ReconnectRequested(5.9), NO_JITTER) == Step(waiting)
-    assert do.Dial(3) in transition(waiting, on.ReconnectRequested(6.0), NO_JITTER).effects
+    gave_up = evolve(waiting, state=now.GaveUp(2))
+    for record in (waiting, gave_up):
+        assert transition(record, on.ReconnectRequested(5.9), NO_JITTER) == Step(record)
+        assert do.Dial(3) in transition(record, on.ReconnectRequested(6.0), NO_JITTER).effects
+
+
+def test_a_nack_of_something_older_leaves_the_probe_alone() -> None:
+    """While half open, a nack of what was written before the trip is one more failure in a row, and nothing else."""
+    half_open = Breaker(state="half_open", failures=5, generation=2, outstanding=frozenset({1}), issued=1)
+    record = Record(now.Up(1), failures=5, breaker=half_open, at=7.0)
+
+    step = transition(record, on.PublishNacked(1, 8.0, None), NO_JITTER)
+
+    assert step == Step(evolve(record, failures=6, at=8.0))
+
+
+def test_without_a_breaker_a_confirm_proves_the_link_all_the_same() -> None:
+    """Attempts and failures start again from 0, and the stable timer is no longer needed."""
+    record = Record(now.Up(1), attempts=3, failures=3, at=7.0)
+
+    step = transition(record, on.PublishConfirmed(1, 8.0, None), NO_JITTER)
+
+    assert step.record == Record(now.Up(1, proven=True), at=8.0)
+    assert step.effects == (do.CancelTimer("stable"),)
+
+
+def test_a_permit_that_is_not_out_changes_nothing() -> None:
+    """Given back a second time, or after its generation, it leaves the very same record."""
+    half_open = Breaker(state="half_open", failures=5, generation=2, outstanding=frozenset({2}), issued=2)
+    record = Record(now.Up(1), failures=5, breaker=half_open, at=7.0)
+
+    for permit in (Permit(2, 1), Permit(1, 2)):
+        assert transition(record, on.PermitReleased(permit, 8.0), NO_JITTER).record is record
 
 
 def test_channel_closes_are_forgotten_after_ten_seconds_and_with_their_link() -> None:
@@ -380,15 +441,20 @@ def test_channel_closes_are_forgotten_after_ten_seconds_and_with_their_link() ->
     ("make", "name"),
     [
         (lambda: Backoff(initial=0), "initial"),
+        (lambda: Backoff(initial=math.inf, cap=math.inf), "initial"),
         (lambda: Backoff(initial=10, cap=9), "cap"),
+        (lambda: Backoff(cap=math.inf), "cap"),
         (lambda: Backoff(factor=0.5), "factor"),
+        (lambda: Backoff(factor=math.inf), "factor"),
         (lambda: Backoff(attempts=-1), "attempts"),
         (lambda: Backoff(jitter=1.5), "jitter"),
         (lambda: Backoff(jitter=float("nan")), "jitter"),
         (lambda: Backoff(min_gap=-0.1), "min_gap"),
+        (lambda: Backoff(min_gap=math.inf), "min_gap"),
         (lambda: Breaker(threshold=0), "threshold"),
         (lambda: Breaker(cooldown=-1), "cooldown"),
-        (lambda: Breaker(probes=0), "probes"),
+        (lambda: Breaker(cooldown=math.inf), "cooldown"),
+        (lambda: Breaker(threshold=1, cooldown=0, probes=0), "probes"),
         (lambda: Policy(stable_for=-1), "stable_for"),
         (lambda: Policy(drain_timeout=float("nan")), "drain_timeout"),
         (lambda: Policy(close_timeout=-1), "close_timeout"),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
 
 import trio
 import trio.testing
 from trio.testing import MockClock
 
-from warrener import Producer, Receipt, open_producer
+from warrener import DeadlineExceeded, Producer, ProducerClosed, PublishError, Receipt, Unconfirmed, open_producer
 from warrener.testing.scripted import Published, ScriptedDriver, lives
 
 URL = "amqp://localhost/"
@@ -105,3 +108,55 @@ def test_ten_thousand_publishers_cancelled_at_random_leave_nothing() -> None:
             assert producer.counters["confirmed"] == 10_000
 
     trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
+class SlowToEnd(ScriptedDriver):
+    """A driver whose links take a second to end, cancelled or not, as a socket that nobody reads does."""
+
+    @asynccontextmanager
+    async def open(self, *arguments: Any) -> AsyncIterator[Any]:
+        async with super().open(*arguments) as link:
+            try:
+                yield link
+            finally:
+                with trio.CancelScope(shield=True):
+                    await trio.sleep(1.0)
+
+
+def test_deadlines_hold_while_a_cancelled_run_ends() -> None:
+    """Until the link of a cancelled producer has ended, deadlines are kept and new publishes are refused at once (R1).
+
+    Found by the simulation, seed 437: outcomes came when the link had ended, up to `abort_timeout` after the deadline.
+    """
+    ended: dict[bytes, tuple[float, type[PublishError]]] = {}
+
+    async def publish(producer: Producer, body: bytes, timeout: float, at: float = 0.0) -> None:
+        await trio.sleep_until(at)
+        try:
+            await producer.publish(body, routing_key="tasks", timeout=timeout)
+        except PublishError as error:
+            ended[body] = (trio.current_time(), type(error))
+
+    async def main() -> None:
+        driver = SlowToEnd(lives(answer=silence))
+        async with trio.open_nursery() as publishers:
+            async with trio.open_nursery() as nursery:
+                producer = Producer(URL, driver=driver, max_in_flight=1)
+                await nursery.start(producer.run)
+                await producer.wait_connected()
+                for body, timeout in ((b"in flight", 10.25), (b"buffered", 10.5), (b"patient", 60.0)):
+                    publishers.start_soon(publish, producer, body, timeout)
+                    await trio.testing.wait_all_tasks_blocked()
+                await trio.sleep_until(10.0)
+                nursery.cancel_scope.cancel()
+                publishers.start_soon(publish, producer, b"late", 60.0, 10.125)
+            assert trio.current_time() == 11.0
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+
+    assert ended == {
+        b"late": (10.125, ProducerClosed),
+        b"in flight": (10.25, Unconfirmed),
+        b"buffered": (10.5, DeadlineExceeded),
+        b"patient": (11.0, ProducerClosed),
+    }

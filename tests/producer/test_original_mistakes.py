@@ -1,28 +1,37 @@
 """What the service that this library replaces got wrong, each mistake as a test by its name.
 
-The mistakes of its settings have their tests in tests/settings/test_original_mistakes.py; those of its payloads, backends,
-HTTP, metrics and process in tests/ml, where a docstring says "Original mistake"; those that need a real broker in
-tests/broker/test_survives.py (broker absent at start, a burst's cost, one poison message, SIGTERM).
+Those of its payloads, HTTP and metrics have their tests in tests/ml. What only a real broker can show of these here (a
+broker absent at start, the cost of a burst, one poison message, SIGTERM) is in tests/broker/test_survives.py as well.
 """
 
 from __future__ import annotations
 
+import ssl
+import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 import trio.testing
+import trustme
 
 import warrener
 from warrener import Backoff, Breaker, ConnectionState, Message, Producer, Receipt, open_producer
 from warrener.drivers.base import Lane
-from warrener.errors import Fault, FaultKind
+from warrener.drivers.dial import _make_context
+from warrener.errors import Fault, FaultKind, SettingsError
+from warrener.metrics import ProducerCollector
+from warrener.ml.payloads import Summarize, SummarizeContent
+from warrener.ml.settings import MLSettings
+from warrener.settings import Settings
 from warrener.testing.scripted import Published, ScriptedDriver, lives, refuses
 
 if TYPE_CHECKING:
-    from trio.testing import MockClock
+    from pathlib import Path
+    from types import FrameType
 
+    from trio.testing import MockClock
 
 pytestmark = pytest.mark.trio
 
@@ -157,28 +166,36 @@ async def test_a_lost_confirm_poisoning_later_waits(autojump_clock: MockClock) -
 
 
 async def test_one_drop_counted_as_two_attempts(autojump_clock: MockClock) -> None:
-    """A lost link is one failure, and the dial after it one attempt."""
-    driver = ScriptedDriver(lives(20.0), refuses(), lives())
-    async with open_producer(URL, driver=driver, backoff=Backoff(jitter=0.0)) as producer:
+    """A link that is lost is one failure and, after its delay, one dial: attempt number one."""
+    driver = ScriptedDriver(lives(20.0), refuses())
+    async with open_producer(URL, driver=driver, backoff=Backoff(jitter=0.0), drain_timeout=0) as producer:
         await trio.sleep(20.5)
         status = producer.status()
-        assert (status.reconnect_attempts, status.consecutive_failures) == (0, 1)
+        assert (status.reconnect_attempts, status.consecutive_failures, len(driver.dials)) == (0, 1, 1)
         await trio.sleep(1)
-        status = producer.status()
-        assert (status.reconnect_attempts, status.consecutive_failures) == (1, 2)
-        assert len(driver.dials) == 2
+        assert (producer.status().reconnect_attempts, len(driver.dials)) == (1, 2)
 
 
 async def test_each_publish_while_down_dialing_at_once(autojump_clock: MockClock) -> None:
-    """Its 10 attempts were gone in 15 ms: here publishes never dial, the backoff alone does."""
+    """Ten attempts were gone in 15 ms: here fifty publishers wait, and the next dial comes when it is due."""
+    driver = ScriptedDriver(lives(20.0), lives())
+    async with open_producer(URL, driver=driver, backoff=Backoff(jitter=0.0)) as producer:
+        await trio.sleep(20.1)
+        async with trio.open_nursery() as publishers:
+            for _ in range(50):
+                publishers.start_soon(lambda: producer.publish(b"x", routing_key="tasks"))
+            await trio.sleep(0.1)
+            assert (producer.status().reconnect_attempts, len(driver.dials)) == (0, 1)
+        assert len(driver.dials) == 2
+        assert driver.dials[1] - driver.dials[0] == pytest.approx(21.0)
+
+
+async def test_a_broker_absent_at_start_killing_the_process(autojump_clock: MockClock) -> None:
+    """The producer starts without it, and what is published then is confirmed when it comes."""
     driver = ScriptedDriver(*[refuses()] * 3, lives())
-    async with open_producer(URL, driver=driver, backoff=Backoff(jitter=0.0), breaker=None) as producer:
-        await trio.testing.wait_all_tasks_blocked()
-        handles = [producer.publish_nowait(b"x", routing_key="tasks") for _ in range(100)]
-        await trio.testing.wait_all_tasks_blocked()
-        assert driver.dials == [0.0]
-        assert [(await handle.wait()).attempts for handle in handles] == [1] * 100
-        assert driver.dials == [0.0, 1.0, 3.0, 7.0]
+    async with open_producer(URL, driver=driver) as producer:
+        receipt = await producer.publish(b"x", routing_key="tasks")
+        assert (receipt.attempts, receipt.link) == (1, 4)
 
 
 async def test_dead_for_good_after_the_10th_attempt_with_nobody_told(autojump_clock: MockClock) -> None:
@@ -235,6 +252,52 @@ async def test_leaked_connections_after_channel_errors(autojump_clock: MockClock
         assert len(driver.links) == 2
 
 
+# --- settings -----------------------------------------------------------------------------------------------------
+
+
+async def test_heartbeat_ignored(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What RABBITMQ_HEARTBEAT says is what the driver is told to negotiate."""
+    monkeypatch.setenv("RABBITMQ_HEARTBEAT", "7")
+    driver = ScriptedDriver(lives())
+    async with open_producer(URL, driver=driver) as producer:
+        await producer.wait_connected()
+        assert driver.link.options.heartbeat == 7.0
+
+
+async def test_a_custom_ca_raising_type_error(tmp_path: Path) -> None:
+    """The authority that RABBITMQ_SSL_CACERT names, and no other, is trusted."""
+    authority = trustme.CA()
+    file = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(file))
+
+    settings = Settings.resolve("amqps://u:p@broker/", environ={"RABBITMQ_SSL_CACERT": str(file)})
+    context = _make_context(settings.endpoint)
+
+    assert context.get_ca_certs(binary_form=True) == [ssl.PEM_cert_to_DER_cert(authority.cert_pem.bytes().decode())]
+    assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, True)
+
+
+async def test_use_ssl_with_an_amqp_url_silently_plaintext() -> None:
+    """The two contradict each other, and that is said at start."""
+    with pytest.raises(SettingsError, match="RABBITMQ_USE_SSL"):
+        Settings.resolve("amqp://u:p@localhost/", environ={"RABBITMQ_USE_SSL": "true"})
+
+
+async def test_preferred_llm_backend_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The preference decides where the message goes."""
+    monkeypatch.setenv("PREFERRED_LLM_BACKEND", "local")
+    task = Summarize(share_id="s", content=SummarizeContent(text="x"))
+
+    assert MLSettings.load(url=URL).backend_for(task, None) == "local"
+
+
+async def test_a_default_password_in_code() -> None:
+    """Without a URL there is no broker, and without a user in it no stranger's broker is tried as guest."""
+    for url in (None, "amqp://broker.example/"):
+        with pytest.raises(SettingsError):
+            Settings.resolve(url, environ={})
+
+
 # --- breaker ------------------------------------------------------------------------------------------------------
 
 
@@ -285,17 +348,36 @@ async def test_any_reconnect_force_closing_it(autojump_clock: MockClock) -> None
         assert producer.status().circuit_breaker == "closed"
 
 
-async def test_wall_clock_deadline(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The cooldown is over when it is over, though somebody sets the clock on the wall back by a day."""
+async def test_a_wall_clock_deadline(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cooldown is thirty seconds of the monotonic clock, however the wall clock is set meanwhile."""
     driver = ScriptedDriver(refuses())
-    breaker = Breaker(threshold=1, cooldown=30)
-    async with open_producer(URL, driver=driver, backoff=Backoff(initial=60, jitter=0.0), breaker=breaker) as producer:
+    backoff = Backoff(initial=1000, cap=1000, jitter=0)
+    async with open_producer(URL, driver=driver, backoff=backoff, breaker=Breaker(threshold=1)) as producer:
         await trio.sleep(1)
+        monkeypatch.setattr(time, "time", lambda: 4e9)
+        await trio.sleep(28)
         assert producer.status().circuit_breaker == "open"
-        day_before = time.time() - 86_400
-        monkeypatch.setattr(time, "time", lambda: day_before)
-        await trio.sleep(30)
+        monkeypatch.setattr(time, "time", lambda: 0.0)
+        await trio.sleep(2)
         assert producer.status().circuit_breaker == "half_open"
+
+
+async def test_a_stale_gauge(autojump_clock: MockClock) -> None:
+    """What is shown of the breaker is what it is now, though nobody has published since it changed."""
+    driver = ScriptedDriver(refuses())
+    backoff = Backoff(initial=1000, cap=1000, jitter=0)
+    async with open_producer(URL, driver=driver, backoff=backoff, breaker=Breaker(threshold=1)) as producer:
+        assert shown_breaker(producer) == 0
+        await trio.sleep(1)
+        assert shown_breaker(producer) == 1
+        await trio.sleep(30)
+        assert shown_breaker(producer) == 2
+
+
+def shown_breaker(producer: Producer) -> float:
+    """The gauge as a scrape finds it: 0 closed, 1 open, 2 half-open."""
+    (family,) = [each for each in ProducerCollector(producer).collect() if each.name.endswith("breaker_state")]
+    return family.samples[0].value
 
 
 # --- hangs --------------------------------------------------------------------------------------------------------
@@ -317,6 +399,39 @@ async def test_a_stalled_confirm_hanging_the_caller_while_health_says_healthy(au
             with pytest.raises(warrener.Unconfirmed):
                 await producer.publish(b"x", routing_key="tasks", timeout=8)
         assert trio.current_time() - began == pytest.approx(8)
+
+
+async def test_quadratic_confirm_tracking(autojump_clock: MockClock) -> None:
+    """It took 8 s and 1.1 GB for 2,000 messages: here twice as many in flight at once run twice as many lines."""
+    assert await lines_run(600) <= 2.1 * await lines_run(300)
+
+
+async def lines_run(messages: int) -> int:
+    """How many lines of the library run for so many publishes, all in flight at once; a count, not a time."""
+    lines = 0
+
+    def trace(frame: FrameType, event: str, _arg: object) -> Any:
+        nonlocal lines
+        if "/warrener/" not in frame.f_code.co_filename:
+            return None
+        lines += event == "line"
+        return trace
+
+    driver = ScriptedDriver(lives(answer=silence))
+    async with open_producer(URL, driver=driver) as producer:
+        await producer.wait_connected()
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            handles = [producer.publish_nowait(b"x", routing_key="tasks") for _ in range(messages)]
+            await trio.testing.wait_all_tasks_blocked()
+            for tag in range(messages, 0, -1):
+                driver.link.reports.confirmed(1, tag, False)
+            for handle in handles:
+                await handle.wait()
+        finally:
+            sys.settrace(before)
+    return lines
 
 
 async def test_shutdown_not_terminal(autojump_clock: MockClock) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -425,6 +425,34 @@ async def test_an_error_of_run_cancels_the_block_and_leaves_it_bare(autojump_clo
             await trio.sleep_forever()
 
 
+async def test_an_error_of_the_block_outranks_a_cancellation_around_it(autojump_clock: MockClock) -> None:
+    """The surrounding scope is cancelled while the producer closes because of the error: the error leaves all the same."""
+    with pytest.raises(KeyError, match="mine"), trio.CancelScope() as scope:
+        async with open_producer(URL, driver=ScriptedDriver(lives())):
+            scope.cancel()
+            raise KeyError("mine")
+
+
+async def test_an_error_of_run_leaves_nothing_of_the_cancelled_block_behind(autojump_clock: MockClock) -> None:
+    """A child of the block fails while it is cancelled: its error leaves, without the Cancelled of its siblings."""
+
+    async def fails_on_the_way_out() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise KeyError("mine")
+
+    with pytest.raises(ExceptionGroup) as caught:
+        async with (
+            open_producer(URL, driver=ScriptedDriver(refuses()), backoff=Backoff(attempts=1), when_exhausted="raise"),
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(trio.sleep_forever)
+            nursery.start_soon(fails_on_the_way_out)
+    assert [type(error) for error in caught.value.exceptions] == [KeyError]
+    assert isinstance(caught.value.__context__, warrener.Unreachable)
+
+
 async def test_closing_with_nothing_left_to_settle_takes_no_time(autojump_clock: MockClock) -> None:
     """The drain ends when there is nothing to drain, not when its timer does."""
     producer = Producer(URL, driver=ScriptedDriver(lives()))
@@ -476,3 +504,19 @@ async def test_a_cancelled_publish_many_tells_what_became_of_each(autojump_clock
         assert told == {message.message_id for message in messages[:6]}
         assert len(driver.published) == 6
         assert producer.status().in_flight == producer.status().buffered == 0
+
+
+@pytest.mark.parametrize(
+    ("timeout", "error"),
+    [(None, TypeError), ("1", TypeError), (True, TypeError), (math.nan, ValueError), (-1, ValueError)],
+)
+async def test_a_timeout_is_seconds(autojump_clock: MockClock, timeout: Any, error: type[Exception]) -> None:
+    """None could be read as "for ever" and as "the default"; it is neither."""
+    async with open_producer(URL, driver=ScriptedDriver(lives())) as producer:
+        with pytest.raises(error, match="timeout must be"):
+            await producer.publish(b"x", routing_key="tasks", timeout=timeout)
+        with pytest.raises(error, match="timeout must be"):
+            producer.publish_nowait(b"x", routing_key="tasks", timeout=timeout)
+        with pytest.raises(error, match="timeout must be"):
+            await producer.publish_many([Message(b"x", routing_key="tasks")], timeout=timeout)
+        assert producer.counters["accepted"] == 0

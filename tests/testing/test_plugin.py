@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
-
-import pytest_warrener
 
 pytest_plugins = "pytester"
 
@@ -46,16 +43,14 @@ RUNNERS = {
 
 @pytest.fixture
 def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    """A directory of tests in an environment where warrener is on the path."""
-    path = str(Path(pytest_warrener.__file__).parent)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([path, *filter(None, [os.environ.get("PYTHONPATH")])]))
+    """A directory of tests of somebody else's."""
     monkeypatch.setenv("PYTEST_ADDOPTS", "")
     return pytester
 
 
 def run(pytester: pytest.Pytester, *options: str) -> pytest.RunResult:
-    """Run the suite in a process of its own, with the plugin loaded whether or not warrener is installed."""
-    return pytester.runpytest_subprocess("-p", "pytest_warrener", "-p", "no:cacheprovider", *options, timeout=120)
+    """Run the suite in a process of its own; pytest finds the plugin by the entry point of the installed package."""
+    return pytester.runpytest_subprocess("-p", "no:cacheprovider", *options, timeout=120)
 
 
 @pytest.mark.parametrize("driver", ["native", "aiormq"])

@@ -79,6 +79,7 @@ def test_listens_on_loopback_only(rabbitmq):
 def test_the_same_ports_and_data_after_sigkill(rabbitmq):
     """A killed broker refuses connections; started again it is the same broker on the same port."""
     rabbitmq.add_vhost("kept")
+    rabbitmq.sync()
     pid, url = rabbitmq.pid, rabbitmq.url
 
     rabbitmq.kill()
@@ -142,6 +143,8 @@ def test_memory_alarm_is_in_force_when_the_call_returns(rabbitmq):
 def test_users_permissions_and_vhosts(rabbitmq):
     """What the calls change is what rabbitmqctl sees; names are data, whatever is in them."""
     user, vhost = 'o"dd>>user', "a/b ü"
+    count = "[length(rabbit_auth_backend_internal:list_users()), length(rabbit_vhost:list_names())]"
+    before = rabbitmq.eval(count)
     rabbitmq.add_vhost(vhost)
     rabbitmq.add_user(user, "first", vhost=None)
     rabbitmq.set_permissions(user, vhost=vhost, write="^only$")
@@ -155,8 +158,7 @@ def test_users_permissions_and_vhosts(rabbitmq):
     assert "^only$" not in rabbitmq.ctl("list_permissions", "-p", vhost)
     rabbitmq.delete_user(user)
     rabbitmq.delete_vhost(vhost)
-    assert rabbitmq.eval("length(rabbit_auth_backend_internal:list_users())") == "1"
-    assert rabbitmq.eval("length(rabbit_vhost:list_names())") == "1"
+    assert rabbitmq.eval(count) == before
 
 
 def test_what_the_broker_refuses_is_an_error(rabbitmq):
@@ -196,7 +198,7 @@ def test_queue_depths(rabbitmq, queue_name):
         rabbitmq.eval('[rabbit_amqqueue:delete(Q, false, false, <<"test">>) || Q <- rabbit_amqqueue:list(<<"/">>)], ok')
 
 
-def test_tls_listener(tmp_path):
+def test_tls_listener(tmp_path, private_rabbitmq):
     """With certificates given there is a second port that speaks TLS."""
     authority = trustme.CA()
     certificate = authority.issue_cert("127.0.0.1")
@@ -207,7 +209,9 @@ def test_tls_listener(tmp_path):
     authority.configure_trust(context)
 
     with (
-        PrivateRabbitMQ(tls=BrokerTLS(tmp_path / "cert.pem", tmp_path / "key.pem", tmp_path / "ca.pem")) as broker,
+        PrivateRabbitMQ(
+            tls=BrokerTLS(tmp_path / "cert.pem", tmp_path / "key.pem", tmp_path / "ca.pem"), root=private_rabbitmq._root
+        ) as broker,
         socket.create_connection(("127.0.0.1", broker.tls_port), timeout=10) as plain,
         context.wrap_socket(plain, server_hostname="127.0.0.1") as peer,
     ):
@@ -238,10 +242,20 @@ def test_a_missing_rabbitmq_says_how_to_get_it(monkeypatch, tmp_path):
         pass
 
 
+def test_a_root_without_rabbitmq_says_so(tmp_path, monkeypatch):
+    """A folder is asked for its RabbitMQ, and the caller for root's rights, before anything is started."""
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    with pytest.raises(RabbitMQMissing, match="there is no RabbitMQ in"), PrivateRabbitMQ(root=tmp_path):
+        pass
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    with pytest.raises(RabbitMQMissing, match="only root can enter"), PrivateRabbitMQ(root=tmp_path):
+        pass
+
+
 _OWNER = """
-import sys, time
+import pathlib, sys, time
 from warrener.testing.rabbitmq import PrivateRabbitMQ
-with PrivateRabbitMQ() as broker:
+with PrivateRabbitMQ(root=pathlib.Path(sys.argv[2]) if sys.argv[2] else None) as broker:
     if "frozen" in sys.argv:
         broker.freeze()
     print(broker._group, broker._folder, flush=True)
@@ -256,9 +270,10 @@ with PrivateRabbitMQ() as broker:
     [("running", signal.SIGKILL), ("frozen", signal.SIGKILL), ("running", signal.SIGTERM), ("raise", None)],
     ids=["SIGKILL", "SIGKILL while the broker is frozen", "SIGTERM", "exception"],
 )
-def test_nothing_is_left_behind(how, end):
+def test_nothing_is_left_behind(private_rabbitmq, how, end):
     """Whatever way the owner ends, no process of the broker and no file of it survive for long."""
-    with subprocess.Popen([sys.executable, "-c", _OWNER, how], stdout=subprocess.PIPE, text=True) as owner:
+    root = str(private_rabbitmq._root or "")
+    with subprocess.Popen([sys.executable, "-c", _OWNER, how, root], stdout=subprocess.PIPE, text=True) as owner:
         group, folder = owner.stdout.readline().split()
         if end is not None:
             assert len(_group_members(int(group))) >= 2  # epmd and the broker

@@ -340,6 +340,21 @@ def test_their_close_drops_what_was_not_taken() -> None:
     assert (drain(session), publisher.offered) == (b"", 1)
 
 
+@pytest.mark.parametrize("size", [1, 1000])
+@pytest.mark.parametrize("ours", [False, True])
+def test_octets_behind_a_close_mean_nothing(ours: bool, size: int) -> None:
+    """What comes behind the end is not looked at, legal or not, in the same piece or another (I3; found by fuzzing)."""
+    session = opened()
+    if ours:
+        session.close()
+        drain(session)
+    close = octets(commands.Connection.Close(320, "CONNECTION_FORCED", 0, 0))
+    stream = close + b"\x08\x01\x00\x00\x00\x00\x00\xce"
+    told = [fact for at in range(0, len(stream), size) for fact in session.receive(stream[at : at + size])]
+    assert told == [facts.Closed() if ours else facts.CloseReceived(320, "CONNECTION_FORCED", Phase.OPEN)]
+    assert names(session) == ["Connection.CloseOk"]
+
+
 def test_after_a_fault_not_one_octet() -> None:
     """Illegal octets silence the session: nothing pending, nothing later, no fact (R18)."""
     session = opened()
@@ -371,6 +386,20 @@ def test_a_closed_channel_is_replaced_under_a_fresh_number() -> None:
     assert (publisher.offered, drain(session)) == (3, b"")
     assert open_publisher(session) == 2
     assert session.publisher(2).publish(Envelope(), "m", b"", None) == 1
+
+
+def test_closed_channels_are_forgotten_in_time() -> None:
+    """A broker that closes one channel after the other costs no memory; what was offered on the last ones stays known."""
+    session = opened()
+    for number in range(2, 103):
+        session.publisher(number - 1).publish(Envelope(), "m", b"", None)
+        drain(session)
+        session.receive(octets(commands.Channel.Close(404, "", 60, 40), session.publisher(number - 1).wire_number))
+        session.open_publisher()
+        for answer in (commands.Channel.OpenOk(), commands.Confirm.SelectOk(), commands.Basic.QosOk()):
+            session.receive(octets(answer, session.publisher(number).wire_number))
+    assert [session.publisher(number).offered for number in range(95, 103)] == [1] * 7 + [0]
+    assert len(session._by_number) <= 10
 
 
 def test_numbers_come_back_as_late_as_possible() -> None:

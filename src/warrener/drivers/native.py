@@ -26,6 +26,7 @@ Time is `anyio.current_time`, so everything runs under a mock clock, with `dial`
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import platform
 import ssl
 from collections.abc import AsyncGenerator, Callable, Iterable
@@ -64,8 +65,15 @@ _GRACE: Final = 5
 _MAIN: Final = Lane.MAIN
 _SUSPECT: Final = Lane.SUSPECT
 
-#: What a byte stream raises when it is over; `ssl.SSLError` is an `OSError`.
-_STREAM_ENDS: Final = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError)
+#: What a byte stream raises when it is over; `ssl.SSLError` is an `OSError`. Busy is what TLS is when it has to answer
+#: its peer (a key update) just while the writer sends: the answer is lost, and with it the connection.
+_STREAM_ENDS: Final = (
+    anyio.EndOfStream,
+    anyio.BrokenResourceError,
+    anyio.BusyResourceError,
+    anyio.ClosedResourceError,
+    OSError,
+)
 
 _Answer: TypeAlias = facts.Replied | facts.Got | facts.Refused
 
@@ -104,6 +112,9 @@ class NativeLink:
         self._sent_at = now
         #: Whether about a mebibyte or more waits for the socket.
         self.congested = False
+        #: Around the present send. A broker that has blocked us does not read (F7): no send is overdue meanwhile (R9).
+        self._patience = anyio.CancelScope()
+        self._blocked = False
         #: What the writer waits for while there is nothing to send.
         self._rest: anyio.Event | None = None
         self._resting = anyio.Event()
@@ -195,7 +206,7 @@ class NativeLink:
     def abort(self, fault: Fault) -> None:
         """End the link without a close handshake."""
         if self.fault is None:
-            self._session.fail()
+            self._silence()
             self._end(fault)
 
     # --- requests -----------------------------------------------------------------------------------------------
@@ -237,11 +248,16 @@ class NativeLink:
 
     def _fail(self, fault: Fault) -> None:
         """End the link because of what was found out here; while leaving that is the end, not a fault."""
-        self._session.fail()
+        self._silence()
         if self._leaving:
             self._left.set()
         else:
             self._end(fault)
+
+    def _silence(self) -> None:
+        """Send nothing any more, nor the rest of what is being sent (R18)."""
+        self._session.fail()
+        self._patience.cancel()
 
     def time_out(self, seconds: float) -> None:
         """The handshake's deadline has passed."""
@@ -342,7 +358,7 @@ class NativeLink:
                 self._reports.room()
             self._sent_at = anyio.current_time()
             try:
-                with anyio.move_on_after(timeout) as patience:
+                with self._limit_send() as patience:
                     await send(data)
             except _STREAM_ENDS as error:
                 with anyio.move_on_after(_LAST_WORDS):
@@ -352,6 +368,18 @@ class NativeLink:
             if patience.cancelled_caught:
                 self._fail(faults.stalled_write(timeout))
                 return
+
+    def _limit_send(self) -> anyio.CancelScope:
+        self._patience = anyio.CancelScope(deadline=self._stalled_at())
+        return self._patience
+
+    def _stalled_at(self) -> float:
+        """When a send that begins now, or is free to go on from now, has taken too long."""
+        return math.inf if self._blocked else anyio.current_time() + self._options.write_stall_timeout
+
+    def _block(self, *, blocked: bool) -> None:
+        self._blocked = blocked
+        self._patience.deadline = self._stalled_at()
 
     def _nudge(self) -> None:
         """Wake the writer if it rests."""
@@ -395,6 +423,8 @@ class NativeLink:
     # --- facts --------------------------------------------------------------------------------------------------
 
     def _open_channel(self, lane: Lane) -> None:
+        if self._session.phase is not Phase.OPEN:
+            return  # the connection was closed in the same read as the channel; that fact comes next
         try:
             channel = self._session.open_publisher()
         except Unsendable as error:
@@ -432,8 +462,10 @@ class NativeLink:
                 if self._answered is not None:
                     self._answered.set()
             case facts.Blocked(reason):
+                self._block(blocked=True)
                 self._reports.blocked(reason)
             case facts.Unblocked():
+                self._block(blocked=False)
                 self._reports.unblocked()
             case facts.SecretUpdated():
                 pass

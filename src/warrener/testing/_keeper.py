@@ -16,12 +16,12 @@ import time
 from pathlib import Path
 
 
-def main(epmd: str, port: str, folder: str) -> None:
-    """Run epmd on the port, print its process group, wait for the end of input, kill the group, remove the folder."""
+def main(folder: str, *epmd: str) -> None:
+    """Run epmd (a command line), print its process group, wait for the end of input, kill the group, remove the folder."""
     for ignored in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(ignored, signal.SIG_IGN)
     daemon = subprocess.Popen(
-        [epmd, "-port", port, "-address", "127.0.0.1"],
+        epmd,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -17,6 +17,10 @@ What must stay true:
   Erlang shell on standard input instead (``RABBITMQ_ALLOW_INPUT``), and `eval` is one line there: about a
   millisecond. The functions called are those that rabbitmqctl itself calls. `ctl` is rabbitmqctl, for the rest.
 
+**Another RabbitMQ than this machine's.** `root` is a folder that holds a whole system with a RabbitMQ in it (made by
+debootstrap, unpacked from an image); the broker runs in a chroot there, in the same way and as tidily. Its folder then
+lies in the root's ``/tmp``, and ``/proc`` is mounted for the broker alone, in a mount namespace that ends with it.
+
 Everything blocks; an async program calls it as ``await anyio.to_thread.run_sync(broker.kill)``. One caller at a time.
 """
 
@@ -26,6 +30,7 @@ import base64
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -104,6 +109,7 @@ class PrivateRabbitMQ:
         extra_config: str = "",
         start_timeout: float = 90.0,
         bin_folder: Path | None = None,
+        root: Path | None = None,
     ) -> None:
         """Describe the broker; nothing is started yet.
 
@@ -113,12 +119,15 @@ class PrivateRabbitMQ:
             extra_config: lines added to ``rabbitmq.conf``.
             start_timeout: seconds from the start of the process to its answer to an AMQP handshake.
             bin_folder: where ``rabbitmq-server`` and ``rabbitmqctl`` are; default: `rabbitmq_bin`.
+            root: a folder with a system of its own, from which the broker runs in a chroot; needs root. `bin_folder` is
+                then a path inside of it.
         """
         self._plugins = tuple(plugins)
         self._tls = tls
         self._extra_config = extra_config
         self._start_timeout = start_timeout
         self._bin = bin_folder
+        self._root = root
         self._resources = ExitStack()
         self._broker: subprocess.Popen[bytes] | None = None
         self._frozen = False
@@ -128,9 +137,14 @@ class PrivateRabbitMQ:
 
     def __enter__(self) -> Self:
         """Start the broker; returns when it answers AMQP. Raises `RabbitMQMissing` or `RabbitMQFailed`."""
-        self._bin = self._bin or rabbitmq_bin()
+        if self._root is None:
+            self._bin = self._bin or rabbitmq_bin()
+        else:
+            self._bin = self._bin or _DEBIAN_BIN
+            _require_chroot(self._root, self._bin)
         with ExitStack() as undo:
-            self._folder = Path(tempfile.mkdtemp(prefix="warrener-rabbitmq-"))
+            place = None if self._root is None else self._root / "tmp"
+            self._folder = Path(tempfile.mkdtemp(prefix="warrener-rabbitmq-", dir=place))
             undo.callback(shutil.rmtree, self._folder, ignore_errors=True)
             self.port, self.tls_port, self._distribution_port, self._epmd_port = _free_ports(4)
             self._environment = self._describe()
@@ -159,9 +173,11 @@ class PrivateRabbitMQ:
         if self.running:
             return
         assert self._bin is not None
-        with self._console.open("wb") as console:
+        self._console.write_bytes(b"")
+        # Appending: a helper of the killed broker may still say its last word, at no offset but the end.
+        with self._console.open("ab") as console:
             broker = subprocess.Popen(
-                [self._bin / "rabbitmq-server"],
+                self._command(self._bin / "rabbitmq-server"),
                 stdin=subprocess.PIPE,
                 stdout=console,
                 stderr=subprocess.STDOUT,
@@ -172,7 +188,8 @@ class PrivateRabbitMQ:
         self._broker = broker
         self._frozen = False
         deadline = time.monotonic() + self._start_timeout
-        while not _answers_amqp(self.port):
+        # RabbitMQ 4 opens its listeners one after the other.
+        while not (_answers_amqp(self.port) and (self._tls is None or _listens(self.tls_port))):
             if broker.poll() is not None:
                 raise RabbitMQFailed(
                     f"the broker ended with status {broker.returncode} while starting{self._log_tail()}"
@@ -181,8 +198,16 @@ class PrivateRabbitMQ:
                 raise RabbitMQFailed(f"the broker did not answer within {self._start_timeout:g} s{self._log_tail()}")
             time.sleep(0.05)
 
+    def sync(self) -> None:
+        """Have what was declared so far written to disk.
+
+        Until the broker has done that by itself, which takes seconds, `kill` may undo the declaration of a durable queue,
+        and everything that it held and had confirmed is gone with it.
+        """
+        self._order("mnesia:sync_log()")
+
     def kill(self) -> None:
-        """SIGKILL, frozen or not: no farewell to anybody, and what was not synced to disk may be lost."""
+        """SIGKILL, frozen or not: no farewell to anybody, and what was not written to disk may be lost (see `sync`)."""
         if self._broker is not None:
             self._reap()
 
@@ -206,9 +231,14 @@ class PrivateRabbitMQ:
         self.start()
 
     def freeze(self) -> None:
-        """SIGSTOP: connections stay open and nothing answers, as with a machine that hangs."""
-        self._running().send_signal(signal.SIGSTOP)
+        """SIGSTOP: connections stay open and nothing answers, as with a machine that hangs; in force when this returns."""
+        broker = self._running()
+        broker.send_signal(signal.SIGSTOP)
         self._frozen = True
+        # The signal is only on its way: on a busy machine the broker goes on for a while, and confirms what comes in.
+        tasks = Path(f"/proc/{broker.pid}/task")
+        while broker.poll() is None and any(_state(task) not in "TtZX" for task in tasks.iterdir()):
+            time.sleep(0.001)
 
     def thaw(self) -> None:
         """SIGCONT; does nothing to a broker that is not frozen."""
@@ -225,6 +255,11 @@ class PrivateRabbitMQ:
     def pid(self) -> int:
         """The process id of the Erlang machine. Raises `RabbitMQFailed` when it does not run."""
         return self._running().pid
+
+    @property
+    def version(self) -> tuple[int, ...]:
+        """RabbitMQ's version, e.g. ``(3, 10, 8)``."""
+        return tuple(map(int, re.findall(r"\d+", self.eval("rabbit_misc:version()"))[:3]))
 
     # --- addresses ------------------------------------------------------------------------------------------------
 
@@ -249,12 +284,13 @@ class PrivateRabbitMQ:
 
     def close_all_connections(self, reason: str = "closed by the test") -> int:
         """As ``rabbitmqctl close_all_connections``: 320 CONNECTION_FORCED with the reason; returns how many there were."""
-        closing = f"[rabbit_networking:close_connection(P, {_text(reason)}) || P <- Ps]"
-        return int(self.eval(f"Ps = rabbit_networking:connections_local(), {closing}, length(Ps)"))
+        # One that ends by itself in the same moment makes the call to it fail; it is closed all the same.
+        closing = f"[catch rabbit_networking:close_connection(P, {_text(reason)}) || P <- Ps]"
+        return int(self.eval(f"Ps = rabbit_networking:local_connections(), {closing}, length(Ps)"))
 
     def connection_count(self) -> int:
         """How many AMQP connections are open (handshakes under way included)."""
-        return int(self.eval("length(rabbit_networking:connections_local())"))
+        return int(self.eval("length(rabbit_networking:local_connections())"))
 
     def memory_alarm(self, on: bool) -> None:
         """Set the memory watermark to nothing or back to 0.4; returns when the alarm is (not) in force."""
@@ -360,7 +396,7 @@ class PrivateRabbitMQ:
         """Run ``rabbitmqctl`` (one to three seconds); returns its output. Raises `RabbitMQFailed` when it fails."""
         assert self._bin is not None
         done = subprocess.run(
-            [self._bin / "rabbitmqctl", "-q", *arguments],
+            self._command(self._bin / "rabbitmqctl", "-q", *arguments),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -405,22 +441,28 @@ class PrivateRabbitMQ:
         packed = self.eval(f"base64:encode(iolist_to_binary(rabbit_json:encode({expression})))")
         return json.loads(base64.b64decode(packed.removeprefix('<<"').removesuffix('">>')))
 
+    def _command(self, program: str | Path, *arguments: str) -> list[str | Path]:
+        """The command line that runs a program of the broker's system; each step of it is an exec, so the pid stays."""
+        if self._root is None:
+            return [program, *arguments]
+        script = 'mount --bind /proc "$0/proc" && exec chroot "$0" "$@"'
+        return [
+            *("unshare", "--mount", "--propagation", "private", "sh", "-c", script, self._root, program),
+            *arguments,
+        ]
+
     def _start_keeper(self, undo: ExitStack) -> int:
         """Start the keeper and its epmd; the process group for the broker to join."""
-        epmd = shutil.which("epmd")
+        epmd = shutil.which("epmd") if self._root is None else "epmd"
         if epmd is None:
             raise RabbitMQMissing(
                 "Erlang's epmd is not on PATH; on Debian and Ubuntu: sudo apt-get install erlang-base"
             )
+        options = ("-port", str(self._epmd_port), "-address", "127.0.0.1")
         keeper = subprocess.Popen(
             [
-                sys.executable,
-                "-I",
-                "-S",
-                Path(__file__).with_name("_keeper.py"),
-                epmd,
-                str(self._epmd_port),
-                self._folder,
+                *(sys.executable, "-I", "-S", Path(__file__).with_name("_keeper.py"), self._folder),
+                *self._command(epmd, *options),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -441,9 +483,22 @@ class PrivateRabbitMQ:
             raise RabbitMQFailed("the keeper of the broker's processes did not start")
         return int(group)
 
+    def _inside(self, path: Path) -> Path:
+        """The path as the broker sees it."""
+        return path if self._root is None else Path("/", path.relative_to(self._root))
+
+    def _brought_in(self, path: Path) -> Path:
+        """The path of a file for the broker to read, copied to where it can."""
+        if self._root is None:
+            return path
+        copy = self._folder / path.name
+        shutil.copyfile(path, copy)
+        copy.chmod(0o600)
+        return self._inside(copy)
+
     def _describe(self) -> dict[str, str]:
         """Write the broker's files; returns the environment that keeps it and rabbitmqctl to them."""
-        folder = self._folder
+        folder = self._inside(self._folder)
         config = [
             f"listeners.tcp.1 = 127.0.0.1:{self.port}",
             "num_acceptors.tcp = 2",
@@ -454,15 +509,18 @@ class PrivateRabbitMQ:
             config += [
                 f"listeners.ssl.1 = 127.0.0.1:{self.tls_port}",
                 "num_acceptors.ssl = 1",
-                f"ssl_options.cacertfile = {self._tls.authority}",
-                f"ssl_options.certfile = {self._tls.certificate}",
-                f"ssl_options.keyfile = {self._tls.private_key}",
+                f"ssl_options.cacertfile = {self._brought_in(self._tls.authority)}",
+                f"ssl_options.certfile = {self._brought_in(self._tls.certificate)}",
+                f"ssl_options.keyfile = {self._brought_in(self._tls.private_key)}",
                 f"ssl_options.verify = verify_{'peer' if self._tls.verify_clients else 'none'}",
                 f"ssl_options.fail_if_no_peer_cert = {str(self._tls.verify_clients).lower()}",
             ]
-        (folder / "rabbitmq.conf").write_text("\n".join([*config, self._extra_config, ""]))
-        (folder / "enabled_plugins").write_text(f"[{','.join(self._plugins)}].\n")
+        (self._folder / "rabbitmq.conf").write_text("\n".join([*config, self._extra_config, ""]))
+        (self._folder / "enabled_plugins").write_text(f"[{','.join(self._plugins)}].\n")
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RABBITMQ_", "ERL_"))}
+        if self._root is not None:
+            # The other system has its own ideas of paths and languages.
+            inherited = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
         return inherited | {
             "HOME": str(folder),  # Erlang makes its cookie there
             "ERL_EPMD_ADDRESS": "127.0.0.1",
@@ -489,8 +547,24 @@ class PrivateRabbitMQ:
         return "; its log ends:\n" + "\n".join(lines) if lines else "; it wrote no log"
 
 
+def _require_chroot(root: Path, bin_folder: Path) -> None:
+    """Raise `RabbitMQMissing` where no broker can be run from that folder."""
+    if os.geteuid() != 0:
+        raise RabbitMQMissing(f"the RabbitMQ in {root} runs in a chroot, which only root can enter")
+    if not Path(f"{root}{bin_folder}", "rabbitmq-server").exists():
+        raise RabbitMQMissing(f"there is no RabbitMQ in {root}")
+
+
 #: Whom RabbitMQ names as having made a change.
 _ACTOR = '<<"warrener">>'
+
+
+def _state(task: Path) -> str:
+    """The letter by which Linux calls what a thread does (proc(5)); "X" where it has ended."""
+    try:
+        return (task / "stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"
 
 
 def _text(value: str) -> str:
@@ -516,6 +590,15 @@ def _free_ports(count: int) -> list[int]:
             if len(ports) == count:
                 return ports
     raise RabbitMQFailed("no free ports on 127.0.0.1")
+
+
+def _listens(port: int) -> bool:
+    """Whether somebody accepts connections there."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 def _answers_amqp(port: int) -> bool:

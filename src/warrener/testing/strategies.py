@@ -14,7 +14,18 @@ from warrener.machine import Backoff, Breaker, Event, Permit, Policy, Record, St
 from warrener.machine import events as on
 from warrener.machine import states as now
 
-__all__ = ["backoffs", "breakers", "events", "faults", "instants", "permits", "policies", "records", "states"]
+__all__ = [
+    "backoffs",
+    "breakers",
+    "events",
+    "faults",
+    "instants",
+    "link_events",
+    "permits",
+    "policies",
+    "records",
+    "states",
+]
 
 #: Link numbers are drawn from few, so that a present one and an old one both come up.
 _LINKS = st.integers(min_value=1, max_value=4)
@@ -116,9 +127,9 @@ def states() -> st.SearchStrategy[State]:
 
 
 @st.composite
-def records(draw: st.DrawFn) -> Record:
-    """Any consistent record."""
-    state = draw(states())
+def records(draw: st.DrawFn, among: st.SearchStrategy[State] | None = None) -> Record:
+    """Any consistent record; in one of the states of `among`, where that is given."""
+    state = draw(states() if among is None else among)
     if isinstance(state, now.Idle):
         return Record()
     at = draw(instants())
@@ -136,9 +147,8 @@ def records(draw: st.DrawFn) -> Record:
     )
 
 
-def events(*, link: int | None = None) -> st.SearchStrategy[Event]:
-    """Every event; about link `link` where that is given, otherwise about any."""
-    links = _LINKS if link is None else st.just(link)
+def link_events(link: st.SearchStrategy[int] = _LINKS) -> st.SearchStrategy[Event]:
+    """Every event that is about a link or about one of its timers; the link is drawn from `link`."""
     at = instants()
     about_a_link = (
         on.RetryTimerFired,
@@ -153,11 +163,19 @@ def events(*, link: int | None = None) -> st.SearchStrategy[Event]:
     )
     with_a_fault = (on.DialFailed, on.LinkLost, on.ChannelClosed)
     with_a_permit = (on.PublishConfirmed, on.PublishNacked)
+    return st.one_of(
+        *(st.builds(event, link, at) for event in about_a_link),
+        *(st.builds(event, link, faults(), at) for event in with_a_fault),
+        *(st.builds(event, link, at, st.none() | permits()) for event in with_a_permit),
+    )
+
+
+def events(*, link: int | None = None) -> st.SearchStrategy[Event]:
+    """Every event; about link `link` where that is given, otherwise about any."""
+    at = instants()
     plain = (on.StartRequested, on.ReconnectRequested, on.AdmissionRequested, on.Drained, on.DrainTimerFired)
     return st.one_of(
-        *(st.builds(event, links, at) for event in about_a_link),
-        *(st.builds(event, links, faults(), at) for event in with_a_fault),
-        *(st.builds(event, links, at, st.none() | permits()) for event in with_a_permit),
+        link_events(_LINKS if link is None else st.just(link)),
         *(st.builds(event, at) for event in plain),
         st.builds(on.StopRequested, at, st.booleans()),
         st.builds(on.PermitReleased, permits(), at),

@@ -43,8 +43,9 @@ PARCEL: Final = 64 * 1024
 #: RabbitMQ closes the whole connection for larger ones (501), bystanders included.
 _LARGEST_BODY: Final = 512 * 1024 * 1024
 _ID_OCTETS: Final = 32
-_MAX_ENVELOPES: Final = 1024
-_MAX_SIZES: Final = 64
+#: What a channel may keep encoded, in octets of memory; the frames of an entry count, and so much for its objects.
+_MAX_KEPT: Final = 4 * 1024 * 1024
+_ENTRY: Final = 1024
 
 #: Of a content header frame: type, channel, payload size, class, weight, body size.
 _CONTENT = struct.Struct(">BHIHHQ")
@@ -117,6 +118,8 @@ class Publisher:
     #: By envelope and body size: what surrounds the message id and the body, and the token where there is one.
     _plain: _Known = field(factory=dict[Envelope, dict[int, _Surroundings]])
     _with_token: _Known = field(factory=dict[Envelope, dict[int, _Surroundings]])
+    #: The octets of memory that these three take, at most `_MAX_KEPT`.
+    _kept: int = 0
 
     def publish(self, envelope: Envelope, message_id: str, body: bytes, token: str | None) -> int:
         """Append the frames of one message; return its delivery tag.
@@ -179,9 +182,20 @@ class Publisher:
         """The channel is closed: only the tags matter from now on."""
         self.stage = Stage.CLOSED
         self.content = None
+        self._forget()
+
+    def _forget(self) -> None:
         self._templates.clear()
         self._plain.clear()
         self._with_token.clear()
+        self._kept = 0
+
+    def _make_room(self, octets: int) -> None:
+        """Count an entry of `octets` as kept; where that is too much, everything kept before it is forgotten."""
+        cost = octets + _ENTRY
+        if self._kept + cost > _MAX_KEPT:
+            self._forget()
+        self._kept += cost
 
     def _template(self, envelope: Envelope) -> _Template:
         """Encode an envelope and keep it; raises `Unsendable`."""
@@ -233,11 +247,11 @@ class Publisher:
             between=between,
             rest=rest,
         )
-        if len(self._templates) >= _MAX_ENVELOPES:
-            self._templates.clear()
-            self._plain.clear()
-            self._with_token.clear()
-        self._templates[envelope] = template
+        octets = len(template.method) + len(template.head) + len(template.entries) + len(between) + len(rest)
+        if octets <= self.frame_max:  # a larger one cannot be sent
+            # The headers are kept twice: encoded, and in the envelope.
+            self._make_room(octets + len(template.entries))
+            self._templates[envelope] = template
         return template
 
     def _remember(self, known: _Known, envelope: Envelope, size: int, token: str | None) -> _Surroundings:
@@ -254,10 +268,8 @@ class Publisher:
         after, end = template.rest + FRAME_END, b""
         if size:
             after, end = after + _BODY_PREFIX.pack(BODY, self.wire_number, size), FRAME_END
-        sizes = known.setdefault(envelope, {})
-        if len(sizes) >= _MAX_SIZES:
-            sizes.clear()
-        sizes[size] = (before, between, after, end)
+        self._make_room(len(before) + len(between) + len(after))
+        known.setdefault(envelope, {})[size] = (before, between, after, end)
         return before, between, after, end
 
     def _header_start(self, template: _Template, octets: int, body_size: int) -> bytes:

@@ -62,6 +62,10 @@ __all__ = ["MECHANISMS", "Session", "negotiate_heartbeat", "negotiate_limit"]
 _PROTOCOL_HEADER: Final = b"AMQP\x00\x00\x09\x01"
 #: AMQP's floor (4.2.3): a peer that tunes below it cannot be talked to.
 _FRAME_FLOOR: Final = 4096
+#: How many closed publishers stay known, for their `offered`: a broker that closes channels for ever costs no memory.
+_CLOSED_KEPT: Final = 8
+#: How many answers may wait for the socket; what is asked beyond them would grow our memory at the broker's will.
+_ANSWERS: Final = 1000
 #: Two publishers and the control channel.
 _CHANNELS_NEEDED: Final = 3
 #: The mechanisms a session may use, the first that the broker offers wins; EXTERNAL only where the caller asks for it.
@@ -179,6 +183,8 @@ class Session:
         #: What blocks publishing: 0 for the connection, else the number of the channel whose flow was stopped.
         self._blocked_by: set[int] = set()
         self._updating_secret = False
+        #: Answers to what the broker may ask again and again, since octets were last taken.
+        self._answers = 0
 
     # --- octets -------------------------------------------------------------------------------------------------
 
@@ -191,16 +197,21 @@ class Session:
                 else:
                     self._parser.feed(data)
             except Malformed as error:
-                self.fail()
-                self._facts.append(facts.Broken(Breach.ILLEGAL, str(error)))
+                self._break(facts.Broken(Breach.ILLEGAL, str(error)))
             except _Refusal as refusal:
-                self.fail()
-                self._facts.append(refusal.broken)
+                self._break(refusal.broken)
         told, self._facts = self._facts, []
         return told
 
+    def _break(self, broken: facts.Broken) -> None:
+        """Fall silent because of the peer. Behind a close nothing counts, and the answer to it still goes out."""
+        if self.phase is not Phase.OVER:
+            self.fail()
+            self._facts.append(broken)
+
     def data_to_send(self) -> bytes:
         """Return the next octets for the socket, b"" for none; from this call on they count as offered to it."""
+        self._answers = 0
         return self._out.take()
 
     @property
@@ -275,13 +286,19 @@ class Session:
         wire_number = self._free_wire_number()
         publisher = Publisher(wire_number, self._last_number, self.tuning.frame_max, self._out)
         self._channels[wire_number] = self._publishers[wire_number] = publisher
+        closed = [number for number, each in self._by_number.items() if each.stage is Stage.CLOSED]
+        for number in closed[:-_CLOSED_KEPT]:
+            del self._by_number[number]
         self._by_number[publisher.number] = publisher
         self._out.publishers.append(publisher)
         self._send(wire_number, commands.Channel.Open)
         return publisher.number
 
     def publisher(self, channel: int) -> Publisher:
-        """Return a publishing channel: the way to publish without a detour, and to read `offered`."""
+        """Return a publishing channel: the way to publish without a detour, and to read `offered`.
+
+        Of the channels that were closed only the last few are known (KeyError for others).
+        """
         return self._by_number[channel]
 
     def declare(self, declaration: Declaration) -> None:
@@ -369,6 +386,13 @@ class Session:
 
     def _send(self, channel: int, kind: type[Method], **arguments: Any) -> None:
         self._out.pending += frame(METHOD, channel, method_payload(kind, **arguments))
+
+    def _answer(self, channel: int, kind: type[Method], **arguments: Any) -> None:
+        """Answer what may come any number of times; a broker that does not take the answers asks in vain."""
+        self._answers += 1
+        if self._answers > _ANSWERS:
+            raise Malformed(f"more than {_ANSWERS} requests came while nothing was read of the answers")
+        self._send(channel, kind, **arguments)
 
     def _end(self) -> None:
         """Leave for OVER: no channel counts any more; `offered` of each stays readable."""
@@ -601,7 +625,7 @@ class Session:
                     case _:
                         self._facts.append(facts.ChannelOpened(publisher.number))
             case commands.Channel.Flow(active=active) if publisher.stage is not Stage.OPENING:
-                self._send(publisher.wire_number, commands.Channel.FlowOk, active=active)
+                self._answer(publisher.wire_number, commands.Channel.FlowOk, active=active)
                 if active:
                     self._unblock(publisher.number)
                 else:
@@ -615,7 +639,7 @@ class Session:
     def _on_control_method(self, control: _Control, method: Method) -> None:
         match method:
             case commands.Channel.Close(reply_code=code, reply_text=text):
-                self._send(control.wire_number, commands.Channel.CloseOk)
+                self._answer(control.wire_number, commands.Channel.CloseOk)
                 if control.stage is Stage.CLOSING:
                     return  # crossed: the answer to our own close is still due
                 del self._channels[control.wire_number]
@@ -630,7 +654,7 @@ class Session:
                 if control.waiting is not None:
                     self._ask(control, *control.waiting)
             case commands.Channel.Flow(active=active):
-                self._send(control.wire_number, commands.Channel.FlowOk, active=active)
+                self._answer(control.wire_number, commands.Channel.FlowOk, active=active)
             case _ if control.request is not None and isinstance(method, _REPLIES[control.request]):
                 match method:
                     case commands.Basic.GetOk():

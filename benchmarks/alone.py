@@ -1,0 +1,197 @@
+"""What is measured of warrener alone: memory per message, transitions, idle wake-ups, the way back after an outage.
+
+``python -m benchmarks.alone NAME [URL QUEUE]`` measures one of them and writes one line of JSON.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import statistics
+import sys
+import time
+import timeit
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import trio
+from pamqp import commands
+
+from benchmarks.raw import encoded, shake_hands
+
+MESSAGES = 10_000
+BODY = 256
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def memory() -> dict[str, float]:
+    """Octets per message in flight beyond its body, over 10,000 of them that nobody confirms: accepted, written, tracked.
+
+    Of the library only: a publisher that waits in a task of its own has that task beside it.
+    """
+    from warrener import Message, Producer
+    from warrener.testing.scripted import ScriptedDriver, lives
+
+    octets = 0.0
+
+    async def main() -> None:
+        nonlocal octets
+        producer = Producer("amqp://localhost", driver=ScriptedDriver(lives(answer=lambda _: "silence")))
+        async with trio.open_nursery() as nursery:
+            await nursery.start(producer.run)
+            await producer.wait_connected()
+            bodies = [bytes(BODY) for _ in range(MESSAGES)]
+            for body in bodies[:100]:
+                producer.publish_nowait(body, routing_key="q")
+            gc.collect()
+            tracemalloc.start()
+            before, _ = tracemalloc.get_traced_memory()
+            handles = [producer.publish_nowait(Message(body, routing_key="q")) for body in bodies[100:]]
+            gc.collect()
+            after, _ = tracemalloc.get_traced_memory()
+            octets = (after - before) / len(handles)
+            tracemalloc.stop()
+            producer.abort()
+
+    trio.run(main)
+    return {"octets per message in flight": octets}
+
+
+# --- the machine ------------------------------------------------------------------------------------------------------
+
+
+def transitions() -> dict[str, float]:
+    """Microseconds of each event of a life that changes the record: start, dial, up, lost, timer, dial …, closed."""
+    from warrener import Backoff, Breaker
+    from warrener.errors import Fault, FaultKind
+    from warrener.machine import Policy, initial, transition
+    from warrener.machine import events as on
+
+    policy = Policy(
+        backoff=Backoff(), breaker=Breaker(), stable_for=10, drain_timeout=10, close_timeout=3, abort_timeout=1,
+        when_exhausted="stay",
+    )  # fmt: skip
+    fault = Fault(FaultKind.CONNECTION_LOST, "the connection was lost")
+    life: list[on.Event] = [
+        on.StartRequested(at=0.0),
+        on.LinkOpened(at=1.0, link=1),
+        on.TopologyRestored(at=2.0, link=1),
+        on.PublishConfirmed(at=3.0, link=1, permit=None),
+        on.PublishingBlocked(at=4.0, link=1),
+        on.PublishingUnblocked(at=5.0, link=1),
+        on.LinkLost(at=6.0, link=1, fault=fault),
+        on.RetryTimerFired(at=7.0, link=1),
+        on.DialFailed(at=8.0, link=2, fault=fault),
+        on.RetryTimerFired(at=9.0, link=2),
+        on.LinkOpened(at=10.0, link=3),
+        on.TopologyRestored(at=11.0, link=3),
+        on.StopRequested(at=12.0, drain=True),
+    ]
+    costs: list[float] = []
+    record = initial()
+    for event in life:
+        step = transition(record, event, policy)
+        if step.record is not record:
+            present = record
+            runs = timeit.repeat(lambda: transition(present, event, policy), number=2000, repeat=7)  # noqa: B023 - run here
+            costs.append(min(runs) / 2000 * 1e6)
+        record = step.record
+    return {"events": len(costs), "median": statistics.median(costs), "worst": max(costs)}
+
+
+# --- idleness ---------------------------------------------------------------------------------------------------------
+
+
+class _Steps(trio.abc.Instrument):
+    """Counts how often any task runs, and how often the loop wakes to find nothing to run."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.wakes = 0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.steps += 1
+
+    def after_io_wait(self, timeout: float) -> None:
+        self.wakes += 1
+
+
+def idleness(url: str) -> dict[str, float]:
+    """How often an idle producer's loop wakes in the time of ten heartbeats of either side."""
+    from warrener import open_producer
+
+    steps = _Steps()
+    seconds = 5.0
+
+    async def main() -> None:
+        async with open_producer(url, heartbeat=1.0, stable_for=0.1, breaker=None) as producer:
+            await producer.wait_connected()
+            await producer.publish(b"", routing_key="nowhere", mandatory=False)
+            await trio.sleep(1.0)
+            trio.lowlevel.add_instrument(steps)
+            await trio.sleep(seconds)
+            trio.lowlevel.remove_instrument(steps)
+
+    trio.run(main)
+    return {"seconds": seconds, "heartbeat": 1.0, "wake-ups": steps.wakes, "task steps": steps.steps}
+
+
+# --- the way back -----------------------------------------------------------------------------------------------------
+
+
+def _raw_handshake(url: str, queue: str) -> float:
+    """Seconds of a raw socket from connecting to the first confirm."""
+    from benchmarks.load import Load
+
+    began = time.perf_counter()
+    peer, session, publisher = shake_hands(url)
+    with peer:
+        peer.sendall(encoded(session, publisher, Load(url, queue, count=1, warm_up=0)))
+        while commands.Basic.Ack.index.to_bytes(4) not in peer.recv(65536):
+            pass
+        return time.perf_counter() - began
+
+
+def reconnecting(url: str, queue: str) -> dict[str, float]:
+    """Seconds from the broker's port accepting again to the first confirm, less what was left of the backoff then."""
+    from warrener import Backoff, open_producer
+    from warrener.testing import FaultProxy
+
+    raw = sorted(_raw_handshake(url, queue) for _ in range(9))[4]
+    beyond: list[float] = []
+
+    async def main() -> None:
+        async with FaultProxy(url) as proxy:
+            backoff = Backoff(initial=0.2, factor=1.0, cap=0.2, attempts=None, jitter=0.0)
+            async with open_producer(proxy.url, backoff=backoff, breaker=None) as producer:
+                await producer.publish(b"", routing_key=queue)
+                for _ in range(7):
+                    proxy.refuse(True)
+                    proxy.reset()
+                    await anyio.sleep(0.5)
+                    proxy.refuse(False)
+                    began = time.perf_counter()
+                    left = producer.status().retry_in or 0.0
+                    await producer.publish(b"", routing_key=queue)
+                    beyond.append(time.perf_counter() - began - left)
+
+    trio.run(main)
+    return {"raw handshake": raw, "median": statistics.median(beyond), "worst": max(beyond)}
+
+
+MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
+    "memory": memory,
+    "transitions": transitions,
+    "idleness": idleness,
+    "reconnecting": reconnecting,
+}
+
+
+if __name__ == "__main__":
+    name, *arguments = sys.argv[1:]
+    json.dump(MEASURES[name](*arguments), sys.stdout)
+    sys.stdout.write("\n")

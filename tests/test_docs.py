@@ -1,0 +1,87 @@
+"""The pages say what the code says."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import warrener
+from warrener import Settings
+
+DOCS = Path(__file__).parents[1] / "docs"
+REFERENCE = (DOCS / "reference.md").read_text()
+
+
+def test_the_reference_names_every_public_name() -> None:
+    """Nothing public is missing from the page."""
+    named = set(re.findall(r"`(\w+)", REFERENCE)) | set(re.findall(r"↳ `(\w+)`", REFERENCE))
+    assert set(warrener.__all__) - named == set()
+
+
+def rows() -> dict[str, str]:
+    """The table of settings: name and default."""
+    return dict(
+        re.findall(r"^\| `(\w+)` \| ([^|]*?) \|", REFERENCE.split("## Settings")[1].split("## Errors")[0], re.MULTILINE)
+    )
+
+
+def test_the_table_of_settings_is_complete() -> None:
+    """Every row that text can set, and no other."""
+    from warrener.settings import _TEXT_RULES
+
+    assert set(rows()) == set(_TEXT_RULES)
+
+
+def test_the_defaults_of_the_table_are_the_defaults() -> None:
+    """Given in the environment, the table's defaults make the settings that nothing makes."""
+    given = {f"WARRENER_{name.upper()}": default for name, default in rows().items() if name != "name"}
+    url = "amqp://localhost/"
+
+    assert Settings.resolve(url, environ=given, name="x") == Settings.resolve(url, environ={}, name="x")
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
+def test_links_between_the_pages_lead_somewhere(page: Path) -> None:
+    """No page points at a page or a heading's file that is not there."""
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def programs() -> list[Any]:
+    """The complete programs of README, index and tutorial: those that end by running themselves."""
+    return [
+        pytest.param(block, id=f"{page.stem}-{number}")
+        for page in (DOCS.parent / "README.md", DOCS / "index.md", DOCS / "tutorial.md")
+        for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL), 1)
+        if ".run(" in block
+    ]
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize("program", programs())
+def test_the_programs_of_the_pages_run(
+    program: str, rabbitmq_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pasted and run against a broker, each prints something and raises nothing."""
+    monkeypatch.setenv("RABBITMQ_URL", rabbitmq_url)
+    program = program.replace("amqp://guest:guest@localhost/", rabbitmq_url).replace("anyio.sleep(1)", "anyio.sleep(0)")
+
+    exec(compile(program, "<page>", "exec"), {"__name__": "__main__"})  # noqa: S102 - our own pages
+
+    assert capsys.readouterr().out
+
+
+@pytest.mark.full
+def test_the_pages_become_html(tmp_path: Path) -> None:
+    """Every page is reachable, every reference leads somewhere: warnings are errors."""
+    command = [sys.executable, "-m", "sphinx", "-q", "-n", "-W", "--keep-going", "-b", "html", str(DOCS), str(tmp_path)]
+
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "tutorial.html").exists()
