@@ -520,9 +520,10 @@ def _check_files(plan: Plan, place: _Place) -> None:
             raise _Refused(f"{path} is a folder; folders are for --format files")
     if plan.unconfirmed is not None and plan.unconfirmed.exists() and str(plan.unconfirmed) != place.file:
         raise _Refused(f"{plan.unconfirmed} exists; remove it, or name another for --unconfirmed")
-    for file in (plan.unconfirmed or Path(place.file or "x"), plan.resume or Path("x")):
-        if not os.access(file.absolute().parent, os.W_OK):
-            raise _Refused(f"{file.absolute().parent} cannot be written to; name another place for {file.name}")
+    kept = {"--unconfirmed": plan.unconfirmed or Path(place.file or "here"), "--resume": plan.resume}
+    for option, file in kept.items():
+        if file is not None and not os.access(file.absolute().parent, os.W_OK):
+            raise _Refused(f"{file.absolute().parent} cannot be written to; name a file elsewhere with {option}")
 
 
 async def _obey_signals(run: _Run, caught: list[int]) -> None:

@@ -91,6 +91,9 @@ def test_the_probes_ask_the_right_questions() -> None:
     )  # fmt: skip
     shutdown = MLSettings().shutdown_timeout
     assert pod["terminationGracePeriodSeconds"] > shutdown
+    compose = yaml.safe_load((KIT / "compose.yaml").read_text())["services"]["producer"]
+    assert int(compose["stop_grace_period"].removesuffix("s")) > shutdown
+    assert "/livez" in compose["healthcheck"]["test"][-1]
     assert int(re.search(r"TimeoutStopSec=(\d+)", (KIT / "warrener.service").read_text())[1]) > shutdown
 
 
