@@ -70,8 +70,8 @@ format: $(ENVIRONMENT) ## let ruff format and repair what it can
 	@$(BIN)/ruff check --fix .
 
 .PHONY: bench
-bench: $(ENVIRONMENT) rabbitmq ## measure against the peers, and write table, JSON and plots; QUICK=1: three minutes
-	@$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
+bench: $(ENVIRONMENT) rabbitmq ## measure against the peers, and write table, JSON and plots; QUICK=1: three minutes; DOCUMENT=1: into docs/performance.md
+	@$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(if $(DOCUMENT),--document)
 
 .PHONY: fuzz
 fuzz: SECONDS ?= 1800
