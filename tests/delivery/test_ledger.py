@@ -997,9 +997,11 @@ def test_cancelled_while_waiting_to_be_sent_again() -> None:
     """An attempt of it may have arrived, so it is not gone: abandoned and `Unconfirmed`, at once, and never re-sent."""
     bench = Bench()
     (delivery,) = bench.publish(1)
+    delivery.waiter = object()
     bench.lose()
     assert bench.ledger.cancel(delivery, bench.now) is False
     assert delivery.abandoned
+    assert delivery.waiter is None
     assert [type(each.result) for each in bench.ledger.late] == [Unconfirmed]
     assert bench.ledger.empty
     bench.up()
