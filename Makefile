@@ -74,6 +74,10 @@ fuzz: SECONDS ?= 1800
 fuzz: $(ENVIRONMENT) ## throw octets at warrener.wire, guided by coverage (SECONDS=1800; `make test` has a minute of it)
 	@$(BIN)/python fuzz/wire.py --seconds $(SECONDS)
 
+.PHONY: docs
+docs: $(ENVIRONMENT) ## the pages as HTML, in docs/_build
+	@$(BIN)/python -m sphinx -q -n -W --keep-going -b html docs docs/_build && echo "docs/_build/index.html"
+
 .PHONY: lock
 lock: $(ENVIRONMENT) ## write requirements-dev.lock anew from pyproject.toml
 	@$(BIN)/python -m pip install --quiet uv

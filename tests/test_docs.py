@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,3 +50,38 @@ def test_links_between_the_pages_lead_somewhere(page: Path) -> None:
     """No page points at a page or a heading's file that is not there."""
     targets = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
     assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def programs() -> list[Any]:
+    """The complete programs of README, index and tutorial: those that end by running themselves."""
+    return [
+        pytest.param(block, id=f"{page.stem}-{number}")
+        for page in (DOCS.parent / "README.md", DOCS / "index.md", DOCS / "tutorial.md")
+        for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL), 1)
+        if ".run(" in block
+    ]
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize("program", programs())
+def test_the_programs_of_the_pages_run(
+    program: str, rabbitmq_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pasted and run against a broker, each prints something and raises nothing."""
+    monkeypatch.setenv("RABBITMQ_URL", rabbitmq_url)
+    program = program.replace("amqp://guest:guest@localhost/", rabbitmq_url).replace("anyio.sleep(1)", "anyio.sleep(0)")
+
+    exec(compile(program, "<page>", "exec"), {"__name__": "__main__"})  # noqa: S102 - our own pages
+
+    assert capsys.readouterr().out
+
+
+@pytest.mark.full
+def test_the_pages_become_html(tmp_path: Path) -> None:
+    """Every page is reachable, every reference leads somewhere: warnings are errors."""
+    command = [sys.executable, "-m", "sphinx", "-q", "-n", "-W", "--keep-going", "-b", "html", str(DOCS), str(tmp_path)]
+
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "tutorial.html").exists()

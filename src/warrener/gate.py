@@ -228,7 +228,7 @@ class Gate:
         self._link = link
 
     def open(self, number: int) -> None:
-        """Let publishers in on the attached link, or in again after a pause."""
+        """Let publishers in on the attached link, or in again after a pause; what waits goes with the next `pump`."""
         if number != self.number or self._link is None:
             return
         self.ledger.link_up(number)
@@ -236,7 +236,6 @@ class Gate:
         self._open = True
         self._flow(stalled=False)
         self._poke_timer()
-        self.pump()
 
     def pause(self, number: int) -> None:
         """Hold publishers back; what is in flight stays pending and its confirm clock stands still."""

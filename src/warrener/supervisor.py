@@ -8,7 +8,8 @@ calls `warrener.machine.transition`, stores the new record and performs the effe
 other task can see a state whose effects have not begun. An effect that takes time (a dial, a timer) starts a task in
 the supervisor's own task group; that task answers with an event. Two questions need their answer at once, from a
 publisher's own task: `admit` (the breaker) and `reconnect`. They empty the mailbox first, so the order of facts holds,
-and step the machine in place; `step` is a plain function and never re-entered, because effects only ever post.
+and step the machine in place; `step` is a plain function and never re-entered: effects only ever post, and what an opened
+gate lets through is written after the step.
 
 A *link* is one task (`_Life`): it enters the driver's block, reports `LinkOpened`, replays the topology when it is
 told to, and then waits to be closed. It reports `LinkLost`, `DialFailed` or `LinkClosed` by leaving the block, so by
@@ -111,6 +112,8 @@ class Supervisor:
         self._retry_at = math.inf
         self._confirm_posted = False
         self._drained_posted = False
+        #: A step has let publishers in, or made the breaker less strict: see `_let_in`.
+        self._may_write = False
         self._answer: Permit | float | None = None
         self._finished: do.Finish | None = None
         self._crash: Exception | None = None
@@ -180,6 +183,13 @@ class Supervisor:
     def _drain_mailbox(self) -> None:
         while self._mailbox:
             self._step(self._mailbox.popleft())
+        self._let_in()
+
+    def _let_in(self) -> None:
+        """Hand over what may be written by now. Between steps, never within one: writing asks the breaker, a step too."""
+        if self._may_write:
+            self._may_write = False
+            self.gate.pump()
 
     def _step(self, event: on.Event) -> None:
         before = self.record
@@ -210,8 +220,7 @@ class Supervisor:
         else:
             log.info("%s: circuit breaker is %s", self._name, new.replace("_", "-"))
         self._notify()
-        if new != "open":
-            self.gate.pump()
+        self._may_write = self._may_write or new != "open"
 
     def _perform(self, effect: do.Effect) -> None:  # noqa: C901 - one case for each effect, each a line or two
         match effect:
@@ -228,6 +237,7 @@ class Supervisor:
                     self._life.abort(fault)
             case do.OpenGate(link):
                 self.gate.open(link)
+                self._may_write = True
             case do.PauseGate(link):
                 self.gate.pause(link)
             case do.ShutGate(_, fault):
@@ -377,6 +387,7 @@ class Supervisor:
         self._drain_mailbox()
         self._step(on.AdmissionRequested(at=self._clock()))
         answer, self._answer = self._answer, None
+        self._let_in()
         return answer
 
     def confirmed(self, link: int, permit: Permit | None) -> None:

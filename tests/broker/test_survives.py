@@ -140,9 +140,8 @@ async def test_killed_under_load(rabbitmq: PrivateRabbitMQ, opened: Callable[...
 
 async def test_frozen(rabbitmq: PrivateRabbitMQ, opened: Callable[..., Any], queue_name: str) -> None:
     """A frozen broker is noticed by its silence; when it thaws, what was unknown has gone again, flagged."""
-    async with opened(
-        heartbeat=2
-    ) as producer:  # long enough for the publish to be on its way before the silence is noticed
+    # Long enough for the publish to be on its way before the silence is noticed.
+    async with opened(heartbeat=2) as producer:
         await producer.publish(b"before", routing_key=queue_name)
         await told(rabbitmq, rabbitmq.freeze)
         async with anyio.create_task_group() as tasks:

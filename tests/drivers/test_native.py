@@ -131,10 +131,13 @@ async def closes_politely(far: Far) -> None:
 # --- heartbeats -----------------------------------------------------------------------------------------------------
 
 
-async def test_heartbeats_leave_no_gap(autojump_clock: trio.testing.MockClock) -> None:
-    """Something is sent at least every half interval, whatever is published between (I31)."""
+@pytest.mark.parametrize("blocked", [False, True])
+async def test_heartbeats_leave_no_gap(autojump_clock: trio.testing.MockClock, blocked: bool) -> None:
+    """Something is sent at least every half interval, whatever is published between, blocked or not (I31)."""
 
     async def script(far: Far) -> None:
+        if blocked:
+            await far.send(commands.Connection.Blocked("memory"))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(far.read_on)
             await far.beat_on(5)
@@ -526,6 +529,22 @@ async def test_leaving(autojump_clock: trio.testing.MockClock) -> None:
         await trio.testing.wait_all_tasks_blocked()
     assert far.names[-1] == "Connection.Close"
     assert len(far.reader.published) == 1
+    assert trio.current_time() == 0
+
+
+async def test_crossed_closes(autojump_clock: trio.testing.MockClock) -> None:
+    """A broker that closes just when we do is answered, and leaving is no fault (I30)."""
+
+    async def script(far: Far) -> None:
+        far.reader.feed(far._received)
+        while "Connection.Close" not in far.names:
+            far.reader.feed(await far.stream.receive())
+        await far.send(commands.Connection.Close(320, "CONNECTION_FORCED", 0, 0))
+        await far.read_on()
+
+    async with linked(script, close_timeout=3) as (_, far):
+        pass
+    assert far.names == ["Connection.Close", "Connection.CloseOk"]
     assert trio.current_time() == 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ import trio.testing
 import warrener
 from warrener import Backoff, Breaker, ConnectionState, Producer
 from warrener.errors import Fault, FaultKind
+from warrener.machine import events as on
 from warrener.testing.scripted import ScriptedDriver, lives, refuses
 
 if TYPE_CHECKING:
@@ -161,3 +163,30 @@ async def test_an_orderly_shutdown_of_the_broker_is_no_failure(autojump_clock: M
         assert producer.status().consecutive_failures == 0
         await producer.wait_connected()
         await producer.aclose()
+
+
+async def test_a_link_lost_in_the_step_that_brought_it_up_is_told_in_order(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the opened gate writes asks the breaker, and so empties the mailbox: after the step, not in its middle."""
+    caplog.set_level(logging.INFO, "warrener")
+    driver = ScriptedDriver(refuses(), lives())
+    producer = Producer(URL, name="p", driver=driver, breaker=Breaker(threshold=1, cooldown=1000), **steady())
+    async with trio.open_nursery() as nursery:
+        await nursery.start(producer.run)
+        supervisor = producer._supervisor
+        assert supervisor is not None
+        post = supervisor.post
+
+        def post_a_loss_right_behind(event: on.Event) -> None:
+            post(event)
+            if isinstance(event, on.TopologyRestored):
+                post(on.LinkLost(event.link, Fault(FaultKind.CONNECTION_LOST, "gone"), at=event.at))
+
+        supervisor.post = post_a_loss_right_behind  # type: ignore[method-assign]
+        producer.publish_nowait(b"x", routing_key="tasks")
+        await trio.sleep(1.5)
+        nursery.cancel_scope.cancel()
+
+    told = [record.getMessage() for record in caplog.records]
+    assert told.index("p: restoring -> up (link 2)") < told.index("p: up -> waiting (link 2): gone")

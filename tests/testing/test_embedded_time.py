@@ -418,3 +418,18 @@ async def test_the_hook_can_swallow_and_the_broker_can_say_anything(autojump_clo
 
         assert b"HTTP/1.1 400\r\n" == await client.stream.receive()
         await client.close()
+
+
+@pytest.mark.trio
+async def test_an_operator_closes_open_connections_only(autojump_clock: MockClock) -> None:
+    """`close_all_connections` leaves alone who is still shaking hands: RabbitMQ does not list them either."""
+    async with EmbeddedBroker(listen=False) as broker:
+        greeted = MemoryClient(await broker.connect())
+        opened = await client_of(broker)
+        broker.close_all_connections(320, "maintenance")
+        await opened.expect("Connection.Close")
+        await greeted.handshake()
+
+        assert ["open", "waiting for close-ok"] == sorted(client.phase.value for client in broker.clients)
+        await greeted.stream.aclose()
+        await opened.stream.aclose()

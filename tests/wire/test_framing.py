@@ -81,6 +81,16 @@ def test_any_split(cuts: list[int]) -> None:
     assert log == SEEN
 
 
+@given(st.integers(1, 65_535), st.integers(0, 2**64 - 1), st.booleans(), st.booleans(), st.integers(0, 42))
+def test_pamqp_writes_the_confirms(channel: int, tag: int, multiple: bool, positive: bool, cut: int) -> None:
+    """Confirms of any channel and tag, written by pamqp and cut anywhere, are read by the short way as what they are."""
+    parser, log = recording_parser()
+    stream = (ack if positive else nack)(tag, multiple, channel) * 2
+    parser.feed(stream[:cut])
+    parser.feed(stream[cut:])
+    assert log == [("ack" if positive else "nack", channel, tag, multiple)] * 2
+
+
 def test_completions_count_ends_of_frames_only() -> None:
     """Octets that end no frame leave `completions` as it is: what a frame's deadline rests on."""
     parser, _ = recording_parser()

@@ -340,6 +340,21 @@ def test_their_close_drops_what_was_not_taken() -> None:
     assert (drain(session), publisher.offered) == (b"", 1)
 
 
+@pytest.mark.parametrize("size", [1, 1000])
+@pytest.mark.parametrize("ours", [False, True])
+def test_octets_behind_a_close_mean_nothing(ours: bool, size: int) -> None:
+    """What comes behind the end is not looked at, legal or not, in the same piece or another (I3; found by fuzzing)."""
+    session = opened()
+    if ours:
+        session.close()
+        drain(session)
+    close = octets(commands.Connection.Close(320, "CONNECTION_FORCED", 0, 0))
+    stream = close + b"\x08\x01\x00\x00\x00\x00\x00\xce"
+    told = [fact for at in range(0, len(stream), size) for fact in session.receive(stream[at : at + size])]
+    assert told == [facts.Closed() if ours else facts.CloseReceived(320, "CONNECTION_FORCED", Phase.OPEN)]
+    assert names(session) == ["Connection.CloseOk"]
+
+
 def test_after_a_fault_not_one_octet() -> None:
     """Illegal octets silence the session: nothing pending, nothing later, no fact (R18)."""
     session = opened()

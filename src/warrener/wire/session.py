@@ -197,13 +197,17 @@ class Session:
                 else:
                     self._parser.feed(data)
             except Malformed as error:
-                self.fail()
-                self._facts.append(facts.Broken(Breach.ILLEGAL, str(error)))
+                self._break(facts.Broken(Breach.ILLEGAL, str(error)))
             except _Refusal as refusal:
-                self.fail()
-                self._facts.append(refusal.broken)
+                self._break(refusal.broken)
         told, self._facts = self._facts, []
         return told
+
+    def _break(self, broken: facts.Broken) -> None:
+        """Fall silent because of the peer. Behind a close nothing counts, and the answer to it still goes out."""
+        if self.phase is not Phase.OVER:
+            self.fail()
+            self._facts.append(broken)
 
     def data_to_send(self) -> bytes:
         """Return the next octets for the socket, b"" for none; from this call on they count as offered to it."""

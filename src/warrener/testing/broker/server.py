@@ -534,9 +534,10 @@ class EmbeddedBroker:
 
     @control
     def close_all_connections(self, code: int = 320, text: str = "closed by the operator") -> None:
-        """Send connection.close to every client."""
+        """Send connection.close to every client whose connection is open; RabbitMQ knows of no others."""
         for served in tuple(self._served.values()):
-            served.connection.close(code, text)
+            if served.connection.phase is Phase.OPEN:
+                served.connection.close(code, text)
 
     @control
     def close_channels(self, code: int, text: str) -> None:

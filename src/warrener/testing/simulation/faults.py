@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import trio
 from trio.testing import MockClock
 
 from warrener.testing.broker import EmbeddedBroker, Tuning
 from warrener.testing.broker.codec import Content, Method, encode_frame, encode_method
-from warrener.testing.broker.protocol import Connection
+from warrener.testing.broker.protocol import Connection, Phase
 from warrener.testing.simulation.network import Network, Wire
 from warrener.testing.simulation.schedule import FRAME_MAX, Fault
 from warrener.testing.simulation.trace import Trace
@@ -30,28 +30,34 @@ class Misfortunes:
 
     def __init__(
         self,
-        broker: EmbeddedBroker,
+        brokers: Sequence[EmbeddedBroker],
         network: Network,
         trace: Trace,
         chance: random.Random,
         clock: MockClock,
         password: str,
     ) -> None:
-        self._broker = broker
+        self._brokers = brokers
         self._network = network
         self._trace = trace
         self._chance = chance
         self._clock = clock
         self._password = password
-        self._tuning = broker.tuning
+        self._tuning = brokers[0].tuning
+        #: Which brokers a fault of this kind has hit, and which addresses.
+        self._hit: dict[str, list[EmbeddedBroker]] = {}
+        self._addresses: dict[str, list[str]] = {}
         #: Which faults last at this instant, by kind: a second one of a kind prolongs the first.
         self.lasting: dict[str, int] = {}
-        #: (from, until) of every fault that was performed; instants have both equal.
-        self.history: list[tuple[float, float, str]] = []
+        #: When everything was mended.
+        self.healed_at: float | None = None
         #: (from, until) of jumps of the clock.
         self.jumps: list[tuple[float, float]] = []
         #: When queues were deleted, by name; "*" for all.
         self.deletions: list[tuple[float, str]] = []
+        #: When brokers crashed.
+        self.crashes: list[float] = []
+        #: When the broker told something untrue that nobody can tell from the truth.
         self.credible_lies: list[float] = []
         #: By kind: how it begins, and how it ends where it lasts.
         self._kinds: dict[str, tuple[Callable[[Fault], None], Callable[[], None]]] = {
@@ -94,7 +100,8 @@ class Misfortunes:
             "ack again": (self._ack_again, _nothing),
             "foreign return": (self._foreign_return, _nothing),
         }
-        broker.intercept = self._intercept
+        for broker in brokers:
+            broker.intercept = self._intercept
 
     async def run(self, faults: tuple[Fault, ...]) -> None:
         """Perform the faults at their instants; returns after the last has ended."""
@@ -105,6 +112,8 @@ class Misfortunes:
                 agenda.append((fault.at + fault.duration, place, False, fault))
         for at, _, begins, fault in sorted(agenda, key=lambda entry: entry[:3]):
             await trio.sleep_until(at)
+            if self.healed_at is not None:
+                return  # the clock jumped past the end of the faults
             if begins:
                 self.begin(fault)
             else:
@@ -113,11 +122,10 @@ class Misfortunes:
     def begin(self, fault: Fault) -> None:
         """Inflict one fault."""
         self._trace.note(f"FAULT {fault}")
-        self.history.append((fault.at, fault.at + fault.duration, fault.kind))
         if fault.duration:
             self.lasting[fault.kind] = self.lasting.get(fault.kind, 0) + 1
         if fault.kind in _DIALS:
-            self._network.dialing = fault.kind
+            self._set_fates(fault.kind)
             return
         self._kinds[fault.kind][0](fault)
 
@@ -131,19 +139,34 @@ class Misfortunes:
         del self.lasting[kind]
         self._trace.note(f"over: {kind}")
         if kind in _DIALS:
-            if self._network.dialing == kind:
-                self._network.dialing = "open"
+            self._clear_fates(kind)
             return
         self._kinds[kind][1]()
 
     def heal(self) -> None:
         """End everything that lasts, but for what is wrong with one connection: its owner has to notice that itself."""
-        self._network.dialing = "open"
+        if self.healed_at is None:
+            self.healed_at = trio.current_time()
         for kind in tuple(self.lasting):
-            if kind.startswith("freeze") and kind != "freeze broker":
+            if kind in ("freeze", "freeze to broker", "freeze to client"):
                 continue
             self.lasting[kind] = 1
             self.end(kind)
+        for broker in self._brokers:
+            if "jobs" not in broker.queues(VHOST):
+                broker.declare_queue("jobs", vhost=VHOST)
+
+    def _set_fates(self, kind: str) -> None:
+        """Have dials fail in this way: to every broker, or, where there are several, perhaps to some only."""
+        addresses = self._network.addresses
+        count = len(addresses) if self._chance.random() < 0.5 else self._chance.randint(1, len(addresses))
+        for address in self._chance.sample(addresses, count):
+            self._network.fates[address] = kind
+
+    def _clear_fates(self, kind: str) -> None:
+        fates = self._network.fates
+        for address in [address for address, fate in fates.items() if fate == kind]:
+            del fates[address]
 
     # --- the network --------------------------------------------------------------------------------------------------
 
@@ -153,10 +176,14 @@ class Misfortunes:
 
     def _rst(self, fault: Fault) -> None:
         chance = self._chance
-        self._each(lambda wire: wire.reset(chance.randrange(200), chance.choice((0, 50, 1000, 1 << 20))))
+        for wire in self._network.live:
+            wire.ended_by = "rst"
+            wire.reset(chance.randrange(200), chance.choice((0, 50, 1000, 1 << 20)))
 
     def _fin(self, fault: Fault) -> None:
-        self._each(lambda wire: wire.finish())
+        for wire in self._network.live:
+            wire.ended_by = "fin"
+            wire.finish()
 
     def _freeze(self, fault: Fault) -> None:
         self._each(lambda wire: wire.freeze(to_broker=True, to_client=True))
@@ -185,15 +212,14 @@ class Misfortunes:
     def _drip(self, fault: Fault) -> None:
         for wire in self._network.live:
             wire.to_client.drip = 1.0
-            wire.dripping_since = trio.current_time()
 
     def _cut_to_broker(self, fault: Fault) -> None:
         for wire in self._network.live:
-            wire.to_broker.cut_after = fault.amount
+            wire.to_broker.cut(fault.amount)
 
     def _cut_to_client(self, fault: Fault) -> None:
         for wire in self._network.live:
-            wire.to_client.cut_after = 1 + fault.amount // 4
+            wire.to_client.cut(fault.amount)
 
     def _corrupt(self, fault: Fault) -> None:
         self.credible_lies.append(trio.current_time())
@@ -209,11 +235,15 @@ class Misfortunes:
     # --- the broker ---------------------------------------------------------------------------------------------------
 
     def _intercept(self, connection: Connection, channel: int, what: Method | Content) -> bool:
-        if isinstance(what, Content) or not self.lasting:
+        if isinstance(what, Content):
             return False
-        if what.name == "connection.start_ok" and "silent login" in self.lasting:
+        if what.name == "connection.close" and connection.phase is Phase.CLOSING:
+            self._trace.see("crossed Closes")
+        elif what.name == "connection.start_ok" and "silent login" in self.lasting:
+            self._trace.see("silent login")
             return True
-        if what.name == "channel.open" and "close in open" in self.lasting:
+        elif what.name == "channel.open" and "close in open" in self.lasting:
+            self._trace.see("close in open")
             if self._chance.random() < 0.5:
                 connection.close(541, "not now")
             else:
@@ -221,117 +251,167 @@ class Misfortunes:
             return True
         return False
 
+    def _some(self, kind: str) -> list[EmbeddedBroker]:
+        """Choose whom a fault hits that befalls one machine: one broker, or all."""
+        hit = self._hit.get(kind, [])
+        chosen = list(self._brokers) if self._chance.random() < 0.5 else [self._chance.choice(self._brokers)]
+        self._hit[kind] = [*hit, *(broker for broker in chosen if broker not in hit)]
+        return chosen
+
     def _crash(self, fault: Fault) -> None:
-        self._broker.crash()
+        self.crashes.append(trio.current_time())
+        for broker in self._some("down"):
+            broker.crash()
 
     def _stop(self, fault: Fault) -> None:
-        self._broker.stop()
+        for broker in self._some("down"):
+            broker.stop()
 
     def _restart(self) -> None:
         if not self.lasting.get("crash") and not self.lasting.get("stop"):
-            self._broker.restart()
+            for broker in self._hit.pop("down", []):
+                broker.restart()
 
     def _operator_close(self, fault: Fault) -> None:
-        self._broker.close_all_connections()
+        for broker in self._brokers:
+            broker.close_all_connections()
 
     def _close_5xx(self, fault: Fault) -> None:
-        self._broker.close_all_connections(self._chance.choice((501, 504, 505, 506, 540, 541)), "so be it")
+        code = self._chance.choice((501, 504, 505, 506, 540, 541))
+        for broker in self._brokers:
+            broker.close_all_connections(code, "so be it")
 
     def _freeze_broker(self, fault: Fault) -> None:
-        self._broker.freeze()
+        for broker in self._some("freeze broker"):
+            broker.freeze()
 
     def _thaw_broker(self) -> None:
-        self._broker.thaw()
+        for broker in self._hit.pop("freeze broker", []):
+            broker.thaw()
 
     def _alarm(self, fault: Fault) -> None:
-        self._broker.alarm()
+        for broker in self._brokers:
+            broker.alarm()
 
     def _no_alarm(self) -> None:
-        self._broker.alarm(on=False)
+        for broker in self._brokers:
+            broker.alarm(on=False)
 
     def _flow(self, fault: Fault) -> None:
-        self._broker.flow(active=False)
+        for broker in self._brokers:
+            broker.flow(active=False)
 
     def _flow_again(self) -> None:
-        self._broker.flow(active=True)
+        for broker in self._brokers:
+            broker.flow(active=True)
 
     def _stall(self, fault: Fault) -> None:
-        self._broker.stall_confirms()
+        for broker in self._brokers:
+            broker.stall_confirms()
 
     def _no_stall(self) -> None:
-        self._broker.stall_confirms(on=False)
+        for broker in self._brokers:
+            broker.stall_confirms(on=False)
 
     def _close_channels(self, fault: Fault) -> None:
-        self._broker.close_channels(self._chance.choice((403, 404, 405, 406)), "closed by the simulation")
+        # Not one of the codes that RabbitMQ closes a publisher's channel with because of a publish: it would be a lie.
+        code = self._chance.choice((312, 405))
+        for broker in self._brokers:
+            broker.close_channels(code, "closed by the simulation")
 
     def _bad_tune(self, fault: Fault) -> None:
-        self._broker.tuning = Tuning(
-            frame_max=self._chance.choice((1, 1000, 4095)), frame_min=1, heartbeat=self._tuning.heartbeat
-        )
+        floor = Tuning(frame_max=self._chance.choice((1000, 4095)), frame_min=1, heartbeat=self._tuning.heartbeat)
+        for broker in self._brokers:
+            broker.tuning = floor
 
     def _good_tune(self) -> None:
-        self._broker.tuning = self._tuning
+        for broker in self._brokers:
+            broker.tuning = self._tuning
 
     def _delete_exchange(self, fault: Fault) -> None:
         if "delete vhost" not in self.lasting:
-            self._broker.delete_exchange("work", vhost=VHOST)
+            for broker in self._brokers:
+                broker.delete_exchange("work", vhost=VHOST)
 
     def _revoke_write(self, fault: Fault) -> None:
-        if "delete user" not in self.lasting and "delete vhost" not in self.lasting:
-            self._broker.set_permissions(USER, vhost=VHOST, write="^$")
+        self._permit("^$")
 
     def _grant_write(self) -> None:
+        self._permit(".*")
+
+    def _permit(self, write: str) -> None:
         if "delete user" not in self.lasting and "delete vhost" not in self.lasting:
-            self._broker.set_permissions(USER, vhost=VHOST)
+            for broker in self._brokers:
+                broker.set_permissions(USER, vhost=VHOST, write=write)
 
     def _wrong_password(self, fault: Fault) -> None:
-        if "delete user" not in self.lasting:
-            self._broker.add_user(USER, "another", None)
+        # New credentials end the connections that were made with the old ones, as an expired token does.
+        self._set_password("another")
+        for broker in self._brokers:
+            broker.close_all_connections(320, "the credentials have expired")
 
     def _right_password(self) -> None:
+        self._set_password(self._password)
+
+    def _set_password(self, password: str) -> None:
         if "delete user" not in self.lasting:
-            self._broker.add_user(USER, self._password, None)
+            for broker in self._brokers:
+                broker.add_user(USER, password, None)
 
     def _delete_vhost(self, fault: Fault) -> None:
         if self.lasting["delete vhost"] == 1:
             self.deletions.append((trio.current_time(), "*"))
-            self._broker.delete_vhost(VHOST)
+            for broker in self._brokers:
+                broker.delete_vhost(VHOST)
 
     def _add_vhost(self) -> None:
-        self._broker.add_vhost(VHOST)
-        if "delete user" not in self.lasting:
-            self._broker.set_permissions(USER, vhost=VHOST)
+        for broker in self._brokers:
+            broker.add_vhost(VHOST)
+            if "delete user" not in self.lasting:
+                broker.set_permissions(USER, vhost=VHOST)
 
     def _delete_user(self, fault: Fault) -> None:
         if self.lasting["delete user"] == 1:
-            self._broker.delete_user(USER)
+            for broker in self._brokers:
+                broker.delete_user(USER)
 
     def _add_user(self) -> None:
         password = "another" if "wrong password" in self.lasting else self._password
-        self._broker.add_user(USER, password, VHOST if "delete vhost" not in self.lasting else None)
+        for broker in self._brokers:
+            broker.add_user(USER, password, VHOST if "delete vhost" not in self.lasting else None)
 
-    def _delete(self, queue: str) -> bool:
-        if "delete vhost" in self.lasting or queue not in self._broker.queues(VHOST):
+    def _queues(self, broker: EmbeddedBroker) -> list[str]:
+        return [] if "delete vhost" in self.lasting else list(broker.queues(VHOST))
+
+    def _delete(self, broker: EmbeddedBroker, queue: str) -> bool:
+        if queue not in self._queues(broker):
             return False
         self.deletions.append((trio.current_time(), queue))
-        self._broker.delete_queue(queue, vhost=VHOST)
+        broker.delete_queue(queue, vhost=VHOST)
         return True
 
     def _topology_mismatch(self, fault: Fault) -> None:
-        if self._delete("quorum"):
-            self._broker.declare_queue("quorum", vhost=VHOST, arguments={"x-max-length": 5})
-            self._broker.close_all_connections()
+        for broker in self._brokers:
+            if self._delete(broker, "quorum"):
+                broker.declare_queue("quorum", vhost=VHOST, arguments={"x-max-length": 5})
+                broker.close_all_connections()
 
     def _topology_match(self) -> None:
-        self._delete("quorum")
+        for broker in self._brokers:
+            self._delete(broker, "quorum")
 
     def _kill_queue(self, fault: Fault) -> None:
-        if "delete vhost" not in self.lasting:
-            for queue in self._broker.queues(VHOST):
-                self._broker.kill_queue(queue, vhost=VHOST)
+        for broker in self._brokers:
+            for queue in self._queues(broker):
+                broker.kill_queue(queue, vhost=VHOST)
 
     def _delete_queue(self, fault: Fault) -> None:
-        self._delete(self._chance.choice(("jobs", "quorum", "small")))
+        queue = self._chance.choice(("jobs", "quorum", "small"))
+        for broker in self._brokers:
+            if any(client.unconfirmed for client in broker.clients) and self._delete(broker, queue):
+                self._trace.see("queue deleted while confirms are pending")
+            else:
+                self._delete(broker, queue)
 
     # --- lies ---------------------------------------------------------------------------------------------------------
 
@@ -345,18 +425,23 @@ class Misfortunes:
             encode_frame(3, 1, b"unexpected"),
             self._chance.randbytes(30),
         )
-        self._broker.send_octets(self._chance.choice(lies))
+        self._tell(self._chance.choice(lies))
+
+    def _tell(self, octets: bytes) -> None:
+        for broker in self._brokers:
+            broker.send_octets(octets)
 
     def _big_frame(self, fault: Fault) -> None:
-        self._broker.send_octets(b"\x01\x00\x01" + (FRAME_MAX * 4).to_bytes(4) + bytes(100))
+        self._tell(b"\x01\x00\x01" + (FRAME_MAX * 4).to_bytes(4) + bytes(100))
 
     def _endless_frame(self, fault: Fault) -> None:
-        self._broker.send_octets(b"\x01\x00\x01" + (100).to_bytes(4) + bytes(10))
+        self._tell(b"\x01\x00\x01" + (100).to_bytes(4) + bytes(10))
 
     def _lie(self, name: str, **fields: int | bool) -> None:
-        for client in self._broker.clients:
-            if client.channels:
-                self._broker.send_octets(encode_method(client.channels[0], name, **fields), client.number)
+        for broker in self._brokers:
+            for client in broker.clients:
+                if client.channels:
+                    broker.send_octets(encode_method(client.channels[0], name, **fields), client.number)
 
     def _ack_zero(self, fault: Fault) -> None:
         self._trace.see("lie: ack zero")
@@ -376,15 +461,22 @@ class Misfortunes:
     def _foreign_return(self, fault: Fault) -> None:
         # Nobody's message, to an address that others use: it may be anybody's, as far as the producer can tell.
         self.credible_lies.append(trio.current_time())
-        for client in self._broker.clients:
-            if client.channels:
-                channel = client.channels[0]
-                octets = encode_method(
-                    channel, "basic.return", reply_code=_RETURN, reply_text="NO_ROUTE", exchange="", routing_key="jobs"
-                )
-                octets += encode_frame(2, channel, b"\x00\x3c\x00\x00" + (3).to_bytes(8) + b"\x00\x00")
-                octets += encode_frame(3, channel, b"abc")
-                self._broker.send_octets(octets, client.number)
+        for broker in self._brokers:
+            for client in broker.clients:
+                if client.channels:
+                    broker.send_octets(_return_of_nothing(client.channels[0]), client.number)
+
+
+def _return_of_nothing(channel: int) -> bytes:
+    return b"".join(
+        (
+            encode_method(
+                channel, "basic.return", reply_code=_RETURN, reply_text="NO_ROUTE", exchange="", routing_key="jobs"
+            ),
+            encode_frame(2, channel, b"\x00\x3c\x00\x00" + (3).to_bytes(8) + b"\x00\x00"),
+            encode_frame(3, channel, b"abc"),
+        )
+    )
 
 
 def _nothing(*_: object) -> None:

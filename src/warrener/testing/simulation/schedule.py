@@ -16,7 +16,20 @@ from typing import Literal, TypeAlias
 
 from attrs import frozen
 
-__all__ = ["FAULTS", "HOSTILE", "Call", "Fault", "Mode", "Plan", "draw", "stream"]
+__all__ = [
+    "FAULTS",
+    "HOSTILE",
+    "Call",
+    "Fault",
+    "Item",
+    "Mode",
+    "NetworkPlan",
+    "Plan",
+    "ProducerPlan",
+    "calm",
+    "draw",
+    "stream",
+]
 
 Mode: TypeAlias = Literal["safety", "liveness"]
 Ending: TypeAlias = Literal["close", "close under load", "abort", "kill"]
@@ -78,7 +91,7 @@ class Fault:
     at: float
     kind: str
     duration: float = 0.0
-    #: What the kind makes of it: a number of octets, a reply code.
+    #: What the kind makes of it; for a cut the number of octets that still pass, negative for a RST behind them.
     amount: int = 0
 
     def __str__(self) -> str:
@@ -170,6 +183,8 @@ class Plan:
     ends_at: float
     producer: ProducerPlan
     network: NetworkPlan
+    #: Brokers behind the one name; each has its own queues.
+    brokers: int
     sync_interval: float
     #: The broker repeats each ack of several tags: the last one alone, then all of them.
     chatty: bool
@@ -211,8 +226,49 @@ def draw(seed: int) -> Plan:
         ends_at=duration if ending == "close" else _ending_instant(seed, duration, calls),
         producer=producer,
         network=_network(seed, quiet=quiet),
+        brokers=stream(seed, "brokers").choice((1, 1, 1, 1, 1, 2, 2, 3)),
         sync_interval=chance.choice((0.0, 0.05, 0.2)),
         chatty=chance.random() < 0.2,
+        calls=calls,
+        faults=faults,
+    )
+
+
+def calm(calls: tuple[Call, ...], faults: tuple[Fault, ...] = (), *, seed: int = 0, at_least_once: bool = True) -> Plan:
+    """Return a plan made by hand: one broker, a fast network, plain settings, and only the faults that are given."""
+    return Plan(
+        seed=seed,
+        mode="safety",
+        hostile=False,
+        duration=60.0,
+        healed_at=math.inf,
+        ending="close",
+        ends_at=60.0,
+        producer=ProducerPlan(
+            heartbeat=60,
+            connect_timeout=5.0,
+            initial=1.0,
+            cap=8.0,
+            attempts=None,
+            jitter=0.5,
+            breaker=(5, 30.0, 1),
+            stable_for=10.0,
+            publish_timeout=30.0,
+            confirm_timeout=20.0,
+            at_least_once=at_least_once,
+            max_buffered=1000,
+            max_buffered_bytes=1_000_000,
+            max_block=5.0,
+            max_in_flight=1000,
+            drain_timeout=10.0,
+            write_stall_timeout=10.0,
+            frame_timeout=10.0,
+            max_inbound_body=1_000_000,
+        ),
+        network=NetworkPlan(0.0005, 0.0, 65536, 0, math.inf, 0.0),
+        brokers=1,
+        sync_interval=0.05,
+        chatty=False,
         calls=calls,
         faults=faults,
     )
@@ -256,10 +312,13 @@ def _producer(seed: int, mode: Mode, *, quiet: bool) -> ProducerPlan:
 
 def _network(seed: int, *, quiet: bool) -> NetworkPlan:
     chance = stream(seed, "network plan")
+    latency = chance.choice((0.0005, 0.005, 0.03, 0.1))
+    window = 65536 if quiet else chance.choice((300, 1000, 4096, 65536))
     return NetworkPlan(
-        latency=chance.choice((0.0005, 0.005, 0.03, 0.1)),
+        latency=latency,
         jitter=chance.choice((0.0, 0.5, 1.0)),
-        window=65536 if quiet else chance.choice((300, 1000, 4096, 65536)),
+        # At most a window is on its way at a time. A network that carries less in a second is a fault, not a network.
+        window=max(window, round(2 * latency * 60_000)),
         slices=chance.choice((0, 0, 0, 0, 40, 400)),
         bandwidth=chance.choice((math.inf, math.inf, 1e6, 1e5)),
         close_delay=chance.choice((0.0, 0.0, 0.5, 4.0)),
@@ -319,9 +378,11 @@ class _Habits:
                 ticks = chance.randint(0, 12)
             else:
                 after = chance.choice((0.001, 0.01, 0.1, 1.0, 5.0)) * chance.random()
-        return Call(at, how, tuple(self._item(number + index) for index in range(count)), timeout, ticks, after)
+        # An id that several share would leave open whose late outcome it is.
+        stays = ticks is None and after is None
+        return Call(at, how, tuple(self._item(number + index, stays) for index in range(count)), timeout, ticks, after)
 
-    def _item(self, number: int) -> Item:
+    def _item(self, number: int, may_be_twin: bool) -> Item:
         chance = self._chance
         address = chance.choice(self._addresses)
         if chance.random() < self._unroutable:
@@ -337,7 +398,7 @@ class _Habits:
                     invalid = True
                 case _:
                     return Item(number, LARGEST + 1 + chance.randrange(100), address)
-        twin = chance.random() < self._twins
+        twin = chance.random() < self._twins and may_be_twin
         return Item(
             number,
             self._size(),
@@ -388,7 +449,9 @@ def _faults(seed: int, until: float, calls: tuple[Call, ...], *, hostile: bool) 
             longest = pool[kind][1]
             length = longest * chance.random() ** 2 + 0.05 if longest else 0.0
             at = min(at, until * 0.99)
-            amount = chance.randrange(1, 400)
+            amount = chance.randrange(1, 100 if kind == "cut to client" else 400)
+            if kind.startswith("cut to"):
+                amount *= chance.choice((1, -1))
             if kind == "channel storm":
                 faults += [Fault(at + 0.5 * index, "close channels", 0.0, amount) for index in range(8)]
             else:

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
 
-from warrener.drivers.base import Driver, Lane, Link, LinkOptions, Peer, Reports
-from warrener.errors import Fault
+from warrener.drivers.base import Driver, Lane, Link, LinkDown, LinkOptions, Peer, Reports
+from warrener.errors import Fault, FaultKind
 from warrener.records import Endpoint, Envelope, Returned
-from warrener.testing.simulation.trace import Attempt, Trace
+from warrener.testing.simulation.trace import Attempt, LinkLife, Trace
 from warrener.topology import Declaration
 
 __all__ = ["TappedDriver", "number_of"]
@@ -44,22 +44,33 @@ class TappedDriver:
         """Open a link; see `warrener.drivers.base.Driver`."""
         self.opened += 1
         number = self.opened
-        tapped = TappedReports(reports, self._trace, number, chatty=self._chatty)
-        async with self._driver.open(endpoint, options, tapped) as link:
-            self._trace.note(f"link {number} is open")
-            tapped.link = TappedLink(link, self._trace, number, tapped, self._short_bodies)
-            yield tapped.link
+        trace = self._trace
+        life = trace.links[number] = LinkLife(number, trace.clock())
+        tapped = TappedReports(reports, trace, life, chatty=self._chatty)
+        trace.note(f"link {number}: dial")
+        try:
+            async with self._driver.open(endpoint, options, tapped) as link:
+                life.opened_at = trace.clock()
+                trace.note(f"link {number}: open")
+                yield TappedLink(link, trace, life, tapped, self._short_bodies)
+        except LinkDown as down:
+            life.fault = down.fault
+            raise
+        finally:
+            life.ended_at = trace.clock()
+            life.outstanding = sum(len(attempts) for attempts in tapped.outstanding.values())
+            trace.note(f"link {number}: over, {life.fault}")
 
 
 class TappedLink:
     """A link that writes down what is published on it."""
 
     def __init__(
-        self, link: Link, trace: Trace, number: int, reports: TappedReports, short_bodies: dict[bytes, int]
+        self, link: Link, trace: Trace, life: LinkLife, reports: TappedReports, short_bodies: dict[bytes, int]
     ) -> None:
         self._link = link
         self._trace = trace
-        self._number = number
+        self._life = life
         self._reports = reports
         self._short_bodies = short_bodies
 
@@ -79,8 +90,9 @@ class TappedLink:
         channel = self._reports.channels[lane]
         number = number_of(body, self._short_bodies)
         trace = self._trace
-        attempt = Attempt(number, self._number, channel, tag, trace.clock())
-        trace.attempts[self._number, channel, tag] = attempt
+        link = self._life.number
+        attempt = Attempt(number, link, lane, channel, tag, trace.clock())
+        trace.attempts[link, channel, tag] = attempt
         publish = trace.publishes[number]
         publish.attempts.append(attempt)
         publish.message_id = message_id
@@ -89,7 +101,7 @@ class TappedLink:
         else:
             self._reports.ids[message_id] = attempt
         self._reports.outstanding.setdefault(channel, {})[tag] = attempt
-        trace.note(f"link {self._number}.{channel}: publish {number} as tag {tag}")
+        trace.note(f"link {link}.{channel}: publish {number} as tag {tag}")
         return tag
 
     def validate(self, envelope: Envelope, message_id: str, body: bytes, token: str | None) -> str | None:
@@ -98,7 +110,9 @@ class TappedLink:
 
     def offered(self, channel: int) -> int:
         """Return the highest tag that may have reached the network."""
-        return self._link.offered(channel)
+        offered = self._link.offered(channel)
+        self._reports.end_of_channel(channel, offered)
+        return offered
 
     def open_suspect_channel(self) -> None:
         """Open the suspects' channel."""
@@ -107,6 +121,7 @@ class TappedLink:
     async def declare(self, declarations: Iterable[Declaration]) -> None:
         """Declare."""
         await self._link.declare(declarations)
+        self._life.declared_at = self._trace.clock()
 
     async def get(self, queue: str, limit: int) -> list[bytes]:
         """Take bodies."""
@@ -118,28 +133,38 @@ class TappedLink:
 
     def abort(self, fault: Fault) -> None:
         """End the link."""
-        self._trace.note(f"link {self._number}: aborted: {fault.kind.value}")
+        self._trace.note(f"link {self._life.number}: aborted: {fault.kind.value}")
+        self._life.aborted_at = self._trace.clock()
+        if fault.kind is FaultKind.CONFIRM_OVERDUE:
+            waiting = [each.at for attempts in self._reports.outstanding.values() for each in attempts.values()]
+            self._life.overdue = (min(waiting, default=None), self._trace.clock())
         self._link.abort(fault)
 
 
 class TappedReports:
     """Reports that are written down on their way to the owner."""
 
-    def __init__(self, reports: Reports, trace: Trace, number: int, *, chatty: bool) -> None:
+    def __init__(self, reports: Reports, trace: Trace, life: LinkLife, *, chatty: bool) -> None:
         self._reports = reports
         self._trace = trace
-        self._number = number
+        self._life = life
+        self._number = life.number
         self._chatty = chatty
-        self.link: TappedLink | None = None
         self.channels: dict[Lane, int] = {}
         self.tokens: dict[str, Attempt] = {}
         self.ids: dict[str, Attempt] = {}
         #: By channel, what the broker has not answered.
         self.outstanding: dict[int, dict[int, Attempt]] = {}
-        self._acked_since_return: dict[int, set[int]] = {}
+        self._acked_at = -1.0
 
     def _note(self, what: str) -> None:
         self._trace.note(f"link {self._number}.{what}")
+
+    def end_of_channel(self, channel: int, offered: int) -> None:
+        """Note which of the unanswered may have reached the broker."""
+        for tag, attempt in self.outstanding.get(channel, {}).items():
+            if attempt.reached is None:
+                attempt.reached = tag <= offered
 
     def channel_opened(self, lane: Lane, channel: int) -> None:
         """See `Reports`."""
@@ -153,35 +178,40 @@ class TappedReports:
         """See `Reports`."""
         self._note(f"{channel}: channel closed, {fault.reply_code}, offered {offered}")
         self._trace.see(f"channel closed {fault.reply_code}")
+        self._trace.channel_ends[self._number, channel] = (self._trace.clock(), fault.reply_code)
+        self.end_of_channel(channel, offered)
         self.outstanding.pop(channel, None)
         self._reports.channel_closed(lane, channel, fault, offered)
 
     def _settle(self, channel: int, tag: int, multiple: bool, answer: str) -> None:
-        outstanding = self.outstanding.get(channel, {})
+        outstanding, trace = self.outstanding.get(channel, {}), self._trace
         tags = [each for each in outstanding if each <= tag] if multiple else [tag]
         waiting = [each for each in outstanding.values() if each.returned]
-        hit = 0
+        settled: list[Attempt] = []
         for each in tags:
             attempt = outstanding.pop(each, None)
             if attempt is not None:
-                attempt.answer = attempt.answer or answer
-                hit += 1
+                attempt.answer, attempt.answered_at, attempt.reached = answer, trace.clock(), True
+                settled.append(attempt)
                 if attempt.returned:
-                    self._trace.see(f"return then {answer}")
-                if answer == "nack" and multiple and self._trace.seen >= {"ack"}:
-                    self._trace.see("nack multiple after ack")
-        if waiting and hit and not any(attempt.answer for attempt in waiting):
-            # Between a return and its own confirm came those of others (F3).
-            self._trace.see("F3")
-        if multiple and hit > 1:
-            self._trace.see(f"{answer} multiple")
-        if not hit:
-            self._trace.see("ack of nothing" if self._trace.attempts.get((self._number, channel, tag)) else "bogus tag")
-        self._trace.see(answer)
+                    trace.see(f"return then {answer}")
+        if waiting and settled and not any(attempt.answer for attempt in waiting):
+            # Between a return and its own confirm came those of others.
+            trace.see("F3 interleaving")
+        if answer == "ack":
+            self._acked_at = trace.clock()
+        elif multiple and self._acked_at == trace.clock():
+            trace.see("nack multiple after ack")
+        if multiple and len(settled) > 1:
+            trace.see(f"{answer} multiple")
+        if not settled and (self._number, channel, tag) in trace.attempts:
+            trace.see("settled twice")
+        trace.see(answer)
 
     def confirmed(self, channel: int, tag: int, multiple: bool) -> None:
         """See `Reports`."""
         self._note(f"{channel}: ack {tag}{'+' if multiple else ''}")
+        self._life.acked = True
         if self._chatty and multiple:
             self._settle(channel, tag, False, "ack")
             self._reports.confirmed(channel, tag, False)
@@ -201,7 +231,7 @@ class TappedReports:
             attempt = self.ids.get(returned.message_id)
         self._note(f"{channel}: return of {attempt.number if attempt is not None else 'an unknown message'}")
         if attempt is not None:
-            attempt.returned = True
+            attempt.returned = attempt.reached = True
             if returned.body_size == 0:
                 self._trace.see("return of an empty body")
         else:
@@ -211,7 +241,7 @@ class TappedReports:
     def blocked(self, reason: str) -> None:
         """See `Reports`."""
         self._note(f" blocked: {reason}")
-        self._trace.see("blocked")
+        self._trace.see("flow stopped" if "flow" in reason else "blocked")
         self._reports.blocked(reason)
 
     def unblocked(self) -> None:

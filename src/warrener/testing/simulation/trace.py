@@ -8,11 +8,12 @@ from typing import Any
 
 from attrs import define, field, frozen
 
-from warrener.errors import PublishError
+from warrener.drivers.base import Lane
+from warrener.errors import Fault, Nacked, PublishError
 from warrener.records import Receipt
 from warrener.testing.simulation.schedule import Call, Item
 
-__all__ = ["Attempt", "Dial", "Event", "Publish", "Trace", "Verdict", "verdict"]
+__all__ = ["Attempt", "Event", "LinkLife", "Publish", "Trace", "Verdict", "verdict"]
 
 #: How a publish ended: "confirmed", "rejected", "nacked", "unknown".
 Verdict = str
@@ -20,8 +21,6 @@ Verdict = str
 
 def verdict(result: Receipt | PublishError) -> Verdict:
     """Return how certain the outcome is, from the public classes alone."""
-    from warrener.errors import Nacked
-
     if isinstance(result, Receipt):
         return "confirmed"
     if isinstance(result, Nacked):
@@ -46,12 +45,17 @@ class Attempt:
 
     number: int
     link: int
+    lane: Lane
     channel: int
     tag: int
     at: float
-    #: "ack", "nack" or None, and whether the broker returned it.
+    #: "ack", "nack" or None, and when; whether the broker returned it.
     answer: str | None = None
+    answered_at: float | None = None
     returned: bool = False
+    #: Whether its last octet may have reached the broker, once that is settled: it did where the broker answered, and
+    #: otherwise it is the driver's word at the end of the epoch.
+    reached: bool | None = None
 
 
 @define(eq=False)
@@ -84,14 +88,24 @@ class Publish:
 
 
 @define(eq=False)
-class Dial:
-    """One dial and the connection that it may have led to."""
+class LinkLife:
+    """One link, from the dial to the end of the driver's block."""
 
-    link: int
+    number: int
     at: float
-    connected_at: float | None = None
-    #: When the client closed its end, or the dial failed.
+    #: When the handshake and the declarations were done.
+    opened_at: float | None = None
+    declared_at: float | None = None
+    #: When it was told to end.
+    aborted_at: float | None = None
     ended_at: float | None = None
+    fault: Fault | None = None
+    #: Whether any ack came on it.
+    acked: bool = False
+    #: What was outstanding when it ended.
+    outstanding: int = 0
+    #: For a link that was replaced because of a missing confirm: since when its oldest publish had waited, and when.
+    overdue: tuple[float | None, float] | None = None
 
 
 class Trace:
@@ -102,7 +116,9 @@ class Trace:
         self.events: list[Event] = []
         self.publishes: dict[int, Publish] = {}
         self.attempts: dict[tuple[int, int, int], Attempt] = {}
-        self.dials: list[Dial] = []
+        self.links: dict[int, LinkLife] = {}
+        #: When the broker closed a channel, by link and channel, and with which code.
+        self.channel_ends: dict[tuple[int, int], tuple[float, int | None]] = {}
         #: What was seen on the way, by name; `reach` turns these into rows.
         self.seen: set[str] = set()
 

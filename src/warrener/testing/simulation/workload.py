@@ -9,6 +9,7 @@ import trio
 
 from warrener import Message, Producer, PublishError, Receipt
 from warrener.producer import PublishHandle
+from warrener.testing.simulation.network import Network
 from warrener.testing.simulation.schedule import ADDRESSES, FRAME_MAX, Call, Item
 from warrener.testing.simulation.trace import Publish, Trace
 
@@ -26,14 +27,18 @@ def body_of(item: Item) -> bytes:
 class Workload:
     """Makes the calls of a plan."""
 
-    def __init__(self, producer: Producer, trace: Trace, seed: int, short_bodies: dict[bytes, int]) -> None:
+    def __init__(
+        self, producer: Producer, trace: Trace, network: Network, seed: int, short_bodies: dict[bytes, int]
+    ) -> None:
         self._producer = producer
         self._trace = trace
+        self._network = network
         self._seed = seed
         self._short_bodies = short_bodies
         self._order = 0
         #: Calls whose task has not returned.
         self.open_calls = 0
+        self.all_called = trio.Event()
         #: When a hint was heeded.
         self.hints: list[float] = []
         #: Errors that no publish may raise.
@@ -44,6 +49,7 @@ class Workload:
         for call in calls:
             await trio.sleep_until(call.at)
             tasks.start_soon(self.make, call, tasks)
+        self.all_called.set()
 
     async def make(self, call: Call, tasks: trio.Nursery) -> None:
         """Make one call and wait for what it says."""
@@ -154,6 +160,8 @@ class Workload:
             publish.cancelled = True
             publish.ended_at = trio.current_time()
             self._trace.note(f"message {publish.item.number}: cancelled")
+            if self._network.sending and any(attempt.answer is None for attempt in publish.attempts[-1:]):
+                self._trace.see("cancel inside the last write")
 
     def _arrange_cancel(self, call: Call, scope: trio.CancelScope, tasks: trio.Nursery) -> None:
         if call.cancel_ticks is not None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import gc
 import logging
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
 
 import trio
 import trio._core._run as trio_run
@@ -59,18 +59,22 @@ class Run:
     plan: Plan
     trace: Trace
     password: str = field(repr=False)
+    #: Samples, each with whether the link that it names has a connection.
     statuses: list[tuple[float, Status, bool]] = field(factory=list[tuple[float, Status, bool]])
     changes: list[tuple[float, Status]] = field(factory=list[tuple[float, Status]])
-    log: tuple[Enqueued, ...] = ()
-    #: What is left in the queues at the end, by name.
-    left: dict[str, list[bytes]] = field(factory=dict[str, list[bytes]])
-    violations: tuple[Violation, ...] = ()
-    ended: tuple[Ended, ...] = ()
+    #: What was enqueued, and how connections ended, with the number of the broker.
+    log: list[tuple[int, Enqueued]] = field(factory=list[tuple[int, Enqueued]])
+    #: What is left in the queues at the end, by the name of the queue, on any broker.
+    left: dict[str, set[bytes]] = field(factory=dict[str, set[bytes]])
+    violations: list[Violation] = field(factory=list[Violation])
+    ended: list[tuple[int, Ended]] = field(factory=list[tuple[int, Ended]])
     clients_left: int = 0
     network: Network | None = None
     misfortunes: Misfortunes | None = None
     workload: Workload | None = None
     driver: TappedDriver | None = None
+    #: The most tasks that the producer had at one time.
+    peak_tasks: int = 0
     counters: dict[str, int] = field(factory=dict[str, int])
     #: Sums that did not hold while the run went on.
     unbalanced: list[str] = field(factory=list[str])
@@ -146,7 +150,7 @@ def _listening() -> Iterator[list[str]]:
 
 def _settings(plan: ProducerPlan, password: str) -> Settings:
     return Settings(
-        endpoints=(Endpoint("simulated", vhost=VHOST, credentials=Credentials(USER, password)),),
+        endpoints=(Endpoint("localhost", vhost=VHOST, credentials=Credentials(USER, password)),),
         name="simulated",
         topology=TOPOLOGY,
         heartbeat=plan.heartbeat,
@@ -172,40 +176,46 @@ async def _main(plan: Plan, clock: MockClock) -> Run:
     trace = Trace(trio.current_time)
     password = f"s3cret-{stream(plan.seed, 'password').getrandbits(64):x}"
     run = Run(plan, trace, password)
-    broker = EmbeddedBroker(
+    async with trio.open_nursery() as wires, AsyncExitStack() as stack:
+        brokers = [await stack.enter_async_context(_broker(plan, number)) for number in range(plan.brokers)]
+        for broker in brokers:
+            broker.add_vhost(VHOST)
+            broker.add_user(USER, password, VHOST)
+        run.network = Network(plan.network, stream(plan.seed, "network"), trace, wires, brokers)
+        run.misfortunes = Misfortunes(brokers, run.network, trace, stream(plan.seed, "misfortunes"), clock, password)
+        await _Program(run).play()
+        await _aftermath(run, brokers)
+        wires.cancel_scope.cancel()
+    return run
+
+
+def _broker(plan: Plan, number: int) -> EmbeddedBroker:
+    return EmbeddedBroker(
         listen=False,
         strict=False,
-        chance=stream(plan.seed, "broker"),
+        chance=stream(plan.seed, f"broker {number}"),
         sync_interval=plan.sync_interval,
         tuning=Tuning(frame_max=FRAME_MAX, max_message_size=LARGEST, closing_timeout=5.0),
     )
-    async with trio.open_nursery() as wires, broker:
-        broker.add_vhost(VHOST)
-        broker.add_user(USER, password, VHOST)
-        run.network = Network(plan.network, stream(plan.seed, "network"), trace, wires, broker.connect)
-        run.misfortunes = Misfortunes(broker, run.network, trace, stream(plan.seed, "misfortunes"), clock, password)
-        await _Program(run, broker).play()
-        await _aftermath(run, broker)
-        wires.cancel_scope.cancel()
-    return run
 
 
 class _Program:
     """The program that uses the producer, from its start to its end."""
 
-    def __init__(self, run: Run, broker: EmbeddedBroker) -> None:
+    def __init__(self, run: Run) -> None:
         assert run.network is not None
         short_bodies: dict[bytes, int] = {}
         self._run = run
-        self._broker = broker
         plan = run.plan
         run.driver = TappedDriver(NativeDriver(run.network.dial), run.trace, short_bodies, chatty=plan.chatty)
         self._producer = Producer(
             _settings(plan.producer, run.password), driver=run.driver, chance=stream(plan.seed, "jitter")
         )
-        self._workload = run.workload = Workload(self._producer, run.trace, plan.seed, short_bodies)
+        self._workload = run.workload = Workload(self._producer, run.trace, run.network, plan.seed, short_bodies)
         self._life = trio.CancelScope()
         self._over = trio.Event()
+        #: Where the producer's tasks live.
+        self._home: trio.Nursery
 
     async def play(self) -> None:
         run, plan = self._run, self._run.plan
@@ -218,13 +228,14 @@ class _Program:
             async with trio.open_nursery() as others:
                 others.start_soon(run.misfortunes.run, plan.faults)
                 async with trio.open_nursery() as callers:
-                    others.start_soon(self._workload.run, plan.calls, callers)
+                    callers.start_soon(self._workload.run, plan.calls, callers)
                     if plan.mode == "liveness":
                         await self._recover(callers)
                     await trio.sleep_until(plan.ends_at)
                     await self._end()
                     # Everything was settled; what still waits now would wait for ever.
-                    await trio.sleep_until(max(plan.calls[-1].at if plan.calls else 0.0, trio.current_time()) + 1.0)
+                    await self._workload.all_called.wait()
+                    await trio.sleep(1.0)
                     run.calls_left = self._workload.open_calls
                     callers.cancel_scope.cancel()
                 others.cancel_scope.cancel()
@@ -239,6 +250,7 @@ class _Program:
         try:
             with self._life:
                 async with trio.open_nursery() as nursery:
+                    self._home = nursery
                     await nursery.start(self._producer.run)
                     task_status.started()
         except BaseException as error:
@@ -253,6 +265,8 @@ class _Program:
     async def _end(self) -> None:
         run, producer = self._run, self._producer
         run.closing_began_at = trio.current_time()
+        if producer.status().blocked:
+            run.trace.see("blocked, then close")
         run.trace.note(f"ENDING: {run.plan.ending}")
         match run.plan.ending:
             case "close" | "close under load":
@@ -290,9 +304,10 @@ class _Program:
             item = Item(number + 100 * attempt, 20, "jobs")
             await self._workload.make(Call(trio.current_time(), "publish", (item,), 20.0), callers)
             publish = self._run.trace.publishes[item.number]
-            if not isinstance(publish.result, CircuitOpen):
+            if isinstance(publish.result, Receipt):
                 break
-            await trio.sleep(publish.result.retry_after + 0.1)
+            # A probe of the breaker may be under way, or a neighbour may have had the channel closed.
+            await trio.sleep(publish.result.retry_after + 0.1 if isinstance(publish.result, CircuitOpen) else 1.0)
         return None if publish is None else publish.result
 
     # --- looking on ---------------------------------------------------------------------------------------------------
@@ -328,12 +343,9 @@ class _Program:
         assert run.network is not None
         while True:
             status = self._producer.status()
-            wire = next((each for each in reversed(run.network.wires) if each.number == status.link), None)
-            closed = wire is None or (
-                wire.client_closed_at is not None and wire.client_closed_at < trio.current_time() - 0.001
-            )
-            run.statuses.append((trio.current_time(), status, closed))
+            run.statuses.append((trio.current_time(), status, run.network.holds(status.link)))
             self._weigh(status)
+            run.peak_tasks = max(run.peak_tasks, _count_tasks(self._home))
             await trio.sleep(2.7)
 
     def _weigh(self, status: Status) -> None:
@@ -348,24 +360,34 @@ class _Program:
         run.counters = dict(self._producer.counters)
         run.faults_seen = {kind.value: count for kind, count in self._producer.faults.items()}
         status = self._producer.status()
-        run.statuses.append((trio.current_time(), status, True))
+        run.statuses.append((trio.current_time(), status, False))
         run.texts += [repr(self._producer), repr(status), str(self._producer.settings)]
 
 
-async def _aftermath(run: Run, broker: EmbeddedBroker) -> None:
-    """Mend everything, let the network run dry, and take stock of the broker."""
+def _count_tasks(nursery: trio.Nursery) -> int:
+    return sum(1 + sum(_count_tasks(inner) for inner in task.child_nurseries) for task in nursery.child_tasks)
+
+
+async def _aftermath(run: Run, brokers: Sequence[EmbeddedBroker]) -> None:
+    """Mend everything, let the network run dry, and take stock of the brokers."""
     assert run.misfortunes is not None
     run.trace.note("AFTERMATH")
     run.misfortunes.heal()
     run.misfortunes.thaw()
-    # The broker tells nobody when its last client is gone, and virtual time costs nothing.
-    while trio.current_time() < LEAST or (broker.clients and trio.current_time() < run.plan.duration + 400):  # noqa: ASYNC110
+    # A broker tells nobody when its last client is gone, and virtual time costs nothing.
+    while trio.current_time() < LEAST or (any(broker.clients for broker in brokers) and _patient(run)):  # noqa: ASYNC110
         await trio.sleep(5.0)
-    broker.stall_confirms(on=False)
-    broker.sync()
-    run.log = broker.log
-    run.left = {queue: broker.messages(queue, VHOST) for queue in broker.queues(VHOST)}
-    run.violations = broker.violations
-    run.ended = broker.ended
-    run.clients_left = len(broker.clients)
+    for place, broker in enumerate(brokers):
+        broker.stall_confirms(on=False)
+        broker.sync()
+        run.log += [(place, line) for line in broker.log]
+        for queue in broker.queues(VHOST):
+            run.left.setdefault(queue, set()).update(broker.messages(queue, VHOST))
+        run.violations += broker.violations
+        run.ended += [(place, ended) for ended in broker.ended]
+        run.clients_left += len(broker.clients)
     run.ended_at = trio.current_time()
+
+
+def _patient(run: Run) -> bool:
+    return trio.current_time() < run.plan.duration + 400

@@ -1,0 +1,48 @@
+"""The planted bugs: their patches apply, and the simulation catches each."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "scripts" / "planted_bugs.py"
+MUTANTS = sorted((ROOT / "tests" / "simulation" / "mutants").glob("*.patch"))
+
+
+@pytest.mark.parametrize("patch", MUTANTS, ids=lambda patch: patch.stem)
+def test_a_patch_applies(patch: Path) -> None:
+    """A patch that no longer applies would plant nothing."""
+    checked = subprocess.run(["git", "apply", "--check", patch], cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert "" == checked.stderr
+
+
+def test_the_bugs_are_eleven() -> None:
+    """Those that docs/testing.md lists."""
+    assert 11 == len(MUTANTS)
+
+
+@pytest.mark.slow
+def test_a_planted_bug_is_caught() -> None:
+    """The script plants one bug in a copy, and names check and seed."""
+    ran = subprocess.run(
+        [sys.executable, SCRIPT, "pending-nacked-on-close", "--seeds", "40", "--processes", "1"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+    assert (0, "") == (ran.returncode, ran.stderr)
+    assert "S5 outcomes match" in ran.stdout
+    assert "1 of 1 planted bugs were caught" in ran.stdout
+
+
+@pytest.mark.full
+def test_every_planted_bug_is_caught() -> None:
+    """Each mutant passes the smoke test and fails a check within the seeds that CI runs."""
+    ran = subprocess.run([sys.executable, SCRIPT, "--processes", "1"], capture_output=True, text=True, check=False)
+    print(ran.stdout)
+
+    assert (0, "") == (ran.returncode, ran.stderr)
