@@ -1095,8 +1095,10 @@ def test_a_deliverys_text_shows_no_body() -> None:
 
 
 def test_the_open_channels_are_known() -> None:
-    """`channel` answers per lane."""
-    bench = Bench()
+    """`channel` answers per lane; before the first link there is none."""
+    bench = Bench(up=False)
+    assert (bench.ledger.channel(Lane.MAIN), bench.ledger.channel(Lane.SUSPECT)) == (None, None)
+    bench.up()
     assert (bench.ledger.channel(Lane.MAIN), bench.ledger.channel(Lane.SUSPECT)) == (1, None)
     bench.open(Lane.SUSPECT)
     assert bench.ledger.channel(Lane.SUSPECT) == 2
