@@ -33,7 +33,7 @@ test-pure: $(ENVIRONMENT) ## only the tests that need no broker
 	@$(PYTEST) -n 2 -m "not full and not broker"
 
 .PHONY: test-full
-test-full: lint types layers ## all tests, with ten times the examples, and the mutation tests of the core
+test-full: lint types layers ## all tests, with three times the examples of CI, and the mutation tests of the core
 	@$(MAKE) rabbitmq graphviz chromium
 	@HYPOTHESIS_PROFILE=full $(TESTS) --full
 	@$(MAKE) mutation
