@@ -225,7 +225,8 @@ class MLProducer:
         own = None if isinstance(payload, EmbedBatch) else payload.options.backend
         route = celery.route_of(payload, self.settings.backend_for(payload, backend or own))
         kwargs = wire_form(payload, lambda chosen: self.settings.backend_for(payload, backend or chosen))
-        with publish_span(self.settings.exchange, route.routing_key, trace) as span:
+        broker = self.producer.settings.endpoint
+        with publish_span(self.settings.exchange, route.routing_key, trace, broker=broker) as span:
             message = celery.task_message(
                 route,
                 kwargs,
