@@ -33,7 +33,7 @@ test-pure: $(ENVIRONMENT) ## only the tests that need no broker
 	@$(PYTEST) -n 2 -m "not full and not broker"
 
 .PHONY: test-full
-test-full: lint types layers ## all tests, with ten times the examples, and the mutation tests of the core
+test-full: lint types layers ## all tests, with three times the examples of CI, and the mutation tests of the core
 	@$(MAKE) rabbitmq graphviz chromium
 	@HYPOTHESIS_PROFILE=full $(TESTS) --full
 	@$(MAKE) mutation
@@ -70,8 +70,8 @@ format: $(ENVIRONMENT) ## let ruff format and repair what it can
 	@$(BIN)/ruff check --fix .
 
 .PHONY: bench
-bench: $(ENVIRONMENT) rabbitmq ## measure against the peers, and write table, JSON and plots; QUICK=1: three minutes
-	@$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
+bench: $(ENVIRONMENT) rabbitmq ## measure against the peers, and write table, JSON and plots; QUICK=1: three minutes; DOCUMENT=1: into docs/performance.md
+	@$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(if $(DOCUMENT),--document)
 
 .PHONY: fuzz
 fuzz: SECONDS ?= 1800
