@@ -129,10 +129,10 @@ def confirmed_is_stored(seen: Evidence) -> Iterator[str]:
             yield f"{_name(publish)} is confirmed on link {receipt.link}, where no ack came for it"
             continue
         for queue in QUEUES[publish.item.address]:
-            # One of two queues may have been missing since the link declared both; the broker acks for the other alone.
+            # One of two queues may have been missing since the link began to declare both; the broker acks for the other alone.
             alone = len(QUEUES[publish.item.address]) == 1
-            declared_at = seen.trace.links[attempt.link].declared_at or 0.0
-            if seen.deleted(queue, attempt.at if alone else declared_at):
+            opened_at = seen.trace.links[attempt.link].opened_at or 0.0
+            if seen.deleted(queue, attempt.at if alone else opened_at):
                 continue
             if not publish.item.mandatory and seen.deleted(queue, 0.0):
                 continue  # there may have been no queue, and nobody asked to be told
