@@ -424,9 +424,11 @@ async def test_an_open_breaker_says_how_long_it_stays_open_whatever_is_buffered(
         URL, driver=driver, backoff=Backoff(initial=60, jitter=0), breaker=Breaker(threshold=1, cooldown=30)
     ) as producer:
         await trio.sleep(19.5)
-        producer.publish_nowait(b"older", routing_key="tasks", timeout=600)
         driver.link.reports.blocked("memory")
+        await trio.testing.wait_all_tasks_blocked()
+        producer.publish_nowait(b"older", routing_key="tasks", timeout=600)
         await trio.sleep(10.5)
+        assert (1, "open") == (producer.status().buffered, producer.status().circuit_breaker)
         for left in (20.0, 10.0):
             with pytest.raises(warrener.CircuitOpen) as caught:
                 await producer.publish(b"x", routing_key="tasks")
