@@ -18,6 +18,10 @@ MAKEFLAGS += --no-print-directory
 demo: $(ENVIRONMENT) $(if $(filter embedded,$(BROKER)),,rabbitmq) ## publish through a broker that is killed, and account for every message (BROKER=embedded: without RabbitMQ)
 	@$(BIN)/warrener demo $(if $(filter embedded,$(BROKER)),--embedded)
 
+.PHONY: serve
+serve: $(ENVIRONMENT) rabbitmq ## a private RabbitMQ and the ML producer service, to try with curl; BIND=host:port
+	@$(BIN)/python scripts/serve.py $(if $(BIND),--bind $(BIND))
+
 .PHONY: test
 test: lint types layers ## everything below, then all tests but the very long ones, against a real RabbitMQ too
 	@$(MAKE) rabbitmq graphviz
@@ -29,8 +33,8 @@ test-pure: $(ENVIRONMENT) ## only the tests that need no broker
 	@$(PYTEST) -n 2 -m "not full and not broker"
 
 .PHONY: test-full
-test-full: lint types layers ## all tests, with ten times the examples, and the mutation tests of the core
-	@$(MAKE) rabbitmq graphviz
+test-full: lint types layers ## all tests, with three times the examples of CI, and the mutation tests of the core
+	@$(MAKE) rabbitmq graphviz chromium
 	@HYPOTHESIS_PROFILE=full $(TESTS) --full
 	@$(MAKE) mutation
 
@@ -66,8 +70,8 @@ format: $(ENVIRONMENT) ## let ruff format and repair what it can
 	@$(BIN)/ruff check --fix .
 
 .PHONY: bench
-bench: $(ENVIRONMENT) rabbitmq ## measure against the peers, and write table, JSON and plots; QUICK=1: three minutes
-	@$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
+bench: $(ENVIRONMENT) rabbitmq ## measure against the peers, and write table, JSON and plots; QUICK=1: three minutes; DOCUMENT=1: into docs/performance.md
+	@$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(if $(DOCUMENT),--document)
 
 .PHONY: fuzz
 fuzz: SECONDS ?= 1800
@@ -108,3 +112,7 @@ rabbitmq4:
 .PHONY: graphviz
 graphviz:
 	@scripts/graphviz.sh
+
+.PHONY: chromium
+chromium:
+	@scripts/chromium.sh

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Ma
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
 from operator import attrgetter
-from typing import Any, Generic, Literal, Self, TypedDict, TypeVar, Unpack
+from typing import Any, Final, Generic, Literal, Self, TypedDict, TypeVar, Unpack
 
 import anyio
 import anyio.abc
@@ -52,11 +52,14 @@ from warrener.records import (
     Receipt,
     Status,
 )
-from warrener.settings import Settings
+from warrener.settings import Settings, SettingsFields
 from warrener.supervisor import Supervisor
 
 __all__ = ["Changes", "MessageFields", "Outcomes", "Producer", "PublishHandle", "open_producer"]
 
+#: Stands for the producer's `publish_timeout` where a call names none: this very object, not any other NaN. None would read
+#: as "no deadline", and that is `math.inf`.
+PUBLISH_TIMEOUT: Final = float("nan")
 #: How many envelopes (distinct sets of fields) a producer keeps ready; beyond it, it starts afresh.
 ENVELOPE_CACHE = 1024
 #: How many items a watcher of `changes()` may lag behind; then the oldest is dropped and counted.
@@ -177,7 +180,7 @@ class Producer:
         *,
         driver: Literal["native", "aiormq"] | Driver = "native",
         chance: random.Random | None = None,
-        **settings: Any,
+        **settings: Unpack[SettingsFields],
     ) -> None:
         self.settings = Settings.resolve(url_or_settings, **settings)
         self.name = self.settings.name
@@ -217,7 +220,8 @@ class Producer:
         has its outcome, and no task, socket or timer is left.
         """
         if self._run_called:
-            raise RuntimeError("Producer.run() may be called once; make another Producer")
+            why = "the producer was closed before it ran" if self._finished is None else "it may be called once"
+            raise RuntimeError(f"Producer.run(): {why}; make another Producer")
         self._run_called = True
         s = self.settings
         self._lot = lot()
@@ -293,7 +297,7 @@ class Producer:
     # --- publishing -------------------------------------------------------------------------------------------------
 
     async def publish(
-        self, body: bytes | Message, *, timeout: float | None = None, **fields: Unpack[MessageFields]
+        self, body: bytes | Message, *, timeout: float = PUBLISH_TIMEOUT, **fields: Unpack[MessageFields]
     ) -> Receipt:
         """Publish one message; return when the broker has confirmed it.
 
@@ -334,7 +338,7 @@ class Producer:
         raise _raised(outcome)
 
     async def publish_many(
-        self, messages: Iterable[Message] | AsyncIterable[Message], *, timeout: float | None = None
+        self, messages: Iterable[Message] | AsyncIterable[Message], *, timeout: float = PUBLISH_TIMEOUT
     ) -> list[Receipt | PublishError]:
         """Publish many messages, pipelined; return their outcomes in the order given, errors as values.
 
@@ -372,7 +376,7 @@ class Producer:
         """Put the message, or why it is refused, into the batch; False when it has to wait for room."""
         called = lot.clock()
         try:
-            delivery = self._delivery(message, called, None, {})
+            delivery = self._delivery(message, called, PUBLISH_TIMEOUT, {})
         except InvalidMessage as refused:
             batch.items.append(refused)
             return True
@@ -409,7 +413,7 @@ class Producer:
             batch.left += 1
 
     def publish_nowait(
-        self, body: bytes | Message, *, timeout: float | None = None, **fields: Unpack[MessageFields]
+        self, body: bytes | Message, *, timeout: float = PUBLISH_TIMEOUT, **fields: Unpack[MessageFields]
     ) -> PublishHandle:
         """Accept one message without waiting; `BufferFull` when there is no room. The handle gives the outcome."""
         gate, lot = self._gate, self._lot
@@ -427,8 +431,8 @@ class Producer:
             raise refusal
         return PublishHandle(gate, delivery)
 
-    def _delivery(self, body: bytes | Message, called: float, timeout: float | None, fields: MessageFields) -> Delivery:
-        deadline = called + (self._publish_timeout if timeout is None else self._seconds(timeout))
+    def _delivery(self, body: bytes | Message, called: float, timeout: float, fields: MessageFields) -> Delivery:
+        deadline = called + (self._publish_timeout if timeout is PUBLISH_TIMEOUT else self._seconds(timeout))
         if type(body) is bytes and "message_id" not in fields:
             key = tuple(fields.items())
             try:
@@ -459,9 +463,11 @@ class Producer:
             self._envelopes[key] = envelope
         return envelope
 
-    def _seconds(self, timeout: float | None) -> float:
-        if timeout is None:
+    def _seconds(self, timeout: float) -> float:
+        if timeout is PUBLISH_TIMEOUT:
             return self._publish_timeout
+        if isinstance(timeout, bool) or not isinstance(timeout, int | float):
+            raise TypeError(f"timeout must be float seconds (math.inf for no deadline), not {timeout!r}")
         if not timeout >= 0:
             raise ValueError(f"timeout must be seconds, 0 or more (math.inf allowed), not {timeout!r}")
         return float(timeout)
@@ -661,7 +667,11 @@ class PublishHandle:
 
 @asynccontextmanager
 async def open_producer(
-    url_or_settings: str | Settings | Sequence[str] | None = None, **settings: Any
+    url_or_settings: str | Settings | Sequence[str] | None = None,
+    *,
+    driver: Literal["native", "aiormq"] | Driver = "native",
+    chance: random.Random | None = None,
+    **settings: Unpack[SettingsFields],
 ) -> AsyncIterator[Producer]:
     """Run a producer around the block of ``async with``. Arguments as for `Producer`.
 
@@ -669,7 +679,7 @@ async def open_producer(
     block raises leaves it bare. If `run()` raises, the block is cancelled and that error leaves bare; if both raise,
     the block's does, with run()'s as its context.
     """
-    async with running(Producer(url_or_settings, **settings)) as producer:
+    async with running(Producer(url_or_settings, driver=driver, chance=chance, **settings)) as producer:
         yield producer
 
 

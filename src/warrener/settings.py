@@ -26,7 +26,7 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeAlias
+from typing import Any, Literal, NoReturn, TypeAlias, TypedDict, Unpack
 from urllib.parse import unquote_to_bytes
 
 import attrs
@@ -44,6 +44,7 @@ __all__ = [
     "DEFAULT_TLS_PORT",
     "Delivery",
     "Settings",
+    "SettingsFields",
     "WhenExhausted",
     "endpoint_from_url",
 ]
@@ -235,6 +236,35 @@ def _as_tuple(topology: Iterable[Declaration]) -> tuple[Declaration, ...]:
         raise SettingsError("topology must be a sequence of Exchange, Queue and Binding") from None
 
 
+class SettingsFields(TypedDict, total=False):
+    """The rows of `Settings` but its endpoints, as keywords of `Settings.resolve`, `Producer` and `open_producer`."""
+
+    name: str | None
+    connect_timeout: float
+    heartbeat: float
+    prefetch: int
+    backoff: Backoff
+    breaker: Breaker | None
+    stable_for: float
+    when_exhausted: WhenExhausted
+    publish_timeout: float
+    confirm_timeout: float
+    delivery: Delivery
+    max_buffered: int
+    max_buffered_bytes: int
+    max_block: float
+    max_in_flight: int
+    drain_timeout: float
+    close_timeout: float
+    abort_timeout: float
+    write_stall_timeout: float
+    frame_timeout: float
+    max_inbound_body: int
+    require_tls: bool
+    ssl_context: ssl.SSLContext | None
+    topology: Iterable[Declaration]
+
+
 # --- the record -------------------------------------------------------------------------------------------------------
 
 
@@ -341,7 +371,7 @@ class Settings:
         url: str | Sequence[str] | Settings | None = None,
         *,
         environ: Mapping[str, str] | None = None,
-        **explicit: Any,
+        **explicit: Unpack[SettingsFields],
     ) -> Settings:
         """Put settings together: `explicit` over the URL's query over the environment over the defaults.
 
@@ -353,10 +383,11 @@ class Settings:
         for name in explicit:
             if name not in _EXPLICIT:
                 raise SettingsError(f"unknown setting {printable(name, 60)!r}{_did_you_mean(name, _EXPLICIT)}")
-        if explicit.get("name", ...) is None:
-            del explicit["name"]
+        chosen: dict[str, Any] = {**explicit}
+        if chosen.get("name", ...) is None:
+            del chosen["name"]
         if isinstance(url, Settings):
-            return attrs.evolve(url, **explicit)
+            return attrs.evolve(url, **chosen)
         if environ is None:
             environ = os.environ
         given = _from_environment(environ)
@@ -364,7 +395,7 @@ class Settings:
         endpoint, query = _parse_url(text, source)
         given |= _from_query(query, source)
         endpoint = _with_tls_files(endpoint, environ, source)
-        return cls(endpoints=(endpoint,), **(_parsed(given) | explicit))
+        return cls(endpoints=(endpoint,), **(_parsed(given) | chosen))
 
 
 # --- checks that need more than one value -----------------------------------------------------------------------------

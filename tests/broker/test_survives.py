@@ -18,8 +18,10 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import pytest
+import trio
 
 import warrener
+from tests.producer.test_cancellation import CancelAtStep, accounted
 from warrener import Backoff, Binding, ConnectionState, Exchange, Message, Producer, Queue, Receipt, open_producer
 from warrener.testing.rabbitmq import PrivateRabbitMQ
 
@@ -240,7 +242,7 @@ async def test_a_refusal_is_named_at_once(
 
 
 async def test_a_revoked_permission(rabbitmq: PrivateRabbitMQ, opened: Callable[..., Any], queue_name: str) -> None:
-    """Write permission revoked: the publish is refused with 403, bystanders are not, and later ones work again."""
+    """Write permission revoked: the publish is refused with 403 at once; once it is granted again, the next ones work."""
     await told(rabbitmq, rabbitmq.add_user, "gateway", "secret")
     try:
         async with opened(url=rabbitmq.url_for("gateway", "secret")) as producer:
@@ -371,6 +373,38 @@ async def test_cancelled_at_the_kth_checkpoint(opened: Callable[..., Any], queue
         settled = sum(counters[name] for name in ("confirmed", "rejected", "nacked", "unknown"))
         assert counters["accepted"] == settled
         assert (await producer.publish(b"after", routing_key=queue_name)).link == 1
+
+
+def test_cancelled_before_each_step_on_trio(rabbitmq: PrivateRabbitMQ, queue_name: str, driver: str) -> None:
+    """An instrument counts the steps of a publish and cancels before each: the stream stays legal and the count right."""
+
+    async def main() -> None:
+        topology = (Queue(queue_name),)
+        async with open_producer(rabbitmq.url, driver=driver, topology=topology, **EAGER) as producer:
+            await producer.wait_connected(30)
+
+            async def steps_of_publish(cancel_at: int) -> int:
+                scope = trio.CancelScope()
+                instrument = CancelAtStep("the publisher", cancel_at, scope)
+
+                async def publish() -> None:
+                    with scope:
+                        await producer.publish(b"x" * 1000, routing_key=queue_name)
+
+                trio.lowlevel.add_instrument(instrument)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(publish, name="the publisher")
+                trio.lowlevel.remove_instrument(instrument)
+                return instrument.steps
+
+            steps = await steps_of_publish(0)
+            assert steps >= 2
+            for cancel_at in range(1, steps + 1):
+                await steps_of_publish(cancel_at)
+            await until(lambda: accounted(producer))
+            assert (await producer.publish(b"after", routing_key=queue_name)).link == 1
+
+    trio.run(main)
 
 
 async def test_publish_after_close(opened: Callable[..., Any], queue_name: str) -> None:

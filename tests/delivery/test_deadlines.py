@@ -6,6 +6,8 @@ import math
 import random
 import sys
 from collections.abc import Callable
+from types import FrameType
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -139,28 +141,29 @@ def cancelled_in_the_buffer(bench: Bench, number: int) -> None:
 
 
 def work_per_message(window: int, message: Callable[[Bench, int], None]) -> float:
-    """Count the lines of the ledger that run per message, `window` in flight; a count, not a time."""
+    """Count the instructions of the ledger that run per message, `window` in flight; a count, not a time."""
     bench = Bench(max_buffered=20_000, max_buffered_bytes=10**9, max_in_flight=20_000)
     bench.publish(window)
     bench.bounce(bench.accepted[-1])  # from the first return on there is an index, too
-    lines = 0
+    instructions = 0
 
-    def trace(frame: object, event: str, _arg: object) -> object:
-        nonlocal lines
-        if not frame.f_code.co_filename.endswith("delivery.py"):  # type: ignore[attr-defined]
+    def trace(frame: FrameType, event: str, _arg: object) -> Any:
+        nonlocal instructions
+        if not frame.f_code.co_filename.endswith("delivery.py"):
             return None
-        lines += event == "line"
+        frame.f_trace_lines, frame.f_trace_opcodes = False, True
+        instructions += event == "opcode"
         return trace
 
     before = sys.gettrace()
-    sys.settrace(trace)  # type: ignore[arg-type]
+    sys.settrace(trace)
     try:
         for number in range(1, 501):
             message(bench, number)
             bench.ledger.next_wakeup()
     finally:
         sys.settrace(before)
-    return lines / 500
+    return instructions / 500
 
 
 @pytest.mark.parametrize("message", [acked, refused, returned, cancelled_in_flight, cancelled_in_the_buffer])

@@ -997,9 +997,11 @@ def test_cancelled_while_waiting_to_be_sent_again() -> None:
     """An attempt of it may have arrived, so it is not gone: abandoned and `Unconfirmed`, at once, and never re-sent."""
     bench = Bench()
     (delivery,) = bench.publish(1)
+    delivery.waiter = object()
     bench.lose()
     assert bench.ledger.cancel(delivery, bench.now) is False
     assert delivery.abandoned
+    assert delivery.waiter is None
     assert [type(each.result) for each in bench.ledger.late] == [Unconfirmed]
     assert bench.ledger.empty
     bench.up()
@@ -1093,8 +1095,10 @@ def test_a_deliverys_text_shows_no_body() -> None:
 
 
 def test_the_open_channels_are_known() -> None:
-    """`channel` answers per lane."""
-    bench = Bench()
+    """`channel` answers per lane; before the first link there is none."""
+    bench = Bench(up=False)
+    assert (bench.ledger.channel(Lane.MAIN), bench.ledger.channel(Lane.SUSPECT)) == (None, None)
+    bench.up()
     assert (bench.ledger.channel(Lane.MAIN), bench.ledger.channel(Lane.SUSPECT)) == (1, None)
     bench.open(Lane.SUSPECT)
     assert bench.ledger.channel(Lane.SUSPECT) == 2

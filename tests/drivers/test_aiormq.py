@@ -157,6 +157,26 @@ async def test_offered_is_marked_before_the_send_that_holds_the_last_octet() -> 
 
 
 @pytest.mark.anyio
+async def test_answers_that_nobody_takes_are_bounded() -> None:
+    """A broker that asks without end and reads nothing costs no memory: it broke the protocol."""
+    stream = _Stream()
+    tap = Tap(stream, _Facts().filter, lambda _, octets: octets, lambda _: None, lambda _: None, 30.0, 30.0)  # type: ignore[arg-type]
+    streams = tap.start()  # kept: a stream writer that is let go closes its transport
+    flow_ok = pamqp.frame.marshal(commands.Channel.FlowOk(True), 1)
+    tap.inject(flow_ok)
+    with anyio.fail_after(10):
+        while not stream.batches:
+            await anyio.lowlevel.checkpoint()
+    with pytest.raises(LinkDown) as down:
+        for _ in range(20_000):
+            tap.inject(flow_ok)
+    assert down.value.fault.kind is FaultKind.ILLEGAL_FRAME
+    tap.abort()
+    await tap.wait_aborted()
+    del streams
+
+
+@pytest.mark.anyio
 async def test_nothing_is_sent_on_a_channel_that_the_broker_closed() -> None:
     """A publish that aiormq writes late is dropped, counted as gone, and never offered."""
     stream = _Stream()

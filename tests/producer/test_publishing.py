@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -553,3 +553,19 @@ async def test_a_cancelled_publish_many_tells_what_became_of_each(autojump_clock
         assert told == {message.message_id for message in messages[:6]}
         assert len(driver.published) == 6
         assert producer.status().in_flight == producer.status().buffered == 0
+
+
+@pytest.mark.parametrize(
+    ("timeout", "error"),
+    [(None, TypeError), ("1", TypeError), (True, TypeError), (math.nan, ValueError), (-1, ValueError)],
+)
+async def test_a_timeout_is_seconds(autojump_clock: MockClock, timeout: Any, error: type[Exception]) -> None:
+    """None could be read as "for ever" and as "the default"; it is neither."""
+    async with open_producer(URL, driver=ScriptedDriver(lives())) as producer:
+        with pytest.raises(error, match="timeout must be"):
+            await producer.publish(b"x", routing_key="tasks", timeout=timeout)
+        with pytest.raises(error, match="timeout must be"):
+            producer.publish_nowait(b"x", routing_key="tasks", timeout=timeout)
+        with pytest.raises(error, match="timeout must be"):
+            await producer.publish_many([Message(b"x", routing_key="tasks")], timeout=timeout)
+        assert producer.counters["accepted"] == 0

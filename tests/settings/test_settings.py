@@ -17,7 +17,7 @@ from warrener.errors import SettingsError
 from warrener.machine.backoff import Backoff
 from warrener.machine.breaker import Breaker
 from warrener.records import Credentials, Endpoint
-from warrener.settings import Settings, endpoint_from_url
+from warrener.settings import Settings, SettingsFields, endpoint_from_url
 from warrener.topology import Exchange, Queue
 
 URL = "amqp://ml:s3cret-w0rd@broker.example/"
@@ -542,3 +542,9 @@ def test_any_environment_is_valid_or_a_settings_error(texts: dict[str, str]) -> 
     except SettingsError:
         return
     assert settings.confirm_timeout <= settings.publish_timeout
+
+
+def test_the_keywords_that_type_checkers_know_are_the_settings() -> None:
+    """Every row of the record but the endpoints, and no other."""
+    rows = {attribute.name for attribute in attrs.fields(Settings)} - {"endpoints"}
+    assert set(SettingsFields.__annotations__) == rows

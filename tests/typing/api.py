@@ -27,6 +27,8 @@ async def as_a_block() -> None:
 
 
 async def as_a_component() -> None:
+    warrener.Producer("amqp://localhost/", hartbeat=10)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    warrener.Producer("amqp://localhost/", breaker=5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     producer = warrener.Producer("amqp://localhost/", topology=(warrener.Queue("tasks"),), driver="aiormq")
     async with trio.open_nursery() as nursery:
         await nursery.start(producer.run)

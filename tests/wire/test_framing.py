@@ -81,7 +81,7 @@ def test_any_split(cuts: list[int]) -> None:
     assert log == SEEN
 
 
-@given(st.integers(1, 65_535), st.integers(0, 2**64 - 1), st.booleans(), st.booleans(), st.integers(0, 42))
+@given(st.integers(1, 65_535), st.integers(0, 2**63 - 1), st.booleans(), st.booleans(), st.integers(0, 42))
 def test_pamqp_writes_the_confirms(channel: int, tag: int, multiple: bool, positive: bool, cut: int) -> None:
     """Confirms of any channel and tag, written by pamqp and cut anywhere, are read by the short way as what they are."""
     parser, log = recording_parser()

@@ -225,12 +225,35 @@ def test_secrets_are_not_kept() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"vhost": "é" * 128}, {"vhost": "\ud800"}, {"frame_max": 4096}, {"credentials": Credentials("\ud800", "")}],
+    [
+        {"vhost": "é" * 128},
+        {"vhost": "\ud800"},
+        {"frame_max": 4096},
+        {"credentials": Credentials("\ud800", "")},
+        {"credentials": Credentials("someone", "secret" * 1400)},
+        {"client_properties": {"connection_name": "n" * 8000}},
+    ],
 )
 def test_what_cannot_be_encoded_is_said_at_once(arguments: dict[str, Any]) -> None:
     """A session that could not finish its handshake is not begun."""
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError) as raised:
         Session(**({"credentials": CREDENTIALS, "confirms": Sink()} | arguments))
+    assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("mechanism", ["PLAIN", "AMQPLAIN"])
+def test_a_login_as_long_as_a_frame(mechanism: str) -> None:
+    """A password (a token) is taken as long as start-ok then fits into 8192 octets, which is what RabbitMQ reads there."""
+    longest = 0
+    for length in range(7700, 8100):
+        try:
+            session = Session(Credentials("someone", "p" * length), Sink(), mechanisms=(mechanism,))
+        except ValueError:
+            break
+        longest = length
+        session.receive(octets(commands.Connection.Start(0, 9, {}, mechanism, "en_US")))
+        assert len(drain(session)) - len(b"AMQP\x00\x00\x09\x01") <= 8192
+    assert 7700 < longest < 8099
 
 
 # --- blocking -----------------------------------------------------------------------------------------------------
@@ -338,6 +361,21 @@ def test_their_close_drops_what_was_not_taken() -> None:
     assert names(session) == ["Connection.CloseOk"]
     assert publisher.publish(Envelope(), "o", b"", None) == 3
     assert (drain(session), publisher.offered) == (b"", 1)
+
+
+@pytest.mark.parametrize("size", [1, 1000])
+@pytest.mark.parametrize("ours", [False, True])
+def test_octets_behind_a_close_mean_nothing(ours: bool, size: int) -> None:
+    """What comes behind the end is not looked at, legal or not, in the same piece or another (I3; found by fuzzing)."""
+    session = opened()
+    if ours:
+        session.close()
+        drain(session)
+    close = octets(commands.Connection.Close(320, "CONNECTION_FORCED", 0, 0))
+    stream = close + b"\x08\x01\x00\x00\x00\x00\x00\xce"
+    told = [fact for at in range(0, len(stream), size) for fact in session.receive(stream[at : at + size])]
+    assert told == [facts.Closed() if ours else facts.CloseReceived(320, "CONNECTION_FORCED", Phase.OPEN)]
+    assert names(session) == ["Connection.CloseOk"]
 
 
 def test_after_a_fault_not_one_octet() -> None:
@@ -501,6 +539,18 @@ def test_an_unencodable_request_opens_nothing() -> None:
     with pytest.raises(ValueError, match="arguments"):
         session.declare(Queue("q", arguments={"x": float("nan")}))
     assert drain(session) == b""
+
+
+def test_a_request_beyond_the_frame() -> None:
+    """A declaration or a secret that no frame of this broker holds is refused, not sent: it would cost the connection (I28)."""
+    session = opened(frame_max=4096)
+    with pytest.raises(ValueError, match=r"Queue\.Declare takes .* octets; this broker takes 4,096"):
+        session.declare(Queue("q", arguments={"x": "y" * 4096}))
+    with pytest.raises(ValueError, match=r"Connection\.UpdateSecret takes"):
+        session.update_secret("s" * 5000)
+    assert drain(session) == b""
+    session.update_secret("s" * 4000)
+    assert names(session) == ["Connection.UpdateSecret"]
 
 
 # --- legality of what is sent ---------------------------------------------------------------------------------------

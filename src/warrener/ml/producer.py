@@ -35,7 +35,7 @@ from warrener.ml.payloads import (
 )
 from warrener.ml.settings import MLSettings
 from warrener.ml.topology import topology
-from warrener.producer import Producer, running
+from warrener.producer import PUBLISH_TIMEOUT, Producer, running
 from warrener.records import ClosingReport, Receipt, Status
 from warrener.tracing import publish_span
 
@@ -105,7 +105,7 @@ class MLProducer:
         *,
         backend: Backend | None = None,
         task_id: str | uuid.UUID | None = None,
-        timeout: float | None = None,
+        timeout: float = PUBLISH_TIMEOUT,
         trace: Mapping[str, str] | None = None,
         **keywords: object,
     ) -> Receipt:
@@ -125,7 +125,7 @@ class MLProducer:
         *,
         backend: Backend | None = None,
         task_id: str | uuid.UUID | None = None,
-        timeout: float | None = None,
+        timeout: float = PUBLISH_TIMEOUT,
         trace: Mapping[str, str] | None = None,
         **keywords: object,
     ) -> Receipt:
@@ -145,7 +145,7 @@ class MLProducer:
         *,
         backend: Backend | None = None,
         task_id: str | uuid.UUID | None = None,
-        timeout: float | None = None,
+        timeout: float = PUBLISH_TIMEOUT,
         trace: Mapping[str, str] | None = None,
         **keywords: object,
     ) -> Receipt:
@@ -165,7 +165,7 @@ class MLProducer:
         *,
         backend: Backend | None = None,
         task_id: str | uuid.UUID | None = None,
-        timeout: float | None = None,
+        timeout: float = PUBLISH_TIMEOUT,
         trace: Mapping[str, str] | None = None,
         **keywords: object,
     ) -> Receipt:
@@ -184,7 +184,7 @@ class MLProducer:
         *,
         backend: Backend | None = None,
         task_id: str | uuid.UUID | None = None,
-        timeout: float | None = None,
+        timeout: float = PUBLISH_TIMEOUT,
         trace: Mapping[str, str] | None = None,
     ) -> Receipt:
         """Publish one task; return when the broker has confirmed it. The receipt's ``message_id`` is the task id.
@@ -217,7 +217,7 @@ class MLProducer:
         payload: Payload,
         backend: Backend | None,
         task_id: str | uuid.UUID | None,
-        timeout: float | None,
+        timeout: float,
         trace: Mapping[str, str] | None,
     ) -> Receipt:
         if backend is not None and backend not in BACKENDS:
@@ -225,7 +225,8 @@ class MLProducer:
         own = None if isinstance(payload, EmbedBatch) else payload.options.backend
         route = celery.route_of(payload, self.settings.backend_for(payload, backend or own))
         kwargs = wire_form(payload, lambda chosen: self.settings.backend_for(payload, backend or chosen))
-        with publish_span(self.settings.exchange, route.routing_key, trace) as span:
+        broker = self.producer.settings.endpoint
+        with publish_span(self.settings.exchange, route.routing_key, trace, broker=broker) as span:
             message = celery.task_message(
                 route,
                 kwargs,

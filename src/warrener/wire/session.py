@@ -55,7 +55,7 @@ from warrener.wire.codec import (
     table,
 )
 from warrener.wire.facts import Breach, Confirms, Fact, Phase, Tuning
-from warrener.wire.framing import BODY, HEADER, HEARTBEAT, METHOD, Parser, frame
+from warrener.wire.framing import BODY, FLOOR, HEADER, HEARTBEAT, METHOD, Parser, frame
 
 __all__ = ["MECHANISMS", "Session", "negotiate_heartbeat", "negotiate_limit"]
 
@@ -159,12 +159,18 @@ class Session:
             except UnicodeEncodeError:
                 raise ValueError(f"the {name} cannot be encoded as UTF-8") from None
         self._mechanisms = mechanisms
+        self._mechanism = ""
         self._client_properties = table({**(client_properties or {}), "capabilities": _CAPABILITIES})
         self._open = method_payload(commands.Connection.Open, virtual_host=vhost)
         self._prefetch = prefetch
         self._max_inbound_body = max_inbound_body
         self._wanted = (heartbeat, frame_max, channel_max)
-        self._product = self._version = self._mechanism = ""
+        self._product = self._version = ""
+        longest = max((len(self._start_ok(mechanism)) for mechanism in mechanisms), default=0)
+        if longest > FLOOR:
+            raise ValueError(
+                f"name, user and password take {longest:,} octets; a frame holds {FLOOR:,} before the tuning"
+            )
 
         self.phase = Phase.STARTING
         self.tuning: Tuning | None = None
@@ -197,13 +203,17 @@ class Session:
                 else:
                     self._parser.feed(data)
             except Malformed as error:
-                self.fail()
-                self._facts.append(facts.Broken(Breach.ILLEGAL, str(error)))
+                self._break(facts.Broken(Breach.ILLEGAL, str(error)))
             except _Refusal as refusal:
-                self.fail()
-                self._facts.append(refusal.broken)
+                self._break(refusal.broken)
         told, self._facts = self._facts, []
         return told
+
+    def _break(self, broken: facts.Broken) -> None:
+        """Fall silent because of the peer. Behind a close nothing counts, and the answer to it still goes out."""
+        if self.phase is not Phase.OVER:
+            self.fail()
+            self._facts.append(broken)
 
     def data_to_send(self) -> bytes:
         """Return the next octets for the socket, b"" for none; from this call on they count as offered to it."""
@@ -353,7 +363,7 @@ class Session:
 
     def _request(self, kind: type[Method], **arguments: Any) -> None:
         self._require_open()
-        method_payload(kind, **arguments)  # raises `Unsendable` before a channel is opened for it
+        self._method(0, kind, **arguments)  # raises `Unsendable` before a channel is opened for it
         control = self._control
         if control is None:
             control = self._control = _Control(self._free_wire_number())
@@ -386,7 +396,15 @@ class Session:
         raise Unsendable(f"all {highest} channels of the connection are taken")
 
     def _send(self, channel: int, kind: type[Method], **arguments: Any) -> None:
-        self._out.pending += frame(METHOD, channel, method_payload(kind, **arguments))
+        self._out.pending += self._method(channel, kind, **arguments)
+
+    def _method(self, channel: int, kind: type[Method], **arguments: Any) -> bytes:
+        """Return the frame of a method; raises `Unsendable` where it is larger than agreed upon."""
+        octets = frame(METHOD, channel, method_payload(kind, **arguments))
+        if self.tuning is not None and len(octets) > self.tuning.frame_max:
+            limit = self.tuning.frame_max
+            raise Unsendable(f"{kind.name} takes {len(octets):,} octets; this broker takes {limit:,} (frame_max)")
+        return octets
 
     def _answer(self, channel: int, kind: type[Method], **arguments: Any) -> None:
         """Answer what may come any number of times; a broker that does not take the answers asks in vain."""
@@ -545,20 +563,18 @@ class Session:
         self._product = printable(properties.get("product", ""))
         self._version = printable(properties.get("version", ""))
         self._mechanism = mechanism
-        self._out.pending += frame(
-            METHOD,
-            0,
-            b"".join(
-                (
-                    commands.Connection.StartOk.index.to_bytes(4),
-                    self._client_properties,
-                    short_string(mechanism),
-                    long_string(self._sasl_response(mechanism)),
-                    short_string("en_US"),
-                )
-            ),
-        )
+        self._out.pending += self._start_ok(mechanism)
         self.phase = Phase.AUTHENTICATING
+
+    def _start_ok(self, mechanism: str) -> bytes:
+        payload = (
+            commands.Connection.StartOk.index.to_bytes(4),
+            self._client_properties,
+            short_string(mechanism),
+            long_string(self._sasl_response(mechanism)),
+            short_string("en_US"),
+        )
+        return frame(METHOD, 0, b"".join(payload))
 
     def _sasl_response(self, mechanism: str) -> bytes:
         user, password = self._credentials.username, self._credentials.password

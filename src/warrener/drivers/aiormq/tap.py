@@ -66,6 +66,8 @@ UNTUNED_FRAME_MAX = 8192
 #: A send call gets at most so many octets, so that "stalled" means that not even these went out in time.
 _LARGEST_SEND = 256 * 1024
 _LARGEST_RECEIVE = 65536
+#: So many answers may wait for the socket; what a broker asks beyond them would grow our memory at its will.
+_ANSWERS = 1000
 
 #: Returns the frame to pass on to aiormq, or None.
 FrameHandler = Callable[[int, bytes], "bytes | None"]
@@ -209,6 +211,8 @@ class Tap(asyncio.Transport):
     _pending: bytearray = field(factory=bytearray)
     #: How many octets were taken out of `_pending` since the beginning.
     _taken: int = 0
+    #: How many answers were injected since a batch was last taken.
+    _injected: int = 0
     _sealed: bool = False
     _closing: bool = False
     _lost: bool = False
@@ -310,7 +314,13 @@ class Tap(asyncio.Transport):
         self.inject(octets)
 
     def inject(self, octets: bytes) -> None:
-        """Send octets of the driver's own, after what is pending."""
+        """Send octets of the driver's own, after what is pending.
+
+        They answer the broker, which may ask without end: raises `LinkDown` where it asks on and takes no answers.
+        """
+        self._injected += 1
+        if self._injected > _ANSWERS:
+            raise LinkDown(faults.illegal_frame(f"more than {_ANSWERS} requests while nothing was read of the answers"))
         if not self._sealed:
             self._pending += octets
             self._flushed.clear()
@@ -334,6 +344,7 @@ class Tap(asyncio.Transport):
                 while pending:
                     batch = bytes(pending[:_LARGEST_SEND])
                     del pending[: len(batch)]
+                    self._injected = 0
                     self._taken += len(batch)
                     gone = 0
                     while parcels and parcels[0].end <= self._taken:
