@@ -441,10 +441,13 @@ def dead_peers_are_noticed(seen: Evidence) -> Iterator[str]:
     for wire in seen.network.wires:
         if wire.client_closed_at is None:
             continue
+        life = seen.trace.links[wire.link]
+        # A broker that has blocked us does not read: a write is overdue only from the unblocking on.
+        stalled = 0.0 if life.blocked else min(wire.stalled, wire.client_closed_at - life.unblocked_at)
         for what, length, limit in (
             ("silence", wire.silence, max(2 * plan.heartbeat, plan.connect_timeout)),
             ("a frame that did not end", wire.unfinished, max(plan.frame_timeout, plan.connect_timeout)),
-            ("a write that did not end", wire.stalled, plan.write_stall_timeout),
+            ("a write that did not end", stalled, plan.write_stall_timeout),
         ):
             took = length - seen.jumped(wire.client_closed_at - length, wire.client_closed_at)
             if took > limit + leaving + TICK:
