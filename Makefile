@@ -87,8 +87,8 @@ format: $(ENVIRONMENT) ## let ruff format and repair what it can
 	@$(BIN)/ruff check --fix .
 
 .PHONY: bench
-bench: $(ENVIRONMENT) rabbitmq ## measure against the peers, and write table, JSON and plots; QUICK=1: three minutes; DOCUMENT=1: into docs/performance.md
-	@$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(if $(DOCUMENT),--document)
+bench: $(ENVIRONMENT) rabbitmq ## measure against the peers; table, JSON, plots (QUICK=1: 3 minutes; PIN=1: broker and clients on CPUs of their own; DOCUMENT=1: into docs/performance.md)
+	@$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(if $(PIN),--pin) $(if $(DOCUMENT),--document)
 
 .PHONY: fuzz
 fuzz: SECONDS ?= 1800
