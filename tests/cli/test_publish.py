@@ -333,6 +333,20 @@ def test_a_file_of_failures_that_was_taken_away_begins_anew(broker, run) -> None
     assert ["in.jsonl:2"] == [line["from"] for line in kept()]
 
 
+def test_failures_that_a_crash_wrote_down_behind_its_place_are_in_the_file_once(broker, run) -> None:
+    """They come again when the run is resumed, so what was written behind the place is taken away first."""
+    lost = '{"body": "%d", "routing_key": "nobody"}'
+    arguments = ("--format=messages", "--resume=place", "in.jsonl")
+    write("in.jsonl", lost % 1)
+    assert 1 == run(*arguments)[0]
+    (file,) = Path().glob("warrener-unconfirmed-*")
+    with file.open("a") as opened:
+        opened.write(json.dumps({"body": "2"}) + "\n" + '{"body": "torn')
+    write("in.jsonl", lost % 1, lost % 2)
+    assert 1 == run(*arguments)[0]
+    assert ["1", "2"] == [line["body"] for line in kept()]
+
+
 def test_a_crash_loses_nothing_and_what_it_doubles_has_one_id(slow_broker, run) -> None:
     """Killed with messages under way and resumed: every line is in the queue, and equal lines have equal ids."""
     broker = slow_broker

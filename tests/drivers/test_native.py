@@ -778,6 +778,35 @@ async def test_a_channel_and_its_connection_closed_in_one_read(
     assert raised.value.fault.reply_code == 320
 
 
+@pytest.mark.parametrize("stop_first", [True, False], ids=["flow, ack", "ack, flow"])
+async def test_nothing_is_published_behind_a_flow_ok(autojump_clock: trio.testing.MockClock, stop_first: bool) -> None:
+    """A confirm in the same read as channel.flow(false) makes no room: the owner is held back from that octet on.
+
+    Found by the simulation, seed 5584: the confirm was handed over before the stop, and the next publish went out
+    behind the flow-ok.
+    """
+    reports = RecordingReports()
+
+    async def script(far: Far) -> None:
+        stop, answer = octets(commands.Channel.Flow(False), 1), ack(1)
+        far.reader.feed(await far.stream.receive())  # the publish, which is to be confirmed
+        await far.stream.send(stop + answer if stop_first else answer + stop)
+        await far.read_on()
+
+    async with linked(script, reports=reports, close_timeout=1) as (link, far):
+
+        def publish_next(channel: int, tag: int, multiple: bool) -> None:
+            if not link.congested:
+                link.publish(Lane.MAIN, ENVELOPE, "next", b"", None)
+
+        reports.confirmed = publish_next  # type: ignore[method-assign]
+        link.publish(Lane.MAIN, ENVELOPE, "m", b"", None)
+        await trio.testing.wait_all_tasks_blocked()
+        assert link.congested
+        assert "Channel.FlowOk" == far.names[-1]
+        await trio.sleep(1)
+
+
 async def test_a_request_without_an_answer(autojump_clock: trio.testing.MockClock) -> None:
     """A declaration that is not answered within `connect_timeout` ends the link."""
     with pytest.raises(LinkDown) as raised:

@@ -28,8 +28,6 @@ from warrener.testing.broker import EmbeddedBroker
 EXAMPLES = Path(__file__).parents[2] / "examples"
 KIT = EXAMPLES / "operations"
 
-#: Words of PromQL that look like series.
-FUNCTIONS = {"sum", "rate", "increase", "histogram_quantile", "by", "le"}
 SELECTOR = re.compile(r"([a-z_][a-z0-9_]*)\s*(?:\{([^}]*)\})?(?=[\[\s)=<>/]|$)")
 MATCHER = re.compile(r'(\w+)\s*(=|!=)\s*"([^"]*)"')
 
@@ -59,6 +57,8 @@ def test_every_series_of_dashboard_and_alerts_exists_in_a_live_scrape(start_serv
         for sample in family.samples:
             scraped.setdefault(sample.name, []).append(sample.labels)
     read = [selector for expression in expressions() for selector in selectors(expression)]
+    named = set(re.findall(r"(?:ml_producer|warrener)_\w+", " ".join(expressions())))
+    assert named == {name for name, _ in read}, "the reader overlooks none"
     assert 25 < len(read)
     for name, labels in read:
         assert any(labels.items() <= found.items() for found in scraped.get(name, [])), (name, labels)

@@ -111,7 +111,7 @@ class NativeLink:
         self._heard_at = now
         self._sent_at = now
         #: Whether about a mebibyte or more waits for the socket.
-        self.congested = False
+        self._full = False
         #: Around the writer; its deadline is that of the present send. A broker that has blocked us does not read (F7):
         #: no send is overdue meanwhile (R9).
         self._patience = anyio.CancelScope()
@@ -135,6 +135,15 @@ class NativeLink:
 
     # --- what the owner calls -----------------------------------------------------------------------------------
 
+    @property
+    def congested(self) -> bool:
+        """Whether the owner should hold back: the socket is behind, or the broker has just stopped us.
+
+        A stop counts from the octet that says so. Its report comes a little later, behind confirms of the same read, and
+        nothing may be published behind the flow-ok that has answered it (AMQP 0-9-1, channel.flow-ok).
+        """
+        return self._full or self._session.blocked
+
     def publish(self, lane: Lane, envelope: Envelope, message_id: str, body: bytes, token: str | None) -> int:
         """Hand one message to the writer; return its tag."""
         publisher = self._main if lane is _MAIN else self._suspect
@@ -142,7 +151,7 @@ class NativeLink:
             raise RuntimeError(f"the link has no open channel for the {lane.value} lane")
         tag = publisher.publish(envelope, message_id, body, token)
         if publisher.outgoing.backlog >= HIGH_WATER:
-            self.congested = True
+            self._full = True
         if self._rest is not None:
             self._nudge()
         return tag
@@ -363,8 +372,8 @@ class NativeLink:
                     self._resting.set()
                 await self._rest.wait()
                 continue
-            if self.congested and session.backlog <= LOW_WATER:
-                self.congested = False
+            if self._full and session.backlog <= LOW_WATER:
+                self._full = False
                 self._reports.room()
             self._sent_at = anyio.current_time()
             self._sending = True

@@ -236,6 +236,11 @@ class Session:
         return self._parser.residue + len(self._greeting or b"")
 
     @property
+    def blocked(self) -> bool:
+        """Whether the broker has stopped publishing, by connection.blocked or a channel's flow: true before it is told."""
+        return bool(self._blocked_by)
+
+    @property
     def completions(self) -> int:
         """Grows whenever `receive` completed a frame: what a frame's deadline is measured by."""
         return self._parser.completions
