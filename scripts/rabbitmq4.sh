@@ -10,7 +10,7 @@ folder=$1
 if [ -e "$folder/usr/lib/rabbitmq/bin/rabbitmq-server" ]; then exit 0; fi
 
 if [ "$(id -u)" != 0 ]; then
-    echo "RABBITMQ 4 was not tested: its Debian 13 lives in a chroot, which only root can make and enter." >&2
+    echo "RabbitMQ 4 was not tested: its Debian 13 lives in a chroot, which only root can make and enter." >&2
     exit 1
 fi
 if ! command -v debootstrap >/dev/null; then "$(dirname "$0")/apt-install.sh" debootstrap; fi
@@ -25,7 +25,7 @@ if [ -z "$site" ]; then
     site=$(mirror)
 fi
 if [ -z "$site" ]; then
-    echo "RABBITMQ 4 was not tested: apt knows no Debian mirror here to take Debian 13 from." >&2
+    echo "RabbitMQ 4 was not tested: apt knows no Debian mirror here to take Debian 13 from." >&2
     exit 1
 fi
 

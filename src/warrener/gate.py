@@ -70,6 +70,10 @@ class GateOwner(Protocol):
         """Ask the breaker: a permit, None where none is needed, or the seconds to wait before asking again."""
         ...
 
+    def patience(self) -> float:
+        """Return the seconds to wait before asking the breaker, without asking it."""
+        ...
+
     def confirmed(self, link: int, permit: Permit | None) -> None:
         """The broker acked; with the permit of a probe, where it was one."""
 
@@ -469,7 +473,7 @@ class Gate:
             return BufferFull(delivery.message_id, "the body alone is larger than max_buffered_bytes")
         if not self.owner.breaker_closed:
             # Half-open: what was accepted before goes first, so a newcomer is a probe only when nothing else waits.
-            permit = self.owner.admit() if not self.ledger.buffered else 1.0
+            permit = self.owner.admit() if not self.ledger.buffered else self.owner.patience()
             if isinstance(permit, float):
                 fault = self.ledger.last_fault
                 return CircuitOpen(

@@ -2,9 +2,36 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from warrener import demo
+
+#: All that the extras bring; `import` finds none of it in the program below.
+EXTRAS = (
+    "cattrs", "click", "hypercorn", "hypothesis", "opentelemetry", "prometheus_client", "psycopg", "pytest",
+    "pytest_trio", "rich", "starlette", "typed_settings", "uvloop",
+)  # fmt: skip
+
+
+def test_the_demo_needs_the_base_install_only() -> None:
+    """Without any extra its modules load, the embedded broker starts, and a terminal gets plain lines."""
+    program = f"""
+import sys
+for name in {EXTRAS!r}:
+    sys.modules[name] = None
+from warrener import check, cli, demo, demo_account
+from warrener.machine import table
+sys.stdout.isatty = lambda: True
+with demo._open_broker(embedded=True) as broker, demo._open_view(plain=False) as view:
+    view.say("up")
+"""
+    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith(" s  -- up\n")
 
 
 @pytest.mark.full

@@ -91,6 +91,13 @@ def test_pamqp_writes_the_confirms(channel: int, tag: int, multiple: bool, posit
     assert log == [("ack" if positive else "nack", channel, tag, multiple)] * 2
 
 
+def test_a_method_as_long_as_a_confirm() -> None:
+    """Thirteen octets of another method are a frame like any other."""
+    parser, log = recording_parser()
+    parser.feed(frame(1, 1, b"\x00\x3c\x00\x1e" + bytes(9)))
+    assert log == [("frame", 1, 1, b"\x00\x3c\x00\x1e" + bytes(9))]
+
+
 def test_completions_count_ends_of_frames_only() -> None:
     """Octets that end no frame leave `completions` as it is: what a frame's deadline rests on."""
     parser, _ = recording_parser()

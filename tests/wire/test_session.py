@@ -145,6 +145,24 @@ def test_not_amqp(greeting: bytes) -> None:
     assert drain(session) == b""
 
 
+def test_another_step_of_the_login() -> None:
+    """Our mechanisms have one step; a broker that wants a second one is refused, and nothing is sent."""
+    session = Session(CREDENTIALS, Sink())
+    session.receive(octets(START))
+    drain(session)
+    (broken,) = session.receive(octets(commands.Connection.Secure("more")))
+    assert isinstance(broken, facts.Broken)
+    assert (broken.breach, drain(session)) == (Breach.UNUSABLE, b"")
+
+
+def test_no_octets_mean_nothing() -> None:
+    """An empty piece is no greeting."""
+    session = Session(CREDENTIALS, Sink())
+    assert session.receive(b"") == []
+    assert session.receive(octets(START)) == []
+    assert session.phase is Phase.AUTHENTICATING
+
+
 def test_another_version() -> None:
     """A Start of another protocol version is refused."""
     session = Session(CREDENTIALS, Sink())
@@ -493,6 +511,35 @@ def test_a_refused_request() -> None:
     assert names(session) == ["Channel.Open", "Queue.Declare", "Channel.CloseOk"]
     session.declare(Queue("q"))
     assert names(session) == ["Channel.Open"]
+
+
+def test_nothing_that_comes_on_a_released_control_channel_counts() -> None:
+    """Until the broker confirms its end, whatever was on its way there is ignored: contents and confirms, too."""
+    session = opened()
+    session.take_one("q")
+    session.receive(octets(commands.Channel.OpenOk(), 2) + octets(commands.Basic.GetOk(1, False, "", "q", 0), 2))
+    session.release_control()
+    late = returned(b"body", channel=2).removeprefix(octets(commands.Basic.Return(312, "NO_ROUTE", "", "nowhere"), 2))
+    assert session.receive(late + ack(1, channel=2)) == []
+    assert session.receive(octets(commands.Channel.CloseOk(), 2)) == []
+
+
+def test_an_answer_that_nobody_asked_for() -> None:
+    """A reply on the control channel without a request, or to another one, is a fault."""
+    for reply in (commands.Queue.DeclareOk("q", 0, 0), commands.Basic.GetEmpty(), commands.Channel.OpenOk()):
+        session = opened()
+        session.delete_queue("q")
+        session.receive(octets(commands.Channel.OpenOk(), 2))
+        (broken,) = session.receive(octets(reply, 2))
+        assert isinstance(broken, facts.Broken)
+
+
+def test_orders_to_a_session_that_is_not_open() -> None:
+    """Neither a channel nor a request can be had before open-ok, or after the end."""
+    session = tuned()
+    for order in (session.open_publisher, lambda: session.delete_queue("q"), lambda: session.update_secret("x")):
+        with pytest.raises(RuntimeError, match="opening"):
+            order()
 
 
 @pytest.mark.parametrize("answered", [0, 1, 2])

@@ -55,7 +55,7 @@ from warrener.wire.codec import (
     table,
 )
 from warrener.wire.facts import Breach, Confirms, Fact, Phase, Tuning
-from warrener.wire.framing import BODY, FLOOR, HEADER, HEARTBEAT, METHOD, Parser, frame
+from warrener.wire.framing import FLOOR, HEADER, HEARTBEAT, METHOD, Parser, frame
 
 __all__ = ["MECHANISMS", "Session", "negotiate_heartbeat", "negotiate_limit"]
 
@@ -234,6 +234,11 @@ class Session:
     def residue(self) -> int:
         """The octets held of an unfinished frame; 0 between frames."""
         return self._parser.residue + len(self._greeting or b"")
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the broker has stopped publishing, by connection.blocked or a channel's flow: true before it is told."""
+        return bool(self._blocked_by)
 
     @property
     def completions(self) -> int:
@@ -476,7 +481,7 @@ class Session:
             raise Malformed(f"content came on channel {channel.wire_number} without a method before it")
         if kind == HEADER:
             content.begin(read_content_header(payload), self._max_inbound_body)
-        elif kind == BODY:
+        else:
             content.extend(payload)
         header = content.complete
         if header is None:
@@ -663,8 +668,8 @@ class Session:
                 pass
             case commands.Channel.OpenOk() if control.stage is Stage.OPENING:
                 control.stage = Stage.READY
-                if control.waiting is not None:
-                    self._ask(control, *control.waiting)
+                assert control.waiting is not None
+                self._ask(control, *control.waiting)
             case commands.Channel.Flow(active=active):
                 self._answer(control.wire_number, commands.Channel.FlowOk, active=active)
             case _ if control.request is not None and isinstance(method, _REPLIES[control.request]):
