@@ -53,7 +53,7 @@ def test_sighup_revives_a_producer_that_gave_up_and_health_names_it(start_servic
         )  # fmt: skip
         service.signal(signal.SIGHUP)
         service.wait_log("SIGHUP: a hint")
-        service.wait_log("gaveup -> dialing")
+        service.wait_log("gave up -> dialing")
 
 
 def test_sigterm_settles_what_was_accepted_and_answers_it(start_service, dead_url) -> None:
