@@ -203,7 +203,7 @@ async def test_the_log_tells_a_life(autojump_clock: MockClock, caplog: pytest.Lo
         await trio.sleep(9)
         producer.publish_nowait(b"x", routing_key="tasks")
         driver.link.reports.blocked("memory")
-        await trio.lowlevel.checkpoint()
+        await trio.testing.wait_all_tasks_blocked()
         driver.link.reports.unblocked()
         await producer.aclose()
 
