@@ -124,6 +124,9 @@ class Owner:
         self.world.step_machine(on.AdmissionRequested(self.world.now))
         return self.answer
 
+    def patience(self) -> float:
+        return 1.0
+
     def confirmed(self, link: int, permit: Permit | None) -> None:
         self.mailbox.append(on.PublishConfirmed(link, self.world.now, permit))
 
