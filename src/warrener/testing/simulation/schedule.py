@@ -136,7 +136,7 @@ class NetworkPlan:
     latency: float
     jitter: float
     window: int
-    #: Octets are carried in pieces of 1 to this many; 0: as they come.
+    #: Octets are carried in pieces of 1 to this many, far into a large body in larger ones; 0: as they come.
     slices: int
     #: Octets in a second.
     bandwidth: float
