@@ -18,10 +18,15 @@ MAKEFLAGS += --no-print-directory
 demo: $(ENVIRONMENT) $(if $(filter embedded,$(BROKER)),,rabbitmq) ## publish through a broker that is killed, and account for every message (BROKER=embedded: without RabbitMQ)
 	@$(BIN)/warrener demo $(if $(filter embedded,$(BROKER)),--embedded)
 
+.PHONY: serve
+serve: $(ENVIRONMENT) rabbitmq ## a private RabbitMQ and the ML producer service, to try with curl; BIND=host:port
+	@$(BIN)/python scripts/serve.py $(if $(BIND),--bind $(BIND))
+
 .PHONY: test
 test: lint types layers ## everything below, then all tests but the very long ones, against a real RabbitMQ too
 	@$(MAKE) rabbitmq graphviz
 	@$(MAKE) fuzz SECONDS=60
+	@$(MAKE) simulation
 	@$(TESTS)
 
 .PHONY: test-pure
@@ -29,9 +34,10 @@ test-pure: $(ENVIRONMENT) ## only the tests that need no broker
 	@$(PYTEST) -n 2 -m "not full and not broker"
 
 .PHONY: test-full
-test-full: lint types layers ## all tests, with ten times the examples, and the mutation tests of the core
-	@$(MAKE) rabbitmq graphviz
+test-full: lint types layers ## all tests, with three times the examples of CI, and the mutation tests of the core
+	@$(MAKE) rabbitmq graphviz chromium
 	@HYPOTHESIS_PROFILE=full $(TESTS) --full
+	@$(MAKE) planted-bugs
 	@$(MAKE) mutation
 
 .PHONY: test-rabbit4
@@ -45,6 +51,21 @@ conformance: $(ENVIRONMENT) rabbitmq rabbitmq4 ## the drivers on this machine's 
 .PHONY: mutation
 mutation: $(ENVIRONMENT) graphviz ## plant small bugs in the pure core, and see that its tests notice (a quarter of an hour on two processors)
 	@$(BIN)/python scripts/mutation.py
+
+.PHONY: simulation
+simulation: SEEDS ?= 2000
+simulation: $(ENVIRONMENT) ## simulate years of outages in virtual time, and judge every promise (SEEDS=2000; some two minutes on two processors)
+	@$(BIN)/python -m warrener.testing.simulation --seeds $(SEEDS)
+
+.PHONY: soak
+soak: SEEDS ?= 20000
+soak: FIRST ?= 100000
+soak: $(ENVIRONMENT) ## the same with as many seeds as asked (SEEDS=20000), and others (FIRST=100000)
+	@nice $(BIN)/python -m warrener.testing.simulation --seeds $(SEEDS) --first $(FIRST)
+
+.PHONY: planted-bugs
+planted-bugs: $(ENVIRONMENT) ## plant known bugs of other clients, and see that the simulation catches each
+	@$(BIN)/python scripts/planted_bugs.py
 
 .PHONY: lint
 lint: $(ENVIRONMENT) ## ruff: rules and format
@@ -66,8 +87,8 @@ format: $(ENVIRONMENT) ## let ruff format and repair what it can
 	@$(BIN)/ruff check --fix .
 
 .PHONY: bench
-bench: $(ENVIRONMENT) rabbitmq ## measure against the peers, and write table, JSON and plots; QUICK=1: three minutes
-	@$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
+bench: $(ENVIRONMENT) rabbitmq ## measure against the peers; table, JSON, plots (QUICK=1: 3 minutes; PIN=1: broker and clients on CPUs of their own; DOCUMENT=1: into docs/performance.md)
+	@$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(if $(PIN),--pin) $(if $(DOCUMENT),--document)
 
 .PHONY: fuzz
 fuzz: SECONDS ?= 1800
@@ -108,3 +129,7 @@ rabbitmq4:
 .PHONY: graphviz
 graphviz:
 	@scripts/graphviz.sh
+
+.PHONY: chromium
+chromium:
+	@scripts/chromium.sh

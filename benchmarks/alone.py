@@ -12,14 +12,21 @@ import sys
 import time
 import timeit
 import tracemalloc
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from functools import partial
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import anyio
+import pamqp.frame
 import trio
+from anyio.abc import ByteStream
 from pamqp import commands
 
 from benchmarks.raw import encoded, shake_hands
+
+if TYPE_CHECKING:
+    from warrener.parking import Lot
 
 MESSAGES = 10_000
 BODY = 256
@@ -101,6 +108,137 @@ def transitions() -> dict[str, float]:
             costs.append(min(runs) / 2000 * 1e6)
         record = step.record
     return {"events": len(costs), "median": statistics.median(costs), "worst": max(costs)}
+
+
+# --- the path of a publish, without a broker ------------------------------------------------------------------------------
+
+
+class _Mirror(ByteStream):
+    """A peer in memory that shakes hands and acks all it gets at once: what is left is the cost of the library alone."""
+
+    def __init__(self) -> None:
+        self._news = b""
+        self._changed = anyio.Event()
+        self._unread = b""
+        self._octets: int | None = None
+        #: The octets of one publish; all of them have the same.
+        self.one = 0
+
+    async def send(self, item: bytes) -> None:
+        await anyio.lowlevel.checkpoint()
+        if self._octets is None:
+            self._shake_hands(item)
+        elif not self.one:
+            self.one = len(item)
+            self._ack(1)
+        else:
+            before = self._octets
+            self._octets += len(item)
+            if self._octets // self.one > before // self.one:
+                self._ack(1 + self._octets // self.one)
+
+    def _ack(self, tag: int) -> None:
+        self._say(pamqp.frame.marshal(commands.Basic.Ack(tag, multiple=True), 1))
+
+    def _say(self, octets: bytes) -> None:
+        self._news += octets
+        self._changed.set()
+
+    def _shake_hands(self, item: bytes) -> None:
+        self._unread += item
+        while self._unread:
+            size, channel, frame = pamqp.frame.unmarshal(self._unread)
+            self._unread = self._unread[size:]
+            for answer in _ANSWERS.get(frame.name, ()):
+                self._say(pamqp.frame.marshal(answer, channel))
+            if isinstance(frame, commands.Basic.Qos):
+                self._octets = 0
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        while not self._news:
+            self._changed = anyio.Event()
+            await self._changed.wait()
+        news, self._news = self._news, b""
+        return news
+
+    async def send_eof(self) -> None: ...
+
+    async def aclose(self) -> None: ...
+
+
+_ANSWERS: dict[str, tuple[Any, ...]] = {
+    "ProtocolHeader": (commands.Connection.Start(server_properties={}, mechanisms="PLAIN", locales="en_US"),),
+    "Connection.StartOk": (commands.Connection.Tune(2047, 131_072, 0),),
+    "Connection.Open": (commands.Connection.OpenOk(),),
+    "Channel.Open": (commands.Channel.OpenOk(),),
+    "Confirm.Select": (commands.Confirm.SelectOk(),),
+    "Basic.Qos": (commands.Basic.QosOk(),),
+}
+
+
+def publishing() -> dict[str, float]:
+    """Microseconds per publish on Trio with no broker at all, and how many of them parking and waking the task take."""
+    from benchmarks.load import processor_seconds
+    from warrener import open_producer
+    from warrener.drivers.dial import Dialed
+    from warrener.drivers.native import NativeDriver
+    from warrener.parking import lot
+
+    async def dial(endpoint: object, /, **_: object) -> Dialed:
+        await anyio.lowlevel.checkpoint()
+        return Dialed(_Mirror(), "memory", None)
+
+    async def cost(act: Callable[[], Awaitable[object]]) -> float:
+        """The least that an act took of the processor, of 500 tasks that repeat it."""
+        costs: list[float] = []
+        for _ in range(5):
+            left = 2 * MESSAGES
+
+            async def repeat() -> None:
+                nonlocal left
+                while left > 0:
+                    left -= 1
+                    await act()
+
+            began = processor_seconds()
+            async with trio.open_nursery() as nursery:
+                for _ in range(500):
+                    nursery.start_soon(repeat)
+            costs.append((processor_seconds() - began) / (2 * MESSAGES) * 1e6)
+        return min(costs)
+
+    async def main() -> dict[str, float]:
+        async with open_producer("amqp://localhost", driver=NativeDriver(dial=dial), close_timeout=0.1) as producer:
+            await producer.wait_connected()
+            publish = partial(producer.publish, bytes(BODY), routing_key="q")
+            await publish()
+            whole = await cost(publish)
+        parked = await _cost_of_parking(cost, lot())
+        return {"publish": whole, "park and wake alone": parked}
+
+    return trio.run(main)
+
+
+async def _cost_of_parking(cost: Callable[[Callable[[], Awaitable[object]]], Awaitable[float]], lot: Lot) -> float:
+    parked: list[Any] = []
+
+    async def act() -> None:
+        await lot.checkpoint_if_cancelled()
+        what = SimpleNamespace(waiter=None)
+        parked.append(what)
+        await lot.park(what, lambda _: None)
+
+    async def wake() -> None:
+        while True:
+            while parked:
+                lot.wake(parked.pop().waiter)
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wake)
+        least = await cost(act)
+        nursery.cancel_scope.cancel()
+    return least
 
 
 # --- idleness ---------------------------------------------------------------------------------------------------------
@@ -186,6 +324,7 @@ def reconnecting(url: str, queue: str) -> dict[str, float]:
 MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
     "memory": memory,
     "transitions": transitions,
+    "publishing": publishing,
     "idleness": idleness,
     "reconnecting": reconnecting,
 }

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from attrs import define, field, frozen
 
@@ -146,6 +146,7 @@ Sweep: TypeAlias = "dict[str, dict[str, dict[int, Series]]]"
 ALONE: dict[str, Callable[[Runner], list[str]]] = {
     "memory": lambda _: [],
     "transitions": lambda _: [],
+    "publishing": lambda _: [],
     "idleness": lambda runner: [runner.url],
     "reconnecting": lambda runner: [runner.url, runner.queue],
 }
@@ -171,11 +172,11 @@ class Runner:
             command = [sys.executable, "-m", "benchmarks.clients", name, load.to_json()]
         else:
             command = ["node", str(HERE / "amqplib.js"), name, load.to_json()]
-        lines = self.start(command, name, timeout)
-        return None if lines is None else Figures(**json.loads(lines[-1]))
+        found = self.start(command, name, timeout)
+        return None if found is None else Figures(**found)
 
-    def start(self, command: list[str], name: str, timeout: float = 300) -> list[str] | None:
-        """Run a program to its end; its lines, or None when it failed."""
+    def start(self, command: list[str], name: str, timeout: float = 120) -> dict[str, Any] | None:
+        """Run a program to its end; the JSON of its last line, or None when it failed."""
         if self.client_cpu is not None and shutil.which("taskset") is not None:
             command = ["taskset", "-c", str(self.client_cpu), *command]
         environment = os.environ | {"NODE_PATH": str(NODE_PEERS / "node_modules")}
@@ -186,15 +187,18 @@ class Runner:
         except subprocess.TimeoutExpired:
             self.complain(f"{name}: not done within {timeout:g} s")
             return None
-        if done.returncode or not done.stdout.strip():
-            self.complain(f"{name}: status {done.returncode}: {done.stderr.strip()[-500:]}")
-            return None
-        return done.stdout.strip().splitlines()
+        try:
+            if done.returncode == 0:
+                found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+                return found
+        except (ValueError, IndexError):
+            pass
+        self.complain(f"{name}: status {done.returncode}: {(done.stderr or done.stdout).strip()[-500:]}")
+        return None
 
     def measure(self, name: str) -> dict[str, float] | None:
         """Measure one thing of `benchmarks.alone`; None when it failed, which is told and nothing else."""
-        lines = self.start([sys.executable, "-m", "benchmarks.alone", name, *ALONE[name](self)], name)
-        return None if lines is None else json.loads(lines[-1])
+        return self.start([sys.executable, "-m", "benchmarks.alone", name, *ALONE[name](self)], name)
 
     def compare(
         self,

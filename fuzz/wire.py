@@ -36,8 +36,10 @@ def fuzz_here(arguments: list[str]) -> None:
     """Become the fuzzer: libFuzzer's own process, which ends by itself."""
     import atheris
 
+    import warrener
+
     with atheris.instrument_imports(include=["warrener.wire"]):
-        import warrener.wire  # noqa: F401 - instrumented by this import
+        import warrener.wire  # noqa: F401
     from tests.wire.replay import check
 
     atheris.Setup([sys.argv[0], *arguments], check)

@@ -165,13 +165,17 @@ The broker is RABBITMQ_URL, or --url, which other users of this machine can see.
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("paths", nargs="*", metavar="PATH", default=["-"], help="what to read (default: -, standard input)")
+    _names_file(
+        add("paths", nargs="*", metavar="PATH", default=["-"], help="what to read (default: -, standard input)")
+    )
     add("-k", "--routing-key", metavar="KEY", help="where to; with the default exchange, the name of a queue")
     add("-x", "--exchange", metavar="NAME", default="", help="default: the default exchange")
     add("-f", "--format", choices=("lines", "jsonl", "messages", "files"), default="lines", help="default: lines")
     add("--content-type", metavar="TYPE", help="e.g. text/plain; with jsonl, application/json unless given")
-    add("--resume", metavar="FILE", help="keep the place in FILE, and go on there when FILE exists")
-    add("--unconfirmed", metavar="FILE", help="what was not confirmed (default: warrener-unconfirmed-….jsonl)")
+    _names_file(add("--resume", metavar="FILE", help="keep the place in FILE, and go on there when FILE exists"))
+    _names_file(
+        add("--unconfirmed", metavar="FILE", help="for what is not confirmed (default: warrener-unconfirmed-….jsonl)")
+    )
     add("--max-unconfirmed", metavar="N", type=int, default=100, help="stop when more are not confirmed (default: 100)")
     add("--timeout", metavar="S", type=float, help="seconds for each message (default: until the attempts are used up)")
     add("--window", metavar="N", type=int, default=1000, help="messages under way at once (default: 1000)")
@@ -227,6 +231,11 @@ def _add_completion(commands: _Commands, whole: argparse.ArgumentParser) -> None
     )
     parser.add_argument("shell", choices=("bash", "zsh", "tcsh"))
     parser.set_defaults(run=_completion, whole=whole)
+
+
+def _names_file(action: argparse.Action) -> None:
+    """Have shells complete it by the names of files; these are shtab's own words for that."""
+    vars(action)["complete"] = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}
 
 
 def _completion(args: argparse.Namespace) -> int:

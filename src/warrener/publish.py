@@ -13,6 +13,7 @@ Exit status: 0 everything was confirmed; 1 something was not; 2 wrong arguments,
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -113,7 +114,7 @@ def _resumed(plan: Plan) -> _Place:
         return _Place()
     try:
         kept = cast("dict[str, Any]", json.loads(plan.resume.read_text()))
-        place, identity = _Place(**kept["place"]), kept["of"]
+        place, identity = _Place(**kept["place"]), dict(kept["of"])
         uuid.UUID(place.run)
     except OSError as error:
         raise _Refused(f"{plan.resume}: {os.strerror(error.errno or 0)}") from None
@@ -189,7 +190,9 @@ class _Run:
         self._news = anyio.Event()
         self._all_read = False
         self._reading = anyio.CancelScope()
-        self._kept: IO[str] | None = None
+        self._kept: IO[bytes] | None = None
+        # A message could neither be confirmed nor written down: the place must not move past it.
+        self._stuck = False
         self._noted_at = -math.inf
         #: Why the input was not read to its end, in words.
         self.stopped: str | None = None
@@ -320,23 +323,29 @@ class _Run:
         try:
             if self._kept is None:
                 self._kept = self._open()
-            self._kept.write(described(item.message, error, item.piece.where) + "\n")
+            line = described(item.message, error, item.piece.where).encode() + b"\n"
+            if self._kept.write(line) != len(line):
+                raise OSError(errno.ENOSPC, "")
         except OSError as trouble:
-            print(
-                f"not confirmed, and not written down: {item.message.message_id} ({item.piece.where})", file=sys.stderr
-            )
+            self._stuck = True
+            where = f"{item.message.message_id} ({item.piece.where})"
+            print(f"not confirmed, and not written down: {where}", file=sys.stderr)
             self.stop_reading(f"{self.place.file}: {os.strerror(trouble.errno or 0)}")
         self._passed(item)
 
-    def _open(self) -> IO[str]:
+    def _open(self) -> IO[bytes]:
         place = self.place
-        place.file = place.file or str(self._plan.unconfirmed or f"warrener-unconfirmed-{place.run[:8]}.jsonl")
+        name = self._plan.unconfirmed or Path(f"warrener-unconfirmed-{place.run[:8]}.jsonl")
+        place.file = place.file or str(name.absolute())
         descriptor = os.open(place.file, os.O_WRONLY | os.O_CREAT, 0o600)
-        os.truncate(descriptor, place.file_octets)
+        # A crash may have left lines behind the place. A file that somebody has taken away begins anew.
+        os.truncate(descriptor, min(place.file_octets, os.fstat(descriptor).st_size))
         os.lseek(descriptor, 0, os.SEEK_END)
-        return os.fdopen(descriptor, "w", encoding="utf-8")
+        return os.fdopen(descriptor, "wb", buffering=0)
 
     def _passed(self, item: _Pending) -> None:
+        if self._stuck:
+            return
         self.place.messages, self.place.digest = item.number, item.piece.digest.hex()
         if anyio.current_time() >= self._noted_at + NOTE_EVERY:
             self._note()
@@ -346,13 +355,12 @@ class _Run:
         self._noted_at = anyio.current_time()
         try:
             if self._kept is not None:
-                self._kept.flush()
                 os.fsync(self._kept.fileno())
                 self.place.file_octets = self._kept.tell()
             if self._plan.resume is not None:
                 _write(self._plan, self.place)
         except OSError as trouble:
-            self.stop_reading(f"cannot keep the place, or what was not confirmed: {os.strerror(trouble.errno or 0)}")
+            self.stop_reading(f"cannot keep the place in {self._plan.resume}: {os.strerror(trouble.errno or 0)}")
 
     def _finish(self) -> None:
         self.figures.left = len(self._left)
@@ -450,6 +458,12 @@ def _condition(status: Status) -> str:
     return f"; {status.connection_state.value.lower()}"
 
 
+def _shown(file: str) -> str:
+    """Return a path as it can be typed here."""
+    path, here = Path(file), Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else file
+
+
 def _summary(run: _Run, took: float) -> Iterator[str]:
     figures, place = run.figures, run.place
     line = f"{figures.confirmed:,} confirmed in {took:.1f} s"
@@ -464,9 +478,9 @@ def _summary(run: _Run, took: float) -> Iterator[str]:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in sorted(figures.errors.items()))
         sure = figures.unconfirmed - figures.maybe
         yield f"{figures.unconfirmed:,} not confirmed ({kinds}): {sure:,} in no queue, {figures.maybe:,} may be in one"
-        yield f"  to publish them again: warrener publish --format messages {place.file}"
+        yield f"  to publish them again: warrener publish --format messages {_shown(place.file)}"
     if place.unconfirmed > figures.unconfirmed:
-        yield f"{place.unconfirmed - figures.unconfirmed:,} were not confirmed by earlier runs; they are in {place.file}"
+        yield f"{place.unconfirmed - figures.unconfirmed:,} were not confirmed before; they are in {_shown(place.file)}"
     if figures.left:
         yield f"{figures.left:,} read and not sent; the same command goes on there"
     if run.stopped is not None:
@@ -518,11 +532,12 @@ def _check_files(plan: Plan, place: _Place) -> None:
             raise _Refused(f"{path} is not there")
         if plan.form != "files" and Path(path).is_dir():
             raise _Refused(f"{path} is a folder; folders are for --format files")
-    if plan.unconfirmed is not None and plan.unconfirmed.exists() and str(plan.unconfirmed) != place.file:
+    if plan.unconfirmed is not None and plan.unconfirmed.exists() and str(plan.unconfirmed.absolute()) != place.file:
         raise _Refused(f"{plan.unconfirmed} exists; remove it, or name another for --unconfirmed")
-    for file in (plan.unconfirmed or Path(place.file or "x"), plan.resume or Path("x")):
-        if not os.access(file.absolute().parent, os.W_OK):
-            raise _Refused(f"{file.absolute().parent} cannot be written to; name another place for {file.name}")
+    kept = {"--unconfirmed": plan.unconfirmed or Path(place.file or "here"), "--resume": plan.resume}
+    for option, file in kept.items():
+        if file is not None and not os.access(file.absolute().parent, os.W_OK):
+            raise _Refused(f"{file.absolute().parent} cannot be written to; name a file elsewhere with {option}")
 
 
 async def _obey_signals(run: _Run, caught: list[int]) -> None:

@@ -34,10 +34,11 @@ from warrener.drivers.base import Driver, Link, LinkDown, LinkOptions, Peer
 from warrener.errors import Fault, FaultKind, connect_error
 from warrener.figures import RECONNECT_BOUNDS, Histogram
 from warrener.gate import Gate
-from warrener.machine import Permit, Policy, Record, connection_state, initial, transition
+from warrener.machine import Permit, Policy, Record, connection_state, initial, retry_after, transition
 from warrener.machine import effects as do
 from warrener.machine import events as on
 from warrener.machine import states as now
+from warrener.machine.breaker import PROBE_PATIENCE
 from warrener.records import ConnectionState, Endpoint
 from warrener.topology import Declaration, in_order
 
@@ -389,6 +390,11 @@ class Supervisor:
         answer, self._answer = self._answer, None
         self._let_in()
         return answer
+
+    def patience(self) -> float:
+        """Return the seconds to wait before asking the breaker, without asking it: at least what a probe may take."""
+        breaker = self.record.breaker
+        return PROBE_PATIENCE if breaker is None else retry_after(breaker, self._clock()) or PROBE_PATIENCE
 
     def confirmed(self, link: int, permit: Permit | None) -> None:
         """The broker acked. Without a permit it is posted once until the record has changed."""

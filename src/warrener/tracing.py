@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from warrener.records import Message
+from warrener.records import Endpoint, Message
 
 __all__ = ["PublishSpan", "publish_span", "trace_context"]
 
@@ -68,8 +68,12 @@ class _Traced:
 
 
 @contextmanager
-def publish_span(exchange: str, routing_key: str, incoming: Mapping[str, str] | None = None) -> Iterator[PublishSpan]:
+def publish_span(
+    exchange: str, routing_key: str, incoming: Mapping[str, str] | None = None, *, broker: Endpoint | None = None
+) -> Iterator[PublishSpan]:
     """Be the span of one publish; `incoming` is the trace context of whoever asked for it (see `trace_context`).
+
+    Without `incoming` the span is a child of the current one, if there is one. `broker` gives the server's address.
 
     What the block raises is noted as ``error.type`` and goes on.
     """
@@ -93,6 +97,7 @@ def publish_span(exchange: str, routing_key: str, incoming: Mapping[str, str] | 
             "messaging.operation.type": "send",
             "messaging.destination.name": ":".join(part for part in (exchange, routing_key) if part),
             "messaging.rabbitmq.destination.routing_key": routing_key,
+            **({} if broker is None else {"server.address": broker.host, "server.port": broker.port}),
         },
         record_exception=False,
         set_status_on_exception=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import signal
@@ -294,8 +295,56 @@ def test_a_resumed_run_adds_to_what_was_not_confirmed(broker, run) -> None:
     write("in.jsonl", lost, good, lost, good)
     status, said = run(*arguments)
     assert (0, ["lost", "lost"]) == (status, [line["body"] for line in kept()])
-    assert "2 were not confirmed by earlier runs" in said
+    assert "2 were not confirmed before" in said
     assert 2 == len({line["message_id"] for line in kept()})
+
+
+def test_what_could_not_be_written_down_is_not_passed_over(broker, run, monkeypatch) -> None:
+    """A full disk: the message is named, the run stops, and the next one takes the message up again."""
+
+    def full(_run: object) -> Any:
+        raise OSError(errno.ENOSPC, "")
+
+    lines = [
+        json.dumps({"body": body, "routing_key": key}) for body, key in (("a", QUEUE), ("b", "later"), ("c", QUEUE))
+    ]
+    arguments = ("--format=messages", "--resume=place", write("in.jsonl", *lines))
+    with monkeypatch.context() as patch:
+        patch.setattr(publish._Run, "_open", full)
+        status, said = run(*arguments)
+    assert 1 == status
+    assert "not confirmed, and not written down: " in said
+    assert "No space left on device" in said
+    broker.declare_queue("later")
+    assert 0 == run(*arguments)[0]
+    assert [b"b"] == broker.messages("later")
+    assert {b"a", b"c"} == set(broker.messages(QUEUE))
+
+
+def test_a_file_of_failures_that_was_taken_away_begins_anew(broker, run) -> None:
+    """Whoever has published its messages again deletes it; the run goes on without holes in a new one."""
+    lost = '{"body": "lost", "routing_key": "nobody"}'
+    arguments = ("--format=messages", "--resume=place", "in.jsonl")
+    write("in.jsonl", lost)
+    assert 1 == run(*arguments)[0]
+    next(Path().glob("warrener-unconfirmed-*")).unlink()
+    write("in.jsonl", lost, lost)
+    assert 1 == run(*arguments)[0]
+    assert ["in.jsonl:2"] == [line["from"] for line in kept()]
+
+
+def test_failures_that_a_crash_wrote_down_behind_its_place_are_in_the_file_once(broker, run) -> None:
+    """They come again when the run is resumed, so what was written behind the place is taken away first."""
+    lost = '{"body": "%d", "routing_key": "nobody"}'
+    arguments = ("--format=messages", "--resume=place", "in.jsonl")
+    write("in.jsonl", lost % 1)
+    assert 1 == run(*arguments)[0]
+    (file,) = Path().glob("warrener-unconfirmed-*")
+    with file.open("a") as opened:
+        opened.write(json.dumps({"body": "2"}) + "\n" + '{"body": "torn')
+    write("in.jsonl", lost % 1, lost % 2)
+    assert 1 == run(*arguments)[0]
+    assert ["1", "2"] == [line["body"] for line in kept()]
 
 
 def test_a_crash_loses_nothing_and_what_it_doubles_has_one_id(slow_broker, run) -> None:

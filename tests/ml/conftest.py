@@ -22,6 +22,7 @@ from warrener.errors import FaultKind
 from warrener.figures import RECONNECT_BOUNDS, Histogram
 from warrener.ml import MLProducer, MLSettings
 from warrener.records import ClosingReport, ConnectionState, Message, Receipt, Status
+from warrener.settings import Settings
 
 UP = Status(
     connection_state=ConnectionState.CONNECTED, reconnect_attempts=0, consecutive_failures=0, circuit_breaker="closed",
@@ -35,6 +36,7 @@ class FakeProducer:
 
     def __init__(self) -> None:
         self.now = UP
+        self.settings = Settings.resolve("amqp://ml:hunter2@broker.internal/", environ={})
         self.published: list[tuple[Message, float | None]] = []
         self.outcome: Exception | None = None
         self.attempts = 1

@@ -77,6 +77,7 @@ async def test_a_real_celery_worker_runs_each_kind_of_task(rabbitmq, worker, dri
         for method, arguments, queue, name, kwargs in calls:
             receipt = await getattr(ml, method)(**arguments, trace={"traceparent": PARENT})
             seen = await line_of(worker)
+            print(json.dumps(seen))  # the worker's report, for people
             task_id = receipt.message_id
             # pamqp leaves an empty property out; to a worker both mean that nobody waits for a reply.
             assert seen.pop("reply_to") in ("", None)

@@ -15,17 +15,19 @@ import anyio
 import anyio.lowlevel
 import httpx
 import pytest
+import yaml
+from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
 from warrener.errors import SettingsError
-from warrener.ml import MLSettings
+from warrener.ml import MLProducer, MLSettings
+from warrener.ml.app import ml_app
 from warrener.settings import Settings
+from warrener.testing.broker import EmbeddedBroker
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 KIT = EXAMPLES / "operations"
 
-#: Words of PromQL that look like series.
-FUNCTIONS = {"sum", "rate", "increase", "histogram_quantile", "by", "le"}
 SELECTOR = re.compile(r"([a-z_][a-z0-9_]*)\s*(?:\{([^}]*)\})?(?=[\[\s)=<>/]|$)")
 MATCHER = re.compile(r'(\w+)\s*(=|!=)\s*"([^"]*)"')
 
@@ -41,7 +43,6 @@ def selectors(expression: str) -> list[tuple[str, dict[str, str]]]:
 
 
 def expressions() -> list[str]:
-    yaml = pytest.importorskip("yaml")
     dashboard = json.loads((KIT / "grafana/dashboard.json").read_text())
     alerts = yaml.safe_load((KIT / "alerts.yml").read_text())
     panels = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
@@ -56,6 +57,8 @@ def test_every_series_of_dashboard_and_alerts_exists_in_a_live_scrape(start_serv
         for sample in family.samples:
             scraped.setdefault(sample.name, []).append(sample.labels)
     read = [selector for expression in expressions() for selector in selectors(expression)]
+    named = set(re.findall(r"(?:ml_producer|warrener)_\w+", " ".join(expressions())))
+    assert named == {name for name, _ in read}, "the reader overlooks none"
     assert 25 < len(read)
     for name, labels in read:
         assert any(labels.items() <= found.items() for found in scraped.get(name, [])), (name, labels)
@@ -70,7 +73,6 @@ def test_what_reads_expressions_sees_names_and_labels() -> None:
 
 def test_every_file_of_the_kit_is_what_its_name_says() -> None:
     """YAML parses, and no file holds a password."""
-    yaml = pytest.importorskip("yaml")
     for path in [*KIT.rglob("*.yml"), *KIT.rglob("*.yaml")]:
         assert list(yaml.safe_load_all(path.read_text())), path
     compose = yaml.safe_load((KIT / "compose.yaml").read_text())
@@ -81,7 +83,6 @@ def test_every_file_of_the_kit_is_what_its_name_says() -> None:
 
 def test_the_probes_ask_the_right_questions() -> None:
     """Liveness never depends on the broker, readiness does; stopping takes longer than the service's own deadline."""
-    yaml = pytest.importorskip("yaml")
     deployment, _ = yaml.safe_load_all((KIT / "kubernetes.yaml").read_text())
     pod = deployment["spec"]["template"]["spec"]
     (container,) = pod["containers"]
@@ -90,6 +91,9 @@ def test_the_probes_ask_the_right_questions() -> None:
     )  # fmt: skip
     shutdown = MLSettings().shutdown_timeout
     assert pod["terminationGracePeriodSeconds"] > shutdown
+    compose = yaml.safe_load((KIT / "compose.yaml").read_text())["services"]["producer"]
+    assert int(compose["stop_grace_period"].removesuffix("s")) > shutdown
+    assert "/livez" in compose["healthcheck"]["test"][-1]
     assert int(re.search(r"TimeoutStopSec=(\d+)", (KIT / "warrener.service").read_text())[1]) > shutdown
 
 
@@ -125,6 +129,23 @@ async def test_the_app_mounts_in_a_program_of_its_own_on_every_backend(dead_url,
             while (await http.get("/ml/readyz")).text != "disconnected\n":
                 await anyio.lowlevel.checkpoint()
     assert (503, 422, 200) == (health.status_code, refused.status_code, page.status_code)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_the_app_mounts_in_fastapi(driver) -> None:
+    """The same app object under a prefix of a FastAPI program on asyncio: a task is confirmed, a bad one named, health read."""
+    async with EmbeddedBroker() as broker:
+        ml = MLProducer(MLSettings(broker=Settings.resolve(broker.url), driver=driver))
+        gateway = FastAPI()
+        gateway.mount("/ml", ml_app(ml))
+        async with ml, httpx.AsyncClient(transport=httpx.ASGITransport(gateway), base_url="http://gateway") as http:
+            taken = await http.post("/ml/v1/ml/tasks/embed", json={"share_id": "s", "content": {"text": "x"}})
+            refused = await http.post("/ml/v1/ml/tasks/embed", json={"share_id": "s"})
+            health = await http.get("/ml/v1/ml/analytics/health")
+        assert 1 == len(broker.messages("ml.embed"))
+    assert (202, 200, True) == (taken.status_code, health.status_code, health.json()["healthy"])
+    assert (422, "content is missing") == (refused.status_code, refused.json()["error"])
 
 
 def test_the_mounted_app_says_what_it_needs(monkeypatch) -> None:

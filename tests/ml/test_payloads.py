@@ -7,9 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from attrs import fields
 from hypothesis import given
 from hypothesis import strategies as st
 
+from warrener.ml import payloads
 from warrener.ml.payloads import (
     Backend,
     Embed,
@@ -174,6 +176,22 @@ def test_keywords_may_be_flat_or_nested() -> None:
         Summarize, {"share_id": "s", "content": {"text": "x"}, "options": SummarizeOptions(style="brief")}
     )
     assert flat == nested
+
+
+@pytest.mark.parametrize(
+    ("kind", "keywords"),
+    [
+        (Summarize, payloads.SummarizeFields),
+        (Transcribe, payloads.TranscribeFields),
+        (Embed, payloads.EmbedFields),
+        (EmbedBatch, payloads.EmbedBatchFields),
+    ],
+)
+def test_the_keywords_that_type_checkers_know_are_those_that_there_are(kind: Any, keywords: type) -> None:
+    """All fields of the record and of its parts; backend is a keyword of the call itself."""
+    parts = [row.metadata["record"] for row in fields(kind) if "record" in row.metadata]
+    names = {row.name for record in (kind, *parts) for row in fields(record)}
+    assert names - {"backend"} == set(keywords.__annotations__)
 
 
 def test_the_repr_of_a_task_shows_no_private_text() -> None:

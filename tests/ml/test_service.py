@@ -1,4 +1,7 @@
-"""The service as its users see it: a program with an address, signals, a log and an exit status."""
+"""The service as its users see it: a program with an address, signals, a log and an exit status.
+
+Under load, with a real broker that is killed: test_load.py.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ import socket
 import threading
 
 import httpx
-import pytest
 
 from tests.ml.conftest import DEAD_PASSWORD
 
@@ -157,75 +159,3 @@ def request_octets(task: str, body: dict[str, object]) -> bytes:
     content = json.dumps(body).encode()
     head = f"POST /v1/ml/tasks/{task} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
     return head.encode() + content
-
-
-# --- with a real broker ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.broker
-@pytest.mark.full
-def test_every_202_is_in_a_queue_after_an_outage(start_service, rabbitmq) -> None:
-    """Killed and restarted under load: each 202 is in the queue at the end, each 503 is not, nobody waits for ever."""
-    service = start_service(rabbitmq.url, request_timeout="5")
-    confirmed: set[str] = set()
-    refused: set[str] = set()
-    unknown: set[str] = set()
-    stop = threading.Event()
-
-    address = service.url
-
-    def submit() -> None:
-        with httpx.Client(base_url=address, timeout=15) as http:
-            while not stop.is_set():
-                answer = http.post("/v1/ml/tasks/embed", json=SUMMARIZE)
-                where = {202: confirmed, 503: refused, 504: unknown}[answer.status_code]
-                where.add(answer.json()["task_id"])
-
-    service.wait_log("-> up")
-    # A broker that is killed within a second of the declarations can lose a quorum queue's leader for good; what is
-    # asked here is what becomes of queues that have lived. An orderly restart writes them down.
-    rabbitmq.restart()
-    service.wait_log("-> up")
-    clients = [threading.Thread(target=submit) for _ in range(4)]
-    for thread in clients:
-        thread.start()
-    with httpx.Client(base_url=service.url) as http:
-        wait_for_more(confirmed, 50)
-        assert 200 == http.get(HEALTH).status_code
-        rabbitmq.kill()
-        service.wait_log("-> waiting")
-        assert 503 == http.get(HEALTH).status_code
-        rabbitmq.start()
-        service.wait_log("-> up")
-        wait_for_more(confirmed, 50)
-        stop.set()
-        for thread in clients:
-            thread.join(timeout=30)
-        assert 200 == http.get(HEALTH).status_code
-    service.signal(signal.SIGTERM)
-    assert 0 == service.wait_end()
-    in_queue = task_ids(rabbitmq.url, "ml.embed")
-    assert set() == confirmed - in_queue
-    assert set() == refused & in_queue
-    assert in_queue <= confirmed | unknown
-
-
-def wait_for_more(found: set[str], more: int) -> None:
-    target = len(found) + more
-    waiting = threading.Event()
-    for _ in range(600):
-        if len(found) >= target:
-            return
-        waiting.wait(0.05)
-    raise AssertionError(f"no {more} more were confirmed")
-
-
-def task_ids(url: str, name: str) -> set[str]:
-    """Empty a queue with an independent client."""
-    from kombu import Connection
-
-    found: set[str] = set()
-    with Connection(url.replace("amqp://", "pyamqp://")) as connection, connection.channel() as channel:
-        while (message := channel.basic_get(name, no_ack=True)) is not None:
-            found.add(message.headers["id"])
-    return found

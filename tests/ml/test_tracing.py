@@ -42,10 +42,22 @@ async def test_a_publish_is_a_span_whose_context_is_in_the_message(ml, producer,
         "messaging.message.id": receipt.message_id,
         "messaging.message.conversation_id": receipt.message_id,
         "messaging.message.body.size": len(message.body),
+        "server.address": "broker.internal",
+        "server.port": 5672,
     } == dict(span.attributes)
     assert 0xB7AD6B7169203331 == span.parent.span_id
     assert f"00-0af7651916cd43dd8448eb211c80319c-{span.context.span_id:016x}-01" == message.headers["traceparent"]
     assert "a=1" == message.headers["tracestate"]
+
+
+async def test_without_a_callers_context_the_span_belongs_to_the_current_one(ml, producer, spans) -> None:
+    """In a program that traces itself nothing has to be handed over."""
+    with trace.get_tracer("gateway").start_as_current_span("share") as outer:
+        await ml.embed(share_id="s", text="x")
+    ((message, _),) = producer.published
+    published = spans.get_finished_spans()[0]
+    assert outer.context.span_id == published.parent.span_id
+    assert f"{outer.context.trace_id:032x}" == message.headers["traceparent"].split("-")[1]
 
 
 async def test_a_failed_publish_is_a_failed_span_without_text(ml, producer, spans) -> None:

@@ -1,4 +1,4 @@
-"""The planted bugs: their patches apply, and the simulation catches each."""
+"""The planted bugs: their patches apply, and the script catches one; `make planted-bugs` tries all."""
 
 from __future__ import annotations
 
@@ -37,12 +37,3 @@ def test_a_planted_bug_is_caught() -> None:
     assert (0, "") == (ran.returncode, ran.stderr)
     assert "S5 outcomes match" in ran.stdout
     assert "1 of 1 planted bugs were caught" in ran.stdout
-
-
-@pytest.mark.full
-def test_every_planted_bug_is_caught() -> None:
-    """Each mutant passes the smoke test and fails a check within the seeds that CI runs."""
-    ran = subprocess.run([sys.executable, SCRIPT, "--processes", "1"], capture_output=True, text=True, check=False)
-    print(ran.stdout)
-
-    assert (0, "") == (ran.returncode, ran.stderr)

@@ -9,6 +9,7 @@ import anyio
 import trio
 
 import warrener
+from warrener.ml import MLProducer, MLSettings, Transcribe, TranscribeContent
 
 
 async def as_a_block() -> None:
@@ -43,3 +44,16 @@ async def looking(producer: warrener.Producer) -> None:
     async with producer.outcomes() as outcomes:
         async for outcome in outcomes:
             assert_type(outcome.result, warrener.Receipt | warrener.PublishError)
+
+
+async def ml_tasks() -> None:
+    async with MLProducer(MLSettings(preferred_stt="local"), breaker=None) as ml:
+        assert_type(await ml.summarize(share_id="s", text="x", style="brief"), warrener.Receipt)
+        assert_type(
+            await ml.transcribe(Transcribe(share_id="s", content=TranscribeContent(media_url="/a"))), warrener.Receipt
+        )
+        await ml.embed(share_id="s", content={"text": "x"}, backend="local")
+        await ml.embed_batch(tasks=[{"share_id": "s", "content": {"text": "x"}}])
+        await ml.summarize(share_id="s", txt="x")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+        await ml.embed(share_id="s", type="song")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    MLProducer(hartbeat=10)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]

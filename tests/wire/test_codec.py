@@ -238,6 +238,12 @@ def test_text_that_is_cut_inside_a_letter() -> None:
     assert read_method(cut).reply_text == "é" * 126 + "\\xc3"  # type: ignore[attr-defined]
 
 
+def test_strings_that_are_no_text() -> None:
+    """A long string need not be UTF-8 (AMQP 0-9-1, 4.2.5.3): it is read as octets then, and ends no connection."""
+    entry = b"\x01aS" + struct.pack(">I", 2) + b"\xff\xfe"
+    assert read_table(struct.pack(">I", len(entry)) + entry) == {"a": b"\xff\xfe"}
+
+
 def test_repeated_fields_keep_the_first() -> None:
     """Of a name that comes twice the first value counts."""
     entries = table({"a": 1})[4:] + table({"a": 2})[4:]
@@ -276,6 +282,28 @@ def test_a_string_that_runs_past_its_table() -> None:
     inner = b"\x01aS" + struct.pack(">I", 4) + b"abcd"
     with pytest.raises(Malformed, match="past its end"):
         read_table(struct.pack(">I", len(inner) - 2) + inner)
+
+
+def test_a_value_that_runs_past_its_array() -> None:
+    """The same for an array."""
+    value = b"S" + struct.pack(">I", 4) + b"abcd"
+    entry = b"\x01aA" + struct.pack(">I", len(value) - 2) + value
+    with pytest.raises(Malformed, match="array's last value runs past"):
+        read_table(struct.pack(">I", len(entry)) + entry)
+
+
+@pytest.mark.parametrize(
+    ("write", "why"),
+    [
+        (lambda: short_string(b"x", "type"), "type must be str, not bytes"),  # type: ignore[arg-type]
+        (lambda: timestamp(5), "timestamp must be a datetime, not int"),  # type: ignore[arg-type]
+        (lambda: table([("a", 1)]), "headers must be a mapping, not list"),  # type: ignore[arg-type]
+    ],
+)
+def test_values_of_another_type(write: Any, why: str) -> None:
+    """What a caller without a type checker hands in is refused by name, not by accident."""
+    with pytest.raises(Unsendable, match=why):
+        write()
 
 
 @given(st.binary(max_size=120))

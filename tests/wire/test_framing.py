@@ -81,7 +81,7 @@ def test_any_split(cuts: list[int]) -> None:
     assert log == SEEN
 
 
-@given(st.integers(1, 65_535), st.integers(0, 2**64 - 1), st.booleans(), st.booleans(), st.integers(0, 42))
+@given(st.integers(1, 65_535), st.integers(0, 2**63 - 1), st.booleans(), st.booleans(), st.integers(0, 42))
 def test_pamqp_writes_the_confirms(channel: int, tag: int, multiple: bool, positive: bool, cut: int) -> None:
     """Confirms of any channel and tag, written by pamqp and cut anywhere, are read by the short way as what they are."""
     parser, log = recording_parser()
@@ -89,6 +89,13 @@ def test_pamqp_writes_the_confirms(channel: int, tag: int, multiple: bool, posit
     parser.feed(stream[:cut])
     parser.feed(stream[cut:])
     assert log == [("ack" if positive else "nack", channel, tag, multiple)] * 2
+
+
+def test_a_method_as_long_as_a_confirm() -> None:
+    """Thirteen octets of another method are a frame like any other."""
+    parser, log = recording_parser()
+    parser.feed(frame(1, 1, b"\x00\x3c\x00\x1e" + bytes(9)))
+    assert log == [("frame", 1, 1, b"\x00\x3c\x00\x1e" + bytes(9))]
 
 
 def test_completions_count_ends_of_frames_only() -> None:

@@ -145,6 +145,24 @@ def test_not_amqp(greeting: bytes) -> None:
     assert drain(session) == b""
 
 
+def test_another_step_of_the_login() -> None:
+    """Our mechanisms have one step; a broker that wants a second one is refused, and nothing is sent."""
+    session = Session(CREDENTIALS, Sink())
+    session.receive(octets(START))
+    drain(session)
+    (broken,) = session.receive(octets(commands.Connection.Secure("more")))
+    assert isinstance(broken, facts.Broken)
+    assert (broken.breach, drain(session)) == (Breach.UNUSABLE, b"")
+
+
+def test_no_octets_mean_nothing() -> None:
+    """An empty piece is no greeting."""
+    session = Session(CREDENTIALS, Sink())
+    assert session.receive(b"") == []
+    assert session.receive(octets(START)) == []
+    assert session.phase is Phase.AUTHENTICATING
+
+
 def test_another_version() -> None:
     """A Start of another protocol version is refused."""
     session = Session(CREDENTIALS, Sink())
@@ -225,12 +243,35 @@ def test_secrets_are_not_kept() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"vhost": "é" * 128}, {"vhost": "\ud800"}, {"frame_max": 4096}, {"credentials": Credentials("\ud800", "")}],
+    [
+        {"vhost": "é" * 128},
+        {"vhost": "\ud800"},
+        {"frame_max": 4096},
+        {"credentials": Credentials("\ud800", "")},
+        {"credentials": Credentials("someone", "secret" * 1400)},
+        {"client_properties": {"connection_name": "n" * 8000}},
+    ],
 )
 def test_what_cannot_be_encoded_is_said_at_once(arguments: dict[str, Any]) -> None:
     """A session that could not finish its handshake is not begun."""
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError) as raised:
         Session(**({"credentials": CREDENTIALS, "confirms": Sink()} | arguments))
+    assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("mechanism", ["PLAIN", "AMQPLAIN"])
+def test_a_login_as_long_as_a_frame(mechanism: str) -> None:
+    """A password (a token) is taken as long as start-ok then fits into 8192 octets, which is what RabbitMQ reads there."""
+    longest = 0
+    for length in range(7700, 8100):
+        try:
+            session = Session(Credentials("someone", "p" * length), Sink(), mechanisms=(mechanism,))
+        except ValueError:
+            break
+        longest = length
+        session.receive(octets(commands.Connection.Start(0, 9, {}, mechanism, "en_US")))
+        assert len(drain(session)) - len(b"AMQP\x00\x00\x09\x01") <= 8192
+    assert 7700 < longest < 8099
 
 
 # --- blocking -----------------------------------------------------------------------------------------------------
@@ -472,6 +513,35 @@ def test_a_refused_request() -> None:
     assert names(session) == ["Channel.Open"]
 
 
+def test_nothing_that_comes_on_a_released_control_channel_counts() -> None:
+    """Until the broker confirms its end, whatever was on its way there is ignored: contents and confirms, too."""
+    session = opened()
+    session.take_one("q")
+    session.receive(octets(commands.Channel.OpenOk(), 2) + octets(commands.Basic.GetOk(1, False, "", "q", 0), 2))
+    session.release_control()
+    late = returned(b"body", channel=2).removeprefix(octets(commands.Basic.Return(312, "NO_ROUTE", "", "nowhere"), 2))
+    assert session.receive(late + ack(1, channel=2)) == []
+    assert session.receive(octets(commands.Channel.CloseOk(), 2)) == []
+
+
+def test_an_answer_that_nobody_asked_for() -> None:
+    """A reply on the control channel without a request, or to another one, is a fault."""
+    for reply in (commands.Queue.DeclareOk("q", 0, 0), commands.Basic.GetEmpty(), commands.Channel.OpenOk()):
+        session = opened()
+        session.delete_queue("q")
+        session.receive(octets(commands.Channel.OpenOk(), 2))
+        (broken,) = session.receive(octets(reply, 2))
+        assert isinstance(broken, facts.Broken)
+
+
+def test_orders_to_a_session_that_is_not_open() -> None:
+    """Neither a channel nor a request can be had before open-ok, or after the end."""
+    session = tuned()
+    for order in (session.open_publisher, lambda: session.delete_queue("q"), lambda: session.update_secret("x")):
+        with pytest.raises(RuntimeError, match="opening"):
+            order()
+
+
 @pytest.mark.parametrize("answered", [0, 1, 2])
 def test_a_request_that_is_given_up(answered: int) -> None:
     """A request may be left at any moment: its late answer is ignored, and the next one has a fresh channel."""
@@ -516,6 +586,18 @@ def test_an_unencodable_request_opens_nothing() -> None:
     with pytest.raises(ValueError, match="arguments"):
         session.declare(Queue("q", arguments={"x": float("nan")}))
     assert drain(session) == b""
+
+
+def test_a_request_beyond_the_frame() -> None:
+    """A declaration or a secret that no frame of this broker holds is refused, not sent: it would cost the connection (I28)."""
+    session = opened(frame_max=4096)
+    with pytest.raises(ValueError, match=r"Queue\.Declare takes .* octets; this broker takes 4,096"):
+        session.declare(Queue("q", arguments={"x": "y" * 4096}))
+    with pytest.raises(ValueError, match=r"Connection\.UpdateSecret takes"):
+        session.update_secret("s" * 5000)
+    assert drain(session) == b""
+    session.update_secret("s" * 4000)
+    assert names(session) == ["Connection.UpdateSecret"]
 
 
 # --- legality of what is sent ---------------------------------------------------------------------------------------

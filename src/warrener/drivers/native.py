@@ -111,13 +111,16 @@ class NativeLink:
         self._heard_at = now
         self._sent_at = now
         #: Whether about a mebibyte or more waits for the socket.
-        self.congested = False
-        #: Around the present send. A broker that has blocked us does not read (F7): no send is overdue meanwhile (R9).
+        self._full = False
+        #: Around the writer; its deadline is that of the present send. A broker that has blocked us does not read (F7):
+        #: no send is overdue meanwhile (R9).
         self._patience = anyio.CancelScope()
+        self._sending = False
         self._blocked = False
         #: What the writer waits for while there is nothing to send.
         self._rest: anyio.Event | None = None
-        self._resting = anyio.Event()
+        #: Set when the writer comes to rest, where somebody waits for that.
+        self._resting: anyio.Event | None = None
         self._reader_ended = anyio.Event()
         self._tuned = anyio.Event()
         self.ready = anyio.Event()
@@ -132,6 +135,15 @@ class NativeLink:
 
     # --- what the owner calls -----------------------------------------------------------------------------------
 
+    @property
+    def congested(self) -> bool:
+        """Whether the owner should hold back: the socket is behind, or the broker has just stopped us.
+
+        A stop counts from the octet that says so. Its report comes a little later, behind confirms of the same read, and
+        nothing may be published behind the flow-ok that has answered it (AMQP 0-9-1, channel.flow-ok).
+        """
+        return self._full or self._session.blocked
+
     def publish(self, lane: Lane, envelope: Envelope, message_id: str, body: bytes, token: str | None) -> int:
         """Hand one message to the writer; return its tag."""
         publisher = self._main if lane is _MAIN else self._suspect
@@ -139,7 +151,7 @@ class NativeLink:
             raise RuntimeError(f"the link has no open channel for the {lane.value} lane")
         tag = publisher.publish(envelope, message_id, body, token)
         if publisher.outgoing.backlog >= HIGH_WATER:
-            self.congested = True
+            self._full = True
         if self._rest is not None:
             self._nudge()
         return tag
@@ -288,6 +300,7 @@ class NativeLink:
 
     async def _flush(self) -> None:
         while not self._session.idle or self._rest is None:
+            self._resting = anyio.Event()
             self._nudge()
             await self._resting.wait()
 
@@ -344,38 +357,43 @@ class NativeLink:
             await anyio.lowlevel.checkpoint()
 
     async def _write(self) -> None:
-        session, send = self._session, self._stream.send
-        timeout = self._options.write_stall_timeout
+        with self._patience as patience:
+            await self._send_on()
+        if patience.cancelled_caught:
+            self._fail(faults.stalled_write(self._options.write_stall_timeout))
+
+    async def _send_on(self) -> None:
+        session, send, patience = self._session, self._stream.send, self._patience
         while True:
             data = session.data_to_send()
             if not data:
                 self._rest = anyio.Event()
-                self._resting.set()
+                if self._resting is not None:
+                    self._resting.set()
                 await self._rest.wait()
                 continue
-            if self.congested and session.backlog <= LOW_WATER:
-                self.congested = False
+            if self._full and session.backlog <= LOW_WATER:
+                self._full = False
                 self._reports.room()
             self._sent_at = anyio.current_time()
+            self._sending = True
+            patience.deadline = self._stalled_at()
             try:
-                with self._limit_send() as patience:
-                    await send(data)
+                await send(data)
             except _STREAM_ENDS as error:
+                patience.deadline = math.inf
                 with anyio.move_on_after(_LAST_WORDS):
                     await self._reader_ended.wait()
                 self._fail(faults.fault_of(error, self._stage_of(self._session.phase)))
                 return
-            if patience.cancelled_caught:
-                self._fail(faults.stalled_write(timeout))
-                return
-
-    def _limit_send(self) -> anyio.CancelScope:
-        self._patience = anyio.CancelScope(deadline=self._stalled_at())
-        return self._patience
+            self._sending = False
+            patience.deadline = math.inf
 
     def _stalled_at(self) -> float:
         """When a send that begins now, or is free to go on from now, has taken too long."""
-        return math.inf if self._blocked else anyio.current_time() + self._options.write_stall_timeout
+        if self._blocked or not self._sending:
+            return math.inf
+        return anyio.current_time() + self._options.write_stall_timeout
 
     def _block(self, *, blocked: bool) -> None:
         self._blocked = blocked
@@ -386,7 +404,6 @@ class NativeLink:
         if self._rest is not None:
             self._rest.set()
             self._rest = None
-            self._resting = anyio.Event()
 
     async def _watch(self) -> None:
         await self._tuned.wait()

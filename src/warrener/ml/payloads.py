@@ -12,7 +12,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias, TypeVar, cast
+from typing import Any, Literal, TypeAlias, TypedDict, TypeVar, cast
 from urllib.parse import urlsplit
 
 from attrs import NOTHING, Attribute, field, fields, frozen
@@ -24,15 +24,19 @@ __all__ = [
     "Backend",
     "Embed",
     "EmbedBatch",
+    "EmbedBatchFields",
     "EmbedContent",
+    "EmbedFields",
     "EmbedOptions",
     "InvalidPayload",
     "Payload",
     "Summarize",
     "SummarizeContent",
+    "SummarizeFields",
     "SummarizeOptions",
     "Transcribe",
     "TranscribeContent",
+    "TranscribeFields",
     "TranscribeOptions",
     "from_keywords",
     "from_mapping",
@@ -342,6 +346,59 @@ class EmbedBatch:
     """Make the embeddings of several texts with one task."""
 
     tasks: Sequence[Embed] = field(converter=_as_tuple, validator=_embeds, metadata={"records": Embed})
+
+
+# --- the same as keywords, flat or nested, for type checkers -----------------------------------------------------------
+
+
+class SummarizeFields(TypedDict, total=False):
+    """The fields of `Summarize`, as keywords of `MLProducer.summarize`."""
+
+    share_id: str
+    content: SummarizeContent | Mapping[str, object]
+    options: SummarizeOptions | Mapping[str, object]
+    text: str
+    title: str | None
+    url: str | None
+    content_type: str | None
+    provider: str | None
+    model: str | None
+    max_length: int | None
+    style: Literal["brief", "detailed", "bullets"] | None
+
+
+class TranscribeFields(TypedDict, total=False):
+    """The fields of `Transcribe`, as keywords of `MLProducer.transcribe`."""
+
+    share_id: str
+    content: TranscribeContent | Mapping[str, object]
+    options: TranscribeOptions | Mapping[str, object]
+    media_url: str
+    duration: float | None
+    language: str | None
+    normalize: bool
+    prompt: str | None
+    skip_silent: bool | None
+
+
+class EmbedFields(TypedDict, total=False):
+    """The fields of `Embed`, as keywords of `MLProducer.embed`."""
+
+    share_id: str
+    content: EmbedContent | Mapping[str, object]
+    options: EmbedOptions | Mapping[str, object]
+    text: str
+    type: Literal["caption", "transcript", "article", "comment", "tweet"]
+    metadata: Mapping[str, object]
+    embedding_type: Literal["content", "summary", "composite"]
+    force_model: str | None
+    chunk_strategy: Literal["none", "transcript", "paragraph", "sentence", "fixed"] | None
+
+
+class EmbedBatchFields(TypedDict, total=False):
+    """The fields of `EmbedBatch`, as keywords of `MLProducer.embed_batch`."""
+
+    tasks: Sequence[Embed | Mapping[str, object]]
 
 
 Payload: TypeAlias = Summarize | Transcribe | Embed | EmbedBatch

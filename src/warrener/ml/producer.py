@@ -14,11 +14,12 @@ import uuid
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Literal, Self, TypeVar, Unpack
 
 import anyio
 import anyio.abc
 
+from warrener.drivers.base import Driver
 from warrener.ml import celery
 from warrener.ml.figures import TASK_TYPES, Figures
 from warrener.ml.payloads import (
@@ -26,10 +27,14 @@ from warrener.ml.payloads import (
     Backend,
     Embed,
     EmbedBatch,
+    EmbedBatchFields,
+    EmbedFields,
     InvalidPayload,
     Payload,
     Summarize,
+    SummarizeFields,
     Transcribe,
+    TranscribeFields,
     from_keywords,
     wire_form,
 )
@@ -37,6 +42,7 @@ from warrener.ml.settings import MLSettings
 from warrener.ml.topology import topology
 from warrener.producer import PUBLISH_TIMEOUT, Producer, running
 from warrener.records import ClosingReport, Receipt, Status
+from warrener.settings import SettingsFields
 from warrener.tracing import publish_span
 
 __all__ = ["MLProducer"]
@@ -47,20 +53,25 @@ _P = TypeVar("_P", bound=Payload)
 class MLProducer:
     """Publishes ML tasks; a component of a nursery (``await nursery.start(ml.run)``) or an ``async with`` block.
 
-    `settings` None: `MLSettings.load()`. `producer_options` go to the `Producer` (``driver=…``, ``breaker=None`` …).
+    `settings` None: `MLSettings.load()`. `driver` and `producer_options` go to the `Producer` (``breaker=None`` …).
     A ready `producer` may be given instead; then its topology is the caller's affair. Raises `SettingsError`.
     """
 
     def __init__(
-        self, settings: MLSettings | None = None, *, producer: Producer | None = None, **producer_options: Any
+        self,
+        settings: MLSettings | None = None,
+        *,
+        producer: Producer | None = None,
+        driver: Literal["native", "aiormq"] | Driver | None = None,
+        **producer_options: Unpack[SettingsFields],
     ) -> None:
-        if producer is not None and producer_options:
-            raise TypeError(f"options beside a ready producer: {', '.join(producer_options)}")
+        if producer is not None and (producer_options or driver is not None):
+            raise TypeError(f"options beside a ready producer: {', '.join(producer_options) or 'driver'}")
         self.settings = settings if settings is not None else MLSettings.load()
         if producer is None:
             declared = topology(self.settings.exchange, dead_letter=self.settings.dead_letter)
-            options: dict[str, Any] = {"topology": declared, "driver": self.settings.driver} | producer_options
-            producer = Producer(self.settings.broker, **options)
+            options: SettingsFields = {"topology": declared, **producer_options}
+            producer = Producer(self.settings.broker, driver=driver or self.settings.driver, **options)
         self.producer = producer
         #: For metrics.
         self.figures = Figures()
@@ -107,7 +118,7 @@ class MLProducer:
         task_id: str | uuid.UUID | None = None,
         timeout: float = PUBLISH_TIMEOUT,
         trace: Mapping[str, str] | None = None,
-        **keywords: object,
+        **keywords: Unpack[SummarizeFields],
     ) -> Receipt:
         """Have a text summarised.
 
@@ -127,7 +138,7 @@ class MLProducer:
         task_id: str | uuid.UUID | None = None,
         timeout: float = PUBLISH_TIMEOUT,
         trace: Mapping[str, str] | None = None,
-        **keywords: object,
+        **keywords: Unpack[TranscribeFields],
     ) -> Receipt:
         """Have a recording transcribed.
 
@@ -147,7 +158,7 @@ class MLProducer:
         task_id: str | uuid.UUID | None = None,
         timeout: float = PUBLISH_TIMEOUT,
         trace: Mapping[str, str] | None = None,
-        **keywords: object,
+        **keywords: Unpack[EmbedFields],
     ) -> Receipt:
         """Have the embeddings of a text made.
 
@@ -167,7 +178,7 @@ class MLProducer:
         task_id: str | uuid.UUID | None = None,
         timeout: float = PUBLISH_TIMEOUT,
         trace: Mapping[str, str] | None = None,
-        **keywords: object,
+        **keywords: Unpack[EmbedBatchFields],
     ) -> Receipt:
         """Have the embeddings of several texts made by one task.
 
@@ -225,7 +236,8 @@ class MLProducer:
         own = None if isinstance(payload, EmbedBatch) else payload.options.backend
         route = celery.route_of(payload, self.settings.backend_for(payload, backend or own))
         kwargs = wire_form(payload, lambda chosen: self.settings.backend_for(payload, backend or chosen))
-        with publish_span(self.settings.exchange, route.routing_key, trace) as span:
+        broker = self.producer.settings.endpoint
+        with publish_span(self.settings.exchange, route.routing_key, trace, broker=broker) as span:
             message = celery.task_message(
                 route,
                 kwargs,

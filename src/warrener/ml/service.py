@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import trio
 from attrs import define, field
@@ -29,6 +29,7 @@ from warrener.errors import ConnectError, SettingsError
 from warrener.ml.logs import configure
 from warrener.ml.producer import MLProducer
 from warrener.ml.settings import MLSettings
+from warrener.settings import SettingsFields
 
 __all__ = ["EXIT_GAVE_UP", "main", "serve"]
 
@@ -76,7 +77,7 @@ async def serve(
     settings: MLSettings,
     *,
     task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
-    **producer_options: Any,
+    **producer_options: Unpack[SettingsFields],
 ) -> int:
     """Serve until a signal, or until the producer ends; return the exit status. Reports the address when it listens."""
     try:

@@ -55,7 +55,7 @@ from warrener.wire.codec import (
     table,
 )
 from warrener.wire.facts import Breach, Confirms, Fact, Phase, Tuning
-from warrener.wire.framing import BODY, HEADER, HEARTBEAT, METHOD, Parser, frame
+from warrener.wire.framing import FLOOR, HEADER, HEARTBEAT, METHOD, Parser, frame
 
 __all__ = ["MECHANISMS", "Session", "negotiate_heartbeat", "negotiate_limit"]
 
@@ -159,12 +159,18 @@ class Session:
             except UnicodeEncodeError:
                 raise ValueError(f"the {name} cannot be encoded as UTF-8") from None
         self._mechanisms = mechanisms
+        self._mechanism = ""
         self._client_properties = table({**(client_properties or {}), "capabilities": _CAPABILITIES})
         self._open = method_payload(commands.Connection.Open, virtual_host=vhost)
         self._prefetch = prefetch
         self._max_inbound_body = max_inbound_body
         self._wanted = (heartbeat, frame_max, channel_max)
-        self._product = self._version = self._mechanism = ""
+        self._product = self._version = ""
+        longest = max((len(self._start_ok(mechanism)) for mechanism in mechanisms), default=0)
+        if longest > FLOOR:
+            raise ValueError(
+                f"name, user and password take {longest:,} octets; a frame holds {FLOOR:,} before the tuning"
+            )
 
         self.phase = Phase.STARTING
         self.tuning: Tuning | None = None
@@ -228,6 +234,11 @@ class Session:
     def residue(self) -> int:
         """The octets held of an unfinished frame; 0 between frames."""
         return self._parser.residue + len(self._greeting or b"")
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the broker has stopped publishing, by connection.blocked or a channel's flow: true before it is told."""
+        return bool(self._blocked_by)
 
     @property
     def completions(self) -> int:
@@ -352,7 +363,7 @@ class Session:
 
     def _request(self, kind: type[Method], **arguments: Any) -> None:
         self._require_open()
-        method_payload(kind, **arguments)  # raises `Unsendable` before a channel is opened for it
+        self._method(0, kind, **arguments)  # raises `Unsendable` before a channel is opened for it
         control = self._control
         if control is None:
             control = self._control = _Control(self._free_wire_number())
@@ -385,7 +396,15 @@ class Session:
         raise Unsendable(f"all {highest} channels of the connection are taken")
 
     def _send(self, channel: int, kind: type[Method], **arguments: Any) -> None:
-        self._out.pending += frame(METHOD, channel, method_payload(kind, **arguments))
+        self._out.pending += self._method(channel, kind, **arguments)
+
+    def _method(self, channel: int, kind: type[Method], **arguments: Any) -> bytes:
+        """Return the frame of a method; raises `Unsendable` where it is larger than agreed upon."""
+        octets = frame(METHOD, channel, method_payload(kind, **arguments))
+        if self.tuning is not None and len(octets) > self.tuning.frame_max:
+            limit = self.tuning.frame_max
+            raise Unsendable(f"{kind.name} takes {len(octets):,} octets; this broker takes {limit:,} (frame_max)")
+        return octets
 
     def _answer(self, channel: int, kind: type[Method], **arguments: Any) -> None:
         """Answer what may come any number of times; a broker that does not take the answers asks in vain."""
@@ -462,7 +481,7 @@ class Session:
             raise Malformed(f"content came on channel {channel.wire_number} without a method before it")
         if kind == HEADER:
             content.begin(read_content_header(payload), self._max_inbound_body)
-        elif kind == BODY:
+        else:
             content.extend(payload)
         header = content.complete
         if header is None:
@@ -544,20 +563,18 @@ class Session:
         self._product = printable(properties.get("product", ""))
         self._version = printable(properties.get("version", ""))
         self._mechanism = mechanism
-        self._out.pending += frame(
-            METHOD,
-            0,
-            b"".join(
-                (
-                    commands.Connection.StartOk.index.to_bytes(4),
-                    self._client_properties,
-                    short_string(mechanism),
-                    long_string(self._sasl_response(mechanism)),
-                    short_string("en_US"),
-                )
-            ),
-        )
+        self._out.pending += self._start_ok(mechanism)
         self.phase = Phase.AUTHENTICATING
+
+    def _start_ok(self, mechanism: str) -> bytes:
+        payload = (
+            commands.Connection.StartOk.index.to_bytes(4),
+            self._client_properties,
+            short_string(mechanism),
+            long_string(self._sasl_response(mechanism)),
+            short_string("en_US"),
+        )
+        return frame(METHOD, 0, b"".join(payload))
 
     def _sasl_response(self, mechanism: str) -> bytes:
         user, password = self._credentials.username, self._credentials.password
@@ -651,8 +668,8 @@ class Session:
                 pass
             case commands.Channel.OpenOk() if control.stage is Stage.OPENING:
                 control.stage = Stage.READY
-                if control.waiting is not None:
-                    self._ask(control, *control.waiting)
+                assert control.waiting is not None
+                self._ask(control, *control.waiting)
             case commands.Channel.Flow(active=active):
                 self._answer(control.wire_number, commands.Channel.FlowOk, active=active)
             case _ if control.request is not None and isinstance(method, _REPLIES[control.request]):

@@ -129,10 +129,10 @@ def confirmed_is_stored(seen: Evidence) -> Iterator[str]:
             yield f"{_name(publish)} is confirmed on link {receipt.link}, where no ack came for it"
             continue
         for queue in QUEUES[publish.item.address]:
-            # One of two queues may have been missing since the link declared both; the broker acks for the other alone.
+            # One of two queues may have been missing since the link began to declare both; the broker acks for the other alone.
             alone = len(QUEUES[publish.item.address]) == 1
-            declared_at = seen.trace.links[attempt.link].declared_at or 0.0
-            if seen.deleted(queue, attempt.at if alone else declared_at):
+            opened_at = seen.trace.links[attempt.link].opened_at or 0.0
+            if seen.deleted(queue, attempt.at if alone else opened_at):
                 continue
             if not publish.item.mandatory and seen.deleted(queue, 0.0):
                 continue  # there may have been no queue, and nobody asked to be told
@@ -441,10 +441,13 @@ def dead_peers_are_noticed(seen: Evidence) -> Iterator[str]:
     for wire in seen.network.wires:
         if wire.client_closed_at is None:
             continue
+        life = seen.trace.links[wire.link]
+        # A broker that has blocked us does not read: a write is overdue only from the unblocking on.
+        stalled = 0.0 if life.blocked else min(wire.stalled, wire.client_closed_at - life.unblocked_at)
         for what, length, limit in (
             ("silence", wire.silence, max(2 * plan.heartbeat, plan.connect_timeout)),
             ("a frame that did not end", wire.unfinished, max(plan.frame_timeout, plan.connect_timeout)),
-            ("a write that did not end", wire.stalled, plan.write_stall_timeout),
+            ("a write that did not end", stalled, plan.write_stall_timeout),
         ):
             took = length - seen.jumped(wire.client_closed_at - length, wire.client_closed_at)
             if took > limit + leaving + TICK:

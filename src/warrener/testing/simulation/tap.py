@@ -242,11 +242,13 @@ class TappedReports:
         """See `Reports`."""
         self._note(f" blocked: {reason}")
         self._trace.see("flow stopped" if "flow" in reason else "blocked")
+        self._life.blocked = True
         self._reports.blocked(reason)
 
     def unblocked(self) -> None:
         """See `Reports`."""
         self._note(" unblocked")
+        self._life.blocked, self._life.unblocked_at = False, self._trace.clock()
         self._reports.unblocked()
 
     def room(self) -> None:

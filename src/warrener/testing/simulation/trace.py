@@ -100,6 +100,9 @@ class LinkLife:
     aborted_at: float | None = None
     ended_at: float | None = None
     fault: Fault | None = None
+    #: Whether the broker has blocked it, and when it did no longer.
+    blocked: bool = False
+    unblocked_at: float = 0.0
     #: Whether any ack came on it.
     acked: bool = False
     #: What was outstanding when it ended.

@@ -18,9 +18,9 @@ import trio._core._run as trio_run
 from attrs import define, field
 from trio.testing import MockClock
 
-from warrener import ClosingReport, ConnectionState, Producer, Status
+from warrener import ClosingReport, Producer, Status
 from warrener.drivers.native import NativeDriver
-from warrener.errors import CircuitOpen, PublishError
+from warrener.errors import CircuitOpen, ConnectError, PublishError
 from warrener.machine.backoff import Backoff
 from warrener.machine.breaker import Breaker
 from warrener.records import Credentials, Endpoint, Receipt
@@ -293,14 +293,18 @@ class _Program:
         )  # fmt: skip
         bound = trio.current_time() + noticed + plan.connect_timeout + plan.cap + 10.0
         await trio.sleep_until(bound)
-        if self._producer.status().connection_state is ConnectionState.CONNECTED:
+        try:
+            # A channel storm that the callers themselves have brought about may be under way in this very instant.
+            await self._producer.wait_connected(plan.connect_timeout + plan.cap)
             run.up_again_at = trio.current_time()
+        except ConnectError:
+            run.trace.note("no link within the bound")
         for number in range(PROBES, PROBES + 3):
             run.probes.append(await self._probe(number, callers))
 
     async def _probe(self, number: int, callers: trio.Nursery) -> Receipt | PublishError | None:
         publish = None
-        for attempt in range(4):
+        for attempt in range(8):
             item = Item(number + 100 * attempt, 20, "jobs")
             await self._workload.make(Call(trio.current_time(), "publish", (item,), 20.0), callers)
             publish = self._run.trace.publishes[item.number]

@@ -1,0 +1,89 @@
+#!/usr/bin/env python3
+"""Run a private RabbitMQ and the ML producer service in front of it, to be tried out with curl.
+
+    scripts/serve.py [--bind HOST:PORT] [ARGUMENTS OF `warrener serve`]
+
+Lines on standard input are orders to the broker: kill, start, block, unblock, queues; quit (or Ctrl-C) ends everything.
+Both end with this program; the broker also when it is killed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from warrener.testing.rabbitmq import PrivateRabbitMQ, RabbitMQFailed, RabbitMQMissing
+
+#: What the producer waits for between dials: long outages are tried out by people who do not want to wait for a minute.
+DEFAULTS = {"WARRENER_BACKOFF_CAP": "5", "WARRENER_BACKOFF_ATTEMPTS": "forever"}
+
+HINTS = """
+Try, in another terminal:
+
+  curl -i {url}/v1/ml/analytics/health
+  curl -i {url}/v1/ml/tasks/summarize -H 'Content-Type: application/json' \\
+       -d '{{"share_id": "42", "content": {{"text": "A long article ..."}}, "options": {{"style": "bullets"}}}}'
+  curl -i {url}/v1/ml/tasks/transcribe -H 'Content-Type: application/json' \\
+       -d '{{"share_id": "42", "content": {{"media_url": "https://example.org/talk.mp3"}}}}'
+  curl -i {url}/v1/ml/tasks/embed -H 'Content-Type: application/json' \\
+       -d '{{"share_id": "42", "content": {{"text": "A long article ...", "type": "article"}}}}'
+  curl -i {url}/v1/ml/tasks/embed-batch -H 'Content-Type: application/json' \\
+       -d '{{"tasks": [{{"share_id": "42", "content": {{"text": "one"}}}}, {{"share_id": "43", "content": {{"text": "two"}}}}]}}'
+  curl {url}/livez {url}/readyz
+  curl {url}/metrics
+
+The status page: {url}/
+
+Orders to the broker, here: kill, start, block, unblock, queues, quit
+"""
+
+
+def obey(broker: PrivateRabbitMQ, service: subprocess.Popen[bytes]) -> None:
+    """Carry out the orders on standard input, to its end."""
+    orders = {
+        "kill": broker.kill,
+        "start": broker.start,
+        "block": lambda: broker.memory_alarm(True),
+        "unblock": lambda: broker.memory_alarm(False),
+        "queues": lambda: print(broker.queues(), flush=True),
+        "quit": service.terminate,
+    }
+    for line in sys.stdin:
+        order = orders.get(line.strip())
+        try:
+            if order is not None:
+                order()
+            elif line.strip():
+                print(f"orders: {', '.join(orders)}", flush=True)
+        except RabbitMQFailed as failed:
+            print(str(failed).partition(";")[0], flush=True)
+
+
+def main() -> int:
+    """Serve until a signal; the exit status is the service's."""
+    arguments = sys.argv[1:]
+    print("Starting a private RabbitMQ ...", flush=True)
+    with PrivateRabbitMQ() as broker:
+        program = [str(Path(sys.executable).with_name("warrener")), "serve", *arguments]
+        # Its own URL only: what the surroundings say of brokers is not for this one.
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("RABBITMQ_")}
+        service = subprocess.Popen(program, env=DEFAULTS | inherited | {"RABBITMQ_URL": broker.url})
+        # A terminal's Ctrl-C reaches the service by itself; what reaches only this program is passed on.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda *_: service.terminate())
+        bind = arguments[arguments.index("--bind") + 1] if "--bind" in arguments[:-1] else "127.0.0.1:3001"
+        print(HINTS.format(url=f"http://{bind}"), flush=True)
+        threading.Thread(target=obey, args=(broker, service), daemon=True).start()
+        return service.wait()
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (RabbitMQMissing, RabbitMQFailed) as error:
+        print(f"serve: {error}", file=sys.stderr)
+        sys.exit(1)
