@@ -49,7 +49,7 @@ conformance: $(ENVIRONMENT) rabbitmq rabbitmq4 ## the drivers on this machine's 
 	@$(PYTEST) --rabbitmq here --rabbitmq $(RABBITMQ4) tests/drivers/test_conformance.py tests/testing/test_drivers_on_embedded.py
 
 .PHONY: mutation
-mutation: $(ENVIRONMENT) graphviz ## plant small bugs in the pure core, and see that its tests notice (a quarter of an hour on two processors)
+mutation: $(ENVIRONMENT) graphviz ## plant small bugs in the pure core, and see that its tests notice (some twenty minutes)
 	@$(BIN)/python scripts/mutation.py
 
 .PHONY: simulation

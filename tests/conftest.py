@@ -93,7 +93,8 @@ def _require_broker() -> None:
 @pytest.fixture(scope="session")
 def private_rabbitmq(request: pytest.FixtureRequest) -> Iterator[PrivateRabbitMQ]:
     """The private broker of this run, as the previous test left it; tests take `rabbitmq`."""
-    which = getattr(request, "param", HERE)
+    # Without a parameter it was asked for while a test ran (`rabbitmq_url`).
+    which = getattr(request, "param", (request.config.getoption("--rabbitmq") or [HERE])[0])
     if which == HERE:
         _require_broker()
     with PrivateRabbitMQ(root=None if which == HERE else Path(which)) as broker:

@@ -277,7 +277,10 @@ class Producer:
         return self._report
 
     def abort(self) -> None:
-        """Close without draining, within `abort_timeout`; what was written and not confirmed ends `Unconfirmed`."""
+        """Close without draining; what was written and not confirmed ends `Unconfirmed`.
+
+        The broker has `close_timeout` to answer; then the link is aborted, within `abort_timeout`.
+        """
         if self._supervisor is not None and self._gate is not None:
             self._begin_closing()
             self._supervisor.stop(drain=False)
@@ -712,6 +715,8 @@ async def running(producer: Producer) -> AsyncIterator[Producer]:
             except BaseException as error:  # noqa: BLE001 - raised again, bare, once the task group is left
                 from_block = error
                 producer.abort()
+                # A broker that does not answer Close may hold the error up no longer than this.
+                tasks.cancel_scope.deadline = anyio.current_time() + producer.settings.abort_timeout
             else:
                 await producer.aclose()
     except cancelled:

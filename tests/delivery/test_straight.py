@@ -113,8 +113,9 @@ def test_the_short_way_shows_no_difference(operations: list[tuple[str, int]], ma
 
 
 def test_the_short_way_is_offered_to_a_healthy_link() -> None:
-    """It is taken at all: gate open, room, nobody waiting."""
-    assert Bench().ledger.straight(4) == 1
+    """It is taken at all: gate open, room, nobody waiting; by a body as large as the whole buffer, too."""
+    bench = Bench(max_buffered_bytes=10)
+    assert [bench.ledger.straight(size) for size in (0, 4, 10)] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("why", ["down", "paused", "full", "waiting", "too large", "suspects"])

@@ -465,6 +465,22 @@ async def test_what_the_block_raises_leaves_it_bare(autojump_clock: MockClock) -
             raise KeyError("mine")
 
 
+async def test_an_error_of_the_block_waits_for_the_broker_no_longer_than_abort_timeout(
+    autojump_clock: MockClock,
+) -> None:
+    """Nothing is drained, and a broker that never answers Close does not hold the error up."""
+    began = math.inf
+    with pytest.raises(KeyError, match="mine"):
+        async with open_producer(URL, driver=ScriptedDriver(lives(answer=silence, closing=1000.0))) as producer:
+            await producer.wait_connected()
+            handle = producer.publish_nowait(b"x", routing_key="tasks")
+            began = trio.current_time()
+            raise KeyError("mine")
+    assert trio.current_time() - began == pytest.approx(1.0)
+    with pytest.raises(warrener.Unconfirmed):
+        await handle.wait()
+
+
 async def test_an_error_of_run_cancels_the_block_and_leaves_it_bare(autojump_clock: MockClock) -> None:
     """With ``when_exhausted="raise"`` the block is cancelled and the ConnectError leaves."""
     with pytest.raises(warrener.Unreachable):

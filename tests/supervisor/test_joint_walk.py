@@ -22,7 +22,7 @@ from tests.delivery.driving import books_balance, returned_of
 from warrener.delivery import Delivery, Ledger
 from warrener.errors import Fault, FaultKind, Nacked, PublishError, Unconfirmed
 from warrener.gate import Gate
-from warrener.machine import Backoff, Breaker, Permit, Policy, initial, transition
+from warrener.machine import Backoff, Breaker, Permit, Policy, initial, retry_after, transition
 from warrener.machine import effects as do
 from warrener.machine import events as on
 from warrener.machine import states as now
@@ -125,7 +125,8 @@ class Owner:
         return self.answer
 
     def patience(self) -> float:
-        return 1.0
+        assert self.world.record.breaker is not None
+        return retry_after(self.world.record.breaker, self.world.now) or 1.0
 
     def confirmed(self, link: int, permit: Permit | None) -> None:
         self.mailbox.append(on.PublishConfirmed(link, self.world.now, permit))
@@ -161,6 +162,8 @@ class Joint(RuleBasedStateMachine):
         self.at_least_once = at_least_once
         self.record = initial()
         self.owner = Owner(self)
+        #: A step has let publishers in, or made the breaker less strict; they are let in between steps.
+        self.may_write = False
         self.ledger = Ledger(
             max_buffered=MAX_BUFFERED,
             max_buffered_bytes=10_000,
@@ -194,6 +197,9 @@ class Joint(RuleBasedStateMachine):
     def drain_mailbox(self) -> None:
         while self.owner.mailbox:
             self.step_machine(self.owner.mailbox.popleft())
+        if self.may_write:
+            self.may_write = False
+            self.gate.pump()
 
     def step_machine(self, event: on.Event) -> None:
         self.count(event)
@@ -204,8 +210,7 @@ class Joint(RuleBasedStateMachine):
             self.perform(effect)
         if self.record is not before:
             self.ledger.last_fault = self.record.last_fault
-            if self.breaker(before) != self.breaker(self.record) != "open":
-                self.gate.pump()
+            self.may_write |= self.breaker(before) != self.breaker(self.record) != "open"
 
     @staticmethod
     def breaker(record: Any) -> str:
@@ -222,6 +227,7 @@ class Joint(RuleBasedStateMachine):
                 self.reports = gate.expect(link)
             case do.OpenGate(link):
                 gate.open(link)
+                self.may_write = True
             case do.PauseGate(link):
                 gate.pause(link)
             case do.ShutGate(_, fault):

@@ -96,6 +96,13 @@ def test_the_same_ports_and_data_after_sigkill(rabbitmq):
     rabbitmq.delete_vhost("kept")
 
 
+def test_the_console_is_only_appended_to(rabbitmq):
+    """The last word of a killed broker's helper lands at the end of its successor's console, and hides no answer there."""
+    flags = Path(f"/proc/{rabbitmq.pid}/fdinfo/1").read_text().split("flags:")[1].split()[0]
+
+    assert int(flags, 8) & os.O_APPEND
+
+
 def test_frozen_keeps_its_connections_and_says_nothing(rabbitmq):
     """A frozen broker accepts (the kernel does) but does not answer; thawed it does."""
     with socket.create_connection(("127.0.0.1", rabbitmq.port), timeout=10) as peer:
