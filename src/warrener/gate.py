@@ -204,6 +204,8 @@ class Gate:
         self._max_block = max_block
         self._confirm_timeout = confirm_timeout
         self._link: Link | None = None
+        #: Whether the block of that link has been left, or will be without our doing.
+        self._ended = True
         self._open = False
         #: Since when no publish can be written (no link, or blocked); None while they can.
         self._stalled_since: float | None = lot.clock()
@@ -234,6 +236,7 @@ class Gate:
     def attach(self, link: Link) -> None:
         """The dialed link is open; publishers are let in later, by `open`."""
         self._link = link
+        self._ended = False
 
     def open(self, number: int) -> None:
         """Let publishers in on the attached link, or in again after a pause; what waits goes with the next `pump`."""
@@ -258,10 +261,14 @@ class Gate:
     def halt(self) -> None:
         """The link's block has been left: hand nothing to it any more. `shut` settles what was in flight."""
         self._open = False
+        self._ended = True
 
     def shut(self, fault: Fault) -> None:
         """The link is lost: settle what was in flight by the delivery mode; the rest waits for the next link."""
         link, self._link, self._open, self.number = self._link, None, False, 0
+        if link is not None and not self._ended:
+            # It is being replaced: from here on it hands out nothing more that would not count as offered.
+            link.abort(fault)
         offered = _nothing if link is None else link.offered
         self.settle(self.ledger.link_lost(fault, offered, self.lot.clock()))
         self._flow(stalled=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import struct
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -20,9 +21,10 @@ from pamqp.heartbeat import Heartbeat
 
 from warrener.drivers.aiormq import tap as wire
 from warrener.drivers.aiormq.engine import properties_of
+from warrener.drivers.aiormq.link import AiormqLink
 from warrener.drivers.aiormq.tap import Epoch, FrameFilter, Parcel, Tap
 from warrener.drivers.base import Lane, LinkDown
-from warrener.errors import FaultKind
+from warrener.errors import Fault, FaultKind
 from warrener.records import Envelope
 
 
@@ -206,3 +208,18 @@ def test_records_about_other_connections_still_reach_the_log(caplog: pytest.LogC
     """Only our own connections are silent; a program may use aiormq for itself."""
     logging.getLogger("aiormq.connection").warning("of somebody else")
     assert "of somebody else" in caplog.text
+
+
+def test_between_abort_and_end_everything_assigned_counts_as_offered() -> None:
+    """The engine may be in another thread: until it has stopped, what waits for it may still be handed over."""
+    link = AiormqLink(wake=lambda: None, soon=lambda *_: None, call=lambda *_: None, fail=lambda _: None)  # type: ignore[arg-type, return-value]
+    link.attach(SimpleNamespace(queue=[], offered=lambda channel: 1))  # type: ignore[arg-type]
+    link.opened(Lane.MAIN, 1)
+    for _ in range(3):
+        link.publish(Lane.MAIN, Envelope(), "m", b"", None)
+
+    assert 1 == link.offered(1)
+    link.abort(Fault(FaultKind.CONFIRM_OVERDUE, "no confirm"))
+    assert 3 == link.offered(1)
+    link.ended = True
+    assert 1 == link.offered(1)

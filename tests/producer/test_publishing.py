@@ -13,7 +13,7 @@ import warrener
 from warrener import Backoff, Breaker, ConnectionState, Message, Producer, open_producer
 from warrener.drivers.base import Lane
 from warrener.errors import Fault, FaultKind
-from warrener.testing.scripted import Published, ScriptedDriver, lives, refuses
+from warrener.testing.scripted import Published, ScriptedDriver, ScriptedLink, lives, refuses
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
@@ -81,6 +81,20 @@ async def test_a_confirm_that_was_readable_before_a_late_wake_up_counts(
         receipt = await handle.wait()
         await trio.testing.wait_all_tasks_blocked()
         assert (1, 1) == (receipt.attempts, producer.status().link)
+
+
+async def test_a_link_is_aborted_before_it_is_asked_what_it_offered(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A link that is replaced is still alive: what it hands out after it was asked would be taken for not sent."""
+    calls: list[str] = []
+    for name in ("abort", "offered"):
+        real = getattr(ScriptedLink, name)
+        monkeypatch.setattr(ScriptedLink, name, lambda *given, name=name, real=real: calls.append(name) or real(*given))
+    driver = ScriptedDriver(lives(answer=silence), lives())
+    async with open_producer(URL, driver=driver, confirm_timeout=10) as producer:
+        receipt = await producer.publish(b"x", routing_key="tasks", timeout=600)
+        assert (2, ["abort", "offered"]) == (receipt.link, calls[:2])
 
 
 async def test_what_was_not_offered_to_the_network_is_no_attempt(autojump_clock: MockClock) -> None:

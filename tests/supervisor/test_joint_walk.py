@@ -80,6 +80,9 @@ class ScriptedLink:
     def offered(self, channel: int) -> int:
         return self.offered_tags.get(channel, self.tags[channel])
 
+    def abort(self, _fault: object) -> None:
+        """The walk ends links by itself."""
+
     def open_suspect_channel(self) -> None:
         self.wants_suspects = True
 

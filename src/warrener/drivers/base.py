@@ -134,7 +134,8 @@ class Link(Protocol):
     def offered(self, channel: int) -> int:
         """The highest tag of the channel whose last octet may have reached the network: marked before the send call.
 
-        Valid after the link's end too, then for good. A driver that cannot tell answers the last tag assigned.
+        Valid after the link's end too, then for good, and after `abort`: what is handed out from then on has to be covered by
+        the answer. A driver that cannot tell answers the last tag assigned.
         """
         ...
 

@@ -265,6 +265,7 @@ async def open_bridged(endpoint: Endpoint, options: LinkOptions, reports: Report
             bridge.leave(graceful=left and bridge.fault is None)
             with anyio.move_on_after(options.close_timeout + options.abort_timeout + _LETTING_GO):
                 await bridge.ended.wait()
+                bridge.link.ended = True
             bridge.join()
     if bridge.fault is not None:
         raise LinkDown(bridge.fault) from None

@@ -56,6 +56,7 @@ async def open_direct(endpoint: Endpoint, options: LinkOptions, reports: Reports
     finally:
         with anyio.CancelScope(shield=True):
             await _answer(loop.create_task(engine.stop(graceful=left and fault is None)))
+        link.ended = True
     if fault is not None:
         raise LinkDown(fault) from None
 

@@ -46,6 +46,9 @@ class AiormqLink:
         self._call = call
         self._fail = fail
         self._engine: Engine | None = None
+        self._aborted = False
+        #: Whether the engine has stopped for good: what it has not offered by then, it never will.
+        self.ended = False
         self.peer = Peer()
         #: The open channel of each lane and the last tag assigned on it.
         self._channels: dict[Lane, list[int]] = {}
@@ -104,7 +107,15 @@ class AiormqLink:
         return None
 
     def offered(self, channel: int) -> int:
-        """Return the highest tag whose last octet may have reached the network (marked before the send call)."""
+        """Return the highest tag whose last octet may have reached the network (marked before the send call).
+
+        Between `abort` and the end of the link the engine, perhaps in another thread, may still hand over more: nobody can
+        tell, and it is the last tag assigned.
+        """
+        if self._aborted and not self.ended:
+            for number, last in self._channels.values():
+                if number == channel:
+                    return last
         return 0 if self._engine is None else self._engine.offered(channel)
 
     def open_suspect_channel(self) -> None:
@@ -127,6 +138,7 @@ class AiormqLink:
 
     def abort(self, fault: Fault) -> None:
         """End the link without a close handshake."""
+        self._aborted = True
         self._fail(fault)
 
     # --- for the engine and the desk ------------------------------------------------------------------------------
