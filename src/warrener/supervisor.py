@@ -47,6 +47,12 @@ __all__ = ["Supervisor"]
 log = logging.getLogger("warrener")
 
 
+def _word(state: now.State) -> str:
+    """How the log calls a state."""
+    word = "gave up" if isinstance(state, now.GaveUp) else type(state).__name__.lower()
+    return f"{word} (blocked)" if isinstance(state, now.Up) and state.blocked else word
+
+
 class _Watcher(Protocol):
     def __call__(self) -> None: ...
 
@@ -249,7 +255,6 @@ class Supervisor:
                 delay = self._chance.uniform(shortest, longest)
                 self._retry_at = self._clock() + delay
                 self._start_timer("retry", delay, lambda at: on.RetryTimerFired(link, at=at))
-                log.info("%s: next attempt in %.3g s", self._name, delay)
             case do.StartStableTimer(link, delay):
                 self._start_timer("stable", delay, lambda at: on.StableTimerFired(link, at=at))
             case do.StartCooldownTimer(generation, delay):
@@ -274,16 +279,13 @@ class Supervisor:
     def _announce(self, before: now.State, after: now.State, fault: Fault | None) -> None:
         self.counters["state_changes"] += 1
         level = logging.WARNING if fault is not None and not fault.orderly else logging.INFO
+        what = f"{_word(before)} -> {_word(after)}"
+        if after is before:
+            what = f"{_word(after)}, closing: what was accepted is settled first"
         why = f": {fault}" if fault is not None else ""
-        log.log(
-            level,
-            "%s: %s -> %s (link %d)%s",
-            self._name,
-            type(before).__name__.lower(),
-            type(after).__name__.lower(),
-            self.record.link,
-            why,
-        )
+        retry_in = self.retry_in
+        then = f"; next attempt in {retry_in:.3g} s" if isinstance(after, now.Waiting) and retry_in is not None else ""
+        log.log(level, "%s: %s (link %d)%s%s", self._name, what, self.record.link, why, then)
         if isinstance(after, now.Up) and not isinstance(before, now.Up) and self._down_since is not None:
             self.reconnect_times.observe(self._clock() - self._down_since)
             self._down_since = None

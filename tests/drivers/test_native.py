@@ -789,6 +789,7 @@ async def test_nothing_is_published_behind_a_flow_ok(autojump_clock: trio.testin
 
     async def script(far: Far) -> None:
         stop, answer = octets(commands.Channel.Flow(False), 1), ack(1)
+        far.reader.feed(await far.stream.receive())  # the publish, which is to be confirmed
         await far.stream.send(stop + answer if stop_first else answer + stop)
         await far.read_on()
 

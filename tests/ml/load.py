@@ -156,6 +156,7 @@ class _Load:
         # is asked here is what becomes of queues that have lived. An orderly restart writes them down.
         await self._order(broker.restart)
         await self._until_ready()
+        await self._order(lambda: found_in_queues(broker.url))  # what others have left there
         self.memory_before = memory_of(self._service.program.pid)
         await self._phase("well")
         await self._phase("killed (SIGKILL)", broker.kill)

@@ -331,6 +331,32 @@ async def test_bodies_that_do_not_fit_together_are_told_to_come_back(ml_with, pr
     assert ([503, 202, 202], 503) == (codes, unannounced[0]["status"])
 
 
+async def test_the_app_says_when_no_task_is_being_taken_in(ml, producer) -> None:
+    """The service ends only then."""
+    app = ml_app(ml)
+    producer.hold = anyio.Event()
+    order: list[str] = []
+
+    async def post(http: httpx.AsyncClient) -> None:
+        await http.post("/v1/ml/tasks/embed", json=SUMMARIZE)
+
+    async def wait() -> None:
+        await app.state.wait_empty()
+        order.append("empty")
+
+    await app.state.wait_empty()
+    async with client(app) as http, anyio.create_task_group() as tasks:
+        tasks.start_soon(post, http)
+        with anyio.fail_after(10):
+            while not producer.published:
+                await anyio.lowlevel.checkpoint()
+        tasks.start_soon(wait)
+        await anyio.wait_all_tasks_blocked()
+        order.append("released")
+        producer.hold.set()
+    assert ["released", "empty"] == order
+
+
 async def post_unannounced(app: Any, body: bytes, answers: list[dict[str, Any]]) -> None:
     """Post a body without a Content-Length."""
 

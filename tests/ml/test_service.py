@@ -13,6 +13,7 @@ import threading
 import httpx
 
 from tests.ml.conftest import DEAD_PASSWORD
+from warrener.testing.broker import EmbeddedBroker
 
 HEALTH = "/v1/ml/analytics/health"
 SUMMARIZE = {"share_id": "s", "content": {"text": "x"}}
@@ -52,7 +53,7 @@ def test_sighup_revives_a_producer_that_gave_up_and_health_names_it(start_servic
         )  # fmt: skip
         service.signal(signal.SIGHUP)
         service.wait_log("SIGHUP: a hint")
-        service.wait_log("gaveup -> dialing")
+        service.wait_log("gave up -> dialing")
 
 
 def test_sigterm_settles_what_was_accepted_and_answers_it(start_service, dead_url) -> None:
@@ -71,6 +72,42 @@ def test_sigterm_settles_what_was_accepted_and_answers_it(start_service, dead_ur
     assert 0 == service.wait_end()
     assert (503, False) == (answers[0].status_code, answers[0].json()["may_have_been_delivered"])
     assert any("1 not sent" in line for line in service.lines)
+
+
+def test_sigterm_under_load_loses_no_answer_and_no_task(start_service) -> None:
+    """Each client has its answer or was never connected; each 202 is in a queue, and nothing else is."""
+    with EmbeddedBroker.in_thread() as broker:
+        service = start_service(broker.url)
+        service.wait_log("-> up")
+        url = service.url
+        taken: set[str] = set()
+        told: list[int] = []
+
+        def submit() -> None:
+            with httpx.Client(base_url=url, timeout=30) as http:
+                while True:
+                    try:
+                        answer = http.post("/v1/ml/tasks/embed", json=SUMMARIZE)
+                    except httpx.ConnectError:
+                        return  # it has ended
+                    except (httpx.RemoteProtocolError, httpx.ReadError):
+                        continue  # a kept connection was closed between two requests; the next one shows
+                    told.append(answer.status_code)
+                    if answer.status_code == 202:
+                        taken.add(answer.json()["task_id"])
+
+        clients = [threading.Thread(target=submit) for _ in range(4)]
+        for client in clients:
+            client.start()
+        while len(taken) < 100:
+            pass
+        service.signal(signal.SIGTERM)
+        assert 0 == service.wait_end()
+        for client in clients:
+            client.join(30)
+        assert {202, 503} >= set(told)
+        assert taken == {entry.message_id for entry in broker.log}
+    assert not any("longer than" in line for line in service.lines)
 
 
 def test_a_second_signal_aborts(start_service, dead_url) -> None:

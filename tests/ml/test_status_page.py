@@ -185,6 +185,15 @@ def test_the_page_tells_an_outage_from_beginning_to_end(start_service, rabbitmq,
     assert "disconnected" in rows
     assert not [line for line in browser.console if "Content Security Policy" in line or "exceptionThrown" in line]
 
+    # Nothing is written during an alarm that nobody has seen: the broker says "blocked" to the first who publishes.
+    rabbitmq.memory_alarm(True)
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{service.url}/v1/ml/tasks/embed", json={"share_id": "s", "content": {"text": "x"}}, timeout=1)
+    browser.wait_text("condition", "blocked")
+    browser.wait_text("fault", "")
+    rabbitmq.memory_alarm(False)
+    browser.wait_text("condition", "ready")
+
     service.signal(15)
     browser.wait_text("condition", "unknown")
     assert 0 == service.wait_end()

@@ -159,6 +159,11 @@ def reported_wrongly(run: Run) -> None:
     run.report = evolve(run.report, not_sent=(first(run).message_id or "",))
 
 
+def confirmed_too_much(run: Run) -> None:
+    assert run.report is not None
+    run.report = evolve(run.report, confirmed=11)
+
+
 def miscounted(run: Run) -> None:
     run.counters["confirmed"] -= 1
     run.counters["nacked"] += 1
@@ -220,6 +225,7 @@ FALSIFIED: list[tuple[str, Callable[[Run], None]]] = [
     ("S9 limits", task_leak),
     ("S9 limits", closed_late),
     ("S9 limits", reported_wrongly),
+    ("S9 limits", confirmed_too_much),
     ("S11 counters and secrets", miscounted),
     ("S11 counters and secrets", up_without_a_link),
     ("S11 counters and secrets", told_the_password),

@@ -189,4 +189,39 @@ async def test_a_link_lost_in_the_step_that_brought_it_up_is_told_in_order(
         nursery.cancel_scope.cancel()
 
     told = [record.getMessage() for record in caplog.records]
-    assert told.index("p: restoring -> up (link 2)") < told.index("p: up -> waiting (link 2): gone")
+    up, lost = "p: restoring -> up (link 2)", "p: up -> waiting (link 2): gone; next attempt in 2 s"
+    assert told.index(up) < told.index(lost)
+
+
+async def test_the_log_tells_a_life(autojump_clock: MockClock, caplog: pytest.LogCaptureFixture) -> None:
+    """One line for each change, in words: what was, what is, why, and what comes next."""
+    caplog.set_level(logging.INFO, "warrener")
+    driver = ScriptedDriver(lives(5.0, end=SHUTDOWN), refuses(), lives(latency=1.0))
+    producer = Producer(URL, name="p", driver=driver, **steady())
+    async with trio.open_nursery() as nursery:
+        await nursery.start(producer.run)
+        await trio.sleep(9)
+        producer.publish_nowait(b"x", routing_key="tasks")
+        driver.link.reports.blocked("memory")
+        await trio.testing.wait_all_tasks_blocked()
+        driver.link.reports.unblocked()
+        await producer.aclose()
+
+    assert [record.getMessage() for record in caplog.records] == [
+        "p: idle -> dialing (link 1)",
+        "p: dialing -> restoring (link 1)",
+        "p: restoring -> up (link 1)",
+        "p: up -> waiting (link 1): the broker shuts down [320]; next attempt in 1 s",
+        "p: waiting -> dialing (link 2)",
+        "p: dialing -> waiting (link 2): the scripted dial was refused; next attempt in 2 s",
+        "p: waiting -> dialing (link 3)",
+        "p: dialing -> restoring (link 3)",
+        "p: restoring -> up (link 3)",
+        "the broker blocks publishing: memory",
+        "p: up -> up (blocked) (link 3)",
+        "the broker takes publishes again",
+        "p: up (blocked) -> up (link 3)",
+        "p: up, closing: what was accepted is settled first (link 3)",
+        "p: up -> closing (link 3)",
+        "p: closing -> closed (link 3)",
+    ]

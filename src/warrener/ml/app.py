@@ -64,10 +64,13 @@ LATER = 60.0
 
 
 def ml_app(ml: MLProducer, *, history: History | None = None) -> Starlette:
-    """Return the app; `history` is the one that the service keeps, None for one that advances while it is watched."""
+    """Return the app; `history` is the one that the service keeps, None for one that advances while it is watched.
+
+    ``await app.state.wait_empty()`` returns when no task is being taken in: the answers to all of them are on their way.
+    """
     desk = _Desk(ml)
     page = _Page(history or History(ml), ml.settings.max_watchers)
-    return Starlette(
+    app = Starlette(
         routes=[
             *health_routes(ml, HEALTH_PATH),
             Route(
@@ -80,6 +83,8 @@ def ml_app(ml: MLProducer, *, history: History | None = None) -> Starlette:
             Route(EVENTS_PATH, in_loop(page.events), methods=["GET"]),
         ]
     )
+    app.state.wait_empty = desk.wait_empty
+    return app
 
 
 # --- tasks ---------------------------------------------------------------------------------------------------------
@@ -112,6 +117,12 @@ class _Desk:
         self._settings = ml.settings
         self._open = 0
         self._held = 0
+        self._left = anyio.Event()
+
+    async def wait_empty(self) -> None:
+        while self._open:
+            self._left = anyio.Event()
+            await self._left.wait()
 
     def taking(self, kind: type[Payload]) -> Callable[[Request], Awaitable[Response]]:
         async def take(request: Request) -> Response:
@@ -127,6 +138,7 @@ class _Desk:
             finally:
                 self._open -= 1
                 self._held -= intake.octets
+                self._left.set()
 
         return take
 

@@ -58,7 +58,7 @@ class MLCollector(Collector):
         )
         yield counter(
             "ml_producer_connection_state_changes",
-            "Changes of the connection's state",
+            "Changes of the connection's state, the machine's finer ones included",
             counters.get("state_changes", 0),
         )
         yield counter(

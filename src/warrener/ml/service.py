@@ -37,6 +37,8 @@ log = logging.getLogger("warrener")
 
 #: EX_TEMPFAIL of sysexits.h: try again later.
 EXIT_GAVE_UP = 75
+#: Seconds for the last answers to be written, once they are there.
+LAST_ANSWERS = 1.0
 #: Seconds beyond ``shutdown_timeout`` after which the kernel ends the process.
 GRACE = 3
 #: Seconds that an abort may take.
@@ -100,6 +102,8 @@ async def serve(
     listener, address = _listen(settings.bind)
     config.bind = [f"fd://{listener.detach()}"]  # hypercorn's from now on
 
+    app = ml_app(ml, history=history)
+
     async def supervise(*, task_status: trio.TaskStatus[None]) -> None:
         try:
             await ml.run(task_status=task_status)
@@ -111,9 +115,7 @@ async def serve(
     async def speak(*, task_status: trio.TaskStatus[list[str]]) -> None:
         # Its annotations know only its own names for ASGI's types.
         server: Any = hypercorn.trio
-        await server.serve(
-            ml_app(ml, history=history), config, shutdown_trigger=end.stopping.wait, task_status=task_status
-        )
+        await server.serve(app, config, shutdown_trigger=end.stopping.wait, task_status=task_status)
         end.http_done.set()
 
     with _deadman(), _left_clean(settings.bind):
@@ -134,7 +136,11 @@ async def serve(
                     len(report.unconfirmed),
                     len(report.not_sent),
                 )
-                await end.http_done.wait()
+                await app.state.wait_empty()
+                # All are answered, and small answers are written in no time. hypercorn 0.18 may wait on for a connection
+                # whose last request ended just when it was told to stop, and which it has closed already.
+                with trio.move_on_after(LAST_ANSWERS):
+                    await end.http_done.wait()
             if deadline.cancelled_caught:
                 log.warning("shutdown took longer than %g s; what is left is dropped", settings.shutdown_timeout)
             nursery.cancel_scope.cancel()

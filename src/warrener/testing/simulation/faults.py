@@ -159,7 +159,7 @@ class Misfortunes:
     def _set_fates(self, kind: str) -> None:
         """Have dials fail in this way: to every broker, or, where there are several, perhaps to some only."""
         addresses = self._network.addresses
-        count = len(addresses) if self._chance.random() < 0.5 else self._chance.randint(1, len(addresses))
+        count = len(addresses) if self._chance.random() < 0.3 else self._chance.randint(1, len(addresses))
         for address in self._chance.sample(addresses, count):
             self._network.fates[address] = kind
 

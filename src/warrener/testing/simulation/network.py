@@ -338,7 +338,9 @@ class Network:
             if way.drip:
                 size, delay = 1, way.drip
             else:
-                size = self._chance.randint(1, way.slices) if way.slices else len(octets)
+                # Small pieces where the frames are small; a large body in such pieces would only take its time.
+                most = way.slices if at < 500 else 20 * way.slices
+                size = self._chance.randint(1, most) if way.slices else len(octets)
                 # Of several slices only the first waits for the latency; the others follow on its heels.
                 delay = (self._delay(way.latency) if at == 0 else 0.0) + min(size, len(octets) - at) / way.bandwidth
             piece = octets[at : at + size]

@@ -1,7 +1,9 @@
-"""What the simulation must have met, lest it prove nothing: the rows of the fault matrix, and a few rare sequences.
+"""What the simulation must have met, lest it prove nothing: the fault matrix, and a few rare sequences.
+
+The matrix is the list of what can go wrong that the library was designed against, row by row; it is kept here.
 
 Each row is met by some seed of the corpus, or reached by a test that is named here (what virtual time and pipes in memory
-cannot show: TLS, the wall clock), or excluded with its reason. The numbers are those of the matrix in docs/guarantees.md.
+cannot show: TLS, the wall clock), or excluded with its reason.
 """
 
 from __future__ import annotations

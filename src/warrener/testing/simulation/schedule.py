@@ -60,7 +60,7 @@ FAULTS: dict[str, tuple[float, float]] = {
     "freeze to client": (0.15, 40), "slow": (0.15, 20), "drip": (0.1, 0), "cut to broker": (0.3, 0),
     "cut to client": (0.25, 0), "cut new links": (0.1, 25),
     # the dial
-    "refuse": (0.12, 25), "no name": (0.06, 15), "black hole": (0.08, 20), "mute": (0.08, 20), "not amqp": (0.04, 10),
+    "refuse": (0.2, 40), "no name": (0.06, 15), "black hole": (0.15, 40), "mute": (0.12, 30), "not amqp": (0.04, 10),
     "accept then drop": (0.12, 30), "drip handshake": (0.05, 10), "bad tune": (0.05, 10), "silent login": (0.05, 10),
     "close in open": (0.06, 15),
     # the broker
@@ -136,7 +136,7 @@ class NetworkPlan:
     latency: float
     jitter: float
     window: int
-    #: Octets are carried in pieces of 1 to this many; 0: as they come.
+    #: Octets are carried in pieces of 1 to this many, far into a large body in larger ones; 0: as they come.
     slices: int
     #: Octets in a second.
     bandwidth: float
@@ -216,6 +216,9 @@ def draw(seed: int) -> Plan:
     producer = _producer(seed, mode, quiet=quiet)
     calls = _workload(seed, duration, producer, from_=healed_at + 1 if early else 0.0, quiet=quiet)
     faults = () if quiet else _faults(seed, min(duration, healed_at), calls, hostile=hostile)
+    ends_at = duration if ending == "close" else _ending_instant(seed, duration, calls)
+    if mode == "safety" and ending == "close under load":
+        faults += _crossing(seed, ends_at)
     return Plan(
         seed=seed,
         mode=mode,
@@ -223,7 +226,7 @@ def draw(seed: int) -> Plan:
         duration=duration,
         healed_at=healed_at,
         ending=ending,
-        ends_at=duration if ending == "close" else _ending_instant(seed, duration, calls),
+        ends_at=ends_at,
         producer=producer,
         network=_network(seed, quiet=quiet),
         brokers=stream(seed, "brokers").choice((1, 1, 1, 1, 1, 2, 2, 3)),
@@ -272,6 +275,14 @@ def calm(calls: tuple[Call, ...], faults: tuple[Fault, ...] = (), *, seed: int =
         calls=calls,
         faults=faults,
     )
+
+
+def _crossing(seed: int, ends_at: float) -> tuple[Fault, ...]:
+    """Have the broker close, now and then, in the very instant in which the producer does: the two Closes cross."""
+    chance = stream(seed, "crossing")
+    if chance.random() < 0.8:
+        return ()
+    return (Fault(ends_at + chance.choice((0.0, 0.001, 0.01, 0.05)) * chance.random(), "operator close"),)
 
 
 def _ending_instant(seed: int, duration: float, calls: tuple[Call, ...]) -> float:
