@@ -44,7 +44,7 @@ def test_sighup_revives_a_producer_that_gave_up_and_health_names_it(start_servic
     environment = {**IMPATIENT, "WARRENER_BACKOFF_ATTEMPTS": "2", "WARRENER_WHEN_EXHAUSTED": "stay"}
     service = start_service(dead_url, environment)
     with httpx.Client(base_url=service.url) as http:
-        service.wait_log("-> gaveup")
+        service.wait_log("-> gave up")
         answer = http.get(HEALTH)
         assert (503, "gave up") == (answer.status_code, answer.headers["producer-condition"])
         refused = http.post("/v1/ml/tasks/embed", json=SUMMARIZE)
