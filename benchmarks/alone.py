@@ -301,15 +301,19 @@ def _raw_handshake(url: str, queue: str) -> float:
 
 
 def reconnecting(url: str, queue: str) -> dict[str, float]:
-    """Seconds from the broker's port accepting again to the first confirm, less what was left of the backoff then."""
+    """Seconds from the broker's port accepting again to the first confirm, less what was left of the backoff then.
+
+    The port is a proxy's, so that it can be closed without a broker that has to start; the raw handshake goes the same way.
+    """
     from warrener import Backoff, open_producer
     from warrener.testing import FaultProxy
 
-    raw = sorted(_raw_handshake(url, queue) for _ in range(9))[4]
+    raw: list[float] = []
     beyond: list[float] = []
 
     async def main() -> None:
         async with FaultProxy(url) as proxy:
+            raw.extend([await trio.to_thread.run_sync(_raw_handshake, proxy.url, queue) for _ in range(9)])
             backoff = Backoff(initial=0.2, factor=1.0, cap=0.2, attempts=None, jitter=0.0)
             async with open_producer(proxy.url, backoff=backoff, breaker=None) as producer:
                 await producer.publish(b"", routing_key=queue)
@@ -324,7 +328,7 @@ def reconnecting(url: str, queue: str) -> dict[str, float]:
                     beyond.append(time.perf_counter() - began - left)
 
     trio.run(main)
-    return {"raw handshake": raw, "median": statistics.median(beyond), "worst": max(beyond)}
+    return {"raw handshake": statistics.median(raw), "median": statistics.median(beyond), "worst": max(beyond)}
 
 
 MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
