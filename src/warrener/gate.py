@@ -175,12 +175,12 @@ class _LinkReports:
 
     def blocked(self, reason: str) -> None:
         if self._gate.number == self._number:
-            log.warning("the broker blocks publishing: %s", printable(reason))
+            log.warning("%s: the broker blocks publishing: %s", self._gate.name, printable(reason))
             self._gate.owner.blocked(self._number)
 
     def unblocked(self) -> None:
         if self._gate.number == self._number:
-            log.info("the broker takes publishes again")
+            log.info("%s: the broker takes publishes again", self._gate.name)
             self._gate.owner.unblocked(self._number)
 
     def room(self) -> None:
@@ -195,7 +195,11 @@ def _leave(delivery: Delivery) -> None:
 class Gate:
     """See the module's docstring. One per producer; lives as long as its `run()`."""
 
-    def __init__(self, ledger: Ledger, lot: Lot, owner: GateOwner, *, max_block: float, confirm_timeout: float) -> None:
+    def __init__(
+        self, ledger: Ledger, lot: Lot, owner: GateOwner, *, name: str, max_block: float, confirm_timeout: float
+    ) -> None:
+        #: The producer's, for the log.
+        self.name = name
         self.ledger = ledger
         self.lot = lot
         self.owner = owner
@@ -428,14 +432,15 @@ class Gate:
         now = self.lot.clock()
         if now - self._returns_since >= RETURN_LOG_WINDOW:
             if self._returns_hushed:
-                log.warning("%d more returned messages were not logged one by one", self._returns_hushed)
+                log.warning("%s: %d more returned messages were not logged one by one", self.name, self._returns_hushed)
             self._returns_since, self._returns_logged, self._returns_hushed = now, 0, 0
         if self._returns_logged >= RETURN_LOG_LIMIT:
             self._returns_hushed += 1
             return
         self._returns_logged += 1
         log.warning(
-            "returned by the broker: exchange %r, routing key %r, code %d %s, message %s",
+            "%s: returned by the broker: exchange %r, routing key %r, code %d %s, message %s",
+            self.name,
             printable(returned.exchange),
             printable(returned.routing_key),
             returned.reply_code,

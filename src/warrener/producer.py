@@ -244,7 +244,14 @@ class Producer:
             clock=self._lot.clock,
             chance=self._chance,
         )
-        gate = Gate(self._ledger, self._lot, supervisor, max_block=s.max_block, confirm_timeout=s.confirm_timeout)
+        gate = Gate(
+            self._ledger,
+            self._lot,
+            supervisor,
+            name=self.name,
+            max_block=s.max_block,
+            confirm_timeout=s.confirm_timeout,
+        )
         supervisor.gate = gate
         supervisor.watch(self._notify)
         gate.listen(self._tell)

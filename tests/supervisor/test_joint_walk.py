@@ -174,7 +174,9 @@ class Joint(RuleBasedStateMachine):
             at_least_once=at_least_once,
             confirm_timeout=CONFIRM_TIMEOUT,
         )
-        self.gate = Gate(self.ledger, Parking(self), self.owner, max_block=5.0, confirm_timeout=CONFIRM_TIMEOUT)  # type: ignore[arg-type]
+        self.gate = Gate(
+            self.ledger, Parking(self), self.owner, name="p", max_block=5.0, confirm_timeout=CONFIRM_TIMEOUT
+        )  # type: ignore[arg-type]
         #: Timers that run: when they are due, and what they say then.
         self.timers: dict[str, tuple[float, Callable[[float], on.Event]]] = {}
         self.dialed = 0
