@@ -362,8 +362,10 @@ class _Story:
     async def _kill_in_the_thick_of_it(self, publishers: trio.Nursery) -> None:
         view, producer = self._view, self.producer
         view.say(f"publishing faster, until {ENOUGH_IN_FLIGHT} messages are in flight")
+        burst = 0
         while producer.status().in_flight < ENOUGH_IN_FLIGHT:
-            for _ in range(50):
+            burst += 50  # however fast the broker is, some burst is more than it confirms in between
+            for _ in range(burst):
                 publishers.start_soon(self._submit, "burst")
             # Long enough for the broker to have some in hand, too short for it to have confirmed them all.
             await trio.sleep(0.002)
