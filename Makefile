@@ -55,13 +55,13 @@ mutation: $(ENVIRONMENT) graphviz ## plant small bugs in the pure core, and see 
 .PHONY: simulation
 simulation: SEEDS ?= 2000
 simulation: $(ENVIRONMENT) ## simulate years of outages in virtual time, and judge every promise (SEEDS=2000; some two minutes on two processors)
-	@$(BIN)/python -m warrener.testing.simulation --seeds $(SEEDS)
+	@$(BIN)/python -m tests.simulation --seeds $(SEEDS)
 
 .PHONY: soak
 soak: SEEDS ?= 20000
 soak: FIRST ?= 100000
 soak: $(ENVIRONMENT) ## the same with as many seeds as asked (SEEDS=20000), and others (FIRST=100000)
-	@nice $(BIN)/python -m warrener.testing.simulation --seeds $(SEEDS) --first $(FIRST)
+	@nice $(BIN)/python -m tests.simulation --seeds $(SEEDS) --first $(FIRST)
 
 .PHONY: planted-bugs
 planted-bugs: $(ENVIRONMENT) ## plant known bugs of other clients, and see that the simulation catches each
@@ -93,7 +93,7 @@ bench: $(ENVIRONMENT) rabbitmq ## measure against the peers; table, JSON, plots 
 .PHONY: fuzz
 fuzz: SECONDS ?= 1800
 fuzz: $(ENVIRONMENT) ## throw octets at warrener.wire, guided by coverage (SECONDS=1800; `make test` has a minute of it)
-	@$(BIN)/python fuzz/wire.py --seconds $(SECONDS)
+	@$(BIN)/python tests/fuzz/wire.py --seconds $(SECONDS)
 
 .PHONY: docs
 docs: $(ENVIRONMENT) ## the pages as HTML, in docs/_build

@@ -26,7 +26,7 @@ from pamqp import commands
 from benchmarks.raw import encoded, shake_hands
 
 if TYPE_CHECKING:
-    from warrener.parking import Lot
+    from warrener._backend import Backend
 
 MESSAGES = 10_000
 BODY = 256
@@ -36,7 +36,7 @@ BODY = 256
 
 
 def memory() -> dict[str, float]:
-    """Octets per message in flight beyond its body, over 10,000 of them that nobody confirms: accepted, written, tracked.
+    """Bytes per message in flight beyond its body, over 10,000 of them that nobody confirms: accepted, written, tracked.
 
     Of the library only: a publisher that waits in a task of its own has that task beside it.
     """
@@ -65,7 +65,7 @@ def memory() -> dict[str, float]:
             producer.abort()
 
     trio.run(main)
-    return {"octets per message in flight": octets}
+    return {"bytes per message in flight": octets}
 
 
 # --- the machine ------------------------------------------------------------------------------------------------------
@@ -75,28 +75,27 @@ def transitions() -> dict[str, float]:
     """Microseconds of each event of a life that changes the record: start, dial, up, lost, timer, dial …, closed."""
     from warrener import Backoff, Breaker
     from warrener.errors import Fault, FaultKind
-    from warrener.machine import Policy, initial, transition
-    from warrener.machine import events as on
+    from warrener.machine import Policy, events, initial, transition
 
     policy = Policy(
         backoff=Backoff(), breaker=Breaker(), stable_for=10, drain_timeout=10, close_timeout=3, abort_timeout=1,
         when_exhausted="stay",
     )  # fmt: skip
     fault = Fault(FaultKind.CONNECTION_LOST, "the connection was lost")
-    life: list[on.Event] = [
-        on.StartRequested(at=0.0),
-        on.LinkOpened(at=1.0, link=1),
-        on.TopologyRestored(at=2.0, link=1),
-        on.PublishConfirmed(at=3.0, link=1, permit=None),
-        on.PublishingBlocked(at=4.0, link=1),
-        on.PublishingUnblocked(at=5.0, link=1),
-        on.LinkLost(at=6.0, link=1, fault=fault),
-        on.RetryTimerFired(at=7.0, link=1),
-        on.DialFailed(at=8.0, link=2, fault=fault),
-        on.RetryTimerFired(at=9.0, link=2),
-        on.LinkOpened(at=10.0, link=3),
-        on.TopologyRestored(at=11.0, link=3),
-        on.StopRequested(at=12.0, drain=True),
+    life: list[events.Event] = [
+        events.StartRequested(at=0.0),
+        events.LinkOpened(at=1.0, link=1),
+        events.TopologyRestored(at=2.0, link=1),
+        events.PublishConfirmed(at=3.0, link=1, permit=None),
+        events.PublishingBlocked(at=4.0, link=1),
+        events.PublishingUnblocked(at=5.0, link=1),
+        events.LinkLost(at=6.0, link=1, fault=fault),
+        events.RetryTimerFired(at=7.0, link=1),
+        events.DialFailed(at=8.0, link=2, fault=fault),
+        events.RetryTimerFired(at=9.0, link=2),
+        events.LinkOpened(at=10.0, link=3),
+        events.TopologyRestored(at=11.0, link=3),
+        events.StopRequested(at=12.0, drain=True),
     ]
     costs: list[float] = []
     record = initial()
@@ -127,7 +126,7 @@ class _Mirror(ByteStream):
         self._changed = anyio.Event()
         self._unread = b""
         self._octets: int | None = None
-        #: The octets of one publish; all of them have the same.
+        #: The bytes of one publish; all of them have the same.
         self.one = 0
 
     async def send(self, item: bytes) -> None:
@@ -186,9 +185,9 @@ def publishing() -> dict[str, float]:
     """Microseconds per publish on Trio with no broker at all, and how many of them parking and waking the task take."""
     from benchmarks.load import processor_seconds
     from warrener import open_producer
-    from warrener.drivers.dial import Dialed
+    from warrener._backend import backend
+    from warrener.drivers._dial import Dialed
     from warrener.drivers.native import NativeDriver
-    from warrener.parking import lot
 
     async def dial(endpoint: object, /, **_: object) -> Dialed:
         await anyio.lowlevel.checkpoint()
@@ -219,25 +218,27 @@ def publishing() -> dict[str, float]:
             publish = partial(producer.publish, bytes(BODY), routing_key="q")
             await publish()
             whole = await cost(publish)
-        parked = await _cost_of_parking(cost, lot())
+        parked = await _cost_of_parking(cost, backend())
         return {"publish": whole, "park and wake alone": parked}
 
     return trio.run(main)
 
 
-async def _cost_of_parking(cost: Callable[[Callable[[], Awaitable[object]]], Awaitable[float]], lot: Lot) -> float:
+async def _cost_of_parking(
+    cost: Callable[[Callable[[], Awaitable[object]]], Awaitable[float]], backend: Backend
+) -> float:
     parked: list[Any] = []
 
     async def act() -> None:
-        await lot.checkpoint_if_cancelled()
+        await backend.checkpoint_if_cancelled()
         what = SimpleNamespace(waiter=None)
         parked.append(what)
-        await lot.park(what, lambda _: None)
+        await backend.park(what, lambda _: None)
 
     async def wake() -> None:
         while True:
             while parked:
-                lot.wake(parked.pop().waiter)
+                backend.wake(parked.pop().waiter)
             await trio.lowlevel.checkpoint()
 
     async with trio.open_nursery() as nursery:

@@ -107,7 +107,7 @@ def draw(results: Mapping[str, Any], folder: Path) -> None:
     cpu = "µs of CPU per message"
     for axis, number, title, label in (
         ("in flight", 4, "Cost against messages in flight", "messages in flight"),
-        ("size", 5, "Cost against the size of the body", "octets (leftmost: 0)"),
+        ("size", 5, "Cost against the size of the body", "bytes (leftmost: 0)"),
         ("total sent", 6, "Cost against messages sent", "messages sent over one link"),
     ):
         path = folder / f"{number}-{axis.replace(' ', '-')}.png"

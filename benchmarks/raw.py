@@ -19,7 +19,7 @@ _ACK = struct.Struct(">BHIIQBB")
 
 
 class _NoReports:
-    """Nobody listens: the acks are counted straight from the octets."""
+    """Nobody listens: the acks are counted straight from the bytes."""
 
     def confirmed(self, channel: int, tag: int, multiple: bool) -> None: ...
 
@@ -67,7 +67,7 @@ class Acks:
         return self._floor + len(self._above)
 
     def feed(self, data: bytes) -> None:
-        """Take octets that hold nothing but acks."""
+        """Take bytes that hold nothing but acks."""
         data = self._rest + data
         whole = len(data) // _ACK.size * _ACK.size
         self._rest = data[whole:]

@@ -179,7 +179,7 @@ TARGETS: tuple[Target, ...] = (
         "memory: the longest run × the shortest", 1.25, False,
         lambda r: _quotient(_end(r, -1, "resident_kib"), _end(r, 0, "resident_kib")),
     ),
-    ("memory per message in flight, octets", 1024, False, lambda r: _alone(r, "memory", "octets per message in flight")),
+    ("memory per message in flight, bytes", 1024, False, lambda r: _alone(r, "memory", "bytes per message in flight")),
     ("transition(), worst event, µs", 5, False, lambda r: _alone(r, "transitions", "worst")),
     (
         "idle wake-ups per heartbeat sent or received", 2, False,

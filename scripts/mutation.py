@@ -3,7 +3,7 @@
 
     scripts/mutation.py [--one-in N] [--processes N] [--minutes N] [--keep FOLDER] [PATTERN ...]
 
-The core is `warrener.machine` and `warrener.delivery`; what is mutated, and with which tests, stands in `pyproject.toml`
+The core is `warrener.machine` and `warrener._publishing.ledger.ledger`; what is mutated, and with which tests, stands in `pyproject.toml`
 under `[tool.mutmut]`. A mutant is *killed* when a test fails, or when it makes the tests run far longer than usual (a
 loop that no longer ends). The run fails when fewer than 95 % are killed, when a survivor is not among those that
 docs/mutation.md gives a reason for (known by their function and the lines that they change, so that an edit elsewhere
@@ -42,7 +42,7 @@ COPIED = (
     "tests/__init__.py",
     "tests/conftest.py",
     "tests/machine",
-    "tests/delivery",
+    "tests/ledger",
     "docs/state-table.md",
     "docs/state-diagram.dot",
     "docs/state-diagram.svg",
@@ -80,10 +80,10 @@ def results(folder: Path) -> dict[str, int | None]:
 
 
 def place_of(name: str) -> str:
-    """Return the function that a mutant is in: `delivery.Ledger.next` for `warrener.delivery.xǁLedgerǁnext__mutmut_3`."""
+    """Return the function that a mutant is in: `delivery.Ledger.next` for `warrener._publishing.ledger.ledger.xǁLedgerǁnext__mutmut_3`."""
     module, _, function = name.removeprefix("warrener.").rpartition(".")
     function = function.rpartition("__mutmut_")[0]
-    return f"{module}.{'.'.join(function.split('ǁ')[1:]) if 'ǁ' in function else function.removeprefix('x_')}"
+    return f"{module.removeprefix('_publishing.ledger.')}.{'.'.join(function.split('ǁ')[1:]) if 'ǁ' in function else function.removeprefix('x_')}"
 
 
 def changes(folder: Path, names: list[str]) -> dict[str, str]:

@@ -27,14 +27,14 @@ PATIENCE = 600.0
 
 SMOKE = """
 import json, sys
-from warrener.testing.simulation.corpus import smoke
+from tests.simulation.corpus import smoke
 
 if __name__ == "__main__":
     print(json.dumps([str(finding) for finding in smoke().findings]))
 """
 HUNT = """
 import json, sys
-from warrener.testing.simulation.corpus import first_failure
+from tests.simulation.corpus import first_failure
 
 if __name__ == "__main__":
     caught = first_failure(range(int(sys.argv[1])), int(sys.argv[2]))

@@ -30,7 +30,7 @@ class ProducerFactory(Protocol):
 
 @pytest.fixture
 def warrener_broker() -> Iterator[EmbeddedBroker]:
-    """A fresh embedded broker on a thread; a client that sends it illegal octets fails the test."""
+    """A fresh embedded broker on a thread; a client that sends it illegal bytes fails the test."""
     from warrener.testing import EmbeddedBroker
 
     with EmbeddedBroker.in_thread() as broker:

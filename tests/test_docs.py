@@ -32,7 +32,7 @@ def rows() -> dict[str, str]:
 
 def test_the_table_of_settings_is_complete() -> None:
     """Every row that text can set, and no other."""
-    from warrener.settings import _TEXT_RULES
+    from warrener._settings.settings import _TEXT_RULES
 
     assert set(rows()) == set(_TEXT_RULES)
 

@@ -1,6 +1,8 @@
 """A RabbitMQ producer for Trio and anyio that survives its broker and tells the truth about each message."""
 
-from warrener.drivers.base import Driver, Link, LinkDown, LinkOptions, Peer, Reports
+from warrener._publishing.producer import Changes, Outcomes, Producer, PublishHandle, open_producer
+from warrener._settings.settings import Settings
+from warrener.drivers.base import Driver, Link, LinkDown, LinkListener, LinkOptions, Peer
 from warrener.errors import (
     AuthenticationRefused,
     BufferFull,
@@ -27,7 +29,6 @@ from warrener.errors import (
     WarrenerError,
 )
 from warrener.machine import Backoff, Breaker
-from warrener.producer import Changes, Outcomes, Producer, PublishHandle, open_producer
 from warrener.records import (
     ClosingReport,
     ConnectionState,
@@ -38,7 +39,6 @@ from warrener.records import (
     Receipt,
     Status,
 )
-from warrener.settings import Settings
 from warrener.topology import Binding, Exchange, Queue
 
 __all__ = [
@@ -63,6 +63,7 @@ __all__ = [
     "InvalidMessage",
     "Link",
     "LinkDown",
+    "LinkListener",
     "LinkOptions",
     "Message",
     "Nacked",
@@ -78,7 +79,6 @@ __all__ = [
     "PublishRefused",
     "Queue",
     "Receipt",
-    "Reports",
     "Settings",
     "SettingsError",
     "Status",

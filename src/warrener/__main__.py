@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from warrener.cli import main
+from warrener._cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -42,7 +42,7 @@ __all__ = [
     "printable",
 ]
 
-#: Longest text from a broker that is kept anywhere; AMQP short strings have at most 255 octets.
+#: Longest text from a broker that is kept anywhere; AMQP short strings have at most 255 bytes.
 MAX_TEXT = 255
 
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Protocol
 
+from warrener._histogram import Histogram
 from warrener.errors import FaultKind, SettingsError
-from warrener.figures import Histogram
 from warrener.records import ConnectionState, Status
 
 try:

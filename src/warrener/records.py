@@ -1,4 +1,4 @@
-"""The values that users give and get: messages, receipts, endpoints, status. Frozen, without I/O, clock or chance."""
+"""The values that users give and get: messages, receipts, endpoints, status. Frozen, without I/O, clock or rng."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import NoReturn, TypeAlias
 
 from attrs import field, frozen
 
+from warrener._ids import new_message_id
 from warrener.errors import Fault, InvalidMessage, PublishError
-from warrener.ids import new_message_id
 
 __all__ = [
     "ClosingReport",
@@ -231,7 +231,7 @@ class Message:
             except UnicodeEncodeError:
                 self._refuse(f"{name} cannot be encoded as UTF-8")
             if octets > 255:
-                self._refuse(f"{name} is {octets} octets long; AMQP short strings hold at most 255")
+                self._refuse(f"{name} is {octets} bytes long; AMQP short strings hold at most 255")
         if self.priority is not None and not (type(self.priority) is int and 0 <= self.priority <= 255):
             self._refuse("priority must be an integer from 0 to 255")
         if self.expiration is not None:
@@ -290,7 +290,7 @@ class Returned:
     #: The value of the private header `x-warrener-token`, where present.
     token: str | None
     body_size: int
-    #: blake2b of the body (16 octets), or b"" where the driver does not compute it.
+    #: blake2b of the body (16 bytes), or b"" where the driver does not compute it.
     body_hash: bytes = field(default=b"", repr=False)
 
 

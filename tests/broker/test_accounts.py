@@ -56,9 +56,9 @@ async def test_every_message_is_accounted_for(
     seed: int, rabbitmq: PrivateRabbitMQ, opened: Callable[..., Any], queue_name: str
 ) -> None:
     """Killed, frozen, blocked, restarted, closed, in any order, with impatient publishers: nothing lost, nothing unflagged."""
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     kinds = [kill, freeze, alarm, restart, close_all]
-    misfortunes = [kill, *chance.choices(kinds, k=ROUNDS - 1)]
+    misfortunes = [kill, *rng.choices(kinds, k=ROUNDS - 1)]
     async with opened(heartbeat=1) as producer:
         load = Load(producer, queue_name, publishers=40)
 
@@ -67,7 +67,7 @@ async def test_every_message_is_accounted_for(
             while not load.stopped:
                 try:
                     receipt = await producer.publish(
-                        b"y" * 5_000, routing_key=queue_name, timeout=chance.uniform(0.001, 2)
+                        b"y" * 5_000, routing_key=queue_name, timeout=rng.uniform(0.001, 2)
                     )
                     load.told[receipt.message_id] = receipt
                 except warrener.PublishError as error:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from warrener.cli import main
+from warrener._cli.main import main
 from warrener.testing.rabbitmq import PrivateRabbitMQ
 
 pytestmark = pytest.mark.broker
@@ -88,7 +88,7 @@ def test_a_refusal_names_step_reason_and_remedy(
 @DRIVERS
 def test_watching_sees_the_broker_go_and_come_back(rabbitmq: PrivateRabbitMQ, driver: str) -> None:
     """``--watch`` prints the loss and the reconnection, and ends with status 0 on SIGINT."""
-    command = [sys.executable, "-m", "warrener.cli", "check", "--watch", f"--driver={driver}"]
+    command = [sys.executable, "-m", "warrener._cli.main", "check", "--watch", f"--driver={driver}"]
     environ = os.environ | {"RABBITMQ_URL": rabbitmq.url, "WARRENER_BACKOFF_CAP": "1"}
     with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True) as watcher:
         assert watcher.stdout is not None

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from warrener.cli import main
-from warrener.machine import table
+from warrener._cli import machine as machine_table
+from warrener._cli.main import main
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +28,11 @@ def closed_port() -> Iterator[int]:
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
-    [([], table.markdown), (["--format=mermaid"], table.mermaid), (["--format=dot"], table.dot)],
+    [
+        ([], machine_table.markdown),
+        (["--format=mermaid"], machine_table.mermaid),
+        (["--format=dot"], machine_table.dot),
+    ],
 )
 def test_machine_prints_what_the_machine_derives(
     capsys: pytest.CaptureFixture[str], arguments: list[str], expected: object
@@ -85,7 +89,7 @@ def test_serve_without_a_package_says_which_extra(package: str) -> None:
     """One line, status 2, no traceback, whatever part is missing."""
     code = (
         f"import sys; sys.modules[{package!r}] = None; "
-        "from warrener.cli import main; sys.exit(main(['serve', '--bind=127.0.0.1:0', '--url=amqp://localhost/']))"
+        "from warrener._cli.main import main; sys.exit(main(['serve', '--bind=127.0.0.1:0', '--url=amqp://localhost/']))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, text=True)
     assert done.returncode == 2
@@ -97,7 +101,7 @@ def test_serve_without_a_package_says_which_extra(package: str) -> None:
 def test_check_and_machine_need_the_base_install_only() -> None:
     """The module of the command line imports no optional package."""
     code = (
-        "import sys; import warrener.cli, warrener.check, warrener.demo, warrener.publish; "
+        "import sys; import warrener._cli.main, warrener._cli.check, warrener._cli.demo, warrener._cli.publish; "
         "print(sorted({'rich', 'starlette', 'prometheus_client', 'hypercorn', 'opentelemetry', 'typed_settings',"
         " 'shtab'} & {name.partition('.')[0] for name in sys.modules}))"
     )

@@ -6,10 +6,10 @@ from collections import Counter
 
 import pytest
 
-from warrener import demo
-from warrener.demo import Account
+from warrener._cli import demo
+from warrener._cli.demo import Account
+from warrener._publishing.producer import Producer
 from warrener.errors import CircuitOpen, NotSent, PublishError, Unconfirmed
-from warrener.producer import Producer
 from warrener.records import Receipt
 
 

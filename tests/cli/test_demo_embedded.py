@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from warrener import demo
+from warrener._cli import demo
 
 #: All that the extras bring; `import` finds none of it in the program below.
 EXTRAS = (
@@ -23,7 +23,7 @@ import sys
 for name in {EXTRAS!r}:
     sys.modules[name] = None
 from warrener import check, cli, demo, demo_account
-from warrener.machine import table
+from warrener._cli import machine as machine_table
 sys.stdout.isatty = lambda: True
 with demo._open_broker(embedded=True) as broker, demo._open_view(plain=False) as view:
     view.say("up")

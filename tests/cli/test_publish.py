@@ -19,8 +19,8 @@ from typing import Any
 import kombu
 import pytest
 
-from warrener import publish
-from warrener.cli import main
+from warrener._cli import publish
+from warrener._cli.main import main
 from warrener.testing.broker import EmbeddedBroker
 
 QUEUE = "tasks"
@@ -117,7 +117,7 @@ def test_each_line_is_a_message_in_the_order_of_the_file(broker, run) -> None:
 
 def test_standard_input_is_read_where_no_file_is_named(broker) -> None:
     """As the end of a pipe."""
-    command = [sys.executable, "-m", "warrener.cli", "publish", "-k", QUEUE, "--quiet"]
+    command = [sys.executable, "-m", "warrener._cli.main", "publish", "-k", QUEUE, "--quiet"]
     done = subprocess.run(command, input=b"a\nb\n", check=True, capture_output=True)
     assert (b"", b"", [b"a", b"b"]) == (done.stdout, done.stderr, broker.messages(QUEUE))
 
@@ -351,7 +351,17 @@ def test_a_crash_loses_nothing_and_what_it_doubles_has_one_id(slow_broker, run) 
     """Killed with messages under way and resumed: every line is in the queue, and equal lines have equal ids."""
     broker = slow_broker
     write("in.txt", *(f"task {number}" for number in range(50)))
-    command = [sys.executable, "-m", "warrener.cli", "publish", "-k", QUEUE, "--resume=place", "--window=10", "in.txt"]
+    command = [
+        sys.executable,
+        "-m",
+        "warrener._cli.main",
+        "publish",
+        "-k",
+        QUEUE,
+        "--resume=place",
+        "--window=10",
+        "in.txt",
+    ]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as program:
         wait_until(lambda: len(broker.log) >= 10)
         broker.sync()
@@ -384,7 +394,9 @@ def test_an_outage_is_waited_for(slow_broker, monkeypatch) -> None:
     broker = slow_broker
     write("in.txt", *(f"task {number}" for number in range(30)))
     with subprocess.Popen(
-        [sys.executable, "-m", "warrener.cli", "publish", "-k", QUEUE, "in.txt"], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "warrener._cli.main", "publish", "-k", QUEUE, "in.txt"],
+        stderr=subprocess.PIPE,
+        text=True,
     ) as program:
         wait_until(lambda: len(broker.log) >= 30)
         broker.crash()
@@ -403,7 +415,7 @@ def test_no_more_than_the_window_is_under_way(slow_broker) -> None:
     broker = slow_broker
     write("in.txt", *(f"task {number}" for number in range(100)))
     with subprocess.Popen(
-        [sys.executable, "-m", "warrener.cli", "publish", "-k", QUEUE, "--window=7", "in.txt"],
+        [sys.executable, "-m", "warrener._cli.main", "publish", "-k", QUEUE, "--window=7", "in.txt"],
         stderr=subprocess.DEVNULL,
     ) as program:
         wait_until(lambda: len(broker.log) >= 7)
@@ -417,7 +429,7 @@ def test_no_more_than_the_window_is_under_way(slow_broker) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_settles_what_is_under_way(broker, number) -> None:
     """Though standard input stays open; exit 128 + n, and the place says how far it came."""
-    command = [sys.executable, "-m", "warrener.cli", "publish", "-k", QUEUE, "--resume=place"]
+    command = [sys.executable, "-m", "warrener._cli.main", "publish", "-k", QUEUE, "--resume=place"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as program:
         assert program.stdin is not None
         assert program.stderr is not None
@@ -437,7 +449,7 @@ def test_giving_up_leaves_the_rest_to_the_next_run(slow_broker, run, monkeypatch
         monkeypatch.setenv(name, value)
     broker = slow_broker
     write("in.txt", *(f"task {number}" for number in range(10)))
-    command = [sys.executable, "-m", "warrener.cli", "publish", "-k", QUEUE, "--resume=place", "in.txt"]
+    command = [sys.executable, "-m", "warrener._cli.main", "publish", "-k", QUEUE, "--resume=place", "in.txt"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as program:
         wait_until(lambda: len(broker.log) >= 3)
         broker.crash()
@@ -480,7 +492,8 @@ def test_a_nack_is_no_confirm(slow_broker) -> None:
     """A message that is nacked is not confirmed, whatever else happened to it."""
     broker = slow_broker
     with subprocess.Popen(
-        [sys.executable, "-m", "warrener.cli", "publish", "-k", QUEUE, write("in.txt", "x")], stderr=subprocess.PIPE
+        [sys.executable, "-m", "warrener._cli.main", "publish", "-k", QUEUE, write("in.txt", "x")],
+        stderr=subprocess.PIPE,
     ) as program:
         wait_until(lambda: len(broker.log) == 1)
         broker.kill_queue(QUEUE)

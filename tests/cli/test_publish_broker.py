@@ -24,7 +24,7 @@ def test_every_line_is_in_the_queue_after_an_outage(rabbitmq: PrivateRabbitMQ, q
     url = rabbitmq.url.replace("amqp://", "pyamqp://")
     with kombu.Connection(url) as connection, connection.channel() as channel:
         channel.queue_declare(queue_name, durable=True, auto_delete=False)
-    command = [sys.executable, "-m", "warrener.cli", "publish", "-k", queue_name, str(path)]
+    command = [sys.executable, "-m", "warrener._cli.main", "publish", "-k", queue_name, str(path)]
     environ = os.environ | {"RABBITMQ_URL": rabbitmq.url, "WARRENER_BACKOFF_CAP": "1"}
     with subprocess.Popen(command, env=environ, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as program:
         while rabbitmq.queue_depth(queue_name) < LINES // 10:

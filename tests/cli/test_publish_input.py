@@ -1,4 +1,4 @@
-"""What ``warrener publish`` reads: the same pieces however the octets come."""
+"""What ``warrener publish`` reads: the same pieces however the bytes come."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from warrener import publish_input
+from warrener._cli.publish_input import BadInput, Target, described, pieces, size_of
 from warrener.errors import Nacked
-from warrener.publish_input import BadInput, Target, described, pieces, size_of
 from warrener.records import Message
 
 
@@ -20,7 +20,7 @@ def read(path: Path) -> list[publish_input.Piece]:
 
 @given(st.lists(st.sampled_from([b"a", b"bb", b"\n", b"\r\n", b" ", b"\xff"]), max_size=40), st.integers(1, 9))
 def test_lines_do_not_depend_on_how_they_are_read(tmp_path_factory, parts: list[bytes], chunk: int) -> None:
-    """Any size of read gives the same lines, numbers, digests and octets."""
+    """Any size of read gives the same lines, numbers, digests and bytes."""
     path = tmp_path_factory.getbasetemp() / "lines"
     data = b"".join(parts)
     path.write_bytes(data)
@@ -49,7 +49,7 @@ def test_a_line_without_an_end_is_refused_before_it_fills_the_memory(tmp_path, m
     monkeypatch.setattr(publish_input, "_MAX_LINE", 1000)
     path = tmp_path / "in"
     path.write_bytes(b"a\n" + b"b" * 200_000)
-    with pytest.raises(BadInput, match=r"in:2: a line has more than 1000 octets"):
+    with pytest.raises(BadInput, match=r"in:2: a line has more than 1000 bytes"):
         read(path)
 
 
@@ -60,7 +60,7 @@ def test_a_file_that_is_too_large_is_refused_by_name(tmp_path, monkeypatch) -> N
     path.write_bytes(b"b" * 50)
     ((piece,),) = pieces([str(path)], "files")
     assert 11 == len(piece.data)
-    with pytest.raises(BadInput, match=r"in: has 11 octets; a message may have 10"):
+    with pytest.raises(BadInput, match=r"in: has 11 bytes; a message may have 10"):
         Target(routing_key="q").message(piece, "files", "id")
 
 

@@ -7,7 +7,7 @@ from anyio.abc import ByteStream
 
 
 class _Pipe:
-    """One direction: at most `window` octets are on their way; a sender waits for the reader."""
+    """One direction: at most `window` bytes are on their way; a sender waits for the reader."""
 
     def __init__(self, window: int) -> None:
         self.window = window

@@ -32,8 +32,8 @@ class RecordingReports:
     def channel_opened(self, lane: Lane, channel: int) -> None:
         self._note("opened", lane, channel)
 
-    def channel_closed(self, lane: Lane, channel: int, fault: Fault, offered: int) -> None:
-        self._note("closed", lane, channel, fault, offered)
+    def channel_closed(self, lane: Lane, channel: int, fault: Fault, written: int) -> None:
+        self._note("closed", lane, channel, fault, written)
 
     def confirmed(self, channel: int, tag: int, multiple: bool) -> None:
         self._note("confirmed", channel, tag, multiple)
@@ -50,8 +50,8 @@ class RecordingReports:
     def unblocked(self) -> None:
         self._note("unblocked")
 
-    def room(self) -> None:
-        self._note("room")
+    def writable(self) -> None:
+        self._note("writable")
 
     def of(self, kind: str) -> list[tuple[Any, ...]]:
         """The reports of one kind, without its name."""

@@ -19,10 +19,10 @@ from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 from pamqp.heartbeat import Heartbeat
 
-from warrener.drivers.aiormq import tap as wire
-from warrener.drivers.aiormq.engine import properties_of
-from warrener.drivers.aiormq.link import AiormqLink
-from warrener.drivers.aiormq.tap import Epoch, FrameFilter, Parcel, Tap
+from warrener.drivers.aiormq import _transport as wire
+from warrener.drivers.aiormq._engine import properties_of
+from warrener.drivers.aiormq._link import AiormqLink
+from warrener.drivers.aiormq._transport import Epoch, FilteringTransport, FrameFilter, Parcel
 from warrener.drivers.base import Lane, LinkDown
 from warrener.errors import Fault, FaultKind
 from warrener.records import Envelope
@@ -73,7 +73,7 @@ _SEEN = [(1, 7, True, False), ("method", 0, _BLOCKED), (1, 9, False, True), (2, 
 
 @given(cuts=st.lists(st.integers(0, len(_STREAM)), max_size=20))
 def test_frames_in_any_split(cuts: list[int]) -> None:
-    """However the octets arrive, the same facts are taken and the same whole frames are passed on."""
+    """However the bytes arrive, the same facts are taken and the same whole frames are passed on."""
     facts = _Facts()
     edges = [0, *sorted(cuts), len(_STREAM)]
     passed = [facts.filter.feed(_STREAM[a:b]) for a, b in pairwise(edges) if b > a]
@@ -83,7 +83,7 @@ def test_frames_in_any_split(cuts: list[int]) -> None:
 
 
 def test_frames_octet_by_octet() -> None:
-    """One octet at a time too, and nothing is passed on before its frame is whole."""
+    """One byte at a time too, and nothing is passed on before its frame is whole."""
     facts = _Facts()
     passed = [facts.filter.feed(_STREAM[at : at + 1]) for at in range(len(_STREAM))]
     assert facts.seen == _SEEN
@@ -91,7 +91,7 @@ def test_frames_octet_by_octet() -> None:
 
 
 def test_a_frame_over_the_limit_is_refused_by_its_first_octets() -> None:
-    """Seven octets suffice; the limit before the tuning is 8192, end octet and all."""
+    """Seven bytes suffice; the limit before the tuning is 8192, end byte and all."""
     at_limit = struct.pack(">BHI", 3, 1, 8192 - 8) + bytes(8192 - 8) + b"\xce"
     start = _OTHERS[0]
     _Facts().filter.feed(start + at_limit)
@@ -135,24 +135,24 @@ def anyio_backend() -> str:
 
 @pytest.mark.anyio
 async def test_offered_is_marked_before_the_send_that_holds_the_last_octet() -> None:
-    """While a send is under way, what it completes is offered, and what it only begins is not."""
+    """While a send is under way, what it completes is written, and what it only begins is not."""
     stream = _Stream()
     sent: list[int] = []
-    tap = Tap(stream, _Facts().filter, lambda _, octets: octets, sent.append, lambda _: None, 30.0, 30.0)  # type: ignore[arg-type]
+    tap = FilteringTransport(stream, _Facts().filter, lambda _, octets: octets, sent.append, lambda _: None, 30.0, 30.0)  # type: ignore[arg-type]
     streams = tap.start()  # kept: a stream writer that is let go closes its transport
     epoch = Epoch(1, Lane.MAIN, None)  # type: ignore[arg-type]
     for tag, size in ((1, 10), (2, 300_000), (3, 10)):
         parcel, octets = _publish(tag, epoch, bytes(size))
         tap.expect(parcel)
         tap.write(octets)
-    assert (epoch.written, epoch.offered) == (3, 0)
+    assert (epoch.assigned, epoch.written) == (3, 0)
     with anyio.fail_after(10):
         while not stream.batches:
             await anyio.lowlevel.checkpoint()
-        assert (epoch.offered, sent) == (1, [])
+        assert (epoch.written, sent) == (1, [])
         stream.taken.set()
         await tap.wait_flushed()
-    assert (epoch.offered, sent) == (3, [10, 300_010])
+    assert (epoch.written, sent) == (3, [10, 300_010])
     tap.abort()
     await tap.wait_aborted()
     del streams
@@ -162,7 +162,9 @@ async def test_offered_is_marked_before_the_send_that_holds_the_last_octet() -> 
 async def test_answers_that_nobody_takes_are_bounded() -> None:
     """A broker that asks without end and reads nothing costs no memory: it broke the protocol."""
     stream = _Stream()
-    tap = Tap(stream, _Facts().filter, lambda _, octets: octets, lambda _: None, lambda _: None, 30.0, 30.0)  # type: ignore[arg-type]
+    tap = FilteringTransport(
+        stream, _Facts().filter, lambda _, octets: octets, lambda _: None, lambda _: None, 30.0, 30.0
+    )  # type: ignore[arg-type]
     streams = tap.start()  # kept: a stream writer that is let go closes its transport
     flow_ok = pamqp.frame.marshal(commands.Channel.FlowOk(True), 1)
     tap.inject(flow_ok)
@@ -180,11 +182,11 @@ async def test_answers_that_nobody_takes_are_bounded() -> None:
 
 @pytest.mark.anyio
 async def test_nothing_is_sent_on_a_channel_that_the_broker_closed() -> None:
-    """A publish that aiormq writes late is dropped, counted as gone, and never offered."""
+    """A publish that aiormq writes late is dropped, counted as gone, and never written."""
     stream = _Stream()
     stream.taken.set()
     sent: list[int] = []
-    tap = Tap(stream, _Facts().filter, lambda _, octets: octets, sent.append, lambda _: None, 30.0, 30.0)  # type: ignore[arg-type]
+    tap = FilteringTransport(stream, _Facts().filter, lambda _, octets: octets, sent.append, lambda _: None, 30.0, 30.0)  # type: ignore[arg-type]
     streams = tap.start()  # kept: a stream writer that is let go closes its transport
     epoch = Epoch(1, Lane.MAIN, None, closed=True)  # type: ignore[arg-type]
     parcel, octets = _publish(1, epoch, b"late")
@@ -194,7 +196,7 @@ async def test_nothing_is_sent_on_a_channel_that_the_broker_closed() -> None:
     tap.abort()
     await tap.wait_aborted()
     del streams
-    assert (stream.batches, sent, epoch.offered) == ([], [4], 0)
+    assert (stream.batches, sent, epoch.written) == ([], [4], 0)
 
 
 @pytest.mark.parametrize("value", [0.1, float("nan"), float("inf"), 1e300])
@@ -213,13 +215,13 @@ def test_records_about_other_connections_still_reach_the_log(caplog: pytest.LogC
 def test_between_abort_and_end_everything_assigned_counts_as_offered() -> None:
     """The engine may be in another thread: until it has stopped, what waits for it may still be handed over."""
     link = AiormqLink(wake=lambda: None, soon=lambda *_: None, call=lambda *_: None, fail=lambda _: None)  # type: ignore[arg-type, return-value]
-    link.attach(SimpleNamespace(queue=[], offered=lambda channel: 1))  # type: ignore[arg-type]
+    link.attach(SimpleNamespace(queue=[], written=lambda channel: 1))  # type: ignore[arg-type]
     link.opened(Lane.MAIN, 1)
     for _ in range(3):
         link.publish(Lane.MAIN, Envelope(), "m", b"", None)
 
-    assert 1 == link.offered(1)
+    assert 1 == link.written(1)
     link.abort(Fault(FaultKind.CONFIRM_OVERDUE, "no confirm"))
-    assert 3 == link.offered(1)
+    assert 3 == link.written(1)
     link.ended = True
-    assert 1 == link.offered(1)
+    assert 1 == link.written(1)

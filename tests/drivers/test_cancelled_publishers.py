@@ -1,4 +1,4 @@
-"""Publishers that leave before, while and after their octets are written, before a broker that takes no illegal octet.
+"""Publishers that leave before, while and after their bytes are written, before a broker that takes no illegal byte.
 
 Plain functions, for want of the time limit that fixtures with a mock clock bring.
 """
@@ -16,7 +16,7 @@ from anyio.abc import ByteStream
 from trio.testing import MockClock
 
 from warrener import Receipt, open_producer
-from warrener.drivers.dial import Dialed
+from warrener.drivers._dial import Dialed
 from warrener.drivers.native import NativeDriver
 from warrener.records import Endpoint
 from warrener.testing import EmbeddedBroker
@@ -25,7 +25,7 @@ URL = "amqp://localhost/"
 
 
 class Slow(ByteStream):
-    """A stream that takes octets in pieces with a pause between them, so that much happens while something is written."""
+    """A stream that takes bytes in pieces with a pause between them, so that much happens while something is written."""
 
     def __init__(self, stream: ByteStream, piece: int, pause: float) -> None:
         self._stream = stream
@@ -58,7 +58,7 @@ def driver_to(broker: EmbeddedBroker, *, piece: int, pause: float) -> NativeDriv
 
 async def publish_and_leave(count: int, seed: int, *, piece: int, pause: float, span: float) -> None:
     """Have `count` publishers come within `span` seconds and half of them leave at some instant; see what became of all."""
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     confirmed: list[str] = []
     async with EmbeddedBroker(listen=False) as broker:
         broker.declare_queue("tasks")
@@ -77,8 +77,8 @@ async def publish_and_leave(count: int, seed: int, *, piece: int, pause: float, 
 
             async with trio.open_nursery() as nursery:
                 for number in range(count):
-                    stays = chance.choice((0.0, chance.random() * span, 2000.0, 2000.0))
-                    nursery.start_soon(publisher, chance.random() * span, stays, number % 300)
+                    stays = rng.choice((0.0, rng.random() * span, 2000.0, 2000.0))
+                    nursery.start_soon(publisher, rng.random() * span, stays, number % 300)
             report = await producer.aclose()
             late = [outcome.message_id async for outcome in outcomes if isinstance(outcome.result, Receipt)]
             status, counters = producer.status(), producer.counters
@@ -98,7 +98,7 @@ async def publish_and_leave(count: int, seed: int, *, piece: int, pause: float, 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(("piece", "pause"), [(1, 0.0001), (37, 0.005), (4096, 0.2)])
 def test_publishers_that_leave_at_any_moment(seed: int, piece: int, pause: float) -> None:
-    """Whether a publisher leaves before, while or after its octets go out: the stream stays legal, the account is right."""
+    """Whether a publisher leaves before, while or after its bytes go out: the stream stays legal, the account is right."""
     trio.run(
         lambda: publish_and_leave(90, seed, piece=piece, pause=pause, span=0.7),
         clock=MockClock(autojump_threshold=0),
@@ -107,7 +107,7 @@ def test_publishers_that_leave_at_any_moment(seed: int, piece: int, pause: float
 
 @pytest.mark.slow
 def test_ten_thousand_publishers_that_leave_at_random() -> None:
-    """The same for ten thousand at once; no slot, task, octet or outcome is left over."""
+    """The same for ten thousand at once; no slot, task, byte or outcome is left over."""
     trio.run(
         lambda: publish_and_leave(10_000, 7, piece=4096, pause=0.001, span=0.3), clock=MockClock(autojump_threshold=0)
     )

@@ -21,9 +21,9 @@ from anyio.streams.stapled import StapledObjectStream
 from anyio.streams.tls import TLSStream
 from attrs import define, evolve, field
 
-from warrener.drivers import dial as dial_module
+from warrener.drivers import _dial as dial_module
+from warrener.drivers._dial import Dialed, dial, resolve
 from warrener.drivers.base import LinkDown
-from warrener.drivers.dial import Dialed, dial, resolve
 from warrener.errors import Fault, FaultKind
 from warrener.records import Endpoint
 
@@ -374,7 +374,7 @@ def cafile(authority: trustme.CA, tmp_path: Path) -> str:
 
 @sockets
 async def test_plain_tcp(serve: Serve) -> None:
-    """A plain connection carries octets both ways; its socket has TCP_NODELAY and SO_KEEPALIVE."""
+    """A plain connection carries bytes both ways; its socket has TCP_NODELAY and SO_KEEPALIVE."""
 
     async def echo(stream: anyio.abc.SocketStream) -> None:
         await stream.send(await stream.receive())

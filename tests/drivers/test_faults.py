@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from warrener.drivers import faults
+from warrener.drivers import _faults
+from warrener.drivers._faults import Phase, closed_by_broker, fault_of
 from warrener.drivers.base import LinkDown
-from warrener.drivers.faults import Phase, closed_by_broker, fault_of
 from warrener.errors import Fault, FaultKind
 
 
@@ -117,19 +117,19 @@ def test_only_a_shutdown_is_orderly() -> None:
 @pytest.mark.parametrize(("code", "kind"), [(c, FaultKind.TOPOLOGY) for c in (403, 404, 405, 406)] + [(541, FaultKind.CHANNEL_CLOSED)])  # fmt: skip
 def test_a_refused_declaration_names_what_was_declared(code: int, kind: FaultKind) -> None:
     """403 to 406 are about the entity, others are about the channel."""
-    fault = faults.declaration_refused(code, "why", "queue 'q'")
+    fault = _faults.declaration_refused(code, "why", "queue 'q'")
     assert (fault.kind, fault.reply_code) == (kind, code)
     assert fault.entity == ("queue 'q'" if kind is FaultKind.TOPOLOGY else None)
 
 
 @pytest.mark.parametrize(
-    ("octets", "hint"),
+    ("bytes", "hint"),
     [(b"HTTP/1.1", "15672"), (b"\x15\x03\x03\x00\x02\x02\x28\x00", "amqps"), (b"AMQP\x00\x01\x00\x00", "0.1.0.0"),
      (b"SSH-2.0-", "port")],
 )  # fmt: skip
 def test_the_first_octets_choose_the_hint(octets: bytes, hint: str) -> None:
     """A peer that is no broker is told apart by what it says first."""
-    fault = faults.not_amqp(octets)
+    fault = _faults.not_amqp(octets)
     assert fault.kind is FaultKind.PROTOCOL
     assert hint in fault.text
 
@@ -137,7 +137,7 @@ def test_the_first_octets_choose_the_hint(octets: bytes, hint: str) -> None:
 @pytest.mark.parametrize("phase", list(Phase))
 def test_nothing_is_asserted_about_a_login_that_got_no_answer(phase: Phase) -> None:
     """EOF and silence never make a permanent fault; after Start-Ok they hint at the credentials."""
-    for fault in (faults.end_of_stream(phase), faults.timed_out(phase, 10)):
+    for fault in (_faults.end_of_stream(phase), _faults.timed_out(phase, 10)):
         assert not fault.permanent
         assert ("possible authentication failure" in fault.text) == (phase is Phase.AUTHENTICATING)
 
@@ -153,9 +153,9 @@ def test_the_brokers_text_is_one_safe_line(text: str, code: int, phase: Phase) -
     """Whatever the broker says, no fault holds a control character or grows without bound."""
     for fault in (
         closed_by_broker(code, text, phase),
-        faults.channel_closed_by_broker(code, text),
-        faults.declaration_refused(code, text, text),
-        faults.no_common_mechanism(text),
+        _faults.channel_closed_by_broker(code, text),
+        _faults.declaration_refused(code, text, text),
+        _faults.no_common_mechanism(text),
     ):
         assert fault.text.isprintable()
         assert len(fault.text) < 1000

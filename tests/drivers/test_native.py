@@ -17,8 +17,8 @@ from pamqp.heartbeat import Heartbeat
 from tests.drivers.pipes import PipeEnd, pipe
 from tests.drivers.recording import Peer, RecordingReports
 from tests.wire.far_side import StrictReader, ack, octets
+from warrener.drivers._dial import Dialed
 from warrener.drivers.base import Lane, LinkDown, LinkOptions
-from warrener.drivers.dial import Dialed
 from warrener.drivers.native import NativeDriver, NativeLink
 from warrener.errors import Fault, FaultKind
 from warrener.records import Endpoint, Envelope
@@ -34,7 +34,7 @@ Script = Callable[["Far"], Awaitable[None]]
 
 
 class Far(Peer):
-    """The broker's end: scripted, strict about what it reads, and with a note of when octets came."""
+    """The broker's end: scripted, strict about what it reads, and with a note of when bytes came."""
 
     stream: PipeEnd
 
@@ -44,7 +44,7 @@ class Far(Peer):
         self.times: list[float] = []
 
     async def read_on(self) -> None:
-        """Read strictly until the stream ends, noting when octets come."""
+        """Read strictly until the stream ends, noting when bytes come."""
         self.reader.feed(self._received)
         while True:
             try:
@@ -77,7 +77,7 @@ def driver_for(stream: PipeEnd) -> NativeDriver:
 async def linked(
     script: Script,
     *,
-    reports: RecordingReports | None = None,
+    listener: RecordingReports | None = None,
     window: int = 1 << 20,
     heartbeat: int = 0,
     **options: Any,
@@ -96,7 +96,7 @@ async def linked(
         nursery.start_soon(serve)
         try:
             async with driver_for(near).open(
-                ENDPOINT, LinkOptions(heartbeat=heartbeat, **options), reports or RecordingReports()
+                ENDPOINT, LinkOptions(heartbeat=heartbeat, **options), listener or RecordingReports()
             ) as link:
                 yield link, far
         except Exception as error:  # noqa: BLE001 - raised again outside of the nursery
@@ -190,7 +190,7 @@ async def test_silence(autojump_clock: trio.testing.MockClock) -> None:
 
 
 async def test_any_octet_is_a_sign_of_life(autojump_clock: trio.testing.MockClock) -> None:
-    """Octets of an unfinished frame reset the silence, but not the frame's own deadline (R12)."""
+    """Bytes of an unfinished frame reset the silence, but not the frame's own deadline (R12)."""
 
     async def script(far: Far) -> None:
         for octet in octets(commands.Connection.Blocked("x" * 200)):
@@ -216,16 +216,16 @@ async def test_a_whole_frame_starts_the_next_ones_deadline(autojump_clock: trio.
             await trio.sleep(20)
             await far.stream.send(frame[5:] + frame[:5])
 
-    reports = RecordingReports()
-    async with linked(script, reports=reports, frame_timeout=30, close_timeout=1):
+    listener = RecordingReports()
+    async with linked(script, listener=listener, frame_timeout=30, close_timeout=1):
         await trio.sleep(300.5)
-    assert len(reports.of("blocked")) == 15
+    assert len(listener.of("blocked")) == 15
 
 
 async def test_a_late_wake_up_reads_first(autojump_clock: trio.testing.MockClock) -> None:
     """After a stop of the whole program, what has arrived meanwhile counts before silence is declared (R23)."""
-    reports = RecordingReports()
-    async with linked(does_nothing, heartbeat=10, reports=reports, close_timeout=1) as (link, far):
+    listener = RecordingReports()
+    async with linked(does_nothing, heartbeat=10, listener=listener, close_timeout=1) as (link, far):
         link.publish(Lane.MAIN, ENVELOPE, "m", b"", None)
         await trio.sleep(1)
         far.stream.outward.data += ack(1)
@@ -233,7 +233,7 @@ async def test_a_late_wake_up_reads_first(autojump_clock: trio.testing.MockClock
         autojump_clock.jump(1000)
         await trio.testing.wait_all_tasks_blocked()
         assert link.fault is None
-    assert reports.settled() == [1]
+    assert listener.settled() == [1]
 
 
 # --- writing --------------------------------------------------------------------------------------------------------
@@ -255,7 +255,7 @@ async def test_a_write_that_does_not_finish(autojump_clock: trio.testing.MockClo
     assert raised.value.fault.kind is FaultKind.STALLED
     assert trio.current_time() == began + 30
     assert link is not None
-    assert link.offered(1) == 1
+    assert link.written(1) == 1
 
 
 async def test_a_write_that_the_broker_has_blocked(autojump_clock: trio.testing.MockClock) -> None:
@@ -318,15 +318,15 @@ async def test_what_is_published_meanwhile_goes_out_together(autojump_clock: tri
 
 
 async def test_a_message_in_parts_is_offered_with_its_last_octets(autojump_clock: trio.testing.MockClock) -> None:
-    """While a large message is on its way it is not offered yet, the ones before it are (I18)."""
+    """While a large message is on its way it is not written yet, the ones before it are (I18)."""
     async with linked(does_nothing, window=1000, close_timeout=1, abort_timeout=1) as (link, far):
         link.publish(Lane.MAIN, ENVELOPE, "m", b"small", None)
         link.publish(Lane.MAIN, ENVELOPE, "m", b"x" * 1_000_000, None)
         await trio.testing.wait_all_tasks_blocked()
-        assert link.offered(1) == 1
+        assert link.written(1) == 1
         async with trio.open_nursery() as nursery:
             nursery.start_soon(far.read_on)
-            while link.offered(1) < 2:
+            while link.written(1) < 2:
                 await trio.lowlevel.checkpoint()
             assert len(far.reader.published) <= 2
             await trio.testing.wait_all_tasks_blocked()
@@ -338,13 +338,13 @@ async def test_congested_until_there_is_room(autojump_clock: trio.testing.MockCl
     """Above a mebibyte the link is congested; when half of it is gone, it says so once."""
     left: list[int] = []
 
-    class Reports(RecordingReports):
-        def room(self) -> None:
+    class LinkListener(RecordingReports):
+        def writable(self) -> None:
             left.append(link._session.backlog)
-            super().room()
+            super().writable()
 
-    reports = Reports()
-    async with linked(does_nothing, window=1000, reports=reports, close_timeout=1) as (link, far):
+    listener = LinkListener()
+    async with linked(does_nothing, window=1000, listener=listener, close_timeout=1) as (link, far):
         for _ in range(40):
             assert not link.congested
             link.publish(Lane.MAIN, ENVELOPE, "m", b"x" * 30_000, None)
@@ -354,7 +354,7 @@ async def test_congested_until_there_is_room(autojump_clock: trio.testing.MockCl
         assert link._session.backlog >= 1 << 20
         async with trio.open_nursery() as nursery:
             nursery.start_soon(far.read_on)
-            await reports.until_kind("room")
+            await listener.until_kind("writable")
             assert not link.congested
             await trio.testing.wait_all_tasks_blocked()
             nursery.cancel_scope.cancel()
@@ -364,9 +364,9 @@ async def test_congested_until_there_is_room(autojump_clock: trio.testing.MockCl
 
 async def test_last_words_are_heard(autojump_clock: trio.testing.MockClock) -> None:
     """When a write fails, confirms and the close that arrived before are read, and tell the reason (R23)."""
-    reports = RecordingReports()
+    listener = RecordingReports()
     with pytest.raises(LinkDown) as raised:
-        async with linked(does_nothing, reports=reports) as (link, far):
+        async with linked(does_nothing, listener=listener) as (link, far):
             link.publish(Lane.MAIN, ENVELOPE, "m", b"", None)
             await trio.testing.wait_all_tasks_blocked()
             far.stream.break_inward()
@@ -375,7 +375,7 @@ async def test_last_words_are_heard(autojump_clock: trio.testing.MockClock) -> N
             far.stream.outward.change()
             await trio.sleep_forever()
     assert (raised.value.fault.kind, raised.value.fault.reply_code) == (FaultKind.CLOSED_BY_BROKER, 320)
-    assert reports.settled() == [1]
+    assert listener.settled() == [1]
 
 
 async def test_a_broken_write_without_last_words(autojump_clock: trio.testing.MockClock) -> None:
@@ -391,7 +391,7 @@ async def test_a_broken_write_without_last_words(autojump_clock: trio.testing.Mo
 
 @pytest.mark.parametrize("window", [1, 7, 64, 1 << 20])
 async def test_publishers_come_and_go(autojump_clock: trio.testing.MockClock, window: int) -> None:
-    """Publishers cancelled before, while and after their octets are written leave the stream legal (R10, F11)."""
+    """Publishers cancelled before, while and after their bytes are written leave the stream legal (R10, F11)."""
 
     async def script(far: Far) -> None:
         far.reader.feed(far._received)
@@ -421,7 +421,7 @@ async def test_publishers_come_and_go(autojump_clock: trio.testing.MockClock, wi
         assert [int(message.header.properties.message_id or "") for message in far.reader.published] == list(range(40))[
             -len(far.reader.published) :
         ]
-        assert link.offered(1) == len(far.reader.published)
+        assert link.written(1) == len(far.reader.published)
 
 
 # --- the handshake --------------------------------------------------------------------------------------------------
@@ -442,7 +442,7 @@ async def test_publishers_come_and_go(autojump_clock: trio.testing.MockClock, wi
 async def test_one_deadline_for_the_whole_handshake(
     autojump_clock: trio.testing.MockClock, frames: int, kind: FaultKind, drip: bool
 ) -> None:
-    """A peer that stops anywhere before qos-ok, or drips its octets, costs `connect_timeout` and no more."""
+    """A peer that stops anywhere before qos-ok, or drips its bytes, costs `connect_timeout` and no more."""
     near, far = pipe()
     script = (
         octets(commands.Connection.Start(server_properties={}, mechanisms="PLAIN", locales="en_US")),
@@ -511,7 +511,7 @@ async def test_cancelled_while_opening(autojump_clock: trio.testing.MockClock) -
 
 
 async def test_an_endpoint_that_amqp_cannot_carry(autojump_clock: trio.testing.MockClock) -> None:
-    """A vhost of 256 octets is a refusal that time does not mend; nobody is dialed."""
+    """A vhost of 256 bytes is a refusal that time does not mend; nobody is dialed."""
     near, _ = pipe()
     with pytest.raises(LinkDown) as raised:
         async with driver_for(near).open(Endpoint(vhost="é" * 128), LinkOptions(), RecordingReports()):
@@ -643,7 +643,7 @@ async def test_a_stream_that_does_not_close(autojump_clock: trio.testing.MockClo
 
 
 async def test_abort(autojump_clock: trio.testing.MockClock) -> None:
-    """`abort` ends the block with its fault, the first one stands, and not one octet follows."""
+    """`abort` ends the block with its fault, the first one stands, and not one byte follows."""
     first = Fault(FaultKind.CONFIRM_OVERDUE, "too late")
     with pytest.raises(LinkDown) as raised:
         async with linked(reads_on) as (link, far):
@@ -653,7 +653,7 @@ async def test_abort(autojump_clock: trio.testing.MockClock) -> None:
             assert link.publish(Lane.MAIN, ENVELOPE, "m", b"", None) == 2
             await trio.sleep_forever()
     assert raised.value.fault == first
-    assert (far.reader.published, link.offered(1)) == ([], 0)
+    assert (far.reader.published, link.written(1)) == ([], 0)
 
 
 async def test_the_brokers_close_is_answered(autojump_clock: trio.testing.MockClock) -> None:
@@ -740,18 +740,18 @@ async def test_a_stream_that_is_busy(autojump_clock: trio.testing.MockClock, mon
 
 async def test_a_channel_that_is_not_replaced_in_time(autojump_clock: trio.testing.MockClock) -> None:
     """After the broker closed the channel, a new one has to be open within `connect_timeout`."""
-    reports = RecordingReports()
+    listener = RecordingReports()
 
     async def script(far: Far) -> None:
         await far.send(commands.Channel.Close(404, "NOT_FOUND", 60, 40), 1)
 
     with pytest.raises(LinkDown) as raised:
-        async with linked(script, reports=reports, connect_timeout=10) as (link, _):
+        async with linked(script, listener=listener, connect_timeout=10) as (link, _):
             link.publish(Lane.MAIN, ENVELOPE, "m", b"", None)
             await trio.sleep_forever()
     assert raised.value.fault.kind is FaultKind.STALLED
     assert trio.current_time() == 10
-    assert reports.kinds() == ["opened", "closed"]
+    assert listener.kinds() == ["opened", "closed"]
 
 
 @pytest.mark.parametrize("lane", [Lane.MAIN, Lane.SUSPECT])
@@ -762,7 +762,7 @@ async def test_a_channel_and_its_connection_closed_in_one_read(
 
     Found by the simulation, seed 1581: the session was over when the first of the two was looked at.
     """
-    reports = RecordingReports()
+    listener = RecordingReports()
 
     async def script(far: Far) -> None:
         await far.stream.send(
@@ -771,21 +771,21 @@ async def test_a_channel_and_its_connection_closed_in_one_read(
         )
 
     with pytest.raises(LinkDown) as raised:
-        async with linked(script, reports=reports) as (link, _):
-            if lane is Lane.SUSPECT:  # what the gate does when it hears of the channel
-                reports.channel_closed = lambda *_: link.open_suspect_channel()  # type: ignore[method-assign]
+        async with linked(script, listener=listener) as (link, _):
+            if lane is Lane.SUSPECT:  # what the sender does when it hears of the channel
+                listener.channel_closed = lambda *_: link.open_suspect_channel()  # type: ignore[method-assign]
             await trio.sleep_forever()
     assert raised.value.fault.reply_code == 320
 
 
 @pytest.mark.parametrize("stop_first", [True, False], ids=["flow, ack", "ack, flow"])
 async def test_nothing_is_published_behind_a_flow_ok(autojump_clock: trio.testing.MockClock, stop_first: bool) -> None:
-    """A confirm in the same read as channel.flow(false) makes no room: the owner is held back from that octet on.
+    """A confirm in the same read as channel.flow(false) makes no room: the owner is held back from that byte on.
 
     Found by the simulation, seed 5584: the confirm was handed over before the stop, and the next publish went out
     behind the flow-ok.
     """
-    reports = RecordingReports()
+    listener = RecordingReports()
 
     async def script(far: Far) -> None:
         stop, answer = octets(commands.Channel.Flow(False), 1), ack(1)
@@ -793,13 +793,13 @@ async def test_nothing_is_published_behind_a_flow_ok(autojump_clock: trio.testin
         await far.stream.send(stop + answer if stop_first else answer + stop)
         await far.read_on()
 
-    async with linked(script, reports=reports, close_timeout=1) as (link, far):
+    async with linked(script, listener=listener, close_timeout=1) as (link, far):
 
         def publish_next(channel: int, tag: int, multiple: bool) -> None:
             if not link.congested:
                 link.publish(Lane.MAIN, ENVELOPE, "next", b"", None)
 
-        reports.confirmed = publish_next  # type: ignore[method-assign]
+        listener.confirmed = publish_next  # type: ignore[method-assign]
         link.publish(Lane.MAIN, ENVELOPE, "m", b"", None)
         await trio.testing.wait_all_tasks_blocked()
         assert link.congested

@@ -23,14 +23,12 @@ from warrener.machine import (
     Record,
     Step,
     connection_state,
+    effects,
     initial,
     retry_delay,
     slowest_delay,
     transition,
 )
-from warrener.machine import effects as do
-from warrener.machine import events as on
-from warrener.machine import states as now
 from warrener.records import ConnectionState
 from warrener.testing.strategies import backoffs, events, faults, instants, link_events, policies, records, states
 
@@ -45,8 +43,8 @@ def live_events(draw: st.DrawFn) -> tuple[Record, Event]:
 def visible(record: Record) -> object:
     """What is announced when it changes: the state without its bookkeeping, and whether a drain is under way."""
     state = record.state
-    if isinstance(state, now.Up):
-        return now.Up, state.link, state.blocked, record.draining
+    if isinstance(state, machine.states.Up):
+        return machine.states.Up, state.link, state.blocked, record.draining
     return type(state), state.link, record.draining
 
 
@@ -67,8 +65,8 @@ def test_total(record: Record, event: Event, policy: Policy) -> None:
     step = transition(record, event, policy)
 
     assert isinstance(step, Step)
-    assert isinstance(step.record.state, get_args(now.State))
-    assert all(isinstance(effect, get_args(do.Effect)) for effect in step.effects)
+    assert isinstance(step.record.state, get_args(machine.states.State))
+    assert all(isinstance(effect, get_args(effects.Effect)) for effect in step.effects)
 
 
 @st.composite
@@ -95,14 +93,14 @@ def test_the_cooldown_timer_of_an_old_trip_changes_nothing(record: Record, gener
     """A breaker that has tripped again since is not opened halfway by the timer of its former trip (I26)."""
     assume(record.breaker is None or record.breaker.generation != generation)
 
-    assert transition(record, on.CooldownTimerFired(generation, record.at), policy) == Step(record)
+    assert transition(record, machine.events.CooldownTimerFired(generation, record.at), policy) == Step(record)
 
 
 @given(live_events(), policies(), st.floats(min_value=0, max_value=100))
 def test_time_does_not_run_backwards(live: tuple[Record, Event], policy: Policy, ago: float) -> None:
     """An event from before the last one is treated as simultaneous with it (I21)."""
     record, event = live
-    assume(not isinstance(record.state, now.Idle))
+    assume(not isinstance(record.state, machine.states.Idle))
 
     assert transition(record, evolve(event, at=record.at), policy) == transition(
         record, evolve(event, at=record.at - ago), policy
@@ -110,16 +108,40 @@ def test_time_does_not_run_backwards(live: tuple[Record, Event], policy: Policy,
 
 
 #: Which states may follow which, written down a second time and by hand.
-GRAPH: dict[type[now.State], set[type[now.State]]] = {
-    now.Idle: {now.Dialing, now.Closed},
-    now.Dialing: {now.Restoring, now.Waiting, now.GaveUp, now.Closing, now.Closed},
-    now.Restoring: {now.Up, now.Dropping, now.Waiting, now.GaveUp, now.Closing, now.Closed},
-    now.Up: {now.Dropping, now.Waiting, now.GaveUp, now.Closing, now.Closed},
-    now.Dropping: {now.Waiting, now.GaveUp, now.Closing, now.Closed},
-    now.Waiting: {now.Dialing, now.Closed},
-    now.GaveUp: {now.Dialing, now.Closed},
-    now.Closing: {now.Closed},
-    now.Closed: set(),
+GRAPH: dict[type[machine.states.State], set[type[machine.states.State]]] = {
+    machine.states.Idle: {machine.states.Dialing, machine.states.Closed},
+    machine.states.Dialing: {
+        machine.states.Restoring,
+        machine.states.Waiting,
+        machine.states.GaveUp,
+        machine.states.Closing,
+        machine.states.Closed,
+    },
+    machine.states.Restoring: {
+        machine.states.Up,
+        machine.states.Dropping,
+        machine.states.Waiting,
+        machine.states.GaveUp,
+        machine.states.Closing,
+        machine.states.Closed,
+    },
+    machine.states.Up: {
+        machine.states.Dropping,
+        machine.states.Waiting,
+        machine.states.GaveUp,
+        machine.states.Closing,
+        machine.states.Closed,
+    },
+    machine.states.Dropping: {
+        machine.states.Waiting,
+        machine.states.GaveUp,
+        machine.states.Closing,
+        machine.states.Closed,
+    },
+    machine.states.Waiting: {machine.states.Dialing, machine.states.Closed},
+    machine.states.GaveUp: {machine.states.Dialing, machine.states.Closed},
+    machine.states.Closing: {machine.states.Closed},
+    machine.states.Closed: set(),
 }
 
 
@@ -132,10 +154,10 @@ def test_states_move_along_the_graph(live: tuple[Record, Event], policy: Policy)
 
     before, after = type(record.state), type(step.record.state)
     assert before is after or after in GRAPH[before]
-    if before is now.Closed:
+    if before is machine.states.Closed:
         assert step.record is record
-    if before is now.GaveUp and after is not now.GaveUp:
-        assert isinstance(event, (on.ReconnectRequested, on.StopRequested))
+    if before is machine.states.GaveUp and after is not machine.states.GaveUp:
+        assert isinstance(event, (machine.events.ReconnectRequested, machine.events.StopRequested))
 
 
 @given(live_events(), policies())
@@ -145,12 +167,14 @@ def test_a_dial_is_ordered_only_where_there_is_no_link(live: tuple[Record, Event
 
     step = transition(*live, policy)
 
-    dials = [effect for effect in step.effects if isinstance(effect, do.Dial)]
-    entered = isinstance(step.record.state, now.Dialing) and not isinstance(record.state, now.Dialing)
+    dials = [effect for effect in step.effects if isinstance(effect, effects.Dial)]
+    entered = isinstance(step.record.state, machine.states.Dialing) and not isinstance(
+        record.state, machine.states.Dialing
+    )
     assert len(dials) == int(entered)
     if dials:
-        assert isinstance(record.state, (now.Idle, now.Waiting, now.GaveUp))
-        assert dials == [do.Dial(record.link + 1)]
+        assert isinstance(record.state, (machine.states.Idle, machine.states.Waiting, machine.states.GaveUp))
+        assert dials == [effects.Dial(record.link + 1)]
         assert step.record.link == record.link + 1
 
 
@@ -162,13 +186,17 @@ def test_attempts_start_again_only_from_proven_health(live: tuple[Record, Event]
     after = transition(*live, policy).record
 
     if after.attempts == record.attempts + 1:
-        assert isinstance(record.state, now.Waiting)
-        assert isinstance(after.state, now.Dialing)
+        assert isinstance(record.state, machine.states.Waiting)
+        assert isinstance(after.state, machine.states.Dialing)
     elif after.attempts != record.attempts:
         assert after.attempts == 0
-        proven = isinstance(event, (on.PublishConfirmed, on.StableTimerFired)) and isinstance(record.state, now.Up)
-        revived = isinstance(event, on.ReconnectRequested) and isinstance(record.state, now.GaveUp)
-        started = isinstance(event, on.StartRequested) and isinstance(record.state, now.Idle)
+        proven = isinstance(event, (machine.events.PublishConfirmed, machine.events.StableTimerFired)) and isinstance(
+            record.state, machine.states.Up
+        )
+        revived = isinstance(event, machine.events.ReconnectRequested) and isinstance(
+            record.state, machine.states.GaveUp
+        )
+        started = isinstance(event, machine.events.StartRequested) and isinstance(record.state, machine.states.Idle)
         assert proven or revived or started
 
 
@@ -179,7 +207,7 @@ def test_each_visible_change_is_announced_once(live: tuple[Record, Event], polic
 
     step = transition(*live, policy)
 
-    told = [effect for effect in step.effects if isinstance(effect, do.Announce)]
+    told = [effect for effect in step.effects if isinstance(effect, effects.Announce)]
     # The end of an abort that took too long, and a block noticed before publishers are let in, are not seen by users.
     assert len(told) == int(visible(record) != visible(step.record))
     for announcement in told:
@@ -203,8 +231,12 @@ def timers_fired(draw: st.DrawFn) -> tuple[Record, Event]:
     record = draw(records())
     at = draw(instants())
     generation = 0 if record.breaker is None else record.breaker.generation
-    retry, stable = on.RetryTimerFired(record.link, at), on.StableTimerFired(record.link, at)
-    return record, draw(st.sampled_from((retry, stable, on.CooldownTimerFired(generation, at), on.DrainTimerFired(at))))
+    retry, stable = machine.events.RetryTimerFired(record.link, at), machine.events.StableTimerFired(record.link, at)
+    return record, draw(
+        st.sampled_from(
+            (retry, stable, machine.events.CooldownTimerFired(generation, at), machine.events.DrainTimerFired(at))
+        )
+    )
 
 
 @given(timers_fired(), policies())
@@ -220,18 +252,21 @@ def test_a_timer_that_fires_twice_fires_once(fired: tuple[Record, Event], policy
 @given(records(), policies(), faults())
 def test_finish_comes_once_and_last(record: Record, policy: Policy, fault: Fault) -> None:
     """Whatever ends everything leaves no timer and ends with one `Finish`."""
-    for event in (on.StopRequested(record.at, drain=False), on.LinkLost(record.link, fault, record.at)):
+    for event in (
+        machine.events.StopRequested(record.at, drain=False),
+        machine.events.LinkLost(record.link, fault, record.at),
+    ):
         step = transition(record, event, policy)
-        if isinstance(step.record.state, now.Closed) and not isinstance(record.state, now.Closed):
-            cancelled = {effect.timer for effect in step.effects if isinstance(effect, do.CancelTimer)}
-            assert cancelled == set(get_args(do.Timer))
-            assert [effect for effect in step.effects if isinstance(effect, do.Finish)] == [step.effects[-1]]
+        if isinstance(step.record.state, machine.states.Closed) and not isinstance(record.state, machine.states.Closed):
+            cancelled = {effect.timer for effect in step.effects if isinstance(effect, effects.CancelTimer)}
+            assert cancelled == set(get_args(effects.Timer))
+            assert [effect for effect in step.effects if isinstance(effect, effects.Finish)] == [step.effects[-1]]
 
 
 @st.composite
 def recoverable(draw: st.DrawFn) -> tuple[Record, Policy]:
     """Any record that is neither closing nor closed, with a policy that leaves it an attempt."""
-    open_ended = states().filter(lambda state: not isinstance(state, (now.Closing, now.Closed)))
+    open_ended = states().filter(lambda state: not isinstance(state, (machine.states.Closing, machine.states.Closed)))
     limit = draw(st.none() | st.integers(min_value=1, max_value=12))
     attempts = draw(st.integers(min_value=0, max_value=12 if limit is None else limit - 1))
     policy = draw(policies())
@@ -250,35 +285,39 @@ def test_a_friendly_script_brings_it_up(start: tuple[Record, Policy]) -> None:
         at, link = record.at + 2, record.link
         event: Event
         match record.state:
-            case now.Idle():
-                event = on.StartRequested(at)
-            case now.Waiting():
-                event = on.RetryTimerFired(link, at)
-            case now.GaveUp():
-                event = on.ReconnectRequested(at)
-            case now.Dialing():
-                event = on.LinkOpened(link, at)
-            case now.Restoring():
-                event = on.TopologyRestored(link, at)
-            case now.Dropping():
-                event = on.LinkLost(link, lost, at)
+            case machine.states.Idle():
+                event = machine.events.StartRequested(at)
+            case machine.states.Waiting():
+                event = machine.events.RetryTimerFired(link, at)
+            case machine.states.GaveUp():
+                event = machine.events.ReconnectRequested(at)
+            case machine.states.Dialing():
+                event = machine.events.LinkOpened(link, at)
+            case machine.states.Restoring():
+                event = machine.events.TopologyRestored(link, at)
+            case machine.states.Dropping():
+                event = machine.events.LinkLost(link, lost, at)
             case _:
                 break
         record = transition(record, event, policy).record
 
-    assert isinstance(record.state, now.Up)
+    assert isinstance(record.state, machine.states.Up)
 
 
 @given(records(), policies(), st.booleans())
 def test_closing_ends_whatever_the_peer_does(record: Record, policy: Policy, answers: bool) -> None:
     """A stop reaches Closed: at once without a link, by the link's answer, or by two close timers (R11)."""
-    record = transition(record, on.StopRequested(record.at, drain=False), policy).record
+    record = transition(record, machine.events.StopRequested(record.at, drain=False), policy).record
     for _ in range(2):
-        if isinstance(record.state, now.Closing):
-            event = on.LinkClosed(record.link, record.at) if answers else on.CloseTimerFired(record.link, record.at)
+        if isinstance(record.state, machine.states.Closing):
+            event = (
+                machine.events.LinkClosed(record.link, record.at)
+                if answers
+                else machine.events.CloseTimerFired(record.link, record.at)
+            )
             record = transition(record, event, policy).record
 
-    assert isinstance(record.state, now.Closed)
+    assert isinstance(record.state, machine.states.Closed)
 
 
 @given(records())
@@ -286,7 +325,7 @@ def test_users_see_closing_while_draining(record: Record) -> None:
     """A drain is shown as CLOSING until all is closed, and the machine's own states otherwise."""
     seen = connection_state(record)
 
-    if isinstance(record.state, now.Closed):
+    if isinstance(record.state, machine.states.Closed):
         assert seen is ConnectionState.CLOSED
     elif record.draining:
         assert seen is ConnectionState.CLOSING
@@ -334,13 +373,13 @@ def failed_dials_until_giving_up(record: Record, policy: Policy, at: float) -> t
     failed = 0
     while True:
         refused = Fault(FaultKind.UNREACHABLE, "connection refused")
-        step = transition(record, on.DialFailed(record.link, refused, at), policy)
+        step = transition(record, machine.events.DialFailed(record.link, refused, at), policy)
         failed += 1
-        if isinstance(step.record.state, now.GaveUp):
+        if isinstance(step.record.state, machine.states.GaveUp):
             return failed, at
-        (timer,) = [effect for effect in step.effects if isinstance(effect, do.StartRetryTimer)]
+        (timer,) = [effect for effect in step.effects if isinstance(effect, effects.StartRetryTimer)]
         at += timer.longest
-        record = transition(step.record, on.RetryTimerFired(timer.link, at), policy).record
+        record = transition(step.record, machine.events.RetryTimerFired(timer.link, at), policy).record
 
 
 NO_JITTER = Policy(backoff=Backoff(jitter=0))
@@ -348,16 +387,16 @@ NO_JITTER = Policy(backoff=Backoff(jitter=0))
 
 def test_eleven_dials_fail_at_start_before_it_gives_up() -> None:
     """The dial at start is not one of the ten attempts: eleven failures, after 303 seconds."""
-    record = transition(initial(), on.StartRequested(0.0), NO_JITTER).record
+    record = transition(initial(), machine.events.StartRequested(0.0), NO_JITTER).record
 
     assert failed_dials_until_giving_up(record, NO_JITTER, 0.0) == (11, 303.0)
 
 
 def test_ten_dials_fail_after_a_loss_before_it_gives_up() -> None:
     """A proven link that is lost leaves ten attempts; the first delay is one second again."""
-    record = Record(now.Up(7, proven=True), breaker=Breaker(), at=0.0)
-    lost = transition(record, on.LinkLost(7, Fault(FaultKind.CONNECTION_LOST, "reset"), 0.0), NO_JITTER)
-    dialing = transition(lost.record, on.RetryTimerFired(7, 1.0), NO_JITTER).record
+    record = Record(machine.states.Up(7, proven=True), breaker=Breaker(), at=0.0)
+    lost = transition(record, machine.events.LinkLost(7, Fault(FaultKind.CONNECTION_LOST, "reset"), 0.0), NO_JITTER)
+    dialing = transition(lost.record, machine.events.RetryTimerFired(7, 1.0), NO_JITTER).record
 
     assert failed_dials_until_giving_up(dialing, NO_JITTER, 1.0) == (10, 303.0)
 
@@ -365,14 +404,14 @@ def test_ten_dials_fail_after_a_loss_before_it_gives_up() -> None:
 def test_accept_then_drop_cannot_spin() -> None:
     """A broker that accepts and drops uses up the attempts, since an opened link proves nothing (R13)."""
     dropped = Fault(FaultKind.CONNECTION_LOST, "dropped")
-    record, waited, links = transition(initial(), on.StartRequested(0.0), NO_JITTER).record, 0.0, 0
-    while not isinstance(record.state, now.GaveUp):
+    record, waited, links = transition(initial(), machine.events.StartRequested(0.0), NO_JITTER).record, 0.0, 0
+    while not isinstance(record.state, machine.states.GaveUp):
         links += 1
-        for event in (on.LinkOpened(links, waited), on.TopologyRestored(links, waited)):
+        for event in (machine.events.LinkOpened(links, waited), machine.events.TopologyRestored(links, waited)):
             record = transition(record, event, NO_JITTER).record
-        step = transition(record, on.LinkLost(links, dropped, waited), NO_JITTER)
-        waited += sum(effect.longest for effect in step.effects if isinstance(effect, do.StartRetryTimer))
-        record = transition(step.record, on.RetryTimerFired(links, waited), NO_JITTER).record
+        step = transition(record, machine.events.LinkLost(links, dropped, waited), NO_JITTER)
+        waited += sum(effect.longest for effect in step.effects if isinstance(effect, effects.StartRetryTimer))
+        record = transition(step.record, machine.events.RetryTimerFired(links, waited), NO_JITTER).record
 
     assert (links, waited) == (11, 303.0)
 
@@ -380,58 +419,60 @@ def test_accept_then_drop_cannot_spin() -> None:
 def test_hints_are_heeded_once_a_second() -> None:
     """Hints cannot be used to hammer the broker: the second within a second changes nothing."""
     refused = Fault(FaultKind.UNREACHABLE, "connection refused")
-    record = transition(initial(), on.StartRequested(0.0), NO_JITTER).record
-    record = transition(record, on.DialFailed(1, refused, 5.0), NO_JITTER).record
-    hinted = transition(record, on.ReconnectRequested(5.0), NO_JITTER).record
-    waiting = transition(hinted, on.DialFailed(2, refused, 5.0), NO_JITTER).record
+    record = transition(initial(), machine.events.StartRequested(0.0), NO_JITTER).record
+    record = transition(record, machine.events.DialFailed(1, refused, 5.0), NO_JITTER).record
+    hinted = transition(record, machine.events.ReconnectRequested(5.0), NO_JITTER).record
+    waiting = transition(hinted, machine.events.DialFailed(2, refused, 5.0), NO_JITTER).record
 
-    gave_up = evolve(waiting, state=now.GaveUp(2))
+    gave_up = evolve(waiting, state=machine.states.GaveUp(2))
     for record in (waiting, gave_up):
-        assert transition(record, on.ReconnectRequested(5.9), NO_JITTER) == Step(record)
-        assert do.Dial(3) in transition(record, on.ReconnectRequested(6.0), NO_JITTER).effects
+        assert transition(record, machine.events.ReconnectRequested(5.9), NO_JITTER) == Step(record)
+        assert effects.Dial(3) in transition(record, machine.events.ReconnectRequested(6.0), NO_JITTER).effects
 
 
 def test_a_nack_of_something_older_leaves_the_probe_alone() -> None:
     """While half open, a nack of what was written before the trip is one more failure in a row, and nothing else."""
     half_open = Breaker(state="half_open", failures=5, generation=2, outstanding=frozenset({1}), issued=1)
-    record = Record(now.Up(1), failures=5, breaker=half_open, at=7.0)
+    record = Record(machine.states.Up(1), failures=5, breaker=half_open, at=7.0)
 
-    step = transition(record, on.PublishNacked(1, 8.0, None), NO_JITTER)
+    step = transition(record, machine.events.PublishNacked(1, 8.0, None), NO_JITTER)
 
     assert step == Step(evolve(record, failures=6, at=8.0))
 
 
 def test_without_a_breaker_a_confirm_proves_the_link_all_the_same() -> None:
     """Attempts and failures start again from 0, and the stable timer is no longer needed."""
-    record = Record(now.Up(1), attempts=3, failures=3, at=7.0)
+    record = Record(machine.states.Up(1), attempts=3, failures=3, at=7.0)
 
-    step = transition(record, on.PublishConfirmed(1, 8.0, None), NO_JITTER)
+    step = transition(record, machine.events.PublishConfirmed(1, 8.0, None), NO_JITTER)
 
-    assert step.record == Record(now.Up(1, proven=True), at=8.0)
-    assert step.effects == (do.CancelTimer("stable"),)
+    assert step.record == Record(machine.states.Up(1, proven=True), at=8.0)
+    assert step.effects == (effects.CancelTimer("stable"),)
 
 
 def test_a_permit_that_is_not_out_changes_nothing() -> None:
     """Given back a second time, or after its generation, it leaves the very same record."""
     half_open = Breaker(state="half_open", failures=5, generation=2, outstanding=frozenset({2}), issued=2)
-    record = Record(now.Up(1), failures=5, breaker=half_open, at=7.0)
+    record = Record(machine.states.Up(1), failures=5, breaker=half_open, at=7.0)
 
     for permit in (Permit(2, 1), Permit(1, 2)):
-        assert transition(record, on.PermitReleased(permit, 8.0), NO_JITTER).record is record
+        assert transition(record, machine.events.PermitReleased(permit, 8.0), NO_JITTER).record is record
 
 
 def test_channel_closes_are_forgotten_after_ten_seconds_and_with_their_link() -> None:
     """Only more than five within ten seconds on one link replace it."""
     gone = Fault(FaultKind.CHANNEL_CLOSED, "NOT_FOUND", reply_code=404)
-    record = Record(now.Up(1), at=0.0)
+    record = Record(machine.states.Up(1), at=0.0)
     for at in (0.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0):
-        record = transition(record, on.ChannelClosed(1, gone, at), NO_JITTER).record
+        record = transition(record, machine.events.ChannelClosed(1, gone, at), NO_JITTER).record
 
-    assert record.state == now.Up(1)
+    assert record.state == machine.states.Up(1)
     assert record.channel_closes == (4.0, 6.0, 8.0, 10.0, 12.0)
 
-    lost = transition(record, on.LinkLost(1, Fault(FaultKind.CONNECTION_LOST, "reset"), 12.0), NO_JITTER).record
-    assert transition(lost, on.RetryTimerFired(1, 13.0), NO_JITTER).record.channel_closes == ()
+    lost = transition(
+        record, machine.events.LinkLost(1, Fault(FaultKind.CONNECTION_LOST, "reset"), 12.0), NO_JITTER
+    ).record
+    assert transition(lost, machine.events.RetryTimerFired(1, 13.0), NO_JITTER).record.channel_closes == ()
 
 
 # --- settings ----------------------------------------------------------------------------------------------------

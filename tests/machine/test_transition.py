@@ -1,4 +1,4 @@
-"""One test for each line of docs/state-table.md, named for the line; what is expected is written here by hand."""
+"""One test for each line of docs/state-machine_table.md, named for the line; what is expected is written here by hand."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 from attrs import evolve, frozen
 
+from warrener._cli import machine as machine_table
 from warrener.errors import Fault, FaultKind
-from warrener.machine import Breaker, Permit, Step, table
-from warrener.machine import effects as do
-from warrener.machine import states as now
+from warrener.machine import Breaker, Permit, Step, effects, states
 
 #: Stand for what differs among the states and faults that share a line.
 TOLD = "Announce(before, after)"
@@ -23,29 +22,29 @@ CAUSE = "the fault"
 class Expected:
     """The state afterwards (None: as before), the effects, and the other fields that changed."""
 
-    state: now.State | None
-    effects: tuple[object, ...]
+    state: states.State | None
+    orders: tuple[object, ...]
     changes: dict[str, Any]
 
 
-def then(state: now.State | None, *effects: object, **changes: Any) -> Expected:
+def then(state: states.State | None, *orders: object, **changes: Any) -> Expected:
     """Say what a line leads to: the state (None: the same), the effects in order, the other fields that change."""
-    return Expected(state, effects, changes)
+    return Expected(state, orders, changes)
 
 
-CANCEL_ALL = tuple(do.CancelTimer(name) for name in ("retry", "stable", "cooldown", "drain", "close"))
-END = (*CANCEL_ALL, TOLD, do.Finish())
-CANCEL_STABLE, CANCEL_DRAIN = do.CancelTimer("stable"), do.CancelTimer("drain")
-WAITING, GAVE_UP, CLOSING, CLOSED = now.Waiting(3), now.GaveUp(3), now.Closing(3), now.Closed(3)
-UP, UP_BLOCKED, UP_PROVEN = now.Up(3), now.Up(3, blocked=True), now.Up(3, proven=True)
-NEXT_DIAL = (do.Dial(4), TOLD)
-THIRD = do.StartRetryTimer(3, 2.0, 4.0)  # attempt number 2, counted from 0: 1 s * 2 ** 2, jitter 0.5
-FIRST = do.StartRetryTimer(3, 0.5, 1.0)
-SLOWEST = do.StartRetryTimer(3, 30.0, 60.0)
-SHUT = "ShutGate(3, fault)"
+CANCEL_ALL = tuple(effects.CancelTimer(name) for name in ("retry", "stable", "cooldown", "drain", "close"))
+END = (*CANCEL_ALL, TOLD, effects.Finish())
+CANCEL_STABLE, CANCEL_DRAIN = effects.CancelTimer("stable"), effects.CancelTimer("drain")
+WAITING, GAVE_UP, CLOSING, CLOSED = states.Waiting(3), states.GaveUp(3), states.Closing(3), states.Closed(3)
+UP, UP_BLOCKED, UP_PROVEN = states.Up(3), states.Up(3, blocked=True), states.Up(3, proven=True)
+NEXT_DIAL = (effects.Dial(4), TOLD)
+THIRD = effects.StartRetryTimer(3, 2.0, 4.0)  # attempt number 2, counted from 0: 1 s * 2 ** 2, jitter 0.5
+FIRST = effects.StartRetryTimer(3, 0.5, 1.0)
+SLOWEST = effects.StartRetryTimer(3, 30.0, 60.0)
+SHUT = "StopPublishing(3, fault)"
 FAIL = "FailPending(fault)"
 FINISH = "Finish(fault)"
-CLOSE_TIMER = do.StartCloseTimer(3, 3.0)
+CLOSE_TIMER = effects.StartCloseTimer(3, 3.0)
 OVERDUE = Fault(FaultKind.CONFIRM_OVERDUE, "no confirm within confirm_timeout; the link is replaced")
 STORM = Fault(FaultKind.CHANNEL_STORM, "the broker closed more than 5 channels within 10 s; the link is replaced")
 UNANSWERED = Fault(FaultKind.CLOSED, "the close handshake was not answered within close_timeout")
@@ -57,45 +56,45 @@ def failures(count: int) -> dict[str, Any]:
 
 
 TRIPPED = {"failures": 5, "breaker": Breaker(state="open", failures=5, generation=1, opened_at=100.0)}
-COOLDOWN = do.StartCooldownTimer(1, 30.0)
+COOLDOWN = effects.StartCooldownTimer(1, 30.0)
 #: A half-open breaker (generation 2, five failures) that tripped anew.
 TRIPPED_AGAIN = {"failures": 6, "breaker": Breaker(state="open", failures=6, generation=3, opened_at=100.0)}
-COOLDOWN_AGAIN = do.StartCooldownTimer(3, 30.0)
+COOLDOWN_AGAIN = effects.StartCooldownTimer(3, 30.0)
 CLOSES = (91.0, 93.0, 95.0, 97.0, 99.0)
 
 
-def dropping(fault: Fault, *effects: object, **changes: Any) -> Expected:
+def dropping(fault: Fault, *orders: object, **changes: Any) -> Expected:
     """Aborting, with what comes before the abort and after it split by the word ABORT."""
     at = effects.index("ABORT")
     announce = "Announce(before, after, its fault)"
-    orders = (*effects[:at], do.AbortLink(3, fault), *effects[at + 1 :], announce)
-    return then(now.Dropping(3, fault), *orders, last_fault=fault, **changes)
+    orders = (*orders[:at], effects.AbortLink(3, fault), *orders[at + 1 :], announce)
+    return then(states.Dropping(3, fault), *orders, last_fault=fault, **changes)
 
 
 EXPECTED: dict[str, Expected] = {
     # Idle
-    "Idle | StartRequested": then(now.Dialing(1), do.Dial(1), TOLD, breaker=Breaker()),
-    "Idle, GaveUp, Closing, Closed | AdmissionRequested": then(None, do.Refuse(math.inf)),
+    "Idle | StartRequested": then(states.Dialing(1), effects.Dial(1), TOLD, breaker=Breaker()),
+    "Idle, GaveUp, Closing, Closed | AdmissionRequested": then(None, effects.Refuse(math.inf)),
     "Idle, GaveUp | StopRequested, drain": then(CLOSED, *END),
     "Idle, Waiting, GaveUp | StopRequested, no drain": then(CLOSED, *END),
     # Dialing, and what it shares with others
-    "Dialing | LinkOpened": then(now.Restoring(3), do.ReplayTopology(3), TOLD),
+    "Dialing | LinkOpened": then(states.Restoring(3), effects.ReplayTopology(3), TOLD),
     "Dialing | DialFailed": then(WAITING, THIRD, TOLD_WHY, last_fault=CAUSE, **failures(2)),
     "Dialing | DialFailed, permanent": then(WAITING, SLOWEST, TOLD_WHY, last_fault=CAUSE, **failures(2)),
     "Dialing, Restoring | LinkLost": then(WAITING, THIRD, TOLD_WHY, last_fault=CAUSE, **failures(2)),
     "Dialing, Restoring | LinkLost, topology refused": then(WAITING, SLOWEST, TOLD_WHY, last_fault=CAUSE),
-    "Dialing | PublishingBlocked": then(now.Dialing(3, blocked=True)),
-    "Dialing, Restoring, Up, Dropping, Waiting | AdmissionRequested": then(None, do.Admit(None)),
+    "Dialing | PublishingBlocked": then(states.Dialing(3, blocked=True)),
+    "Dialing, Restoring, Up, Dropping, Waiting | AdmissionRequested": then(None, effects.Admit(None)),
     "Dialing, Restoring, Up, Dropping, Waiting | StopRequested, drain": then(
-        None, do.StartDrainTimer(10.0), TOLD, draining=True
+        None, effects.StartDrainTimer(10.0), TOLD, draining=True
     ),
-    "Dialing, Restoring | StopRequested, no drain": then(CLOSING, do.CloseLink(3), CLOSE_TIMER, TOLD),
-    "Dialing: blocked | LinkOpened": then(now.Restoring(3, blocked=True), do.ReplayTopology(3), TOLD),
+    "Dialing, Restoring | StopRequested, no drain": then(CLOSING, effects.CloseLink(3), CLOSE_TIMER, TOLD),
+    "Dialing: blocked | LinkOpened": then(states.Restoring(3, blocked=True), effects.ReplayTopology(3), TOLD),
     "Dialing, Restoring, Up: blocked | PublishingBlocked": then(None),
-    "Dialing: blocked | PublishingUnblocked": then(now.Dialing(3)),
+    "Dialing: blocked | PublishingUnblocked": then(states.Dialing(3)),
     "Dialing, Restoring, Up, Dropping, Waiting: draining | StopRequested, drain": then(None),
     "Dialing, Restoring: draining | StopRequested, no drain / Drained / DrainTimerFired": then(
-        CLOSING, do.CloseLink(3), CANCEL_DRAIN, CLOSE_TIMER, TOLD
+        CLOSING, effects.CloseLink(3), CANCEL_DRAIN, CLOSE_TIMER, TOLD
     ),
     "Dialing: attempts used up | DialFailed": then(GAVE_UP, FAIL, TOLD_WHY, last_fault=CAUSE, **failures(2)),
     "Dialing, Restoring: attempts used up | LinkLost": then(GAVE_UP, FAIL, TOLD_WHY, last_fault=CAUSE, **failures(2)),
@@ -112,13 +111,13 @@ EXPECTED: dict[str, Expected] = {
         CLOSED, FAIL, *CANCEL_ALL, TOLD_WHY, FINISH, last_fault=CAUSE
     ),
     "Dialing: draining, attempts used up | DialFailed": then(
-        CLOSED, FAIL, *CANCEL_ALL, TOLD_WHY, do.Finish(), last_fault=CAUSE, **failures(2)
+        CLOSED, FAIL, *CANCEL_ALL, TOLD_WHY, effects.Finish(), last_fault=CAUSE, **failures(2)
     ),
     "Dialing, Restoring: draining, attempts used up | LinkLost": then(
-        CLOSED, FAIL, *CANCEL_ALL, TOLD_WHY, do.Finish(), last_fault=CAUSE, **failures(2)
+        CLOSED, FAIL, *CANCEL_ALL, TOLD_WHY, effects.Finish(), last_fault=CAUSE, **failures(2)
     ),
     "Dialing, Restoring: draining, attempts used up | LinkLost, topology refused": then(
-        CLOSED, FAIL, *CANCEL_ALL, TOLD_WHY, do.Finish(), last_fault=CAUSE
+        CLOSED, FAIL, *CANCEL_ALL, TOLD_WHY, effects.Finish(), last_fault=CAUSE
     ),
     "Dialing: one failure short of the threshold | DialFailed": then(
         WAITING, THIRD, COOLDOWN, TOLD_WHY, last_fault=CAUSE, **TRIPPED
@@ -132,14 +131,14 @@ EXPECTED: dict[str, Expected] = {
     "Dialing, Restoring: one failure short of the threshold | LinkLost, topology refused": then(
         WAITING, SLOWEST, TOLD_WHY, last_fault=CAUSE
     ),
-    "Dialing, Restoring, Up, Dropping, Waiting: breaker open | AdmissionRequested": then(None, do.Refuse(20.0)),
+    "Dialing, Restoring, Up, Dropping, Waiting: breaker open | AdmissionRequested": then(None, effects.Refuse(20.0)),
     "Dialing, Restoring, Up, Dropping, Waiting, GaveUp: breaker open | CooldownTimerFired": then(
         None, breaker=Breaker(state="half_open", failures=5, generation=2, opened_at=90.0)
     ),
     "Dialing, Restoring, Up, Dropping, Waiting: breaker open, cooldown over | AdmissionRequested": then(
         None,
-        do.Admit(Permit(2, 1)),
-        do.CancelTimer("cooldown"),
+        effects.Admit(Permit(2, 1)),
+        effects.CancelTimer("cooldown"),
         breaker=Breaker(
             state="half_open", failures=5, generation=2, opened_at=70.0, outstanding=frozenset({1}), issued=1
         ),
@@ -158,24 +157,26 @@ EXPECTED: dict[str, Expected] = {
     ),
     "Dialing, Restoring, Up, Dropping, Waiting: breaker half open | AdmissionRequested": then(
         None,
-        do.Admit(Permit(2, 1)),
+        effects.Admit(Permit(2, 1)),
         breaker=Breaker(
             state="half_open", failures=5, generation=2, opened_at=70.0, outstanding=frozenset({1}), issued=1
         ),
     ),
     "Dialing, Restoring, Up, Dropping, Waiting: breaker half open, probe out | AdmissionRequested": then(
-        None, do.Refuse(1.0)
+        None, effects.Refuse(1.0)
     ),
     "Dialing, Restoring, Up, Dropping, Waiting, GaveUp: breaker half open, probe out | PermitReleased": then(
         None, breaker=Breaker(state="half_open", failures=5, generation=2, opened_at=70.0, issued=1)
     ),
     # Restoring
-    "Restoring | TopologyRestored": then(UP, do.OpenGate(3), do.StartStableTimer(3, 10.0), TOLD),
+    "Restoring | TopologyRestored": then(UP, effects.StartPublishing(3), effects.StartStableTimer(3, 10.0), TOLD),
     "Restoring | LinkLost, orderly": then(WAITING, THIRD, TOLD_WHY, last_fault=CAUSE),
     "Restoring, Up | ChannelClosed": then(None, last_fault=CAUSE, channel_closes=(100.0,)),
-    "Restoring | PublishingBlocked": then(now.Restoring(3, blocked=True)),
-    "Restoring: blocked | TopologyRestored": then(UP_BLOCKED, do.PauseGate(3), do.StartStableTimer(3, 10.0), TOLD),
-    "Restoring: blocked | PublishingUnblocked": then(now.Restoring(3)),
+    "Restoring | PublishingBlocked": then(states.Restoring(3, blocked=True)),
+    "Restoring: blocked | TopologyRestored": then(
+        UP_BLOCKED, effects.PausePublishing(3), effects.StartStableTimer(3, 10.0), TOLD
+    ),
+    "Restoring: blocked | PublishingUnblocked": then(states.Restoring(3)),
     "Restoring: five channels closed within 10 s | ChannelClosed": dropping(
         STORM, "ABORT", channel_closes=(*CLOSES, 100.0)
     ),
@@ -184,16 +185,16 @@ EXPECTED: dict[str, Expected] = {
         CLOSED, FAIL, *CANCEL_ALL, TOLD_WHY, FINISH, last_fault=CAUSE
     ),
     "Restoring: draining, attempts used up | LinkLost, orderly": then(
-        CLOSED, FAIL, *CANCEL_ALL, TOLD_WHY, do.Finish(), last_fault=CAUSE
+        CLOSED, FAIL, *CANCEL_ALL, TOLD_WHY, effects.Finish(), last_fault=CAUSE
     ),
     "Restoring: one failure short of the threshold | LinkLost, orderly": then(
         WAITING, THIRD, TOLD_WHY, last_fault=CAUSE
     ),
     "Restoring: breaker open | TopologyRestored": then(
         UP,
-        do.OpenGate(3),
-        do.StartStableTimer(3, 10.0),
-        do.CancelTimer("cooldown"),
+        effects.StartPublishing(3),
+        effects.StartStableTimer(3, 10.0),
+        effects.CancelTimer("cooldown"),
         TOLD,
         breaker=Breaker(state="half_open", failures=5, generation=2, opened_at=90.0),
     ),
@@ -205,30 +206,34 @@ EXPECTED: dict[str, Expected] = {
     "Up | StableTimerFired": then(UP_PROVEN, attempts=0),
     "Up | PublishConfirmed": then(UP_PROVEN, CANCEL_STABLE, attempts=0, **failures(0)),
     "Up | PublishNacked": then(None, **failures(2)),
-    "Up | ConfirmOverdue": dropping(OVERDUE, do.ShutGate(3, OVERDUE), CANCEL_STABLE, "ABORT", **failures(2)),
-    "Up | PublishingBlocked": then(UP_BLOCKED, do.PauseGate(3), TOLD),
-    "Up | StopRequested, no drain": then(CLOSING, do.PauseGate(3), CANCEL_STABLE, do.CloseLink(3), CLOSE_TIMER, TOLD),
-    "Up: blocked | StableTimerFired": then(now.Up(3, blocked=True, proven=True), attempts=0),
+    "Up | ConfirmOverdue": dropping(OVERDUE, effects.StopPublishing(3, OVERDUE), CANCEL_STABLE, "ABORT", **failures(2)),
+    "Up | PublishingBlocked": then(UP_BLOCKED, effects.PausePublishing(3), TOLD),
+    "Up | StopRequested, no drain": then(
+        CLOSING, effects.PausePublishing(3), CANCEL_STABLE, effects.CloseLink(3), CLOSE_TIMER, TOLD
+    ),
+    "Up: blocked | StableTimerFired": then(states.Up(3, blocked=True, proven=True), attempts=0),
     "Up: blocked | PublishConfirmed": then(
-        now.Up(3, blocked=True, proven=True), CANCEL_STABLE, attempts=0, **failures(0)
+        states.Up(3, blocked=True, proven=True), CANCEL_STABLE, attempts=0, **failures(0)
     ),
     "Up: blocked | ConfirmOverdue": then(None),
-    "Up: blocked | PublishingUnblocked": then(UP, do.OpenGate(3), TOLD),
-    "Up: blocked | StopRequested, no drain": then(CLOSING, CANCEL_STABLE, do.CloseLink(3), CLOSE_TIMER, TOLD),
+    "Up: blocked | PublishingUnblocked": then(UP, effects.StartPublishing(3), TOLD),
+    "Up: blocked | StopRequested, no drain": then(CLOSING, CANCEL_STABLE, effects.CloseLink(3), CLOSE_TIMER, TOLD),
     "Up: proven | LinkLost": then(WAITING, SHUT, FIRST, TOLD_WHY, last_fault=CAUSE, **failures(2)),
     "Up: proven | LinkLost, orderly": then(WAITING, SHUT, FIRST, TOLD_WHY, last_fault=CAUSE),
     "Up: proven | LinkLost, topology refused": then(WAITING, SHUT, SLOWEST, TOLD_WHY, last_fault=CAUSE),
     "Up: proven | StableTimerFired": then(None),
     "Up: proven | PublishConfirmed": then(None, **failures(0)),
-    "Up: proven | ConfirmOverdue": dropping(OVERDUE, do.ShutGate(3, OVERDUE), "ABORT", **failures(2)),
-    "Up: proven | PublishingBlocked": then(now.Up(3, blocked=True, proven=True), do.PauseGate(3), TOLD),
-    "Up: proven | StopRequested, no drain": then(CLOSING, do.PauseGate(3), do.CloseLink(3), CLOSE_TIMER, TOLD),
+    "Up: proven | ConfirmOverdue": dropping(OVERDUE, effects.StopPublishing(3, OVERDUE), "ABORT", **failures(2)),
+    "Up: proven | PublishingBlocked": then(states.Up(3, blocked=True, proven=True), effects.PausePublishing(3), TOLD),
+    "Up: proven | StopRequested, no drain": then(
+        CLOSING, effects.PausePublishing(3), effects.CloseLink(3), CLOSE_TIMER, TOLD
+    ),
     "Up: proven, no failures | PublishConfirmed": then(None),
     "Up: five channels closed within 10 s | ChannelClosed": dropping(
-        STORM, do.ShutGate(3, STORM), CANCEL_STABLE, "ABORT", channel_closes=(*CLOSES, 100.0)
+        STORM, effects.StopPublishing(3, STORM), CANCEL_STABLE, "ABORT", channel_closes=(*CLOSES, 100.0)
     ),
     "Up: draining | StopRequested, no drain / Drained / DrainTimerFired": then(
-        CLOSING, do.PauseGate(3), CANCEL_STABLE, do.CloseLink(3), CANCEL_DRAIN, CLOSE_TIMER, TOLD
+        CLOSING, effects.PausePublishing(3), CANCEL_STABLE, effects.CloseLink(3), CANCEL_DRAIN, CLOSE_TIMER, TOLD
     ),
     "Up: attempts used up | LinkLost": then(
         GAVE_UP, SHUT, CANCEL_STABLE, FAIL, TOLD_WHY, last_fault=CAUSE, **failures(2)
@@ -243,10 +248,10 @@ EXPECTED: dict[str, Expected] = {
         CLOSED, SHUT, CANCEL_STABLE, FAIL, *CANCEL_ALL, TOLD_WHY, FINISH, last_fault=CAUSE
     ),
     "Up: draining, attempts used up | LinkLost": then(
-        CLOSED, SHUT, CANCEL_STABLE, FAIL, *CANCEL_ALL, TOLD_WHY, do.Finish(), last_fault=CAUSE, **failures(2)
+        CLOSED, SHUT, CANCEL_STABLE, FAIL, *CANCEL_ALL, TOLD_WHY, effects.Finish(), last_fault=CAUSE, **failures(2)
     ),
     "Up: draining, attempts used up | LinkLost, orderly / LinkLost, topology refused": then(
-        CLOSED, SHUT, CANCEL_STABLE, FAIL, *CANCEL_ALL, TOLD_WHY, do.Finish(), last_fault=CAUSE
+        CLOSED, SHUT, CANCEL_STABLE, FAIL, *CANCEL_ALL, TOLD_WHY, effects.Finish(), last_fault=CAUSE
     ),
     "Up: one failure short of the threshold | LinkLost": then(
         WAITING, SHUT, CANCEL_STABLE, THIRD, COOLDOWN, TOLD_WHY, last_fault=CAUSE, **TRIPPED
@@ -260,7 +265,7 @@ EXPECTED: dict[str, Expected] = {
     "Up: one failure short of the threshold | PublishNacked": then(None, COOLDOWN, **TRIPPED),
     "Up: one failure short of the threshold | PublishNacked, a probe": then(None, failures=5),
     "Up: one failure short of the threshold | ConfirmOverdue": dropping(
-        OVERDUE, do.ShutGate(3, OVERDUE), CANCEL_STABLE, "ABORT", COOLDOWN, **TRIPPED
+        OVERDUE, effects.StopPublishing(3, OVERDUE), CANCEL_STABLE, "ABORT", COOLDOWN, **TRIPPED
     ),
     "Up: breaker half open | LinkLost": then(
         WAITING, SHUT, CANCEL_STABLE, THIRD, COOLDOWN_AGAIN, TOLD_WHY, last_fault=CAUSE, **TRIPPED_AGAIN
@@ -270,7 +275,7 @@ EXPECTED: dict[str, Expected] = {
         WAITING, SHUT, CANCEL_STABLE, SLOWEST, TOLD_WHY, last_fault=CAUSE
     ),
     "Up: breaker half open | ConfirmOverdue": dropping(
-        OVERDUE, do.ShutGate(3, OVERDUE), CANCEL_STABLE, "ABORT", COOLDOWN_AGAIN, **TRIPPED_AGAIN
+        OVERDUE, effects.StopPublishing(3, OVERDUE), CANCEL_STABLE, "ABORT", COOLDOWN_AGAIN, **TRIPPED_AGAIN
     ),
     "Up: breaker half open, probe out | PublishConfirmed, a probe": then(
         UP_PROVEN, CANCEL_STABLE, attempts=0, failures=0, breaker=Breaker(generation=3)
@@ -287,50 +292,54 @@ EXPECTED: dict[str, Expected] = {
         CLOSED, FAIL, *CANCEL_ALL, TOLD_WHY, FINISH, last_fault=CAUSE
     ),
     "Dropping: draining, attempts used up | LinkLost / LinkClosed": then(
-        CLOSED, FAIL, *CANCEL_ALL, TOLD_WHY, do.Finish(), last_fault=CAUSE
+        CLOSED, FAIL, *CANCEL_ALL, TOLD_WHY, effects.Finish(), last_fault=CAUSE
     ),
     # Waiting, GaveUp, Closing, Closed
-    "Waiting | RetryTimerFired": then(now.Dialing(4), *NEXT_DIAL, attempts=3),
+    "Waiting | RetryTimerFired": then(states.Dialing(4), *NEXT_DIAL, attempts=3),
     "Waiting | ReconnectRequested": then(
-        now.Dialing(4), do.CancelTimer("retry"), *NEXT_DIAL, attempts=3, hinted_at=100.0
+        states.Dialing(4), effects.CancelTimer("retry"), *NEXT_DIAL, attempts=3, hinted_at=100.0
     ),
     "Waiting, GaveUp: hinted within the second | ReconnectRequested": then(None),
     "Waiting: draining | Drained / DrainTimerFired": then(CLOSED, *END),
-    "GaveUp | ReconnectRequested": then(now.Dialing(4), *NEXT_DIAL, attempts=0, hinted_at=100.0),
-    "Closing | LinkOpened": then(None, do.CloseLink(3)),
+    "GaveUp | ReconnectRequested": then(states.Dialing(4), *NEXT_DIAL, attempts=0, hinted_at=100.0),
+    "Closing | LinkOpened": then(None, effects.CloseLink(3)),
     "Closing | DialFailed / LinkLost / LinkClosed": then(CLOSED, *END),
     "Closing | CloseTimerFired": then(
-        now.Closing(3, aborted=True), do.AbortLink(3, UNANSWERED), do.StartCloseTimer(3, 1.0)
+        states.Closing(3, aborted=True), effects.AbortLink(3, UNANSWERED), effects.StartCloseTimer(3, 1.0)
     ),
     "Closing: aborted | CloseTimerFired": then(CLOSED, *END),
 }
 
 
-def expected_step(row: table.Row, expected: Expected) -> Step:
+def expected_step(row: machine_table.Row, expected: Expected) -> Step:
     """Put the row's own state and fault in the places that its line leaves open."""
     before = row.record
-    cause = before.state.fault if isinstance(before.state, now.Dropping) else getattr(row.event, "fault", None)
+    cause = before.state.fault if isinstance(before.state, states.Dropping) else getattr(row.event, "fault", None)
     after = before.state if expected.state is None else expected.state
-    if isinstance(before.state, now.Idle) and isinstance(after, now.Closed):
-        after = now.Closed(0)
+    if isinstance(before.state, states.Idle) and isinstance(after, states.Closed):
+        after = states.Closed(0)
     changes: dict[str, Any] = {name: cause if value is CAUSE else value for name, value in expected.changes.items()}
     if after != before.state or changes:
         record = evolve(before, state=after, at=100.0, **changes)
     else:
         record = before
-    fill: dict[str, do.Effect] = {
-        TOLD: do.Announce(before.state, after),
-        TOLD_WHY: do.Announce(before.state, after, cause),
-        "Announce(before, after, its fault)": do.Announce(before.state, after, record.last_fault),
+    fill: dict[str, effects.Effect] = {
+        TOLD: effects.Announce(before.state, after),
+        TOLD_WHY: effects.Announce(before.state, after, cause),
+        "Announce(before, after, its fault)": effects.Announce(before.state, after, record.last_fault),
     }
     if cause is not None:
-        fill |= {SHUT: do.ShutGate(3, cause), FAIL: do.FailPending(cause), FINISH: do.Finish(cause)}
-    effects = tuple(fill[effect] if isinstance(effect, str) else effect for effect in expected.effects)
-    return Step(record, effects)  # type: ignore[arg-type]
+        fill |= {
+            SHUT: effects.StopPublishing(3, cause),
+            FAIL: effects.FailPending(cause),
+            FINISH: effects.Finish(cause),
+        }
+    orders = tuple(fill[effect] if isinstance(effect, str) else effect for effect in expected.effects)
+    return Step(record, orders)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("line", table.lines(), ids=lambda line: line.name)
-def test_line(line: table.Line) -> None:
+@pytest.mark.parametrize("line", machine_table.lines(), ids=lambda line: line.name)
+def test_line(line: machine_table.Line) -> None:
     """The machine answers as the line of the table says, in every state that the line names."""
     for row in line.rows:
         expected = expected_step(row, EXPECTED[line.name])
@@ -340,4 +349,4 @@ def test_line(line: table.Line) -> None:
 
 def test_every_expectation_belongs_to_a_line() -> None:
     """No line can vanish from the table unnoticed."""
-    assert set(EXPECTED) == {line.name for line in table.lines()}
+    assert set(EXPECTED) == {line.name for line in machine_table.lines()}

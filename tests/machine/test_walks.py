@@ -13,10 +13,19 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from warrener.errors import Fault, FaultKind
-from warrener.machine import Backoff, Breaker, Event, Permit, Policy, Record, initial, transition
-from warrener.machine import effects as do
-from warrener.machine import events as on
-from warrener.machine import states as now
+from warrener.machine import (
+    Backoff,
+    Breaker,
+    Event,
+    Permit,
+    Policy,
+    Record,
+    effects,
+    events,
+    initial,
+    states,
+    transition,
+)
 
 LOST = Fault(FaultKind.CONNECTION_LOST, "connection reset")
 SHUTDOWN = Fault(FaultKind.CLOSED_BY_BROKER, "CONNECTION_FORCED", reply_code=320)
@@ -29,22 +38,22 @@ POLICY = Policy(backoff=Backoff(jitter=0, attempts=4), breaker=Breaker(threshold
 #: What the machine cannot see: how far the world is with the link that was ordered last.
 NONE, DIALED, OPENED, LET_IN = "no link", "dialed", "opened", "let in"
 
-#: Reports and timers of a link that is gone, from a task or a timer that did not hear of it in time.
+#: LinkListener and timers of a link that is gone, from a task or a timer that did not hear of it in time.
 OLD: tuple[Callable[[int, float], Event], ...] = (
-    on.LinkOpened,
-    on.LinkClosed,
-    on.TopologyRestored,
-    on.RetryTimerFired,
-    on.StableTimerFired,
-    on.CloseTimerFired,
-    on.PublishingBlocked,
-    on.PublishingUnblocked,
-    on.ConfirmOverdue,
-    on.PublishConfirmed,
-    on.PublishNacked,
-    lambda link, at: on.LinkLost(link, LOST, at),
-    lambda link, at: on.DialFailed(link, REFUSED, at),
-    lambda link, at: on.ChannelClosed(link, GONE, at),
+    events.LinkOpened,
+    events.LinkClosed,
+    events.TopologyRestored,
+    events.RetryTimerFired,
+    events.StableTimerFired,
+    events.CloseTimerFired,
+    events.PublishingBlocked,
+    events.PublishingUnblocked,
+    events.ConfirmOverdue,
+    events.PublishConfirmed,
+    events.PublishNacked,
+    lambda link, at: events.LinkLost(link, LOST, at),
+    lambda link, at: events.DialFailed(link, REFUSED, at),
+    lambda link, at: events.ChannelClosed(link, GONE, at),
 )
 
 
@@ -67,7 +76,7 @@ class World(RuleBasedStateMachine):
         self.ending = False  # told to close or abort the link
         self.blocked = False
         self.proven = False
-        self.gate = "shut"
+        self.sender = "shut"
         self.timers: dict[str, object] = {}
         self.attempts = 0
         self.failures = 0
@@ -82,7 +91,7 @@ class World(RuleBasedStateMachine):
 
     # --- feeding the machine, and doing what it orders ---------------------------------------------------------------
 
-    def feed(self, event: Event) -> tuple[do.Effect, ...]:
+    def feed(self, event: Event) -> tuple[effects.Effect, ...]:
         self.log.append(event)
         step = transition(self.record, event, POLICY)
         self.record = step.record
@@ -90,52 +99,52 @@ class World(RuleBasedStateMachine):
             self.perform(effect)
         return step.effects
 
-    def perform(self, effect: do.Effect) -> None:
+    def perform(self, effect: effects.Effect) -> None:
         assert not self.finished, f"{effect} after Finish"
         match effect:
-            case do.Dial(link):
+            case effects.Dial(link):
                 assert self.phase is NONE, "a second link"
                 assert link == self.link + 1
                 assert "retry" not in self.timers, "the retry timer still runs"
                 self.link, self.phase, self.ending, self.blocked, self.proven = link, DIALED, False, False, False
                 self.storm = []
-            case do.ReplayTopology(link):
+            case effects.ReplayTopology(link):
                 assert (link, self.phase) == (self.link, OPENED)
-            case do.OpenGate(link):
+            case effects.StartPublishing(link):
                 assert (link, self.phase, self.ending) == (self.link, LET_IN, False)
-                assert self.gate != "open"
-                self.gate = "open"
-            case do.PauseGate(link):
+                assert self.sender != "open"
+                self.sender = "open"
+            case effects.PausePublishing(link):
                 assert (link, self.phase) == (self.link, LET_IN)
-                assert self.gate != "paused"
-                self.gate = "paused"
-            case do.ShutGate(link):
+                assert self.sender != "paused"
+                self.sender = "paused"
+            case effects.StopPublishing(link):
                 assert link == self.link
-                assert self.gate != "shut"
-                self.gate = "shut"
-            case do.CloseLink(link) | do.AbortLink(link):
+                assert self.sender != "shut"
+                self.sender = "shut"
+            case effects.CloseLink(link) | effects.AbortLink(link):
                 assert link == self.link
                 assert self.phase is not NONE
                 self.ending = True
-            case do.StartRetryTimer(link, shortest, longest):
+            case effects.StartRetryTimer(link, shortest, longest):
                 assert "retry" not in self.timers
                 assert 0.1 <= shortest == longest <= 60.0
                 self.timers["retry"] = link
-            case do.StartStableTimer(link):
+            case effects.StartStableTimer(link):
                 self.timers["stable"] = link
-            case do.StartCooldownTimer(generation):
+            case effects.StartCooldownTimer(generation):
                 self.timers["cooldown"] = generation
-            case do.StartDrainTimer():
+            case effects.StartDrainTimer():
                 self.timers["drain"] = True
-            case do.StartCloseTimer(link):
+            case effects.StartCloseTimer(link):
                 self.timers["close"] = link
-            case do.CancelTimer(timer):
+            case effects.CancelTimer(timer):
                 self.timers.pop(timer, None)
-            case do.FailPending():
+            case effects.FailPending():
                 self.gave_up = True
-            case do.Finish():
+            case effects.Finish():
                 self.finished = True
-            case do.Announce() | do.Admit() | do.Refuse():
+            case effects.Announce() | effects.Admit() | effects.Refuse():
                 pass
 
     # --- the model's own account ----------------------------------------------------------------------------------------
@@ -166,7 +175,7 @@ class World(RuleBasedStateMachine):
 
     @initialize()
     def start(self) -> None:
-        self.feed(on.StartRequested(self.at))
+        self.feed(events.StartRequested(self.at))
         assert self.phase is DIALED
 
     @rule()
@@ -217,7 +226,7 @@ class World(RuleBasedStateMachine):
         heeded = self.at - self.hinted_at >= 1.0 and self.phase is NONE and not self.stopped
         before = self.link
         revived = self.gave_up
-        self.feed(on.ReconnectRequested(self.at))
+        self.feed(events.ReconnectRequested(self.at))
         assert self.link == before + int(heeded)
         if heeded:
             self.hinted_at = self.at
@@ -232,7 +241,7 @@ class World(RuleBasedStateMachine):
         if not self.stopped:
             self.draining = drain and not self.gave_up
             self.stopped = not self.draining
-        self.feed(on.StopRequested(self.at, drain))
+        self.feed(events.StopRequested(self.at, drain))
 
     @rule(rarely=st.integers(min_value=0, max_value=5))
     @precondition(lambda self: self.alive and self.draining)
@@ -240,7 +249,7 @@ class World(RuleBasedStateMachine):
         if rarely:
             return
         self.stopped, self.draining = True, False
-        self.feed(on.Drained(self.at))
+        self.feed(events.Drained(self.at))
 
     # --- the link -------------------------------------------------------------------------------------------------------
 
@@ -248,7 +257,7 @@ class World(RuleBasedStateMachine):
     @precondition(lambda self: self.alive and self.phase is DIALED)
     def opens(self) -> None:
         self.phase = OPENED
-        self.feed(on.LinkOpened(self.link, self.at))
+        self.feed(events.LinkOpened(self.link, self.at))
 
     @rule(permanent=st.booleans())
     @precondition(lambda self: self.alive and self.phase is DIALED)
@@ -257,7 +266,7 @@ class World(RuleBasedStateMachine):
         if not self.stopped:
             self.count_failure()
         fault = Fault(FaultKind.AUTHENTICATION, "refused", reply_code=403) if permanent else REFUSED
-        self.ended(on.DialFailed(self.link, fault, self.at))
+        self.ended(events.DialFailed(self.link, fault, self.at))
 
     @rule()
     @precondition(lambda self: self.alive and self.phase is OPENED and not self.ending)
@@ -265,8 +274,8 @@ class World(RuleBasedStateMachine):
         self.phase = LET_IN
         if self.circuit == "open":
             self.enter("half_open")
-        self.feed(on.TopologyRestored(self.link, self.at))
-        assert self.gate == ("paused" if self.blocked else "open")
+        self.feed(events.TopologyRestored(self.link, self.at))
+        assert self.sender == ("paused" if self.blocked else "open")
 
     @rule(fault=st.sampled_from((LOST, LOST, SHUTDOWN, MISMATCH)))
     @precondition(lambda self: self.alive and self.phase in (OPENED, LET_IN))
@@ -274,13 +283,13 @@ class World(RuleBasedStateMachine):
         if not self.ending and fault is LOST:
             self.count_failure()
         self.phase = NONE
-        self.ended(on.LinkLost(self.link, fault, self.at))
+        self.ended(events.LinkLost(self.link, fault, self.at))
 
     @rule()
     @precondition(lambda self: self.alive and self.ending and self.stopped and self.phase is not NONE)
     def is_closed(self) -> None:
         self.phase = NONE
-        self.ended(on.LinkClosed(self.link, self.at))
+        self.ended(events.LinkClosed(self.link, self.at))
 
     def ended(self, event: Event) -> None:
         """The link or the dial is gone: a retry within the attempts, otherwise the end, or giving up."""
@@ -298,7 +307,7 @@ class World(RuleBasedStateMachine):
     @precondition(lambda self: self.alive and self.phase is not NONE)
     def blocks_or_unblocks(self, blocked: bool) -> None:
         self.blocked = blocked
-        event = on.PublishingBlocked if blocked else on.PublishingUnblocked
+        event = events.PublishingBlocked if blocked else events.PublishingUnblocked
         self.feed(event(self.link, self.at))
 
     @rule()
@@ -316,28 +325,28 @@ class World(RuleBasedStateMachine):
         elif permit in self.out:
             self.enter("closed")
             self.run = 0
-        self.feed(on.PublishConfirmed(self.link, self.at, permit))
+        self.feed(events.PublishConfirmed(self.link, self.at, permit))
 
     @rule(data=st.data())
     @precondition(lambda self: self.up)
     def nacks(self, data: st.DataObject) -> None:
         permit = data.draw(st.sampled_from([None, *self.permits[-4:]]))
         self.count_failure(permit, of_a_publish=True)
-        self.feed(on.PublishNacked(self.link, self.at, permit))
+        self.feed(events.PublishNacked(self.link, self.at, permit))
 
     @rule()
     @precondition(lambda self: self.up)
     def confirm_is_overdue(self) -> None:
         if not self.blocked:
             self.count_failure()
-        self.feed(on.ConfirmOverdue(self.link, self.at))
+        self.feed(events.ConfirmOverdue(self.link, self.at))
         assert self.ending == (not self.blocked)
 
     @rule()
     @precondition(lambda self: self.up)
     def channel_closes(self) -> None:
         self.storm = [*(at for at in self.storm if self.at - at < 10.0), self.at]
-        self.feed(on.ChannelClosed(self.link, GONE, self.at))
+        self.feed(events.ChannelClosed(self.link, GONE, self.at))
         assert self.ending == (len(self.storm) > 5)
 
     # --- timers, and the breaker ------------------------------------------------------------------------------------------
@@ -348,7 +357,7 @@ class World(RuleBasedStateMachine):
         link = self.timers.pop("retry")
         assert link == self.link
         self.attempts += 1
-        self.feed(on.RetryTimerFired(self.link, self.at))
+        self.feed(events.RetryTimerFired(self.link, self.at))
         assert self.phase is DIALED
 
     @rule()
@@ -356,7 +365,7 @@ class World(RuleBasedStateMachine):
     def stable_timer_fires(self) -> None:
         assert self.timers.pop("stable") == self.link
         self.proven, self.attempts = True, 0
-        self.feed(on.StableTimerFired(self.link, self.at))
+        self.feed(events.StableTimerFired(self.link, self.at))
 
     @rule()
     @precondition(lambda self: "cooldown" in self.timers and not self.stopped)
@@ -364,20 +373,20 @@ class World(RuleBasedStateMachine):
         generation = self.timers.pop("cooldown")
         assert (generation, self.circuit) == (self.generation, "open")
         self.enter("half_open")
-        self.feed(on.CooldownTimerFired(self.generation - 1, self.at))
+        self.feed(events.CooldownTimerFired(self.generation - 1, self.at))
 
     @rule()
     @precondition(lambda self: "drain" in self.timers)
     def drain_timer_fires(self) -> None:
         self.timers.pop("drain")
         self.stopped, self.draining = True, False
-        self.feed(on.DrainTimerFired(self.at))
+        self.feed(events.DrainTimerFired(self.at))
 
     @rule()
     @precondition(lambda self: "close" in self.timers)
     def close_timer_fires(self) -> None:
         assert self.timers.pop("close") == self.link
-        self.feed(on.CloseTimerFired(self.link, self.at))
+        self.feed(events.CloseTimerFired(self.link, self.at))
         assert self.ending or self.finished
 
     @rule()
@@ -386,17 +395,17 @@ class World(RuleBasedStateMachine):
         # The clock of the walk does not drive the cooldown: whoever asks in time is refused, so only half open matters.
         if self.circuit == "open" and self.at >= (self.record.breaker or Breaker()).opened_at + 20.0:
             self.enter("half_open")
-        (answer, *_) = self.feed(on.AdmissionRequested(self.at))
+        (answer, *_) = self.feed(events.AdmissionRequested(self.at))
         if self.circuit == "closed":
-            assert answer == do.Admit(None)
+            assert answer == effects.Admit(None)
         elif self.circuit == "half_open" and len(self.out) < 2:
-            assert isinstance(answer, do.Admit)
+            assert isinstance(answer, effects.Admit)
             assert answer.permit is not None
             assert answer.permit not in self.permits
             self.out.add(answer.permit)
             self.permits.append(answer.permit)
         else:
-            assert isinstance(answer, do.Refuse)
+            assert isinstance(answer, effects.Refuse)
             assert 0 < answer.retry_after <= 20.0
 
     @rule(data=st.data())
@@ -404,7 +413,7 @@ class World(RuleBasedStateMachine):
     def permit_comes_back(self, data: st.DataObject) -> None:
         permit = data.draw(st.sampled_from(self.permits[-4:]))
         self.out.discard(permit)
-        self.feed(on.PermitReleased(permit, self.at))
+        self.feed(events.PermitReleased(permit, self.at))
 
     # --- one event in ten is about an old link ------------------------------------------------------------------------------
 
@@ -434,18 +443,18 @@ class World(RuleBasedStateMachine):
     @invariant()
     def the_gate_follows_the_link(self) -> None:
         if self.up and not self.stopped:
-            assert self.gate == ("paused" if self.blocked else "open")
+            assert self.sender == ("paused" if self.blocked else "open")
         elif self.phase is NONE or self.phase is DIALED or self.phase is OPENED:
-            assert self.gate == "shut" or self.stopped
+            assert self.sender == "shut" or self.stopped
 
     @invariant()
     def every_wait_has_its_timer(self) -> None:
         """Nothing is waited for without a bound, and no timer runs that nobody waits for (I19)."""
         state = self.record.state
-        assert ("retry" in self.timers) == isinstance(state, now.Waiting)
-        assert ("stable" in self.timers) == (isinstance(state, now.Up) and not state.proven)
+        assert ("retry" in self.timers) == isinstance(state, states.Waiting)
+        assert ("stable" in self.timers) == (isinstance(state, states.Up) and not state.proven)
         assert ("drain" in self.timers) == (self.draining and not self.finished)
-        assert ("close" in self.timers) == isinstance(state, now.Closing)
+        assert ("close" in self.timers) == isinstance(state, states.Closing)
         if self.finished:
             assert not self.timers
         elif not self.stopped:
@@ -455,22 +464,22 @@ class World(RuleBasedStateMachine):
     def the_state_is_where_the_world_is(self) -> None:
         state = self.record.state
         if self.finished:
-            assert state == now.Closed(self.link)
+            assert state == states.Closed(self.link)
         elif not self.log:
-            assert state == now.Idle()
+            assert state == states.Idle()
         elif self.stopped:
             assert state.link == self.link
-            assert isinstance(state, now.Closing)
+            assert isinstance(state, states.Closing)
         elif self.ending:
-            assert isinstance(state, now.Dropping)
+            assert isinstance(state, states.Dropping)
         elif self.phase is LET_IN:
-            assert state == now.Up(self.link, self.blocked, self.proven)
+            assert state == states.Up(self.link, self.blocked, self.proven)
         elif self.phase is OPENED:
-            assert state == now.Restoring(self.link, self.blocked)
+            assert state == states.Restoring(self.link, self.blocked)
         elif self.phase is DIALED:
-            assert state == now.Dialing(self.link, self.blocked)
+            assert state == states.Dialing(self.link, self.blocked)
         else:
-            assert state == (now.GaveUp(self.link) if self.gave_up else now.Waiting(self.link))
+            assert state == (states.GaveUp(self.link) if self.gave_up else states.Waiting(self.link))
 
     def teardown(self) -> None:
         self.replay()

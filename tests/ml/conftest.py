@@ -18,11 +18,11 @@ import anyio
 import pytest
 from attrs import evolve
 
+from warrener._histogram import RECONNECT_BOUNDS, Histogram
+from warrener._settings.settings import Settings
 from warrener.errors import FaultKind
-from warrener.figures import RECONNECT_BOUNDS, Histogram
 from warrener.ml import MLProducer, MLSettings
 from warrener.records import ClosingReport, ConnectionState, Message, Receipt, Status
-from warrener.settings import Settings
 
 UP = Status(
     connection_state=ConnectionState.CONNECTED, reconnect_attempts=0, consecutive_failures=0, circuit_breaker="closed",

@@ -49,7 +49,7 @@ TASKS: Mapping[str, dict[str, Any]] = {
     "embed": {"share_id": "load", "content": {"text": "warren, burrow, tunnel", "type": "caption"}},
     "embed-batch": {"tasks": [{"share_id": "load", "content": {"text": f"text {number}"}} for number in range(10)]},
 }
-#: As octets: what is measured is the service, and not how fast its clients write JSON.
+#: As bytes: what is measured is the service, and not how fast its clients write JSON.
 BODIES = [(kind, json.dumps(task).encode()) for kind, task in TASKS.items()]
 FLOODS = [("embed", json.dumps({"share_id": "load", "content": {"text": "x" * FLOOD_BODY}}).encode())]
 
@@ -74,7 +74,7 @@ class Phase:
     #: Requests that ended without an answer, by the client's error.
     unanswered: Counter[str] = field(factory=Counter[str])
     seconds: float = 0.0
-    #: The most that the service's process had in memory, octets.
+    #: The most that the service's process had in memory, bytes.
     memory: int = 0
 
     def statuses(self) -> Counter[int]:
@@ -296,7 +296,7 @@ class Client:
 
 
 def memory_of(process: int) -> int:
-    """Resident octets of a process."""
+    """Resident bytes of a process."""
     return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 

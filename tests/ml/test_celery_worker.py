@@ -13,8 +13,8 @@ import anyio
 import anyio.to_thread
 import pytest
 
+from warrener._settings.settings import Settings
 from warrener.ml import MLProducer, MLSettings
-from warrener.settings import Settings
 
 pytestmark = [pytest.mark.anyio, pytest.mark.broker, pytest.mark.full]
 

@@ -10,7 +10,7 @@ import pytest
 from attrs import fields
 
 from tests.ml.test_metrics import scrape
-from warrener.cli import main
+from warrener._cli.main import main
 from warrener.ml import MLSettings
 from warrener.ml.app import TASKS
 from warrener.ml.metrics import MLCollector

@@ -19,10 +19,10 @@ import yaml
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
+from warrener._settings.settings import Settings
 from warrener.errors import SettingsError
 from warrener.ml import MLProducer, MLSettings
 from warrener.ml.app import ml_app
-from warrener.settings import Settings
 from warrener.testing.broker import EmbeddedBroker
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

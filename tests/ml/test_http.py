@@ -200,7 +200,7 @@ async def test_every_failure_has_its_status_and_says_whether_the_task_may_be_que
 
 
 async def test_retry_after_is_when_the_next_dial_is_due(ml, producer) -> None:
-    """A client that comes back then has a chance."""
+    """A client that comes back then has a rng."""
     producer.outcome = BufferFull(TASK_ID, "full")
     producer.becomes(retry_in=16.2)
     async with client(ml_app(ml)) as http:
@@ -220,8 +220,8 @@ async def test_retry_after_is_when_the_next_dial_is_due(ml, producer) -> None:
         (b"[]", {}, 422, "the payload must be an object"),
         (b"{}", {"Idempotency-Key": "mine"}, 422, "Idempotency-Key must be a UUID"),
         (b"{}", {"Content-Type": "text/plain"}, 415, "application/json"),
-        (b"{}", {"Content-Length": "99999999999999999999"}, 413, "at most 4194304 octets"),
-        (b" " * (4 * 1024 * 1024 + 1), {}, 413, "at most 4194304 octets"),
+        (b"{}", {"Content-Length": "99999999999999999999"}, 413, "at most 4194304 bytes"),
+        (b" " * (4 * 1024 * 1024 + 1), {}, 413, "at most 4194304 bytes"),
     ],
 )
 async def test_what_cannot_be_a_task_is_refused_by_name_and_nothing_is_sent(
@@ -238,7 +238,7 @@ async def test_what_cannot_be_a_task_is_refused_by_name_and_nothing_is_sent(
 
 
 async def test_a_body_without_end_is_cut_off_at_the_limit(ml_with, producer) -> None:
-    """No Content-Length, no trust: octets are counted as they come, and the rest is not read."""
+    """No Content-Length, no trust: bytes are counted as they come, and the rest is not read."""
     ml = ml_with(max_body=2048)
     sent = 0
 
@@ -274,7 +274,7 @@ def recorder(answers: list[dict[str, Any]]):
 
 
 async def test_a_body_that_never_comes_ends_with_the_request_deadline(ml_with, producer) -> None:
-    """A client that drips octets cannot hold a request for ever: 408."""
+    """A client that drips bytes cannot hold a request for ever: 408."""
     ml = ml_with(request_timeout=0.1)
     answers: list[dict[str, Any]] = []
     await ml_app(ml)(asgi_scope(), anyio.sleep_forever, recorder(answers))
@@ -305,7 +305,7 @@ async def test_more_tasks_than_allowed_at_once_are_told_to_come_back(ml_with, pr
 
 
 async def test_bodies_that_do_not_fit_together_are_told_to_come_back(ml_with, producer) -> None:
-    """max_held bounds what all requests hold, announced or not; an ended request gives its octets back."""
+    """max_held bounds what all requests hold, announced or not; an ended request gives its bytes back."""
     ml = ml_with(max_body=2000, max_held=3000)
     producer.hold = anyio.Event()
     large = SUMMARIZE | {"content": {"text": "x" * 1900}}

@@ -6,10 +6,10 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from warrener._histogram import Histogram
 from warrener.errors import FaultKind
-from warrener.figures import Histogram
 from warrener.metrics import ProducerCollector
-from warrener.ml.figures import FAILURES, STATUSES, TASK_TYPES
+from warrener.ml.counters import FAILURES, STATUSES, TASK_TYPES
 from warrener.ml.metrics import MLCollector
 from warrener.records import ConnectionState
 

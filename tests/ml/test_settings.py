@@ -77,7 +77,7 @@ def test_there_is_no_default_url_and_so_no_default_password(monkeypatch) -> None
 def test_the_environment_wins_over_the_file_and_the_file_over_the_defaults(monkeypatch, write) -> None:
     """Precedence: explicit, environment, file, default."""
     path = write(
-        '[warrener]\nexchange = "from-file"\nmax_body = 2048\nlog = "json"\n[warrener.producer]\nheartbeat = 7\n'
+        '[warrener]\nexchange = "from-file"\nmax_body = 2048\nlog = "json"\n[warrener._publishing.producer]\nheartbeat = 7\n'
     )
     monkeypatch.setenv("ML_PRODUCER_EXCHANGE", "from-environment")
     monkeypatch.setenv("ML_PRODUCER_DEAD_LETTER", "true")
@@ -88,8 +88,8 @@ def test_the_environment_wins_over_the_file_and_the_file_over_the_defaults(monke
 
 
 def test_the_file_may_name_the_broker_and_the_environment_wins(monkeypatch, write) -> None:
-    """The URL is a row of [warrener.producer]; RABBITMQ_URL wins over it."""
-    path = write(f'[warrener.producer]\nurl = "amqp://ml:{SECRET}@localhost:5999/"\n')
+    """The URL is a row of [warrener._publishing.producer]; RABBITMQ_URL wins over it."""
+    path = write(f'[warrener._publishing.producer]\nurl = "amqp://ml:{SECRET}@localhost:5999/"\n')
     assert 5672 == MLSettings.load(path).broker.endpoint.port
     monkeypatch.delenv("RABBITMQ_URL")
     monkeypatch.setenv("ML_PRODUCER_CONFIG", str(path))
@@ -101,19 +101,19 @@ def test_the_file_may_name_the_broker_and_the_environment_wins(monkeypatch, writ
     [
         ("[warrener]\nexchnage = 'x'\n", "unknown settings: exchnage"),
         ("[warrener]\nbroker = 'x'\n", "unknown settings: broker"),
-        ("[warrener.producer]\nhartbeat = 7\n", "WARRENER_HARTBEAT"),
-        ("[warrener.producer]\nheartbeat = [7]\n", "heartbeat must be text, a number"),
+        ("[warrener._publishing.producer]\nhartbeat = 7\n", "WARRENER_HARTBEAT"),
+        ("[warrener._publishing.producer]\nheartbeat = [7]\n", "heartbeat must be text, a number"),
         ("[warrener]\nproducer = 7\n", "must be a table"),
         ("[warrener]\npreferred_stt = 'gpu'\n", "PREFERRED_STT must be api or local"),
-        ("[warrener]\nmax_body = '4 MiB'\n", "max_body must be octets from 1024"),
+        ("[warrener]\nmax_body = '4 MiB'\n", "max_body must be bytes from 1024"),
         ("[warrener]\ndead_letter = 7\n", "dead_letter must be true or false"),
         ("[warrener]\nexchange = 'amq.topic'\n", "exchange must be a name that does not start with amq."),
         ("[warrener]\nbind = '3001'\n", "bind must be host:port"),
         ("[warrener]\nbind = 'localhost:70000'\n", "bind must be host:port"),
         ("[warrener]\nlog = 'xml'\n", "log must be human or json"),
         ("[warrener]\nrequest_timeout = 25000\n", "request_timeout must be seconds from"),
-        (f"[warrener.producer]\nurl = 'amqp://ml:{SECRET}@h\n", "is not valid TOML"),
-        (f"[warrener.producer]\nurl = 'amqp://ml:{SECRET}/x@h'\n", "holds an '@' behind its host"),
+        (f"[warrener._publishing.producer]\nurl = 'amqp://ml:{SECRET}@h\n", "is not valid TOML"),
+        (f"[warrener._publishing.producer]\nurl = 'amqp://ml:{SECRET}/x@h'\n", "holds an '@' behind its host"),
     ],
 )
 def test_what_the_file_gets_wrong_is_named_and_no_secret_is_shown(monkeypatch, write, text, complaint) -> None:
@@ -158,7 +158,7 @@ def test_a_drain_that_outlasts_the_shutdown_is_a_contradiction(monkeypatch) -> N
 def test_a_body_that_could_never_be_held_is_a_contradiction(monkeypatch) -> None:
     """Both are named."""
     monkeypatch.setenv("ML_PRODUCER_MAX_HELD", "4096")
-    with pytest.raises(SettingsError, match=r"max_held \(4096 octets\) is less than max_body \(4194304 octets\)"):
+    with pytest.raises(SettingsError, match=r"max_held \(4096 bytes\) is less than max_body \(4194304 bytes\)"):
         MLSettings.load()
 
 

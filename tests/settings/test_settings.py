@@ -13,11 +13,11 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
+from warrener._settings.settings import Settings, SettingsFields, endpoint_from_url
 from warrener.errors import SettingsError
 from warrener.machine.backoff import Backoff
 from warrener.machine.breaker import Breaker
 from warrener.records import Credentials, Endpoint
-from warrener.settings import Settings, SettingsFields, endpoint_from_url
 from warrener.topology import Exchange, Queue
 
 URL = "amqp://ml:s3cret-w0rd@broker.example/"
@@ -497,7 +497,7 @@ def test_the_password_is_in_no_text(password: str, escaped: bool, tail: str, sch
 
 
 def _texts_without_secret(url: str) -> str:
-    """Return what is said of the same URL with another password: our own words may hold a short secret by chance."""
+    """Return what is said of the same URL with another password: our own words may hold a short secret by rng."""
     try:
         return _texts(_resolve(url.replace("user:@", "user:x@")))
     except SettingsError as error:

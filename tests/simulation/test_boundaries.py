@@ -1,4 +1,4 @@
-"""Small plans, run exhaustively: a cut at every octet of a publish and of a confirm, a cancel at every tick, a kill at many instants."""
+"""Small plans, run exhaustively: a cut at every byte of a publish and of a confirm, a cancel at every tick, a kill at many instants."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Literal
 import pytest
 from attrs import evolve
 
+from tests.simulation.checks import Evidence, judge
+from tests.simulation.run import Run, simulate
+from tests.simulation.schedule import Call, Fault, Item, Plan, calm
+from tests.simulation.trace import Publish
 from warrener import Receipt, Unconfirmed
-from warrener.testing.simulation.checks import Evidence, judge
-from warrener.testing.simulation.schedule import Call, Fault, Item, Plan, calm
-from warrener.testing.simulation.trace import Publish
-from warrener.testing.simulation.world import Run, simulate
 
 pytestmark = pytest.mark.slow
 
-#: The octets of the confirm of one message: a frame of type 1 with basic.ack (class, method, tag, bits).
+#: The bytes of the confirm of one message: a frame of type 1 with basic.ack (class, method, tag, bits).
 CONFIRM = 7 + 4 + 8 + 1 + 1
 
 
@@ -27,7 +27,7 @@ def well(plan: Plan) -> Run:
 
 
 def cut_one(kind: str, octets: int, *, at_least_once: bool) -> tuple[Publish, int]:
-    """Publish one message over a wire that is cut behind so many octets; return it, and how often it was enqueued."""
+    """Publish one message over a wire that is cut behind so many bytes; return it, and how often it was enqueued."""
     call = Call(5.0, "publish", (Item(1, 30, "jobs"),), 30.0)
     run = well(calm((call,), (Fault(4.9, kind, 0.0, octets),), at_least_once=at_least_once))
     return run.trace.publishes[1], len(run.log)
@@ -36,7 +36,7 @@ def cut_one(kind: str, octets: int, *, at_least_once: bool) -> tuple[Publish, in
 @pytest.mark.parametrize("reset", [False, True], ids=["fin", "rst"])
 @pytest.mark.parametrize("at_least_once", [True, False], ids=["at_least_once", "at_most_once"])
 def test_a_cut_at_every_octet_of_a_publish(reset: bool, at_least_once: bool) -> None:
-    """Up to its last octet nothing is enqueued, and the outcome is unknown: sent again, or Unconfirmed."""
+    """Up to its last byte nothing is enqueued, and the outcome is unknown: sent again, or Unconfirmed."""
     octets = 0
     while True:
         publish, enqueued = cut_one("cut to broker", -octets if reset else octets, at_least_once=at_least_once)
@@ -49,14 +49,14 @@ def test_a_cut_at_every_octet_of_a_publish(reset: bool, at_least_once: bool) -> 
             assert isinstance(publish.result, Unconfirmed)
             assert 0 == enqueued
         octets += 1
-    # basic.publish, the content header with message_id and delivery mode, and the body, each with eight octets around it.
+    # basic.publish, the content header with message_id and delivery mode, and the body, each with eight bytes around it.
     assert (8 + 4 + 2 + 1 + 5 + 1) + (8 + 12 + 2 + 1 + 33) + (8 + 30) == octets
 
 
 @pytest.mark.parametrize("reset", [False, True], ids=["fin", "rst"])
 @pytest.mark.parametrize("at_least_once", [True, False], ids=["at_least_once", "at_most_once"])
 def test_a_cut_at_every_octet_of_a_confirm(reset: bool, at_least_once: bool) -> None:
-    """The message is stored. Up to the last octet of the confirm nobody knows: sent again, or Unconfirmed."""
+    """The message is stored. Up to the last byte of the confirm nobody knows: sent again, or Unconfirmed."""
     for octets in range(CONFIRM):
         publish, enqueued = cut_one("cut to client", -octets if reset else octets, at_least_once=at_least_once)
         if at_least_once:

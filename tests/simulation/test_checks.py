@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from attrs import evolve
 
+from tests.simulation.checks import CHECKS, Evidence, judge
+from tests.simulation.run import Run, simulate
+from tests.simulation.schedule import Call, Item, calm
+from tests.simulation.schedule import Fault as Trouble
+from tests.simulation.trace import Publish
 from warrener import CircuitOpen, Nacked, NotSent, Receipt, Unconfirmed
 from warrener.errors import Fault, FaultKind
 from warrener.testing.broker import Violation
-from warrener.testing.simulation.checks import CHECKS, Evidence, judge
-from warrener.testing.simulation.schedule import Call, Item, calm
-from warrener.testing.simulation.schedule import Fault as Trouble
-from warrener.testing.simulation.trace import Publish
-from warrener.testing.simulation.world import Run, simulate
 
 
 def run_of(*, lost: bool = False) -> Run:
@@ -232,7 +232,7 @@ FALSIFIED: list[tuple[str, Callable[[Run], None]]] = [
     ("R12 dead peers are noticed", held_through("silence")),
     ("R12 dead peers are noticed", held_through("unfinished")),
     ("R12 dead peers are noticed", held_through("stalled")),
-    ("R18 every octet is legal", illegal),
+    ("R18 every byte is legal", illegal),
     ("I40 it recovers", never_up),
 ]
 

@@ -13,18 +13,18 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
-from warrener.testing.simulation import corpus, reach, schedule
-from warrener.testing.simulation.__main__ import main, run_corpus
-from warrener.testing.simulation.checks import Evidence, Finding
-from warrener.testing.simulation.corpus import Summary, figures, run_seed, shrink, smoke, subset
-from warrener.testing.simulation.schedule import draw
-from warrener.testing.simulation.world import simulate
+from tests.simulation import corpus, reach, schedule
+from tests.simulation.__main__ import main, run_corpus
+from tests.simulation.checks import Evidence, Finding
+from tests.simulation.corpus import Summary, figures, run_seed, shrink, smoke, subset
+from tests.simulation.run import simulate
+from tests.simulation.schedule import draw
 
 ROOT = Path(__file__).resolve().parents[2]
 
 HASHES = """
-from warrener.testing.simulation.schedule import draw
-from warrener.testing.simulation.world import simulate
+from tests.simulation.schedule import draw
+from tests.simulation.run import simulate
 print([simulate(draw(seed)).hash for seed in (3, 9, 155)])
 """
 
@@ -123,7 +123,7 @@ def test_a_failing_seed_is_printed_with_the_way_to_see_it_again(
     told = capsys.readouterr().out
     assert "seed 4 fails" in told
     assert "a check: it is wrong" in told
-    assert "python -m warrener.testing.simulation --seed 4 --faults , --calls ," in told
+    assert "python -m tests.simulation --seed 4 --faults , --calls ," in told
 
 
 # --- reachability -----------------------------------------------------------------------------------------------------

@@ -131,7 +131,7 @@ class RawClient:
         return heard
 
     def write(self, octets: bytes) -> None:
-        """Send octets."""
+        """Send bytes."""
         self.socket.sendall(octets)
 
     def send(self, *frames: Any, channel: int = 1) -> None:

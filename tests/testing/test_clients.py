@@ -1,4 +1,4 @@
-"""Other people's clients work against the embedded broker, and their octets are legal."""
+"""Other people's clients work against the embedded broker, and their bytes are legal."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def test_decodes_what_is_legal() -> None:
     assert (3, "m", payload(CONTENT)[12:]) == (content.body_size, content.properties.message_id, content.raw_properties)
 
 
-@pytest.mark.parametrize("octets", [DECLARE, CONTENT])
+@pytest.mark.parametrize("bytes", [DECLARE, CONTENT])
 def test_every_truncation_and_every_octet_more_is_illegal(octets: bytes) -> None:
     """pamqp itself takes both in silence."""
     whole = payload(octets)
@@ -51,13 +51,13 @@ def test_every_truncation_and_every_octet_more_is_illegal(octets: bytes) -> None
 
 
 @pytest.mark.parametrize(
-    ("octets", "code"),
+    ("bytes", "code"),
     [
         (b"\x04", 501),  # no such type of frame
         (b"\x08\x00\x01\x00\x00\x00\x00\xce", 501),  # a heartbeat that is not on channel 0
         (b"\x08\x00\x00\x00\x00\x00\x01x\xce", 501),  # a heartbeat with a payload
-        (b"\x01\x00\x01\x00\x00\x00\x01x\xcf", 501),  # another end octet
-        (b"\x03\x00\x01\x00\x00\x0f\xf9", 501),  # 4097 octets and frame_max is 4096
+        (b"\x01\x00\x01\x00\x00\x00\x01x\xcf", 501),  # another end byte
+        (b"\x03\x00\x01\x00\x00\x0f\xf9", 501),  # 4097 bytes and frame_max is 4096
     ],
 )
 def test_bad_frames(octets: bytes, code: int) -> None:
@@ -73,7 +73,7 @@ def test_bad_frames(octets: bytes, code: int) -> None:
 
 @given(st.lists(st.integers(0, len(DECLARE + CONTENT)), max_size=5))
 def test_any_split_gives_the_same_frames(cuts: list[int]) -> None:
-    """Framing does not depend on how the octets arrive (I3)."""
+    """Framing does not depend on how the bytes arrive (I3)."""
     octets, framer, frames = DECLARE + CONTENT, Framer(0), []
     edges = [0, *sorted(cuts), len(octets)]
     for begin, end in itertools.pairwise(edges):

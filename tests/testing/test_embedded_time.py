@@ -273,10 +273,10 @@ async def test_a_full_queue_drops_its_head_or_rejects(autojump_clock: MockClock)
 
 
 async def one_run(seed: int) -> bytes:
-    """Return everything that a client hears in a run with chance."""
-    chance = random.Random(seed)
+    """Return everything that a client hears in a run with rng."""
+    rng = random.Random(seed)
     heard = b""
-    async with EmbeddedBroker(listen=False, chance=chance, sync_interval=0.2) as broker:
+    async with EmbeddedBroker(listen=False, rng=rng, sync_interval=0.2) as broker:
         for name in ("a", "b"):
             broker.declare_queue(name)
         client = await client_of(broker)
@@ -294,7 +294,7 @@ async def one_run(seed: int) -> bytes:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_equal_seeds_give_equal_octets(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the order of Trio's tasks fixed too, nothing else is left to chance."""
+    """With the order of Trio's tasks fixed too, nothing else is left to rng."""
     scheduler: Any = sys.modules["trio._core._run"]  # Trio has no public switch for its shuffle
     monkeypatch.setattr(scheduler, "_ALLOW_DETERMINISTIC_SCHEDULING", True)
 
@@ -311,7 +311,7 @@ def test_equal_seeds_give_equal_octets(seed: int, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.trio
 async def test_a_violation_fails_the_block(autojump_clock: MockClock) -> None:
-    """Whoever sent the octets hears of it when the block is left."""
+    """Whoever sent the bytes hears of it when the block is left."""
     with pytest.raises(ProtocolViolated, match=r"connection 1: basic\.qos_ok from a client"):
         async with EmbeddedBroker(listen=False) as broker:
             client = await client_of(broker)
@@ -409,7 +409,7 @@ async def test_a_publish_after_flow_ok_false_is_a_violation(autojump_clock: Mock
 
 @pytest.mark.trio
 async def test_the_hook_can_swallow_and_the_broker_can_say_anything(autojump_clock: MockClock) -> None:
-    """Hostile mode: methods ignored, octets made up."""
+    """Hostile mode: methods ignored, bytes made up."""
     async with EmbeddedBroker(listen=False) as broker:
         client = await client_of(broker)
         broker.intercept = lambda _connection, _channel, what: getattr(what, "name", "") == "basic.qos"

@@ -85,7 +85,7 @@ async def test_ends_connections(fault: str, error: type[Exception]) -> None:
 
 
 async def test_cut_after_n_octets() -> None:
-    """Exactly n octets arrive, then the end."""
+    """Exactly n bytes arrive, then the end."""
     async with through_proxy() as (proxy, client, server):
         proxy.cut_after(10, "up", reset=False)
         await client.send(b"0123456789abcdef")
@@ -95,7 +95,7 @@ async def test_cut_after_n_octets() -> None:
 
 
 async def test_slices() -> None:
-    """Octets arrive, all of them, whatever the pieces."""
+    """Bytes arrive, all of them, whatever the pieces."""
     async with through_proxy() as (proxy, client, server):
         proxy.slice(1)
         await client.send(b"0123456789")
@@ -103,7 +103,7 @@ async def test_slices() -> None:
 
 
 async def test_corrupts_one_octet() -> None:
-    """One octet is inverted, at the place that was asked for."""
+    """One byte is inverted, at the place that was asked for."""
     async with through_proxy() as (proxy, client, server):
         proxy.corrupt(after=3, direction="up")
         await client.send(b"\0\0")
@@ -133,7 +133,7 @@ async def test_what_it_holds_is_bounded() -> None:
 
 
 async def test_black_hole_swallows() -> None:
-    """Octets go in and do not come out, even when it is over."""
+    """Bytes go in and do not come out, even when it is over."""
     async with through_proxy() as (proxy, client, server):
         proxy.black_hole(direction="up")
         await client.send(b"gone")

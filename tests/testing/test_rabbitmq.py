@@ -20,7 +20,7 @@ pytestmark = pytest.mark.broker
 
 
 def _greeting(port: int) -> bytes:
-    """The first octet that answers the protocol header: 1 is a method frame."""
+    """The first byte that answers the protocol header: 1 is a method frame."""
     with socket.create_connection(("127.0.0.1", port), timeout=10) as peer:
         peer.sendall(b"AMQP\x00\x00\x09\x01")
         return peer.recv(1)

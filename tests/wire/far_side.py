@@ -49,7 +49,7 @@ def returned(
     pieces: int = 1 << 20,
     routing_key: str = "nowhere",
 ) -> bytes:
-    """A whole basic.return with its content, the body in frames of at most `pieces` octets."""
+    """A whole basic.return with its content, the body in frames of at most `pieces` bytes."""
     frames = [
         octets(commands.Basic.Return(312, "NO_ROUTE", "", routing_key), channel),
         octets(ContentHeader(body_size=len(body), properties=properties or commands.Basic.Properties()), channel),
@@ -84,7 +84,7 @@ class Published:
 
 @define
 class StrictReader:
-    """Reads what a client sends and asserts that each octet is legal: sizes, order, contiguous content."""
+    """Reads what a client sends and asserts that each byte is legal: sizes, order, contiguous content."""
 
     frame_max: int = 8192
     frames: list[tuple[int, Any]] = field(factory=list)
@@ -95,7 +95,7 @@ class StrictReader:
     _partial: dict[int, Published | commands.Basic.Publish] = field(factory=dict)
 
     def feed(self, data: bytes) -> list[tuple[int, Any]]:
-        """Take octets; return the frames that became complete, contents as the header's place."""
+        """Take bytes; return the frames that became complete, contents as the header's place."""
         self._rest += data
         fresh: list[tuple[int, Any]] = []
         while self._rest:
@@ -114,7 +114,7 @@ class StrictReader:
                     break
                 size, channel, frame = pamqp.frame.unmarshal(self._rest[: length + 8])
                 assert size == length + 8
-            assert not self.over, "octets came after close-ok"
+            assert not self.over, "bytes came after close-ok"
             self._rest = self._rest[size:]
             self._check(channel, frame)
             fresh.append((channel, frame))

@@ -1,7 +1,7 @@
-"""One stream of octets from a broker, replayed to a session in two ways; what must hold whatever the octets are.
+"""One stream of bytes from a broker, replayed to a session in two ways; what must hold whatever the bytes are.
 
 A stream is cut into turns by `TURN`. After each turn the client does what a link does next: it opens a publisher,
-publishes, declares a queue, takes a message. So the octets of real sessions, recorded turn by turn, lead deep into the
+publishes, declares a queue, takes a message. So the bytes of real sessions, recorded turn by turn, lead deep into the
 protocol, and any change to them is still a stream. The fuzzer (fuzz/), the recorder of its corpus and the tests share this.
 """
 
@@ -15,10 +15,10 @@ from attrs import define, field
 from tests.wire.far_side import CREDENTIALS, Sink, StrictReader
 from warrener.records import Envelope
 from warrener.topology import Binding, Exchange, Queue
-from warrener.wire import Fact, Phase, Session, facts
+from warrener.wire import Event, Phase, Session, events
 from warrener.wire.channel import Stage
 
-#: Ends a turn: a frame that cannot be, lest real octets hold it.
+#: Ends a turn: a frame that cannot be, lest real bytes hold it.
 TURN = b"\x00\xff\xfeTURN"
 #: Small, so that a body beyond it is no rarity.
 MAX_INBOUND_BODY = 40
@@ -57,13 +57,13 @@ class Client:
     def __attrs_post_init__(self) -> None:
         self.session = Session(CREDENTIALS, self.sink, max_inbound_body=MAX_INBOUND_BODY)
 
-    def note(self, told: list[Fact]) -> None:
+    def note(self, told: list[Event]) -> None:
         """Remember what the facts mean for the next turn."""
         for fact in told:
             match fact:
-                case facts.Replied() | facts.Refused() | facts.Got():
+                case events.Replied() | events.Refused() | events.GetResult():
                     self._control = "free"
-                case facts.ChannelClosed(channel) if channel == self._publishers:
+                case events.ChannelClosed(channel) if channel == self._publishers:
                     self._publishers = -channel
                 case _:
                     pass
@@ -120,7 +120,7 @@ def skip_frames(octets: bytes, cap: int) -> bytes | None:
 
 
 def replay(stream: bytes, piece: int, *, strictly: bool) -> tuple[list[Any], ...]:
-    """Feed the stream in pieces of `piece` octets; return facts, confirms and what was sent. Asserts what must hold.
+    """Feed the stream in pieces of `piece` bytes; return facts, confirms and what was sent. Asserts what must hold.
 
     `strictly`: have a strict reader judge what is sent, too. It costs more than all the rest.
     """
@@ -130,7 +130,7 @@ def replay(stream: bytes, piece: int, *, strictly: bool) -> tuple[list[Any], ...
     told: list[Any] = []
     sent = blake2b()
     broken = False
-    # What does not begin as a frame is looked at in eight octets, whatever they would claim as one.
+    # What does not begin as a frame is looked at in eight bytes, whatever they would claim as one.
     unread: bytes | None = b"" if stream[:1] == b"\x01" else None
     for number, turn in enumerate(stream.split(TURN)):
         if number:
@@ -141,7 +141,7 @@ def replay(stream: bytes, piece: int, *, strictly: bool) -> tuple[list[Any], ...
             client.note(fresh)
             assert session.residue <= CAPS[session.tuning is not None], "more is held than a frame"
             assert not broken or not fresh, "a fact after the fault"
-            broken = broken or any(isinstance(fact, facts.Broken) for fact in fresh)
+            broken = broken or any(isinstance(fact, events.ProtocolError) for fact in fresh)
         if unread is not None and session.phase is not Phase.OVER:
             unread = skip_frames(unread + turn, CAPS[session.tuning is not None])
             assert unread is not None, "more than a legal frame is waited for"
@@ -150,14 +150,16 @@ def replay(stream: bytes, piece: int, *, strictly: bool) -> tuple[list[Any], ...
             "more is kept than a body may have"
         )
         while data := session.data_to_send():
-            assert not broken, "octets after the fault"
+            assert not broken, "bytes after the fault"
             sent.update(data)
             if strictly:
                 reader.feed(data)
         assert reader.at_boundary or session.phase is Phase.OVER
     for entry in client.sink.log:
         assert entry[0] == "return" or 0 < entry[2] <= client.published, "a confirm of what was never published"
-    assert all(fact.body is None or len(fact.body) <= MAX_INBOUND_BODY for fact in told if isinstance(fact, facts.Got))
+    assert all(
+        fact.body is None or len(fact.body) <= MAX_INBOUND_BODY for fact in told if isinstance(fact, events.GetResult)
+    )
     return told, client.sink.log, [sent.hexdigest()]
 
 

@@ -14,7 +14,7 @@ from pamqp import commands
 from tests.wire.far_side import Published, Sink, StrictReader, ack, drain, nack, octets, opened, returned
 from tests.wire.test_codec import TABLES, plain
 from warrener.records import Envelope, Returned
-from warrener.wire import Session, facts
+from warrener.wire import Session, events
 
 ID = "0123456789abcdef0123456789abcdef"
 TOKEN = "t" * 32
@@ -95,7 +95,7 @@ def test_pamqp_reads_what_was_published(envelope: Envelope, messages: list[tuple
         check(message, envelope, message_id, body, token)
 
 
-@pytest.mark.parametrize("message_id", [ID, "short", "é" * 16], ids=["32", "5", "16 letters in 32 octets"])
+@pytest.mark.parametrize("message_id", [ID, "short", "é" * 16], ids=["32", "5", "16 letters in 32 bytes"])
 @pytest.mark.parametrize("token", [None, TOKEN])
 @pytest.mark.parametrize("size", [0, 1, 4087, 4088, 4089, 8175, 8176, 8177, 12_264, 100_000])
 def test_bodies_around_the_frame_size(size: int, token: str | None, message_id: str) -> None:
@@ -110,7 +110,7 @@ def test_bodies_around_the_frame_size(size: int, token: str | None, message_id: 
 
 @pytest.mark.parametrize("text", ["a" * 255, "é" * 127 + "a"])
 def test_short_strings_of_255_octets(text: str) -> None:
-    """Every short string of a publish may have 255 octets, however many letters they are; pamqp reads them whole."""
+    """Every short string of a publish may have 255 bytes, however many letters they are; pamqp reads them whole."""
     session = opened()
     strings = ("exchange", "routing_key", "content_type", "content_encoding", "correlation_id", "reply_to", "type", "user_id", "app_id")  # fmt: skip
     envelope = Envelope(**dict.fromkeys(strings, text))
@@ -175,13 +175,13 @@ def test_what_is_kept_encoded_is_bounded(many: str) -> None:
         ({"headers": {1: "x"}}, ID, "not str"),
         ({"headers": {"x-warrener-token": "mine"}}, ID, "reserved"),
         ({"headers": {"x": "y" * 131_072}}, ID, "frame_max"),
-        ({"routing_key": "é" * 128}, ID, "256 octets"),
-        ({"exchange": "e" * 256}, ID, "256 octets"),
-        ({"type": "e" * 256}, ID, "^type is 256 octets"),
+        ({"routing_key": "é" * 128}, ID, "256 bytes"),
+        ({"exchange": "e" * 256}, ID, "256 bytes"),
+        ({"type": "e" * 256}, ID, "^type is 256 bytes"),
         ({"expiration": "\ud800"}, ID, "UTF-8"),
         ({"priority": 256}, ID, "priority"),
         ({"timestamp": datetime(1950, 1, 1, tzinfo=UTC)}, ID, "1970"),
-        ({}, "é" * 128, "message_id is 256 octets"),
+        ({}, "é" * 128, "message_id is 256 bytes"),
         ({}, "\ud800", "message_id"),
     ],
 )
@@ -197,7 +197,7 @@ def test_what_cannot_be_sent_is_said_before_a_tag_exists(changes: dict[str, Any]
 
 @pytest.mark.parametrize("token", [None, TOKEN])
 def test_header_frames_up_to_frame_max(token: str | None) -> None:
-    """A header frame of exactly frame_max is sent, one octet more is refused, with and without a token."""
+    """A header frame of exactly frame_max is sent, one byte more is refused, with and without a token."""
     session = opened(frame_max=4096)
     publisher = session.publisher(1)
     sizes = range(3900, 4096)
@@ -219,35 +219,35 @@ def test_a_body_that_would_close_the_connection() -> None:
     assert "536,870,912" in (opened().publisher(1).validate(Envelope(), ID, Vast(), None) or "")
 
 
-# --- what counts as offered -----------------------------------------------------------------------------------------
+# --- what counts as written -----------------------------------------------------------------------------------------
 
 
 def test_offered_counts_what_was_handed_out() -> None:
-    """A tag is offered from the call on that hands out its last octet (I18)."""
+    """A tag is written from the call on that hands out its last byte (I18)."""
     session = opened()
     publisher = session.publisher(1)
     for _ in range(3):
         publisher.publish(Envelope(), ID, b"x", None)
-    assert publisher.offered == 0
+    assert publisher.written == 0
     session.data_to_send()
-    assert publisher.offered == 3
+    assert publisher.written == 3
 
 
 def test_a_message_that_is_handed_out_in_parts() -> None:
-    """Of a message that takes several sends, the tag is offered with the last of them, the ones before it earlier."""
+    """Of a message that takes several sends, the tag is written with the last of them, the ones before it earlier."""
     session = opened()
     publisher = session.publisher(1)
     publisher.publish(Envelope(), ID, b"small", None)
     publisher.publish(Envelope(), ID, b"x" * 300_000, None)
     publisher.publish(Envelope(), ID, b"small", None)
-    offered = []
+    written = []
     while session.data_to_send():
-        offered.append(publisher.offered)
-    assert len(offered) > 2
-    assert offered == sorted(offered)
-    assert offered[0] == 1
-    assert offered[-2] in (1, 2)
-    assert offered[-1] == 3
+        written.append(publisher.written)
+    assert len(written) > 2
+    assert written == sorted(written)
+    assert written[0] == 1
+    assert written[-2] in (1, 2)
+    assert written[-1] == 3
     assert session.backlog == 0
 
 
@@ -255,7 +255,7 @@ def test_a_message_that_is_handed_out_in_parts() -> None:
 @example([131_064 + 70_000], 2, None)
 @example([70_000], 1, TOKEN)
 def test_offered_is_exact(sizes: list[int], takes: int, token: str | None) -> None:
-    """After any number of takings exactly the messages whose last octet is out are offered."""
+    """After any number of takings exactly the messages whose last byte is out are written."""
     session = opened()
     publisher = session.publisher(1)
     for size in sizes:
@@ -263,7 +263,7 @@ def test_offered_is_exact(sizes: list[int], takes: int, token: str | None) -> No
     reader = StrictReader(frame_max=131_072)
     for _ in range(takes):
         reader.feed(session.data_to_send())
-        assert publisher.offered == len(reader.published)
+        assert publisher.written == len(reader.published)
 
 
 def test_offered_of_a_closed_channel_stands() -> None:
@@ -273,10 +273,10 @@ def test_offered_of_a_closed_channel_stands() -> None:
     publisher.publish(Envelope(), ID, b"x" * 100_000, None)
     publisher.publish(Envelope(), ID, b"x", None)
     (closed,) = session.receive(octets(commands.Channel.Close(404, "", 60, 40), 1))
-    assert isinstance(closed, facts.ChannelClosed)
-    assert closed.offered == 0
+    assert isinstance(closed, events.ChannelClosed)
+    assert closed.written == 0
     drain(session)
-    assert publisher.offered == 0
+    assert publisher.written == 0
 
 
 # --- confirms -----------------------------------------------------------------------------------------------------
@@ -336,7 +336,7 @@ def test_tags_that_were_never_assigned(confirm: Any, tag: int, multiple: bool) -
     for _ in range(3):
         session.publisher(1).publish(Envelope(), ID, b"", None)
     (broken,) = session.receive(confirm(1) + confirm(tag, multiple))
-    assert isinstance(broken, facts.Broken)
+    assert isinstance(broken, events.ProtocolError)
     assert [entry[2] for entry in sink.log] == [1]
 
 
@@ -346,7 +346,7 @@ def test_confirms_on_channels_without_publishes() -> None:
         session = opened()
         session.open_publisher()
         (broken,) = session.receive(ack(1, channel=channel))
-        assert isinstance(broken, facts.Broken), channel
+        assert isinstance(broken, events.ProtocolError), channel
 
 
 # --- returns --------------------------------------------------------------------------------------------------------
@@ -413,6 +413,6 @@ def test_contents_of_two_channels_may_interleave() -> None:
     blocked = octets(commands.Connection.Blocked("memory"))
     tail_one, tail_two = one.removeprefix(head_one), two.removeprefix(head_two)
     assert session.receive(head_one + head_two + blocked + tail_two + ack(1, channel=2) + tail_one + ack(1)) == [
-        facts.Blocked("memory")
+        events.Blocked("memory")
     ]
     assert [(entry[0], entry[1]) for entry in sink.log] == [("return", 2), ("ack", 2), ("return", 1), ("ack", 1)]

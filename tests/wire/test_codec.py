@@ -127,7 +127,7 @@ def test_number_of_values_is_limited() -> None:
         (-(2**63) - 1, "64 bits"),
         ({1: "x"}, "not str"),
         ({None: "x"}, "not str"),
-        ({"k" * 256: 1}, "256 octets"),
+        ({"k" * 256: 1}, "256 bytes"),
         ("\ud800", "UTF-8"),
         ({"\ud800": 1}, "UTF-8"),
         (object(), "object"),
@@ -157,14 +157,14 @@ def test_a_long_decimal_with_trailing_zeros() -> None:
 
 @pytest.mark.parametrize("text", ["a" * 255, "é" * 127 + "a", "", "\U0001f600" * 63])
 def test_short_strings_up_to_255_octets(text: str) -> None:
-    """255 octets fit, however many letters they are."""
+    """255 bytes fit, however many letters they are."""
     assert short_string(text) == bytes([len(text.encode())]) + text.encode()
 
 
 @pytest.mark.parametrize("text", ["a" * 256, "é" * 128])
 def test_short_strings_of_256_octets(text: str) -> None:
-    """256 octets do not fit, be they 128 letters."""
-    with pytest.raises(Unsendable, match="256 octets"):
+    """256 bytes do not fit, be they 128 letters."""
+    with pytest.raises(Unsendable, match="256 bytes"):
         short_string(text)
 
 
@@ -194,7 +194,7 @@ METHODS = [
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 def test_methods_agree_with_pamqp(method: Any) -> None:
-    """Pamqp's octets are read to pamqp's values, and what is written from those is read by pamqp to the same."""
+    """Pamqp's bytes are read to pamqp's values, and what is written from those is read by pamqp to the same."""
     read = read_method(pamqp.frame.marshal(method, 1)[7:-1])
     assert type(read) is type(method)
     assert dict(read) == dict(method)
@@ -204,7 +204,7 @@ def test_methods_agree_with_pamqp(method: Any) -> None:
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 def test_methods_end_where_they_end(method: Any) -> None:
-    """Each octet less and each octet more is malformed; nothing is read past the end."""
+    """Each byte less and each byte more is malformed; nothing is read past the end."""
     payload = pamqp.frame.marshal(method, 1)[7:-1]
     for cut in range(len(payload)):
         with pytest.raises(Malformed):
@@ -226,20 +226,20 @@ def test_an_argument_that_does_not_exist() -> None:
 
 
 def test_names_that_pamqp_refuses() -> None:
-    """RabbitMQ takes any name of up to 255 octets; so does this."""
+    """RabbitMQ takes any name of up to 255 bytes; so does this."""
     name = "größe {1}" * 20
     assert read_method(method_payload(commands.Queue.Delete, queue=name)).queue == name  # type: ignore[attr-defined]
 
 
 def test_text_that_is_cut_inside_a_letter() -> None:
-    """A reply text that was cut at 255 octets is shown, not refused."""
+    """A reply text that was cut at 255 bytes is shown, not refused."""
     payload = method_payload(commands.Channel.Close, reply_code=404, reply_text="é" * 127)
     cut = payload.replace(b"\xfe" + "é".encode() * 127, b"\xfd" + "é".encode() * 126 + b"\xc3")
     assert read_method(cut).reply_text == "é" * 126 + "\\xc3"  # type: ignore[attr-defined]
 
 
 def test_strings_that_are_no_text() -> None:
-    """A long string need not be UTF-8 (AMQP 0-9-1, 4.2.5.3): it is read as octets then, and ends no connection."""
+    """A long string need not be UTF-8 (AMQP 0-9-1, 4.2.5.3): it is read as bytes then, and ends no connection."""
     entry = b"\x01aS" + struct.pack(">I", 2) + b"\xff\xfe"
     assert read_table(struct.pack(">I", len(entry)) + entry) == {"a": b"\xff\xfe"}
 
@@ -257,7 +257,7 @@ def test_times_beyond_the_calendar_stay_numbers() -> None:
 
 
 @pytest.mark.parametrize(
-    "octets",
+    "bytes",
     [
         b"",
         b"\x00\x00\x00",
@@ -318,7 +318,7 @@ def test_any_octets_are_malformed_or_read(octets: bytes) -> None:
 
 @given(st.sampled_from(METHODS), st.data())
 def test_mutated_methods(method: Any, data: st.DataObject) -> None:
-    """A method with octets changed is malformed or read, nothing else."""
+    """A method with bytes changed is malformed or read, nothing else."""
     payload = bytearray(pamqp.frame.marshal(method, 1)[7:-1])
     for _ in range(data.draw(st.integers(1, 4))):
         payload[data.draw(st.integers(0, len(payload) - 1))] = data.draw(st.integers(0, 255))

@@ -62,7 +62,7 @@ def test_cut_anywhere(at: int) -> None:
 
 
 def test_octet_by_octet_with_another_frame_begun() -> None:
-    """Single octets give what one piece gives; an unfinished frame is kept and not reported."""
+    """Single bytes give what one piece gives; an unfinished frame is kept and not reported."""
     parser, log = recording_parser()
     for octet in STREAM + ack(9)[:-1]:
         parser.feed(bytes([octet]))
@@ -92,14 +92,14 @@ def test_pamqp_writes_the_confirms(channel: int, tag: int, multiple: bool, posit
 
 
 def test_a_method_as_long_as_a_confirm() -> None:
-    """Thirteen octets of another method are a frame like any other."""
+    """Thirteen bytes of another method are a frame like any other."""
     parser, log = recording_parser()
     parser.feed(frame(1, 1, b"\x00\x3c\x00\x1e" + bytes(9)))
     assert log == [("frame", 1, 1, b"\x00\x3c\x00\x1e" + bytes(9))]
 
 
 def test_completions_count_ends_of_frames_only() -> None:
-    """Octets that end no frame leave `completions` as it is: what a frame's deadline rests on."""
+    """Bytes that end no frame leave `completions` as it is: what a frame's deadline rests on."""
     parser, _ = recording_parser()
     parser.feed(ack(1)[:20])
     assert parser.completions == 0
@@ -110,7 +110,7 @@ def test_completions_count_ends_of_frames_only() -> None:
 @pytest.mark.parametrize(
     ("header", "why"),
     [
-        (b"\x01\x00\x00\x00\x00\x1f\xf9", "larger than"),  # one octet over the floor
+        (b"\x01\x00\x00\x00\x00\x1f\xf9", "larger than"),  # one byte over the floor
         (b"\x03\x00\x01\xff\xff\xff\xff", "larger than"),
         (b"\x00\x00\x00\x00\x00\x00\x00", "unknown type"),
         (b"\x04\x00\x01\x00\x00\x00\x08", "unknown type"),
@@ -122,7 +122,7 @@ def test_completions_count_ends_of_frames_only() -> None:
     ],
 )
 def test_judged_by_seven_octets(header: bytes, why: str) -> None:
-    """A frame that cannot be legal is refused with the seventh octet, before anything of it is kept."""
+    """A frame that cannot be legal is refused with the seventh byte, before anything of it is kept."""
     parser, log = recording_parser()
     parser.feed(header[:6])
     with pytest.raises(Malformed, match=why):

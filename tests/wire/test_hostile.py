@@ -30,7 +30,7 @@ from tests.wire.far_side import (
 )
 from tests.wire.replay import TURN, check, replay
 from warrener.records import Envelope
-from warrener.wire import Breach, Session, facts
+from warrener.wire import ProtocolErrorKind, Session, events
 from warrener.wire.codec import MAX_DEPTH, long_string, table
 from warrener.wire.framing import BODY, HEADER, METHOD, frame
 
@@ -38,7 +38,7 @@ RETURN = octets(commands.Basic.Return(312, "NO_ROUTE", "", "nowhere"), 1)
 
 
 def header(size: int) -> bytes:
-    """A content header that announces `size` octets."""
+    """A content header that announces `size` bytes."""
     return octets(ContentHeader(body_size=size), 1)
 
 
@@ -56,7 +56,7 @@ def deep_table(depth: int) -> bytes:
 
 
 def start_with(properties: bytes) -> bytes:
-    """A Start with these octets for server-properties."""
+    """A Start with these bytes for server-properties."""
     return frame(
         METHOD, 0, commands.Connection.Start.index.to_bytes(4) + b"\x00\x09" + properties + b"\0\0\0\0\0\0\0\0"
     )
@@ -147,7 +147,7 @@ def publishing(sink: Sink) -> Session:
     ],
 )
 def test_each_trick_is_a_fault(tricks: bytes) -> None:
-    """In an open session each of these ends in one fault, in one piece or octet by octet; nothing is sent, none confirmed."""
+    """In an open session each of these ends in one fault, in one piece or byte by byte; nothing is sent, none confirmed."""
     outcomes: list[Any] = []
     for size in (len(tricks), 1):
         sink = Sink()
@@ -155,8 +155,8 @@ def test_each_trick_is_a_fault(tricks: bytes) -> None:
         session.beat()
         told = [fact for at in range(0, len(tricks), size) for fact in session.receive(tricks[at : at + size])]
         (broken,) = told
-        assert isinstance(broken, facts.Broken)
-        assert broken.breach is Breach.ILLEGAL
+        assert isinstance(broken, events.ProtocolError)
+        assert broken.kind_of_error is ProtocolErrorKind.ILLEGAL
         assert [entry for entry in sink.log if entry[0] != "return"] == []
         assert (drain(session), session.residue) == (b"", 0)
         outcomes.append(broken)
@@ -182,7 +182,7 @@ def test_tricks_before_the_login(start: bytes) -> None:
     """The same holds for a peer that nothing is known of yet."""
     session = Session(CREDENTIALS, Sink())
     told = session.receive(start)
-    assert [type(fact) for fact in told] == [facts.Broken]
+    assert [type(fact) for fact in told] == [events.ProtocolError]
     assert drain(session) == b""
 
 
@@ -217,7 +217,7 @@ def test_questions_without_end(where: str) -> None:
         question = octets(commands.Channel.Close(404, "", 0, 0), 2)
     drain(session)
     told = session.receive(question * 20_000)
-    assert [type(fact) for fact in told] == [facts.Broken]
+    assert [type(fact) for fact in told] == [events.ProtocolError]
     assert drain(session) == b""
 
 
@@ -235,7 +235,7 @@ def test_texts_are_one_printable_line() -> None:
     nasty = "a\r\n\x1b[2J\u202eb\x00"
     told = session.receive(octets(commands.Connection.Close(320, nasty, 0, 0)))
     assert repr(told[0]).count("\\\\r\\\\n\\\\x1b") == 1
-    assert isinstance(told[0], facts.CloseReceived)
+    assert isinstance(told[0], events.CloseReceived)
     assert told[0].reply_text == "a\\r\\n\\x1b[2J\\u202eb\\x00"
 
 
@@ -246,10 +246,10 @@ RECORDINGS = {path.name: path.read_bytes() for path in (Path(__file__).parents[2
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("a-whole-life", "Tuned Opened ChannelOpened Replied Got Refused Closed ack nack return"),
-        ("an-alarm", "Tuned Opened ChannelOpened Replied Got Blocked Unblocked Closed ack nack return"),
-        ("the-exchange-is-gone", "Tuned Opened ChannelOpened ChannelClosed Replied Got Closed ack return"),
-        ("an-operator-closes", "Tuned Opened ChannelOpened Replied Got CloseReceived ack nack return"),
+        ("a-whole-life", "Tuned Opened ChannelOpened Replied GetResult Refused Closed ack nack return"),
+        ("an-alarm", "Tuned Opened ChannelOpened Replied GetResult Blocked Unblocked Closed ack nack return"),
+        ("the-exchange-is-gone", "Tuned Opened ChannelOpened ChannelClosed Replied GetResult Closed ack return"),
+        ("an-operator-closes", "Tuned Opened ChannelOpened Replied GetResult CloseReceived ack nack return"),
         ("a-wrong-password", "CloseReceived"),
         ("a-missing-vhost", "Tuned CloseReceived"),
     ],
@@ -259,7 +259,7 @@ def test_recorded_sessions(name: str, expected: str) -> None:
     told, log, _ = replay(RECORDINGS[name], 1 << 20, strictly=True)
     reached = {type(fact).__name__ for fact in told} | {entry[0] for entry in log}
     assert set(expected.split()) - reached == set()
-    assert "Broken" not in reached
+    assert "ProtocolError" not in reached
     check(RECORDINGS[name])
 
 
@@ -291,14 +291,14 @@ def test_mutated_recordings(name: str, data: st.DataObject) -> None:
 
 @given(st.binary(max_size=2000), st.integers(0, 17))
 def test_any_octets_after_any_turn(octets: bytes, turn: int) -> None:
-    """The same for octets that nobody recorded, after any number of turns that somebody did."""
+    """The same for bytes that nobody recorded, after any number of turns that somebody did."""
     turns = RECORDINGS["a-whole-life"].split(TURN)
     check(TURN.join([*turns[:turn], octets]))
 
 
 @pytest.mark.full
 @pytest.mark.skipif(find_spec("atheris") is None, reason="atheris has no build for this system and Python")
-@pytest.mark.parametrize("name", ["a number one octet short", "a frame's size unchecked"])
+@pytest.mark.parametrize("name", ["a number one byte short", "a frame's size unchecked"])
 def test_the_fuzzer_finds_a_planted_length_bug(name: str) -> None:
     """A wrong length, planted in a copy of the package, is found by a bounded run (fuzz/planted.py has more of them)."""
     planted = Path(__file__).parents[2] / "fuzz" / "planted.py"

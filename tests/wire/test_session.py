@@ -24,7 +24,7 @@ from tests.wire.far_side import (
 )
 from warrener.records import Credentials, Envelope
 from warrener.topology import Binding, Exchange, Queue
-from warrener.wire import Breach, Phase, Session, facts, negotiate_heartbeat, negotiate_limit
+from warrener.wire import Phase, ProtocolErrorKind, Session, events, negotiate_heartbeat, negotiate_limit
 from warrener.wire.channel import Stage
 
 
@@ -60,12 +60,12 @@ def test_handshake() -> None:
         "publisher_confirms",
     }
     (fact,) = session.receive(octets(commands.Connection.Tune(2047, 131072, 60)))
-    assert isinstance(fact, facts.Tuned)
+    assert isinstance(fact, events.Tuned)
     assert (fact.tuning.product, fact.tuning.version) == ("Scripted", "1.2")
     tune_ok, connection_open = frames(session)
     assert dict(tune_ok) == {"channel_max": 2047, "frame_max": 131072, "heartbeat": 60}
     assert connection_open.virtual_host == "warren"
-    assert session.receive(octets(commands.Connection.OpenOk())) == [facts.Opened()]
+    assert session.receive(octets(commands.Connection.OpenOk())) == [events.Opened()]
     assert drain(session) == b""
     assert session.open_publisher() == 1
     assert names(session) == ["Channel.Open"]
@@ -76,7 +76,7 @@ def test_handshake() -> None:
     assert session.receive(octets(commands.Confirm.SelectOk(), 1)) == []
     (qos,) = frames(session)
     assert (qos.name, qos.prefetch_count) == ("Basic.Qos", 100)
-    assert session.receive(octets(commands.Basic.QosOk(), 1)) == [facts.ChannelOpened(1)]
+    assert session.receive(octets(commands.Basic.QosOk(), 1)) == [events.ChannelOpened(1)]
 
 
 WHOLE = b"".join(
@@ -94,7 +94,7 @@ WHOLE = b"".join(
 
 @pytest.mark.parametrize("size", [1, 2, 7, 20])
 def test_pieces_of_any_size(size: int) -> None:
-    """A whole session in pieces gives the facts and the octets that it gives in one piece (I3)."""
+    """A whole session in pieces gives the facts and the bytes that it gives in one piece (I3)."""
     one, many = Session(CREDENTIALS, Sink()), Session(CREDENTIALS, Sink())
     expected = one.receive(WHOLE)
     told = [fact for at in range(0, len(WHOLE), size) for fact in many.receive(WHOLE[at : at + size])]
@@ -104,7 +104,7 @@ def test_pieces_of_any_size(size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("offered", "allowed", "chosen", "response"),
+    ("written", "allowed", "chosen", "response"),
     [
         ("PLAIN AMQPLAIN", ("PLAIN", "AMQPLAIN"), "PLAIN", b"\0someone\0swordfish"),
         ("AMQPLAIN", ("PLAIN", "AMQPLAIN"), "AMQPLAIN", b"\x05LOGINS\0\0\0\x07someone\x08PASSWORDS\0\0\0\x09swordfish"),
@@ -112,23 +112,23 @@ def test_pieces_of_any_size(size: int) -> None:
         ("ANONYMOUS PLAIN", ("PLAIN",), "PLAIN", b"\0someone\0swordfish"),
     ],
 )
-def test_mechanisms(offered: str, allowed: tuple[str, ...], chosen: str, response: bytes) -> None:
+def test_mechanisms(written: str, allowed: tuple[str, ...], chosen: str, response: bytes) -> None:
     """The first of our own list that the broker offers is used, whatever the broker puts first."""
     session = Session(CREDENTIALS, Sink(), mechanisms=allowed)
     drain(session)
-    session.receive(octets(commands.Connection.Start(0, 9, {}, offered, "en_US")))
+    session.receive(octets(commands.Connection.Start(0, 9, {}, written, "en_US")))
     sent = drain(session)
     assert pamqp.frame.unmarshal(sent)[2].mechanism == chosen  # type: ignore[union-attr]
     assert len(response).to_bytes(4) + response + b"\x05en_US" in sent
 
 
-@pytest.mark.parametrize("offered", ["", "EXTERNAL", "ANONYMOUS SCRAM-SHA-256", "PLAINX"])
-def test_no_mechanism_of_ours(offered: str) -> None:
+@pytest.mark.parametrize("written", ["", "EXTERNAL", "ANONYMOUS SCRAM-SHA-256", "PLAINX"])
+def test_no_mechanism_of_ours(written: str) -> None:
     """A broker that offers nothing of the list is refused, and no response is sent."""
     session = Session(CREDENTIALS, Sink())
     drain(session)
-    told = session.receive(octets(commands.Connection.Start(0, 9, {}, offered, "en_US")))
-    assert told == [facts.Broken(Breach.NO_MECHANISM, offered)]
+    told = session.receive(octets(commands.Connection.Start(0, 9, {}, written, "en_US")))
+    assert told == [events.ProtocolError(ProtocolErrorKind.NO_MECHANISM, written)]
     assert drain(session) == b""
 
 
@@ -136,12 +136,12 @@ def test_no_mechanism_of_ours(offered: str) -> None:
     "greeting", [b"AMQP\x00\x01\x00\x00", b"HTTP/1.1 400 Bad", b"\x15\x03\x01\x00\x02\x02\x28\x00", b"220 mail ESMTP"]
 )
 def test_not_amqp(greeting: bytes) -> None:
-    """Another protocol is known by eight octets, however they come."""
+    """Another protocol is known by eight bytes, however they come."""
     session = Session(CREDENTIALS, Sink())
     told = [fact for octet in greeting for fact in session.receive(bytes([octet]))]
     (broken,) = told
-    assert isinstance(broken, facts.Broken)
-    assert (broken.breach, broken.octets) == (Breach.NOT_AMQP, greeting[:8])
+    assert isinstance(broken, events.ProtocolError)
+    assert (broken.kind_of_error, broken.octets) == (ProtocolErrorKind.NOT_AMQP, greeting[:8])
     assert drain(session) == b""
 
 
@@ -151,8 +151,8 @@ def test_another_step_of_the_login() -> None:
     session.receive(octets(START))
     drain(session)
     (broken,) = session.receive(octets(commands.Connection.Secure("more")))
-    assert isinstance(broken, facts.Broken)
-    assert (broken.breach, drain(session)) == (Breach.UNUSABLE, b"")
+    assert isinstance(broken, events.ProtocolError)
+    assert (broken.kind_of_error, drain(session)) == (ProtocolErrorKind.UNUSABLE, b"")
 
 
 def test_no_octets_mean_nothing() -> None:
@@ -167,8 +167,8 @@ def test_another_version() -> None:
     """A Start of another protocol version is refused."""
     session = Session(CREDENTIALS, Sink())
     (broken,) = session.receive(octets(commands.Connection.Start(1, 0, {}, "PLAIN", "en_US")))
-    assert isinstance(broken, facts.Broken)
-    assert broken.breach is Breach.UNUSABLE
+    assert isinstance(broken, events.ProtocolError)
+    assert broken.kind_of_error is ProtocolErrorKind.UNUSABLE
 
 
 @pytest.mark.parametrize(
@@ -197,24 +197,24 @@ def test_tuning_that_cannot_be_used(channel_max: int, frame_max: int, usable: bo
     drain(session)
     (fact,) = session.receive(octets(commands.Connection.Tune(channel_max, frame_max, 60)))
     if usable:
-        assert isinstance(fact, facts.Tuned)
+        assert isinstance(fact, events.Tuned)
         assert (fact.tuning.channel_max, fact.tuning.frame_max) == (channel_max or 2047, frame_max or 131_072)
     else:
-        assert isinstance(fact, facts.Broken)
-        assert fact.breach is Breach.UNUSABLE
+        assert isinstance(fact, events.ProtocolError)
+        assert fact.kind_of_error is ProtocolErrorKind.UNUSABLE
         assert drain(session) == b""
 
 
 def test_frame_cap_follows_the_tuning() -> None:
-    """8192 octets until tune-ok, what was agreed on afterwards."""
+    """8192 bytes until tune-ok, what was agreed on afterwards."""
     session = tuned(frame_max=16_384)
     big = octets(commands.Connection.Blocked("x" * 255))
-    assert session.receive(octets(commands.Connection.OpenOk()) + big)[-1] == facts.Blocked("x" * 255)
+    assert session.receive(octets(commands.Connection.OpenOk()) + big)[-1] == events.Blocked("x" * 255)
     (broken,) = session.receive(b"\x03\x00\x01" + (16_384 - 7).to_bytes(4))
-    assert isinstance(broken, facts.Broken)
+    assert isinstance(broken, events.ProtocolError)
     fresh = Session(CREDENTIALS, Sink())
     (broken,) = fresh.receive(b"\x01\x00\x00" + (8192 - 7).to_bytes(4) + b"\x00")
-    assert isinstance(broken, facts.Broken)
+    assert isinstance(broken, events.ProtocolError)
     assert "8192" in broken.text
 
 
@@ -224,7 +224,7 @@ def test_login_refused_twice() -> None:
     session.receive(octets(START))
     drain(session)
     close = octets(commands.Connection.Close(403, "ACCESS_REFUSED", 0, 0))
-    assert session.receive(close + close) == [facts.CloseReceived(403, "ACCESS_REFUSED", Phase.AUTHENTICATING)]
+    assert session.receive(close + close) == [events.CloseReceived(403, "ACCESS_REFUSED", Phase.AUTHENTICATING)]
     assert session.receive(close) == []
     assert names(session) == ["Connection.CloseOk"]
 
@@ -261,7 +261,7 @@ def test_what_cannot_be_encoded_is_said_at_once(arguments: dict[str, Any]) -> No
 
 @pytest.mark.parametrize("mechanism", ["PLAIN", "AMQPLAIN"])
 def test_a_login_as_long_as_a_frame(mechanism: str) -> None:
-    """A password (a token) is taken as long as start-ok then fits into 8192 octets, which is what RabbitMQ reads there."""
+    """A password (a token) is taken as long as start-ok then fits into 8192 bytes, which is what RabbitMQ reads there."""
     longest = 0
     for length in range(7700, 8100):
         try:
@@ -282,9 +282,9 @@ def test_blocked_and_unblocked() -> None:
     session = opened()
     assert session.receive(octets(commands.Connection.Unblocked())) == []
     assert session.receive(octets(commands.Connection.Blocked("low\r\non \x1b[31mmemory"))) == [
-        facts.Blocked("low\\r\\non \\x1b[31mmemory")
+        events.Blocked("low\\r\\non \\x1b[31mmemory")
     ]
-    assert session.receive(octets(commands.Connection.Unblocked())) == [facts.Unblocked()]
+    assert session.receive(octets(commands.Connection.Unblocked())) == [events.Unblocked()]
 
 
 def test_flow_is_answered_and_blocks() -> None:
@@ -295,7 +295,7 @@ def test_flow_is_answered_and_blocks() -> None:
     assert (flow_ok.name, flow_ok.active) == ("Channel.FlowOk", False)
     session.receive(octets(commands.Connection.Blocked("memory")))
     assert session.receive(octets(commands.Channel.Flow(True), 1)) == []
-    assert session.receive(octets(commands.Connection.Unblocked())) == [facts.Unblocked()]
+    assert session.receive(octets(commands.Connection.Unblocked())) == [events.Unblocked()]
 
 
 def test_a_closed_channel_does_not_block() -> None:
@@ -303,7 +303,7 @@ def test_a_closed_channel_does_not_block() -> None:
     session = opened()
     session.receive(octets(commands.Channel.Flow(False), 1))
     told = session.receive(octets(commands.Channel.Close(404, "NOT_FOUND", 60, 40), 1))
-    assert told == [facts.ChannelClosed(1, 404, "NOT_FOUND", 0), facts.Unblocked()]
+    assert told == [events.ChannelClosed(1, 404, "NOT_FOUND", 0), events.Unblocked()]
 
 
 def test_update_secret() -> None:
@@ -314,9 +314,9 @@ def test_update_secret() -> None:
         session.update_secret("fresher")
     (method,) = frames(session)
     assert (method.name, method.new_secret) == ("Connection.UpdateSecret", "fresh")
-    assert session.receive(octets(commands.Connection.UpdateSecretOk())) == [facts.SecretUpdated()]
+    assert session.receive(octets(commands.Connection.UpdateSecretOk())) == [events.SecretUpdated()]
     (broken,) = session.receive(octets(commands.Connection.UpdateSecretOk()))
-    assert isinstance(broken, facts.Broken)
+    assert isinstance(broken, events.ProtocolError)
 
 
 def test_heartbeats() -> None:
@@ -353,8 +353,8 @@ def test_our_close() -> None:
     assert session.receive(late) == []
     assert session.publisher(1).publish(Envelope(), "o", b"", None) == 3
     assert drain(session) == b""
-    assert session.receive(octets(commands.Connection.CloseOk()) + ack(1)) == [facts.Closed()]
-    assert (sink.log, session.publisher(1).offered, session.phase) == ([], 1, Phase.OVER)
+    assert session.receive(octets(commands.Connection.CloseOk()) + ack(1)) == [events.Closed()]
+    assert (sink.log, session.publisher(1).written, session.phase) == ([], 1, Phase.OVER)
 
 
 def test_crossed_closes() -> None:
@@ -362,23 +362,23 @@ def test_crossed_closes() -> None:
     session = opened()
     session.close()
     crossing = octets(commands.Connection.Close(320, "CONNECTION_FORCED", 0, 0))
-    assert session.receive(crossing) == [facts.Closed()]
+    assert session.receive(crossing) == [events.Closed()]
     assert session.receive(octets(commands.Connection.CloseOk())) == []
     assert names(session) == ["Connection.Close", "Connection.CloseOk"]
 
 
 def test_their_close_drops_what_was_not_taken() -> None:
-    """What was published and not sent is not sent after the broker's close; `offered` tells which (I29, I30)."""
+    """What was published and not sent is not sent after the broker's close; `written` tells which (I29, I30)."""
     session = opened()
     publisher = session.publisher(1)
     publisher.publish(Envelope(), "m", b"sent", None)
     drain(session)
     publisher.publish(Envelope(), "n", b"x" * 200_000, None)
     (told,) = session.receive(octets(commands.Connection.Close(320, "CONNECTION_FORCED", 0, 0)))
-    assert told == facts.CloseReceived(320, "CONNECTION_FORCED", Phase.OPEN)
+    assert told == events.CloseReceived(320, "CONNECTION_FORCED", Phase.OPEN)
     assert names(session) == ["Connection.CloseOk"]
     assert publisher.publish(Envelope(), "o", b"", None) == 3
-    assert (drain(session), publisher.offered) == (b"", 1)
+    assert (drain(session), publisher.written) == (b"", 1)
 
 
 @pytest.mark.parametrize("size", [1, 1000])
@@ -392,17 +392,17 @@ def test_octets_behind_a_close_mean_nothing(ours: bool, size: int) -> None:
     close = octets(commands.Connection.Close(320, "CONNECTION_FORCED", 0, 0))
     stream = close + b"\x08\x01\x00\x00\x00\x00\x00\xce"
     told = [fact for at in range(0, len(stream), size) for fact in session.receive(stream[at : at + size])]
-    assert told == [facts.Closed() if ours else facts.CloseReceived(320, "CONNECTION_FORCED", Phase.OPEN)]
+    assert told == [events.Closed() if ours else events.CloseReceived(320, "CONNECTION_FORCED", Phase.OPEN)]
     assert names(session) == ["Connection.CloseOk"]
 
 
 def test_after_a_fault_not_one_octet() -> None:
-    """Illegal octets silence the session: nothing pending, nothing later, no fact (R18)."""
+    """Illegal bytes silence the session: nothing pending, nothing later, no fact (R18)."""
     session = opened()
     session.publisher(1).publish(Envelope(), "m", b"", None)
     (broken,) = session.receive(ack(2))
-    assert isinstance(broken, facts.Broken)
-    assert broken.breach is Breach.ILLEGAL
+    assert isinstance(broken, events.ProtocolError)
+    assert broken.kind_of_error is ProtocolErrorKind.ILLEGAL
     session.beat()
     session.close()
     session.release_control()
@@ -421,16 +421,16 @@ def test_a_closed_channel_is_replaced_under_a_fresh_number() -> None:
     drain(session)
     assert publisher.publish(Envelope(), "m", b"", None) == 4
     told = session.receive(octets(commands.Channel.Close(404, "NOT_FOUND - no exchange", 60, 40), 1))
-    assert told == [facts.ChannelClosed(1, 404, "NOT_FOUND - no exchange", 3)]
+    assert told == [events.ChannelClosed(1, 404, "NOT_FOUND - no exchange", 3)]
     drain(session)
     assert publisher.publish(Envelope(), "m", b"", None) == 5
-    assert (publisher.offered, drain(session)) == (3, b"")
+    assert (publisher.written, drain(session)) == (3, b"")
     assert open_publisher(session) == 2
     assert session.publisher(2).publish(Envelope(), "m", b"", None) == 1
 
 
 def test_closed_channels_are_forgotten_in_time() -> None:
-    """A broker that closes one channel after the other costs no memory; what was offered on the last ones stays known."""
+    """A broker that closes one channel after the other costs no memory; what was written on the last ones stays known."""
     session = opened()
     for number in range(2, 103):
         session.publisher(number - 1).publish(Envelope(), "m", b"", None)
@@ -439,7 +439,7 @@ def test_closed_channels_are_forgotten_in_time() -> None:
         session.open_publisher()
         for answer in (commands.Channel.OpenOk(), commands.Confirm.SelectOk(), commands.Basic.QosOk()):
             session.receive(octets(answer, session.publisher(number).wire_number))
-    assert [session.publisher(number).offered for number in range(95, 103)] == [1] * 7 + [0]
+    assert [session.publisher(number).written for number in range(95, 103)] == [1] * 7 + [0]
     assert len(session._by_number) <= 10
 
 
@@ -480,25 +480,25 @@ def test_requests() -> None:
     (declare,) = frames(session)
     assert (declare.exchange, declare.exchange_type, declare.durable) == ("e", "topic", True)
     assert declare.arguments == {"alternate-exchange": "ae"}
-    assert session.receive(octets(commands.Exchange.DeclareOk(), 2)) == [facts.Replied()]
+    assert session.receive(octets(commands.Exchange.DeclareOk(), 2)) == [events.Replied()]
     session.declare(Queue("q", auto_delete=True))
     (declare,) = frames(session)
     assert (declare.queue, declare.durable, declare.auto_delete, declare.passive) == ("q", True, True, False)
-    assert session.receive(octets(commands.Queue.DeclareOk("q", 0, 0), 2)) == [facts.Replied()]
+    assert session.receive(octets(commands.Queue.DeclareOk("q", 0, 0), 2)) == [events.Replied()]
     session.declare(Binding("q", "e", "k"))
     (bind,) = frames(session)
     assert (bind.queue, bind.exchange, bind.routing_key) == ("q", "e", "k")
-    assert session.receive(octets(commands.Queue.BindOk(), 2)) == [facts.Replied()]
+    assert session.receive(octets(commands.Queue.BindOk(), 2)) == [events.Replied()]
     session.delete_queue("q")
     assert names(session) == ["Queue.Delete"]
     with pytest.raises(RuntimeError, match="not answered"):
         session.delete_queue("q")
-    assert session.receive(octets(commands.Queue.DeleteOk(0), 2)) == [facts.Replied()]
+    assert session.receive(octets(commands.Queue.DeleteOk(0), 2)) == [events.Replied()]
     session.release_control()
     assert names(session) == ["Channel.Close"]
     assert session.receive(octets(commands.Channel.CloseOk(), 2)) == []
     (broken,) = session.receive(octets(commands.Channel.CloseOk(), 2))
-    assert isinstance(broken, facts.Broken)
+    assert isinstance(broken, events.ProtocolError)
 
 
 def test_a_refused_request() -> None:
@@ -507,7 +507,7 @@ def test_a_refused_request() -> None:
     session.declare(Queue("q"))
     session.receive(octets(commands.Channel.OpenOk(), 2))
     told = session.receive(octets(commands.Channel.Close(406, "PRECONDITION_FAILED", 50, 10), 2))
-    assert told == [facts.Refused(406, "PRECONDITION_FAILED")]
+    assert told == [events.Refused(406, "PRECONDITION_FAILED")]
     assert names(session) == ["Channel.Open", "Queue.Declare", "Channel.CloseOk"]
     session.declare(Queue("q"))
     assert names(session) == ["Channel.Open"]
@@ -531,7 +531,7 @@ def test_an_answer_that_nobody_asked_for() -> None:
         session.delete_queue("q")
         session.receive(octets(commands.Channel.OpenOk(), 2))
         (broken,) = session.receive(octets(reply, 2))
-        assert isinstance(broken, facts.Broken)
+        assert isinstance(broken, events.ProtocolError)
 
 
 def test_orders_to_a_session_that_is_not_open() -> None:
@@ -557,7 +557,7 @@ def test_a_request_that_is_given_up(answered: int) -> None:
     crossing = octets(commands.Channel.Close(406, "", 50, 10), 2)
     assert session.receive(crossing + octets(commands.Channel.CloseOk(), 2)) == []
     session.receive(octets(commands.Channel.OpenOk(), 3))
-    assert session.receive(octets(commands.Queue.DeclareOk("other", 0, 0), 3)) == [facts.Replied()]
+    assert session.receive(octets(commands.Queue.DeclareOk("other", 0, 0), 3)) == [events.Replied()]
 
 
 def test_taking_messages() -> None:
@@ -571,13 +571,13 @@ def test_taking_messages() -> None:
         method = octets(commands.Basic.Return(312, "NO_ROUTE", "", "nowhere"), 2)
         return octets(commands.Basic.GetOk(1, False, "", "q", 0), 2) + content.removeprefix(method)
 
-    assert session.receive(answer(b"0123456789")) == [facts.Got(b"0123456789", 10)]
+    assert session.receive(answer(b"0123456789")) == [events.GetResult(b"0123456789", 10)]
     session.take_one("q")
-    assert session.receive(answer(b"")) == [facts.Got(b"", 0)]
+    assert session.receive(answer(b"")) == [events.GetResult(b"", 0)]
     session.take_one("q")
-    assert session.receive(answer(b"0123456789a")) == [facts.Got(None, 11)]
+    assert session.receive(answer(b"0123456789a")) == [events.GetResult(None, 11)]
     session.take_one("q")
-    assert session.receive(octets(commands.Basic.GetEmpty(), 2)) == [facts.Got(None, None)]
+    assert session.receive(octets(commands.Basic.GetEmpty(), 2)) == [events.GetResult(None, None)]
 
 
 def test_an_unencodable_request_opens_nothing() -> None:
@@ -591,7 +591,7 @@ def test_an_unencodable_request_opens_nothing() -> None:
 def test_a_request_beyond_the_frame() -> None:
     """A declaration or a secret that no frame of this broker holds is refused, not sent: it would cost the connection (I28)."""
     session = opened(frame_max=4096)
-    with pytest.raises(ValueError, match=r"Queue\.Declare takes .* octets; this broker takes 4,096"):
+    with pytest.raises(ValueError, match=r"Queue\.Declare takes .* bytes; this broker takes 4,096"):
         session.declare(Queue("q", arguments={"x": "y" * 4096}))
     with pytest.raises(ValueError, match=r"Connection\.UpdateSecret takes"):
         session.update_secret("s" * 5000)
@@ -609,7 +609,7 @@ def test_a_request_beyond_the_frame() -> None:
     )
 )
 def test_whatever_is_ordered_the_octets_are_legal(orders: list[str]) -> None:
-    """A strict reader on the far side finds every octet legal, in any order of orders and takings (R18, I28)."""
+    """A strict reader on the far side finds every byte legal, in any order of orders and takings (R18, I28)."""
     session = opened(frame_max=4096)
     reader = StrictReader(frame_max=4096)
     newest = 1

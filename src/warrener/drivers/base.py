@@ -1,4 +1,4 @@
-"""The seam between the supervisor and the wire: `Driver.open` makes a `Link`; a `Link` publishes, reports, closes.
+"""The seam between the supervisor and the wire: `Driver.open` makes a `Link`; a `Link` publishes, listener, closes.
 
 A third driver needs nothing but this file (docs/drivers.md). The rules that a driver keeps:
 
@@ -10,7 +10,7 @@ A third driver needs nothing but this file (docs/drivers.md). The rules that a d
   shielded.
 * `Link.publish` is a plain `def`: it takes the next delivery tag, hands the frames to the link's one writer, and returns.
   A caller's cancellation cannot reach the writer.
-* `Reports` are plain `def`s that the link's reader calls; they neither block nor raise.
+* `LinkListener` are plain `def`s that the link's reader calls; they neither block nor raise.
 * *Channels* are numbered 1, 2, 3 … within a link, in the order in which they were opened for publishing; (link,
   channel) is an *epoch*, delivery tags belong to it and start at 1.
 """
@@ -28,7 +28,7 @@ from warrener.errors import Fault
 from warrener.records import Endpoint, Envelope, Lane, Returned
 from warrener.topology import Declaration
 
-__all__ = ["Driver", "Lane", "Link", "LinkDown", "LinkOptions", "Peer", "Reports"]
+__all__ = ["Driver", "Lane", "Link", "LinkDown", "LinkListener", "LinkOptions", "Peer"]
 
 
 class LinkDown(Exception):
@@ -78,14 +78,14 @@ class Peer:
     mechanism: str = "PLAIN"
 
 
-class Reports(Protocol):
+class LinkListener(Protocol):
     """What a link tells its owner. Plain functions, called from the link's reader; one object per link."""
 
     def channel_opened(self, lane: Lane, channel: int) -> None:
         """A publishing channel is in confirm mode; tags start at 1. Called for the first one before `open` returns."""
 
-    def channel_closed(self, lane: Lane, channel: int, fault: Fault, offered: int) -> None:
-        """The broker closed the channel; tags up to `offered` may have reached it. The driver opens MAIN anew itself."""
+    def channel_closed(self, lane: Lane, channel: int, fault: Fault, written: int) -> None:
+        """The broker closed the channel; tags up to `written` may have reached it. The driver opens MAIN anew itself."""
 
     def confirmed(self, channel: int, tag: int, multiple: bool) -> None:
         """basic.ack; 0 < tag <= the last tag assigned on the channel (anything else ends the link)."""
@@ -102,7 +102,7 @@ class Reports(Protocol):
     def unblocked(self) -> None:
         """connection.unblocked, or channel.flow(true)."""
 
-    def room(self) -> None:
+    def writable(self) -> None:
         """`Link.congested` turned False."""
 
 
@@ -116,7 +116,7 @@ class Link(Protocol):
 
     @property
     def congested(self) -> bool:
-        """Whether so many octets wait for the socket that the owner should hold back; `Reports.room` follows."""
+        """Whether so many bytes wait for the socket that the owner should hold back; `LinkListener.writable` follows."""
         ...
 
     def publish(self, lane: Lane, envelope: Envelope, message_id: str, body: bytes, token: str | None) -> int:
@@ -131,8 +131,8 @@ class Link(Protocol):
         """Say why the message cannot be sent on this link (header frame over frame_max …), or None."""
         ...
 
-    def offered(self, channel: int) -> int:
-        """The highest tag of the channel whose last octet may have reached the network: marked before the send call.
+    def written(self, channel: int) -> int:
+        """The highest tag of the channel whose last byte may have reached the network: marked before the send call.
 
         Valid after the link's end too, then for good, and after `abort`: what is handed out from then on has to be covered by
         the answer. A driver that cannot tell answers the last tag assigned.
@@ -140,7 +140,7 @@ class Link(Protocol):
         ...
 
     def open_suspect_channel(self) -> None:
-        """Open a channel for `Lane.SUSPECT` unless there is one; `Reports.channel_opened` follows."""
+        """Open a channel for `Lane.SUSPECT` unless there is one; `LinkListener.channel_opened` follows."""
 
     async def declare(self, declarations: Iterable[Declaration]) -> None:
         """Declare in the given order on a channel of its own; raises `LinkDown` with a `TOPOLOGY` fault on refusal."""
@@ -164,6 +164,8 @@ class Driver(Protocol):
         """How logs and metrics call it."""
         ...
 
-    def open(self, endpoint: Endpoint, options: LinkOptions, reports: Reports) -> AbstractAsyncContextManager[Link]:
+    def open(
+        self, endpoint: Endpoint, options: LinkOptions, listener: LinkListener
+    ) -> AbstractAsyncContextManager[Link]:
         """Connect, shake hands, open the MAIN channel in confirm mode (channel number 1); see the rules above."""
         ...

@@ -7,7 +7,7 @@ A link is four tasks in one task group, and a rule for each of them:
   it lets others run, so that no peer can keep the loop to itself;
 * **the writer**, the only one that sends, takes whatever is pending and sends all of it at once. What is published
   meanwhile waits for the next turn and so is coalesced. It is never cancelled by a publisher, because no publisher waits
-  in it; `offered` was raised when the session handed the octets out, before the send began;
+  in it; `written` was raised when the session handed the bytes out, before the send began;
 * **the watch** sends a heartbeat whenever nothing was sent for half an interval and ends the link when nothing was heard
   for two. It sleeps until the earlier of the two is due: an idle link wakes for nothing else.
 
@@ -38,28 +38,28 @@ import anyio
 import anyio.lowlevel
 from anyio.abc import TaskGroup
 
-from warrener.drivers import faults
-from warrener.drivers.base import Lane, LinkDown, LinkOptions, Peer, Reports
-from warrener.drivers.dial import Dialed
-from warrener.drivers.dial import dial as dial_endpoint
+from warrener.drivers import _faults
+from warrener.drivers._dial import Dialed
+from warrener.drivers._dial import dial as dial_endpoint
+from warrener.drivers.base import Lane, LinkDown, LinkListener, LinkOptions, Peer
 from warrener.errors import Fault, FaultKind
 from warrener.records import Endpoint, Envelope
 from warrener.topology import Declaration
-from warrener.wire import MECHANISMS, Breach, Phase, Session, Unsendable, facts
+from warrener.wire import MECHANISMS, Phase, ProtocolErrorKind, Session, Unsendable, events
 from warrener.wire.channel import Publisher
 
 __all__ = ["Dial", "NativeDriver", "NativeLink"]
 
-#: Unsent octets at which the owner should hold back, and at which it may go on.
+#: Unsent bytes at which the owner should hold back, and at which it may go on.
 HIGH_WATER: Final = 1024 * 1024
 LOW_WATER: Final = HIGH_WATER // 2
 
 _RECEIVE: Final = 64 * 1024
-#: Octets that are parsed between two checkpoints: some 800 confirms.
+#: Bytes that are parsed between two checkpoints: some 800 confirms.
 _SLICE: Final = 16 * 1024
 #: How long the reader may go on after a write failed, in seconds.
 _LAST_WORDS: Final = 1.0
-#: Checkpoints that a reader with readable octets needs to take them in, TLS included.
+#: Checkpoints that a reader with readable bytes needs to take them in, TLS included.
 _GRACE: Final = 5
 
 _MAIN: Final = Lane.MAIN
@@ -75,11 +75,11 @@ _STREAM_ENDS: Final = (
     OSError,
 )
 
-_Answer: TypeAlias = facts.Replied | facts.Got | facts.Refused
+_Answer: TypeAlias = events.Replied | events.GetResult | events.Refused
 
 
 class Dial(Protocol):
-    """How a driver comes by a connected stream; `warrener.drivers.dial.dial` unless a simulation says otherwise."""
+    """How a driver comes by a connected stream; `warrener.drivers._dial.dial` unless a simulation says otherwise."""
 
     async def __call__(self, endpoint: Endpoint, /, *, require_tls: bool, ssl_context: ssl.SSLContext | None) -> Dialed:
         """Connect; raises one bare `LinkDown`."""
@@ -89,13 +89,13 @@ class Dial(Protocol):
 class NativeLink:
     """One TCP + AMQP life; see `warrener.drivers.base.Link`."""
 
-    def __init__(self, dialed: Dialed, session: Session, options: LinkOptions, reports: Reports) -> None:
+    def __init__(self, dialed: Dialed, session: Session, options: LinkOptions, listener: LinkListener) -> None:
         self.peer = Peer(address=dialed.address, tls=dialed.tls)
         self.fault: Fault | None = None
         self._stream = dialed.stream
         self._session = session
         self._options = options
-        self._reports = reports
+        self._listener = listener
         #: Around the body of the block.
         self.scope = anyio.CancelScope()
 
@@ -139,7 +139,7 @@ class NativeLink:
     def congested(self) -> bool:
         """Whether the owner should hold back: the socket is behind, or the broker has just stopped us.
 
-        A stop counts from the octet that says so. Its report comes a little later, behind confirms of the same read, and
+        A stop counts from the byte that says so. Its report comes a little later, behind confirms of the same read, and
         nothing may be published behind the flow-ok that has answered it (AMQP 0-9-1, channel.flow-ok).
         """
         return self._full or self._session.blocked
@@ -161,9 +161,9 @@ class NativeLink:
         assert self._main is not None
         return self._main.validate(envelope, message_id, body, token)
 
-    def offered(self, channel: int) -> int:
-        """Return the highest tag whose last octet may have reached the network."""
-        return self._session.publisher(channel).offered
+    def written(self, channel: int) -> int:
+        """Return the highest tag whose last byte may have reached the network."""
+        return self._session.publisher(channel).written
 
     def open_suspect_channel(self) -> None:
         """Open a channel for suspects unless there is one, or one is on its way."""
@@ -178,10 +178,10 @@ class NativeLink:
                     try:
                         answer = await self._ask(partial(self._session.declare, declaration), str(declaration))
                     except Unsendable as error:
-                        raise LinkDown(faults.not_encodable(str(declaration), error)) from None
-                    if isinstance(answer, facts.Refused):
+                        raise LinkDown(_faults.not_encodable(str(declaration), error)) from None
+                    if isinstance(answer, events.Refused):
                         raise LinkDown(
-                            faults.declaration_refused(answer.reply_code, answer.reply_text, str(declaration))
+                            _faults.declaration_refused(answer.reply_code, answer.reply_text, str(declaration))
                         )
             finally:
                 self._release_control()
@@ -193,13 +193,13 @@ class NativeLink:
             try:
                 while len(bodies) < limit:
                     answer = await self._ask(partial(self._session.take_one, queue), f"queue {queue!r}")
-                    if isinstance(answer, facts.Refused):
-                        raise LinkDown(faults.channel_closed_by_broker(answer.reply_code, answer.reply_text))
-                    if not isinstance(answer, facts.Got) or answer.size is None:
+                    if isinstance(answer, events.Refused):
+                        raise LinkDown(_faults.channel_closed_by_broker(answer.reply_code, answer.reply_text))
+                    if not isinstance(answer, events.GetResult) or answer.size is None:
                         break
                     if answer.body is None:
-                        text = f"a message of {answer.size:,} octets is larger than max_inbound_body"
-                        raise LinkDown(faults.unusable(text))
+                        text = f"a message of {answer.size:,} bytes is larger than max_inbound_body"
+                        raise LinkDown(_faults.unusable(text))
                     bodies.append(answer.body)
             finally:
                 self._release_control()
@@ -210,8 +210,8 @@ class NativeLink:
         async with self._control:
             try:
                 answer = await self._ask(partial(self._session.delete_queue, queue), f"queue {queue!r}")
-                if isinstance(answer, facts.Refused):
-                    raise LinkDown(faults.channel_closed_by_broker(answer.reply_code, answer.reply_text))
+                if isinstance(answer, events.Refused):
+                    raise LinkDown(_faults.channel_closed_by_broker(answer.reply_code, answer.reply_text))
             finally:
                 self._release_control()
 
@@ -273,7 +273,7 @@ class NativeLink:
 
     def time_out(self, seconds: float) -> None:
         """The handshake's deadline has passed."""
-        self._fail(faults.timed_out(self._stage_of(self._session.phase), seconds))
+        self._fail(_faults.timed_out(self._stage_of(self._session.phase), seconds))
 
     async def close(self) -> None:
         """Do our close handshake, at most `close_timeout` long."""
@@ -324,7 +324,7 @@ class NativeLink:
                     with anyio.CancelScope(deadline=deadline):
                         data = await receive(_RECEIVE)
                     if not data:
-                        self._fail(faults.stalled_frame(self._options.frame_timeout))
+                        self._fail(_faults.stalled_frame(self._options.frame_timeout))
                         return
                 else:
                     data = await receive(_RECEIVE)
@@ -345,7 +345,7 @@ class NativeLink:
                     # anyio's Unix sockets on asyncio do not bear (an InvalidStateError in the event loop).
                     return
         except _STREAM_ENDS as error:
-            self._fail(faults.fault_of(error, self._stage_of(self._session.phase)))
+            self._fail(_faults.fault_of(error, self._stage_of(self._session.phase)))
         finally:
             self._reader_ended.set()
 
@@ -360,7 +360,7 @@ class NativeLink:
         with self._patience as patience:
             await self._send_on()
         if patience.cancelled_caught:
-            self._fail(faults.stalled_write(self._options.write_stall_timeout))
+            self._fail(_faults.stalled_write(self._options.write_stall_timeout))
 
     async def _send_on(self) -> None:
         session, send, patience = self._session, self._stream.send, self._patience
@@ -374,7 +374,7 @@ class NativeLink:
                 continue
             if self._full and session.backlog <= LOW_WATER:
                 self._full = False
-                self._reports.room()
+                self._listener.writable()
             self._sent_at = anyio.current_time()
             self._sending = True
             patience.deadline = self._stalled_at()
@@ -384,7 +384,7 @@ class NativeLink:
                 patience.deadline = math.inf
                 with anyio.move_on_after(_LAST_WORDS):
                     await self._reader_ended.wait()
-                self._fail(faults.fault_of(error, self._stage_of(self._session.phase)))
+                self._fail(_faults.fault_of(error, self._stage_of(self._session.phase)))
                 return
             self._sending = False
             patience.deadline = math.inf
@@ -416,7 +416,7 @@ class NativeLink:
                 for _ in range(_GRACE):
                     await anyio.lowlevel.checkpoint()
                 if anyio.current_time() >= self._heard_at + 2 * interval:
-                    self._fail(faults.silent(2 * interval))
+                    self._fail(_faults.silent(2 * interval))
                     return
             now = anyio.current_time()
             if now >= self._sent_at + interval / 2:
@@ -434,8 +434,8 @@ class NativeLink:
         if patience.cancelled_caught:
             self._fail(Fault(FaultKind.STALLED, f"the broker did not open a channel within {timeout:g} s"))
 
-    def _stage_of(self, phase: Phase) -> faults.Phase:
-        return faults.Phase.UP if self.ready.is_set() else _STAGES.get(phase, faults.Phase.PREPARING)
+    def _stage_of(self, phase: Phase) -> _faults.Phase:
+        return _faults.Phase.UP if self.ready.is_set() else _STAGES.get(phase, _faults.Phase.PREPARING)
 
     # --- facts --------------------------------------------------------------------------------------------------
 
@@ -445,7 +445,7 @@ class NativeLink:
         try:
             channel = self._session.open_publisher()
         except Unsendable as error:
-            self._fail(faults.unusable(str(error)))
+            self._fail(_faults.unusable(str(error)))
             return
         self._lanes[channel] = lane
         self._opening[channel] = anyio.Event()
@@ -454,9 +454,9 @@ class NativeLink:
             self._tasks.start_soon(self._limit_opening, channel)
         self._nudge()
 
-    def _on(self, fact: facts.Fact) -> None:
+    def _on(self, fact: events.Event) -> None:
         match fact:
-            case facts.Tuned(tuning):
+            case events.Tuned(tuning):
                 self.peer = Peer(
                     product=tuning.product,
                     version=tuning.version,
@@ -468,30 +468,30 @@ class NativeLink:
                     mechanism=tuning.mechanism,
                 )
                 self._tuned.set()
-            case facts.Opened():
+            case events.Opened():
                 self._open_channel(_MAIN)
-            case facts.ChannelOpened(channel):
+            case events.ChannelOpened(channel):
                 self._on_channel_opened(channel)
-            case facts.ChannelClosed():
+            case events.ChannelClosed():
                 self._on_channel_closed(fact)
-            case facts.Replied() | facts.Got() | facts.Refused():
+            case events.Replied() | events.GetResult() | events.Refused():
                 self._answer = fact
                 if self._answered is not None:
                     self._answered.set()
-            case facts.Blocked(reason):
+            case events.Blocked(reason):
                 self._block(blocked=True)
-                self._reports.blocked(reason)
-            case facts.Unblocked():
+                self._listener.blocked(reason)
+            case events.Unblocked():
                 self._block(blocked=False)
-                self._reports.unblocked()
-            case facts.SecretUpdated():
+                self._listener.unblocked()
+            case events.SecretUpdated():
                 pass
-            case facts.CloseReceived(code, text, phase):
+            case events.CloseReceived(code, text, phase):
                 self._answering = True
-                self._end(faults.closed_by_broker(code, text, self._stage_of(phase)))
-            case facts.Closed():
+                self._end(_faults.closed_by_broker(code, text, self._stage_of(phase)))
+            case events.Closed():
                 self._left.set()
-            case facts.Broken():
+            case events.ProtocolError():
                 self._fail(_fault_of_breach(fact))
 
     def _on_channel_opened(self, channel: int) -> None:
@@ -502,12 +502,12 @@ class NativeLink:
         else:
             self._suspect = publisher
         self._opening.pop(channel).set()
-        self._reports.channel_opened(lane, channel)
+        self._listener.channel_opened(lane, channel)
         if not self.ready.is_set():
             self.ready.set()
 
-    def _on_channel_closed(self, closed: facts.ChannelClosed) -> None:
-        fault = faults.channel_closed_by_broker(closed.reply_code, closed.reply_text)
+    def _on_channel_closed(self, closed: events.ChannelClosed) -> None:
+        fault = _faults.channel_closed_by_broker(closed.reply_code, closed.reply_text)
         if not self.ready.is_set():
             self._fail(fault)
             return
@@ -518,29 +518,29 @@ class NativeLink:
             never_opened.set()
             self._fail(fault)
             return
-        self._reports.channel_closed(lane, closed.channel, fault, closed.offered)
+        self._listener.channel_closed(lane, closed.channel, fault, closed.written)
         if lane is _MAIN and self.fault is None:
             self._open_channel(_MAIN)
 
 
 #: How far a link has come before its first channel is open, by the phase of its session.
 _STAGES: Final = {
-    Phase.STARTING: faults.Phase.GREETING,
-    Phase.AUTHENTICATING: faults.Phase.AUTHENTICATING,
-    Phase.OPENING: faults.Phase.OPENING,
+    Phase.STARTING: _faults.Phase.GREETING,
+    Phase.AUTHENTICATING: _faults.Phase.AUTHENTICATING,
+    Phase.OPENING: _faults.Phase.OPENING,
 }
 
 
-def _fault_of_breach(broken: facts.Broken) -> Fault:
-    match broken.breach:
-        case Breach.NOT_AMQP:
-            return faults.not_amqp(broken.octets)
-        case Breach.NO_MECHANISM:
-            return faults.no_common_mechanism(broken.text)
-        case Breach.UNUSABLE:
-            return faults.unusable(broken.text)
-        case Breach.ILLEGAL:
-            return faults.illegal_frame(broken.text)
+def _fault_of_breach(broken: events.ProtocolError) -> Fault:
+    match broken.kind_of_error:
+        case ProtocolErrorKind.NOT_AMQP:
+            return _faults.not_amqp(broken.octets)
+        case ProtocolErrorKind.NO_MECHANISM:
+            return _faults.no_common_mechanism(broken.text)
+        case ProtocolErrorKind.UNUSABLE:
+            return _faults.unusable(broken.text)
+        case ProtocolErrorKind.ILLEGAL:
+            return _faults.illegal_frame(broken.text)
 
 
 def _mechanisms(endpoint: Endpoint) -> tuple[str, ...]:
@@ -550,11 +550,11 @@ def _mechanisms(endpoint: Endpoint) -> tuple[str, ...]:
     return (*MECHANISMS, "EXTERNAL") if endpoint.credentials.username else ("EXTERNAL",)
 
 
-def _session(endpoint: Endpoint, options: LinkOptions, reports: Reports) -> Session:
+def _session(endpoint: Endpoint, options: LinkOptions, listener: LinkListener) -> Session:
     try:
         return Session(
             endpoint.credentials,
-            reports,
+            listener,
             vhost=endpoint.vhost,
             heartbeat=options.heartbeat,
             prefetch=options.prefetch,
@@ -587,12 +587,14 @@ class NativeDriver:
         self._dial: Dial = dial or dial_endpoint
 
     @asynccontextmanager
-    async def open(self, endpoint: Endpoint, options: LinkOptions, reports: Reports) -> AsyncGenerator[NativeLink]:
+    async def open(
+        self, endpoint: Endpoint, options: LinkOptions, listener: LinkListener
+    ) -> AsyncGenerator[NativeLink]:
         """Connect, shake hands, open the main channel; see `warrener.drivers.base` for what holds."""
         deadline = anyio.current_time() + options.connect_timeout
-        session = _session(endpoint, options, reports)
+        session = _session(endpoint, options, listener)
         dialed = await self._connect(endpoint, options, deadline)
-        link = NativeLink(dialed, session, options, reports)
+        link = NativeLink(dialed, session, options, listener)
         failure: BaseException | None = None
         try:
             async with anyio.create_task_group() as tasks:
@@ -620,8 +622,10 @@ class NativeDriver:
             try:
                 return await self._dial(endpoint, require_tls=options.require_tls, ssl_context=options.ssl_context)
             except _STREAM_ENDS as error:
-                raise LinkDown(faults.fault_of(error, faults.Phase.DIALING, seconds=options.connect_timeout)) from None
-        raise LinkDown(faults.timed_out(faults.Phase.DIALING, options.connect_timeout))
+                raise LinkDown(
+                    _faults.fault_of(error, _faults.Phase.DIALING, seconds=options.connect_timeout)
+                ) from None
+        raise LinkDown(_faults.timed_out(_faults.Phase.DIALING, options.connect_timeout))
 
 
 async def _handshake(link: NativeLink, options: LinkOptions, deadline: float) -> None:

@@ -18,13 +18,13 @@ a drain is under way and the breaker is half open can ask:
     >>> step.record.state
     Waiting(link=1)
     >>> [type(effect).__name__ for effect in step.effects]
-    ['ShutGate', 'CancelTimer', 'StartRetryTimer', 'Announce']
+    ['StopPublishing', 'CancelTimer', 'StartRetryTimer', 'Announce']
 
 **Grammar.** Tense tells the kind. States are true now (`states.Up`), events have happened (`events.LinkLost`), effects
 are orders (`effects.Dial`). All are frozen attrs classes; `State`, `Event` and `Effect` are their unions, so a type
 checker proves a `match` complete.
 
-**Time and chance.** Each event carries the monotonic instant `at` at which it happened. A timer is an effect that asks
+**Time and rng.** Each event carries the monotonic instant `at` at which it happened. A timer is an effect that asks
 for an event later. A delay that is to be drawn leaves as a range (`StartRetryTimer.shortest`, `.longest`), and whoever
 owns the record draws.
 
@@ -37,8 +37,8 @@ without waiting in between; what takes time is begun, and answers with an event.
 or by one end (`DialFailed`, `LinkLost`, `LinkClosed`), every opened link by one end, every `Start…Timer` by its event
 unless it is cancelled or replaced. A `Permit` is answered by `PublishConfirmed`, `PublishNacked` or `PermitReleased`.
 
-**What the machine owes** is listed at the top of `warrener.machine.transitions`, and tabulated in docs/state-table.md,
-which is printed from it (`markdown`, `mermaid` and `dot` in `warrener.machine.table`).
+**What the machine owes** is listed at the top of `warrener.machine._transitions`, and tabulated in docs/state-table.md,
+which is printed from it (`markdown`, `mermaid` and `dot` in `warrener._cli.machine`).
 
 The breaker (`admit`, `succeeded`, `failed`, `released`) and the backoff (`retry_delay`) stand on their own as well.
 """
@@ -46,6 +46,8 @@ The breaker (`admit`, `succeeded`, `failed`, `released`) and the backoff (`retry
 from __future__ import annotations
 
 from warrener.machine import effects, events, states
+from warrener.machine._record import Policy, Record, Step, connection_state, initial
+from warrener.machine._transitions import transition
 from warrener.machine.backoff import Backoff, retry_delay, slowest_delay
 from warrener.machine.breaker import (
     Breaker,
@@ -60,9 +62,7 @@ from warrener.machine.breaker import (
 )
 from warrener.machine.effects import Effect
 from warrener.machine.events import Event
-from warrener.machine.record import Policy, Record, Step, connection_state, initial
 from warrener.machine.states import State
-from warrener.machine.transitions import transition
 
 __all__ = [
     "Backoff",

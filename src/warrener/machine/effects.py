@@ -20,16 +20,16 @@ __all__ = [
     "Effect",
     "FailPending",
     "Finish",
-    "OpenGate",
-    "PauseGate",
+    "PausePublishing",
     "Refuse",
     "ReplayTopology",
-    "ShutGate",
     "StartCloseTimer",
     "StartCooldownTimer",
     "StartDrainTimer",
+    "StartPublishing",
     "StartRetryTimer",
     "StartStableTimer",
+    "StopPublishing",
     "Timer",
 ]
 
@@ -68,21 +68,21 @@ class AbortLink:
 
 
 @frozen
-class OpenGate:
+class StartPublishing:
     """Let publishers in, on this link."""
 
     link: int
 
 
 @frozen
-class PauseGate:
+class PausePublishing:
     """Hold publishers back, link alive: the broker has blocked us. What is in flight stays pending."""
 
     link: int
 
 
 @frozen
-class ShutGate:
+class StopPublishing:
     """No link for publishers: what is in flight is settled by the delivery mode, the rest waits."""
 
     link: int
@@ -184,9 +184,9 @@ Effect: TypeAlias = (
     | ReplayTopology
     | CloseLink
     | AbortLink
-    | OpenGate
-    | PauseGate
-    | ShutGate
+    | StartPublishing
+    | PausePublishing
+    | StopPublishing
     | FailPending
     | StartRetryTimer
     | StartStableTimer

@@ -3,7 +3,7 @@
 It runs under `warrener serve` (Trio) and mounted in any ASGI program (asyncio too). What a client may rely on:
 
 * 202 means that the broker has confirmed the task; every other answer says whether it may be in a queue all the same.
-* Each request ends within ``request_timeout``, whatever the broker does. One body has at most ``max_body`` octets, all
+* Each request ends within ``request_timeout``, whatever the broker does. One body has at most ``max_body`` bytes, all
   that are held together ``max_held``.
 * Bodies are JSON and say so: a web page of another origin can send plain text without asking, JSON it cannot.
 """
@@ -110,7 +110,7 @@ class _Intake:
 
 
 class _Desk:
-    """Takes tasks in: so many, and so many octets, at once."""
+    """Takes tasks in: so many, and so many bytes, at once."""
 
     def __init__(self, ml: MLProducer) -> None:
         self._ml = ml
@@ -168,7 +168,7 @@ class _Desk:
         if media_type != "application/json":
             raise _Refusal(415, "the body must be application/json, and say so in Content-Type")
         limit = self._settings.max_body
-        too_large = _Refusal(413, f"the body must have at most {limit} octets")
+        too_large = _Refusal(413, f"the body must have at most {limit} bytes")
         announced = request.headers.get("content-length", "")
         length = int(announced[:20]) if announced.isdecimal() else 0
         if length > limit:

@@ -16,7 +16,7 @@ from typing import cast
 
 from attrs import frozen
 
-from warrener.ids import new_task_id
+from warrener._ids import new_task_id
 from warrener.ml.payloads import Backend, Embed, EmbedBatch, InvalidPayload, Payload, Summarize, Transcribe
 from warrener.records import FieldValue, Message
 

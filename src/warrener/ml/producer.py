@@ -19,9 +19,11 @@ from typing import Literal, Self, TypeVar, Unpack
 import anyio
 import anyio.abc
 
+from warrener._publishing.producer import PUBLISH_TIMEOUT, Producer, running
+from warrener._settings.settings import SettingsFields
 from warrener.drivers.base import Driver
 from warrener.ml import celery
-from warrener.ml.figures import TASK_TYPES, Figures
+from warrener.ml.counters import TASK_TYPES, Figures
 from warrener.ml.payloads import (
     BACKENDS,
     Backend,
@@ -40,9 +42,7 @@ from warrener.ml.payloads import (
 )
 from warrener.ml.settings import MLSettings
 from warrener.ml.topology import topology
-from warrener.producer import PUBLISH_TIMEOUT, Producer, running
 from warrener.records import ClosingReport, Receipt, Status
-from warrener.settings import SettingsFields
 from warrener.tracing import publish_span
 
 __all__ = ["MLProducer"]

@@ -25,11 +25,11 @@ from typing import Any, Unpack
 import trio
 from attrs import define, field
 
+from warrener._settings.settings import SettingsFields
 from warrener.errors import ConnectError, SettingsError
 from warrener.ml.logs import configure
 from warrener.ml.producer import MLProducer
 from warrener.ml.settings import MLSettings
-from warrener.settings import SettingsFields
 
 __all__ = ["EXIT_GAVE_UP", "main", "serve"]
 
@@ -81,7 +81,7 @@ async def serve(
     task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
     **producer_options: Unpack[SettingsFields],
 ) -> int:
-    """Serve until a signal, or until the producer ends; return the exit status. Reports the address when it listens."""
+    """Serve until a signal, or until the producer ends; return the exit status. LinkListener the address when it listens."""
     try:
         import hypercorn.trio
         from hypercorn.config import Config

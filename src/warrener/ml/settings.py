@@ -3,7 +3,7 @@
 Precedence, highest first: explicit arguments, environment, file, defaults. Nothing is ignored: an unknown key of the file,
 an unknown ``ML_PRODUCER_*`` variable and a value outside its range are each one `SettingsError` that names the setting.
 (The system that this one replaces read PREFERRED_LLM_BACKEND and did nothing with it.) The connection itself is set up
-as for every producer: ``RABBITMQ_URL`` and its companions, ``WARRENER_*``, or the table ``[warrener.producer]``, whose
+as for every producer: ``RABBITMQ_URL`` and its companions, ``WARRENER_*``, or the table ``[warrener._publishing.producer]``, whose
 rows are called as the settings are. There is no default URL, so no default password.
 """
 
@@ -18,10 +18,10 @@ from typing import Any, Literal, cast
 
 from attrs import Attribute, asdict, field, fields, frozen, make_class
 
+from warrener._settings.settings import Settings
 from warrener.errors import SettingsError, printable
 from warrener.ml.payloads import BACKENDS, Backend, Embed, EmbedBatch, Payload, Summarize, Transcribe
 from warrener.ml.topology import DEFAULT_EXCHANGE
-from warrener.settings import Settings
 
 __all__ = ["CONFIG_VARIABLE", "MLSettings"]
 
@@ -61,9 +61,9 @@ def _is_flag(_settings: object, attribute: Attribute[Any], value: object) -> Non
 
 
 def _is_exchange(_settings: object, attribute: Attribute[Any], value: object) -> None:
-    # The name of the dead-letter exchange is four octets longer, and AMQP short strings end at 255.
+    # The name of the dead-letter exchange is four bytes longer, and AMQP short strings end at 255.
     if not isinstance(value, str) or not 0 < len(value.encode(errors="replace")) <= 251 or printable(value) != value:
-        raise _refuse(attribute, "1 to 251 octets of printable text", value)
+        raise _refuse(attribute, "1 to 251 bytes of printable text", value)
     if value.startswith("amq."):
         raise _refuse(attribute, "a name that does not start with amq., which the broker keeps for itself", value)
 
@@ -128,12 +128,12 @@ class MLSettings:
     bind: str = field(default="127.0.0.1:3001", validator=_is_bind)
     #: A request is answered within this time, whatever the broker does.
     request_timeout: float = field(default=25.0, converter=_as_number, validator=_number(0.1, 3600, "seconds"))
-    #: Larger request bodies are refused (413); octets.
-    max_body: int = field(default=4 * 1024 * 1024, converter=_as_count, validator=_number(1024, 2**27, "octets"))
+    #: Larger request bodies are refused (413); bytes.
+    max_body: int = field(default=4 * 1024 * 1024, converter=_as_count, validator=_number(1024, 2**27, "bytes"))
     #: So many tasks are taken in at once; one more is told to come back (503).
     max_requests: int = field(default=256, converter=_as_count, validator=_number(1, 100_000, "a number"))
-    #: What does not fit into so many octets of request bodies, all together, is told to come back (503).
-    max_held: int = field(default=64 * 1024 * 1024, converter=_as_count, validator=_number(1024, 2**34, "octets"))
+    #: What does not fit into so many bytes of request bodies, all together, is told to come back (503).
+    max_held: int = field(default=64 * 1024 * 1024, converter=_as_count, validator=_number(1024, 2**34, "bytes"))
     #: So many browsers may watch the status page.
     max_watchers: int = field(default=20, converter=_as_count, validator=_number(0, 1000, "a number"))
     #: From the first SIGTERM to the end of the process.
@@ -149,7 +149,7 @@ class MLSettings:
     def __attrs_post_init__(self) -> None:
         if self.max_held < self.max_body:
             raise SettingsError(
-                f"max_held ({self.max_held} octets) is less than max_body ({self.max_body} octets), so the largest body "
+                f"max_held ({self.max_held} bytes) is less than max_body ({self.max_body} bytes), so the largest body "
                 "could never be taken in; raise the one or lower the other"
             )
         if self.broker is None:
@@ -184,7 +184,7 @@ class MLSettings:
         """Read the environment and the TOML file: `file`, or what ``ML_PRODUCER_CONFIG`` names, or none.
 
         `url` is the broker's; `explicit` are settings that win over everything; `producer_defaults` are rows of
-        ``[warrener.producer]`` for when nobody says otherwise. Raises `SettingsError`.
+        ``[warrener._publishing.producer]`` for when nobody says otherwise. Raises `SettingsError`.
         """
         _refuse_unknown(explicit, [attribute.name for attribute in fields(cls)], "setting")
         _refuse_unknown(
@@ -242,7 +242,7 @@ _Found: Any = make_class(
 
 
 def _load(path: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the rows of ``[warrener.producer]``, and what file and environment say of the other settings."""
+    """Return the rows of ``[warrener._publishing.producer]``, and what file and environment say of the other settings."""
     try:
         import typed_settings as ts
         from typed_settings.exceptions import ConfigFileLoadError, InvalidOptionsError, UnknownFormatError
@@ -281,7 +281,7 @@ def _file_refused(path: Path | None, reason: str) -> SettingsError:
 
 
 def _as_environment(table: Mapping[str, object]) -> dict[str, str]:
-    """Return the rows of ``[warrener.producer]`` as the variables that they stand for, so that one parser knows them all."""
+    """Return the rows of ``[warrener._publishing.producer]`` as the variables that they stand for, so that one parser knows them all."""
     for name, value in table.items():
         if not isinstance(value, (str, int, float)):
             raise SettingsError(f"[{_SECTION}.producer] {printable(name, 60)} must be text, a number, true or false")

@@ -4,8 +4,8 @@ Every fault is a plain function, in force from the instant of its call, on the c
 come; `heal` ends them all. Directions are seen from the client: ``"up"`` is what it sends, ``"down"`` what it receives,
 None both.
 
-Each direction of a connection is a reader and a writer with a short queue between them, so that latency delays octets
-without slowing the stream. What the proxy holds is bounded by `window` octets a direction; a side that is not read soon
+Each direction of a connection is a reader and a writer with a short queue between them, so that latency delays bytes
+without slowing the stream. What the proxy holds is bounded by `window` bytes a direction; a side that is not read soon
 cannot write, as in a network.
 """
 
@@ -34,7 +34,7 @@ __all__ = ["Direction", "FaultProxy"]
 
 Direction: TypeAlias = Literal["up", "down"]
 
-#: Octets; small enough that a bandwidth of some kilobytes a second is even.
+#: Bytes; small enough that a bandwidth of some kilobytes a second is even.
 CHUNK = 4096
 
 
@@ -47,11 +47,11 @@ class _Way:
     slice: int | None = None
     frozen: bool = False
     black_hole: bool = False
-    #: Octets still to forward before the cut, or the corruption; None: none is due.
+    #: Bytes still to forward before the cut, or the corruption; None: none is due.
     until_cut: int | None = None
     until_corruption: int | None = None
     cut_by_reset: bool = True
-    #: Octets forwarded, and swallowed instead, since the proxy was made.
+    #: Bytes forwarded, and swallowed instead, since the proxy was made.
     forwarded: int = 0
     swallowed: int = 0
 
@@ -64,7 +64,7 @@ class _Line:
     source: SocketStream
     sink: SocketStream
     window: int
-    #: (when it is due, octets); b"" is the end of the stream.
+    #: (when it is due, bytes); b"" is the end of the stream.
     queue: deque[tuple[float, bytes]] = field(factory=deque[tuple[float, bytes]])
     held: int = 0
 
@@ -94,7 +94,7 @@ class FaultProxy:
     """
 
     def __init__(self, target: str | tuple[str, int], *, window: int = 65536) -> None:
-        """Make a proxy; it serves inside its block. `window` octets a direction are held at most."""
+        """Make a proxy; it serves inside its block. `window` bytes a direction are held at most."""
         self.home = Home()
         self._template = target if isinstance(target, str) and "://" in target else None
         self._target = _address(target)
@@ -229,7 +229,7 @@ class FaultProxy:
             self._change()
 
     async def _forward(self, line: _Line, pair: _Pair, octets: bytes) -> bool:
-        """Send octets on, as the faults of the direction have it; say whether the stream goes on."""
+        """Send bytes on, as the faults of the direction have it; say whether the stream goes on."""
         way = line.way
         rest = octets
         while rest:
@@ -308,12 +308,12 @@ class FaultProxy:
 
     @control
     def forwarded(self, direction: Direction) -> int:
-        """Return how many octets it has passed on in a direction, over all connections."""
+        """Return how many bytes it has passed on in a direction, over all connections."""
         return self._ways[direction].forwarded
 
     @control
     def swallowed(self, direction: Direction) -> int:
-        """Return how many octets went into a black hole."""
+        """Return how many bytes went into a black hole."""
         return self._ways[direction].swallowed
 
     # --- faults ------------------------------------------------------------------------------------------------------
@@ -330,7 +330,7 @@ class FaultProxy:
 
     @control
     def slice(self, octets: int | None, direction: Direction | None = None) -> None:
-        """Forward in pieces of so many octets, each a write of its own; None lifts it."""
+        """Forward in pieces of so many bytes, each a write of its own; None lifts it."""
         self._set("slice", octets, direction)
 
     @control
@@ -353,7 +353,7 @@ class FaultProxy:
 
     @control
     def cut_after(self, octets: int, direction: Direction, *, reset: bool = True) -> None:
-        """End the connection that carries the n-th octet from now on right after it (0: at once, all of them)."""
+        """End the connection that carries the n-th byte from now on right after it (0: at once, all of them)."""
         way = self._ways[direction]
         way.cut_by_reset = reset
         if octets == 0:
@@ -363,7 +363,7 @@ class FaultProxy:
 
     @control
     def corrupt(self, after: int = 0, direction: Direction = "down") -> None:
-        """Invert the bits of one octet: the one that follows `after` octets from now on."""
+        """Invert the bits of one byte: the one that follows `after` bytes from now on."""
         self._ways[direction].until_corruption = after
 
     @control

@@ -568,7 +568,7 @@ def _state(task: Path) -> str:
 
 
 def _text(value: str) -> str:
-    """An Erlang binary, octet by octet: no quoting to get wrong."""
+    """An Erlang binary, byte by byte: no quoting to get wrong."""
     return f"<<{','.join(map(str, value.encode()))}>>"
 
 

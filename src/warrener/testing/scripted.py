@@ -18,7 +18,7 @@ import anyio
 import anyio.lowlevel
 from attrs import define, field, frozen
 
-from warrener.drivers.base import Lane, LinkDown, LinkOptions, Peer, Reports
+from warrener.drivers.base import Lane, LinkDown, LinkListener, LinkOptions, Peer
 from warrener.errors import Fault, FaultKind
 from warrener.records import Endpoint, Envelope, Returned
 from warrener.topology import Declaration
@@ -67,7 +67,7 @@ class Life:
     answer: Answer = _ack
     #: Refuse the topology with this.
     topology: Fault | None = None
-    #: At the link's end, how many of the last messages had not been offered to the network.
+    #: At the link's end, how many of the last messages had not been written to the network.
     unoffered: int = 0
     #: Seconds that the close handshake takes.
     closing: float = 0.0
@@ -104,7 +104,7 @@ class ScriptedLink:
 
     number: int
     life: Life
-    reports: Reports
+    listener: LinkListener
     options: LinkOptions
     published: list[Published] = field(factory=list[Published])
     declared: list[Declaration] = field(factory=list[Declaration])
@@ -131,7 +131,7 @@ class ScriptedLink:
         """Everything can be sent."""
         return None
 
-    def offered(self, channel: int) -> int:
+    def written(self, channel: int) -> int:
         """All but the script's last `unoffered` tags."""
         return max(0, self._tags.get(channel, 0) - self.life.unoffered)
 
@@ -169,14 +169,14 @@ class ScriptedLink:
         channel = len(self._tags) + 1
         self._tags[channel] = 0
         self._channels[lane] = channel
-        self.reports.channel_opened(lane, channel)
+        self.listener.channel_opened(lane, channel)
         return channel
 
     def close_channel(self, lane: Lane, fault: Fault) -> None:
         """Close the lane's channel as the broker does; MAIN is opened anew, as every driver does."""
         channel = self._channels.pop(lane)
         self._pending = deque(message for message in self._pending if message.channel != channel)
-        self.reports.channel_closed(lane, channel, fault, self._tags[channel])
+        self.listener.channel_closed(lane, channel, fault, self._tags[channel])
         if lane is Lane.MAIN:
             self.open_channel(lane)
 
@@ -216,7 +216,7 @@ class ScriptedLink:
         """Answer one message: "ack", "nack", "return" or "silence"."""
         if answer == "return":
             envelope = message.envelope
-            self.reports.returned(
+            self.listener.returned(
                 message.channel,
                 Returned(
                     312, "NO_ROUTE", envelope.exchange, envelope.routing_key, message.message_id, message.token,
@@ -224,9 +224,9 @@ class ScriptedLink:
                 ),
             )  # fmt: skip
         if answer in ("ack", "return"):
-            self.reports.confirmed(message.channel, message.tag, False)
+            self.listener.confirmed(message.channel, message.tag, False)
         elif answer == "nack":
-            self.reports.nacked(message.channel, message.tag, False)
+            self.listener.nacked(message.channel, message.tag, False)
 
     async def _die(self) -> None:
         await anyio.sleep(self.life.seconds)
@@ -255,14 +255,16 @@ class ScriptedDriver:
         return [message for link in self.links for message in link.published]
 
     @asynccontextmanager
-    async def open(self, endpoint: Endpoint, options: LinkOptions, reports: Reports) -> AsyncIterator[ScriptedLink]:
+    async def open(
+        self, endpoint: Endpoint, options: LinkOptions, listener: LinkListener
+    ) -> AsyncIterator[ScriptedLink]:
         """Follow the next line of the script."""
         life = self._script.popleft() if len(self._script) > 1 else self._script[0]
         self.dials.append(anyio.current_time())
         await anyio.sleep(min(life.dialing, options.connect_timeout))
         if life.refusal is not None or life.dialing > options.connect_timeout:
             raise LinkDown(life.refusal or REFUSED)
-        link = ScriptedLink(len(self.links) + 1, life, reports, options)
+        link = ScriptedLink(len(self.links) + 1, life, listener, options)
         self.links.append(link)
         async with link.living():
             yield link

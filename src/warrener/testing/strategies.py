@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
+from warrener import machine
 from warrener.errors import Fault, FaultKind
 from warrener.machine import Backoff, Breaker, Event, Permit, Policy, Record, State
-from warrener.machine import events as on
-from warrener.machine import states as now
 
 __all__ = [
     "backoffs",
@@ -114,15 +113,15 @@ def states() -> st.SearchStrategy[State]:
     """Every state, with every flag."""
     flag = st.booleans()
     return st.one_of(
-        st.just(now.Idle()),
-        st.builds(now.Waiting, _LINKS),
-        st.builds(now.Dialing, _LINKS, flag),
-        st.builds(now.Restoring, _LINKS, flag),
-        st.builds(now.Up, _LINKS, flag, flag),
-        st.builds(now.Dropping, _LINKS, faults()),
-        st.builds(now.GaveUp, _LINKS),
-        st.builds(now.Closing, _LINKS, flag),
-        st.builds(now.Closed, _LINKS),
+        st.just(machine.states.Idle()),
+        st.builds(machine.states.Waiting, _LINKS),
+        st.builds(machine.states.Dialing, _LINKS, flag),
+        st.builds(machine.states.Restoring, _LINKS, flag),
+        st.builds(machine.states.Up, _LINKS, flag, flag),
+        st.builds(machine.states.Dropping, _LINKS, faults()),
+        st.builds(machine.states.GaveUp, _LINKS),
+        st.builds(machine.states.Closing, _LINKS, flag),
+        st.builds(machine.states.Closed, _LINKS),
     )
 
 
@@ -130,7 +129,7 @@ def states() -> st.SearchStrategy[State]:
 def records(draw: st.DrawFn, among: st.SearchStrategy[State] | None = None) -> Record:
     """Any consistent record; in one of the states of `among`, where that is given."""
     state = draw(states() if among is None else among)
-    if isinstance(state, now.Idle):
+    if isinstance(state, machine.states.Idle):
         return Record()
     at = draw(instants())
     ago = st.floats(min_value=0, max_value=12)
@@ -151,18 +150,18 @@ def link_events(link: st.SearchStrategy[int] = _LINKS) -> st.SearchStrategy[Even
     """Every event that is about a link or about one of its timers; the link is drawn from `link`."""
     at = instants()
     about_a_link = (
-        on.RetryTimerFired,
-        on.StableTimerFired,
-        on.CloseTimerFired,
-        on.LinkOpened,
-        on.LinkClosed,
-        on.TopologyRestored,
-        on.PublishingBlocked,
-        on.PublishingUnblocked,
-        on.ConfirmOverdue,
+        machine.events.RetryTimerFired,
+        machine.events.StableTimerFired,
+        machine.events.CloseTimerFired,
+        machine.events.LinkOpened,
+        machine.events.LinkClosed,
+        machine.events.TopologyRestored,
+        machine.events.PublishingBlocked,
+        machine.events.PublishingUnblocked,
+        machine.events.ConfirmOverdue,
     )
-    with_a_fault = (on.DialFailed, on.LinkLost, on.ChannelClosed)
-    with_a_permit = (on.PublishConfirmed, on.PublishNacked)
+    with_a_fault = (machine.events.DialFailed, machine.events.LinkLost, machine.events.ChannelClosed)
+    with_a_permit = (machine.events.PublishConfirmed, machine.events.PublishNacked)
     return st.one_of(
         *(st.builds(event, link, at) for event in about_a_link),
         *(st.builds(event, link, faults(), at) for event in with_a_fault),
@@ -173,11 +172,17 @@ def link_events(link: st.SearchStrategy[int] = _LINKS) -> st.SearchStrategy[Even
 def events(*, link: int | None = None) -> st.SearchStrategy[Event]:
     """Every event; about link `link` where that is given, otherwise about any."""
     at = instants()
-    plain = (on.StartRequested, on.ReconnectRequested, on.AdmissionRequested, on.Drained, on.DrainTimerFired)
+    plain = (
+        machine.events.StartRequested,
+        machine.events.ReconnectRequested,
+        machine.events.AdmissionRequested,
+        machine.events.Drained,
+        machine.events.DrainTimerFired,
+    )
     return st.one_of(
         link_events(_LINKS if link is None else st.just(link)),
         *(st.builds(event, at) for event in plain),
-        st.builds(on.StopRequested, at, st.booleans()),
-        st.builds(on.PermitReleased, permits(), at),
-        st.builds(on.CooldownTimerFired, st.integers(min_value=0, max_value=9), at),
+        st.builds(machine.events.StopRequested, at, st.booleans()),
+        st.builds(machine.events.PermitReleased, permits(), at),
+        st.builds(machine.events.CooldownTimerFired, st.integers(min_value=0, max_value=9), at),
     )

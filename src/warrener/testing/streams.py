@@ -33,7 +33,7 @@ class SocketStream(ByteStream):
         self._closed = False
 
     async def receive(self, max_bytes: int = CHUNK) -> bytes:
-        """Wait for octets; raises `EndOfStream`, `BrokenResourceError` or `ClosedResourceError`."""
+        """Wait for bytes; raises `EndOfStream`, `BrokenResourceError` or `ClosedResourceError`."""
         await checkpoint()
         while True:
             self._check_open()
@@ -69,7 +69,7 @@ class SocketStream(ByteStream):
             self._raw.shutdown(socket.SHUT_WR)
 
     async def aclose(self) -> None:
-        """Close with a FIN (or what the kernel makes of it, a RST, when octets are unread)."""
+        """Close with a FIN (or what the kernel makes of it, a RST, when bytes are unread)."""
         self.close_now()
         await checkpoint()
 
@@ -199,7 +199,7 @@ class MemoryStream(ByteStream):
         self._closed = False
 
     async def receive(self, max_bytes: int = CHUNK) -> bytes:
-        """Wait for octets; raises `EndOfStream`, `BrokenResourceError` or `ClosedResourceError`."""
+        """Wait for bytes; raises `EndOfStream`, `BrokenResourceError` or `ClosedResourceError`."""
         await checkpoint()
         while True:
             self._check_open()
@@ -242,7 +242,7 @@ class MemoryStream(ByteStream):
         await checkpoint()
 
     def close_now(self, *, reset: bool = False, keep: int = 0) -> None:
-        """Close at once. A reset drops what the other side has not read, but for the first `keep` octets."""
+        """Close at once. A reset drops what the other side has not read, but for the first `keep` bytes."""
         if self._closed:
             return
         self._closed = True
@@ -260,6 +260,6 @@ class MemoryStream(ByteStream):
 
 
 def memory_stream_pair(window: int = CHUNK) -> tuple[MemoryStream, MemoryStream]:
-    """Return the two ends of a connection in memory; `window` octets fit each way before `send` waits."""
+    """Return the two ends of a connection in memory; `window` bytes fit each way before `send` waits."""
     one, other = _Direction(window), _Direction(window)
     return MemoryStream(one, other), MemoryStream(other, one)

@@ -1,12 +1,12 @@
 """Publishing on one channel in confirm mode, and the content that comes back.
 
 The hot path is here. The frames around a body differ between messages of one envelope and one size in the message id
-alone, and in the token where there is one; both are mostly 32 octets wide. So what stands around them is encoded once
+alone, and in the token where there is one; both are mostly 32 bytes wide. So what stands around them is encoded once
 and kept per (envelope, size), and a publish is one join and one append. Ids and tokens of other widths, and bodies
 larger than a frame, take the general path.
 
 What must stay true: the frames of one publish are contiguous on their channel, each at most `frame_max` (I28); tags are
-1, 2, 3 … in the order of the calls (I6); `offered` grows in the step that hands out the last octet of a message (I18).
+1, 2, 3 … in the order of the calls (I6); `written` grows in the step that hands out the last byte of a message (I18).
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from warrener.wire.framing import BODY, FRAME_END, HEADER, METHOD, OVERHEAD, fra
 
 __all__ = ["Content", "Outgoing", "Publisher", "Stage"]
 
-#: Pending octets are cut into parcels of about this size: one send each, and one step of `offered`.
+#: Pending bytes are cut into parcels of about this size: one send each, and one step of `written`.
 PARCEL: Final = 64 * 1024
 #: RabbitMQ closes the whole connection for larger ones (501), bystanders included.
 _LARGEST_BODY: Final = 512 * 1024 * 1024
 _ID_OCTETS: Final = 32
-#: What a channel may keep encoded, in octets of memory; the frames of an entry count, and so much for its objects.
+#: What a channel may keep encoded, in bytes of memory; the frames of an entry count, and so much for its objects.
 _MAX_KEPT: Final = 4 * 1024 * 1024
 _ENTRY: Final = 1024
 
@@ -68,7 +68,7 @@ class Stage(enum.Enum):
 
 _READY: Final = Stage.READY
 
-#: The octets before the token (without one: before the message id), between the two, behind the id, behind the body.
+#: The bytes before the token (without one: before the message id), between the two, behind the id, behind the body.
 _Surroundings: TypeAlias = tuple[bytes, bytes, bytes, bytes]
 _Known: TypeAlias = dict[Envelope, dict[int, _Surroundings]]
 #: Stands for the token of a message that needs none.
@@ -110,22 +110,22 @@ class Publisher:
     stage: Stage = Stage.OPENING
     #: The last delivery tag assigned.
     last_tag: int = 0
-    #: The highest tag whose last octet was handed out.
-    offered: int = 0
+    #: The highest tag whose last byte was handed out.
+    written: int = 0
     #: The return that is being received.
     content: Content | None = None
     _templates: dict[Envelope, _Template] = field(factory=dict[Envelope, _Template])
     #: By envelope and body size: what surrounds the message id and the body, and the token where there is one.
     _plain: _Known = field(factory=dict[Envelope, dict[int, _Surroundings]])
     _with_token: _Known = field(factory=dict[Envelope, dict[int, _Surroundings]])
-    #: The octets of memory that these three take, at most `_MAX_KEPT`.
+    #: The bytes of memory that these three take, at most `_MAX_KEPT`.
     _kept: int = 0
 
     def publish(self, envelope: Envelope, message_id: str, body: bytes, token: str | None) -> int:
         """Append the frames of one message; return its delivery tag.
 
         On a channel that has ended the message gets its tag and goes nowhere: whoever publishes may not have heard of the
-        end yet, and will find the tag beyond `offered`.
+        end yet, and will find the tag beyond `written`.
         """
         if self.stage is not _READY:
             return self._publish_nothing()
@@ -173,9 +173,9 @@ class Publisher:
             return str(error)
         size = OVERHEAD + _CONTENT_FIXED + len(properties) + len(raw_id) + len(template.rest)
         if size > self.frame_max:
-            return f"the properties and headers take {size:,} octets; this broker takes {self.frame_max:,} (frame_max)"
+            return f"the properties and headers take {size:,} bytes; this broker takes {self.frame_max:,} (frame_max)"
         if len(body) > _LARGEST_BODY:
-            return f"the body has {len(body):,} octets; RabbitMQ takes {_LARGEST_BODY:,} at most"
+            return f"the body has {len(body):,} bytes; RabbitMQ takes {_LARGEST_BODY:,} at most"
         return None
 
     def end(self) -> None:
@@ -191,7 +191,7 @@ class Publisher:
         self._kept = 0
 
     def _make_room(self, octets: int) -> None:
-        """Count an entry of `octets` as kept; where that is too much, everything kept before it is forgotten."""
+        """Count an entry of `bytes` as kept; where that is too much, everything kept before it is forgotten."""
         cost = octets + _ENTRY
         if self._kept + cost > _MAX_KEPT:
             self._forget()
@@ -255,7 +255,7 @@ class Publisher:
         return template
 
     def _remember(self, known: _Known, envelope: Envelope, size: int, token: str | None) -> _Surroundings:
-        """Encode what surrounds a message id of 32 octets, and a token of as many, and keep it."""
+        """Encode what surrounds a message id of 32 bytes, and a token of as many, and keep it."""
         template = self._templates.get(envelope) or self._template(envelope)
         properties = template.before_id(token) + b"%c" % _ID_OCTETS
         start = template.method + self._header_start(template, len(properties) + _ID_OCTETS, size)
@@ -273,7 +273,7 @@ class Publisher:
         return before, between, after, end
 
     def _header_start(self, template: _Template, octets: int, body_size: int) -> bytes:
-        """Return a header frame up to its flags; `octets` stand between the body size and `template.rest`."""
+        """Return a header frame up to its flags; `bytes` stand between the body size and `template.rest`."""
         payload = _CONTENT_FIXED + octets + len(template.rest)
         return _CONTENT.pack(HEADER, self.wire_number, payload, commands.Basic.frame_id, 0, body_size)
 
@@ -285,37 +285,37 @@ class Publisher:
         pending += b"".join((template.method, start, properties, template.rest, FRAME_END))
         room = self.frame_max - OVERHEAD
         for at in range(0, len(body), room):
-            # The tag is not assigned yet, so a parcel that is cut inside the message does not count it as offered. The
+            # The tag is not assigned yet, so a parcel that is cut inside the message does not count it as written. The
             # last frame stays pending until it is.
             if len(pending) >= PARCEL:
                 self.outgoing.cut()
             pending += frame(BODY, self.wire_number, body[at : at + room])
 
 
-#: Octets, and the tags that count as offered once they are taken.
+#: Bytes, and the tags that count as written once they are taken.
 _Parcel: TypeAlias = "tuple[bytes, tuple[tuple[Publisher, int], ...]]"
 
 
 @define(eq=False)
 class Outgoing:
-    """The octets that wait for the socket, as one bytearray with the parcels that were cut off its front."""
+    """The bytes that wait for the socket, as one bytearray with the parcels that were cut off its front."""
 
     #: Where frames are appended. Only ever changed in place: publishers hold on to it.
     pending: bytearray = field(factory=bytearray)
-    #: Octets in `_parcels`; what stands in `pending` is less than a parcel more.
+    #: Bytes in `_parcels`; what stands in `pending` is less than a parcel more.
     backlog: int = 0
     publishers: list[Publisher] = field(factory=list[Publisher])
     _parcels: deque[_Parcel] = field(factory=deque[_Parcel])
 
     def cut(self) -> None:
-        """Make a parcel of what is pending; when it is taken, the tags assigned so far count as offered."""
+        """Make a parcel of what is pending; when it is taken, the tags assigned so far count as written."""
         data = bytes(self.pending)
         self.pending.clear()
         self.backlog += len(data)
         self._parcels.append((data, tuple((publisher, publisher.last_tag) for publisher in self.publishers)))
 
     def take(self) -> bytes:
-        """Return the next octets to send, b"" if there are none; from now on they count as offered."""
+        """Return the next bytes to send, b"" if there are none; from now on they count as written."""
         if not self._parcels:
             if not self.pending:
                 return b""
@@ -324,14 +324,14 @@ class Outgoing:
             self.pending[:] = bytes(len(data))
             self.pending.clear()
             for publisher in self.publishers:
-                publisher.offered = publisher.last_tag
+                publisher.written = publisher.last_tag
             return data
         data, tags = self._parcels.popleft()
         self.backlog -= len(data)
         for publisher, tag in tags:
-            # A channel that the broker closed discards what reaches it now: `offered` stands as it was reported.
+            # A channel that the broker closed discards what reaches it now: `written` stands as it was reported.
             if publisher.stage is _READY:
-                publisher.offered = tag
+                publisher.written = tag
         return data
 
     def clear(self) -> None:
@@ -348,18 +348,18 @@ class Outgoing:
 
 @define
 class Content:
-    """A content that is being received: a header frame, then body frames of as many octets as it says."""
+    """A content that is being received: a header frame, then body frames of as many bytes as it says."""
 
     #: basic.return or basic.get-ok.
     method: Method
-    #: Where the octets go; None: they are hashed and dropped.
+    #: Where the bytes go; None: they are hashed and dropped.
     kept: bytearray | None
     header: ContentHeader | None = None
     received: int = 0
     _hash: blake2b = field(factory=lambda: blake2b(digest_size=16))
 
     def begin(self, header: ContentHeader, limit: int) -> None:
-        """Take the header; a body larger than `limit` octets is not kept."""
+        """Take the header; a body larger than `limit` bytes is not kept."""
         if self.header is not None:
             raise Malformed("a second content header came where a body frame was due")
         self.header = header
@@ -373,7 +373,7 @@ class Content:
         self.received += len(octets)
         if not octets or self.received > self.header.body_size:
             raise Malformed(
-                f"a body frame of {len(octets)} octets brings the body to {self.received} of {self.header.body_size}"
+                f"a body frame of {len(octets)} bytes brings the body to {self.received} of {self.header.body_size}"
             )
         self._hash.update(octets)
         if self.kept is not None:
@@ -385,5 +385,5 @@ class Content:
         return self.header if self.header is not None and self.received == self.header.body_size else None
 
     def digest(self) -> bytes:
-        """blake2b of the body, in 16 octets."""
+        """blake2b of the body, in 16 bytes."""
         return self._hash.digest()

@@ -1,12 +1,12 @@
-"""Octets to values and back: short strings, field tables, methods and content headers of AMQP 0-9-1.
+"""Bytes to values and back: short strings, field tables, methods and content headers of AMQP 0-9-1.
 
 pamqp describes the methods (which arguments, of which types); this module reads and writes them, because pamqp's own
-reader trusts its input (a string may be longer than its frame, tables recurse without end, octets may trail) and its
+reader trusts its input (a string may be longer than its frame, tables recurse without end, bytes may trail) and its
 writer narrows floats to 32 bits, cuts field names, knows no `bytes`, and refuses names that RabbitMQ accepts.
 
 What must stay true:
 
-* Reading raises nothing but `Malformed`, for any octets; nothing is allocated by a length before that length was compared
+* Reading raises nothing but `Malformed`, for any bytes; nothing is allocated by a length before that length was compared
   with what is left; tables nest at most `MAX_DEPTH` deep and hold at most `MAX_ENTRIES` values altogether.
 * Writing raises nothing but `Unsendable`, and what was written can be read back by `read_table` (same limits).
 """
@@ -70,18 +70,18 @@ _VOID, _BOOL, _TIME, _DEC, _TEXT, _BYTES, _TABLE, _ARRAY = b"VtTDSxFA"
 
 
 class Malformed(Exception):
-    """The octets are not what the protocol says."""
+    """The bytes are not what the protocol says."""
 
 
 class Unsendable(ValueError):
-    """The value cannot be put into AMQP octets."""
+    """The value cannot be put into AMQP bytes."""
 
 
 # --- writing ----------------------------------------------------------------------------------------------------
 
 
 def short_string(value: str, name: str = "value") -> bytes:
-    """Return a short string: one octet of length, then at most 255 octets of UTF-8."""
+    """Return a short string: one byte of length, then at most 255 bytes of UTF-8."""
     if not isinstance(value, str):
         raise Unsendable(f"{name} must be str, not {type(value).__name__}")
     try:
@@ -89,17 +89,17 @@ def short_string(value: str, name: str = "value") -> bytes:
     except UnicodeEncodeError:
         raise Unsendable(f"{name} cannot be encoded as UTF-8") from None
     if len(raw) > 255:
-        raise Unsendable(f"{name} is {len(raw)} octets long; AMQP short strings hold at most 255")
+        raise Unsendable(f"{name} is {len(raw)} bytes long; AMQP short strings hold at most 255")
     return b"%c%b" % (len(raw), raw)
 
 
 def long_string(raw: Octets) -> bytes:
-    """Return a long string: four octets of length, then the octets."""
+    """Return a long string: four bytes of length, then the bytes."""
     return _LONG.pack(len(raw)) + raw
 
 
 def timestamp(value: datetime, name: str = "timestamp") -> bytes:
-    """Return whole seconds since 1970 in eight octets; a datetime without a zone counts as UTC."""
+    """Return whole seconds since 1970 in eight bytes; a datetime without a zone counts as UTC."""
     if not isinstance(value, datetime):
         raise Unsendable(f"{name} must be a datetime, not {type(value).__name__}")
     aware = value if value.utcoffset() is not None else value.replace(tzinfo=UTC)
@@ -110,7 +110,7 @@ def timestamp(value: datetime, name: str = "timestamp") -> bytes:
 
 
 def table(fields: Mapping[str, FieldValue] | None, name: str = "headers", room: int = MAX_ENTRIES) -> bytes:
-    """Return a field table of at most `room` values, with its four octets of length."""
+    """Return a field table of at most `room` values, with its four bytes of length."""
     return long_string(_entries(fields or {}, name, 1, [room]))
 
 
@@ -213,7 +213,7 @@ def _argument(argument_type: str, value: Any, name: str) -> bytes:
             return long_string(value.encode() if isinstance(value, str) else value or b"")
         case "table":
             return table(value, name=name)
-        case "octet":
+        case "byte":
             return _OCTET.pack(value or 0)
         case "short":
             return _SHORT.pack(value or 0)
@@ -237,7 +237,7 @@ class _Cursor:
     def take(self, size: int) -> Octets:
         end = self.at + size
         if end > len(self.data):
-            raise Malformed(f"{size} octets are claimed where {len(self.data) - self.at} are left")
+            raise Malformed(f"{size} bytes are claimed where {len(self.data) - self.at} are left")
         taken = self.data[self.at : end]
         self.at = end
         return taken
@@ -250,7 +250,7 @@ class _Cursor:
         return value
 
     def short_text(self) -> str:
-        # RabbitMQ cuts a reply text at 255 octets, perhaps inside a letter: never a reason to lose the text.
+        # RabbitMQ cuts a reply text at 255 bytes, perhaps inside a letter: never a reason to lose the text.
         return self.take(self.unpack(_OCTET)).decode(errors="backslashreplace")
 
     def long_octets(self) -> bytes:
@@ -281,7 +281,7 @@ class _Cursor:
             raise Malformed(f"a table is nested more than {MAX_DEPTH} deep")
         size: int = self.unpack(_LONG)
         if size > len(self.data) - self.at:
-            raise Malformed(f"a table claims {size} octets where {len(self.data) - self.at} are left")
+            raise Malformed(f"a table claims {size} bytes where {len(self.data) - self.at} are left")
         return self.at + size
 
     def _value(self, depth: int) -> Any:
@@ -317,7 +317,7 @@ class _Cursor:
 
     def end(self) -> None:
         if self.at != len(self.data):
-            raise Malformed(f"{len(self.data) - self.at} octets trail behind the last argument")
+            raise Malformed(f"{len(self.data) - self.at} bytes trail behind the last argument")
 
 
 def _moment(seconds: int) -> datetime | int:
@@ -364,7 +364,7 @@ def _read_argument(cursor: _Cursor, argument_type: str) -> Any:
             return cursor.long_octets().decode(errors="backslashreplace")
         case "table":
             return cursor.table()
-        case "octet":
+        case "byte":
             return cursor.unpack(_OCTET)
         case "short":
             return cursor.unpack(_SHORT)

@@ -1,8 +1,8 @@
-"""Octets in any split to whole frames (AMQP 0-9-1, 2.3.5), and confirms straight from the buffer.
+"""Bytes in any split to whole frames (AMQP 0-9-1, 2.3.5), and confirms straight from the buffer.
 
-One bytearray holds the residue: at most one unfinished frame, which is at most `cap` octets, because the seven octets
+One bytearray holds the residue: at most one unfinished frame, which is at most `cap` bytes, because the seven bytes
 of a frame's header are judged as soon as they are there, before anything else of it is kept. basic.ack and basic.nack
-have one layout of 21 octets; they are taken out with a single unpack and no object of their own.
+have one layout of 21 bytes; they are taken out with a single unpack and no object of their own.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _HEARTBEAT_TYPE: Final = 8
 _TYPES: Final = frozenset({METHOD, HEADER, BODY, _HEARTBEAT_TYPE})
 
 FRAME_END: Final = b"\xce"
-#: The octets of a frame around its payload: type, channel, size; and the end octet.
+#: The bytes of a frame around its payload: type, channel, size; and the end byte.
 OVERHEAD: Final = 8
 #: No frame may be larger until tuning is done (RabbitMQ from 4.1; AMQP's own floor is 4096).
 FLOOR: Final = 8192
 
 _PREFIX = struct.Struct(">BHI")
-#: type, channel, size, class and method, delivery tag, bits, end octet.
+#: type, channel, size, class and method, delivery tag, bits, end byte.
 _CONFIRM = struct.Struct(">BHIIQBB")
 _CONFIRM_SIZE: Final = 13
 _ACK: Final = commands.Basic.Ack.index
@@ -47,7 +47,7 @@ def frame(kind: int, channel: int, payload: bytes) -> bytes:
 
 @define
 class Parser:
-    """Cuts frames. `feed` calls back for each in wire order and raises `Malformed` at the first illegal octets."""
+    """Cuts frames. `feed` calls back for each in wire order and raises `Malformed` at the first illegal bytes."""
 
     #: ``(channel, tag, multiple)``
     _on_ack: Callable[[int, int, bool], None]
@@ -62,11 +62,11 @@ class Parser:
 
     @property
     def residue(self) -> int:
-        """How many octets of an unfinished frame are held; never more than `cap`."""
+        """How many bytes of an unfinished frame are held; never more than `cap`."""
         return len(self._buffer)
 
     def feed(self, data: bytes | memoryview) -> None:
-        """Take the next octets of the stream."""
+        """Take the next bytes of the stream."""
         buffer = self._buffer
         buffer += data
         at, end = 0, len(buffer)
@@ -103,12 +103,12 @@ class Parser:
                 self.completions += 1
 
     def _judge(self, kind: int, channel: int, size: int) -> None:
-        """Judge a frame by its first seven octets."""
+        """Judge a frame by its first seven bytes."""
         if kind not in _TYPES:
             raise Malformed(f"a frame has the unknown type {kind}")
         if size > self.cap - OVERHEAD:
-            raise Malformed(f"a frame of {size + OVERHEAD} octets is larger than the {self.cap} agreed upon")
+            raise Malformed(f"a frame of {size + OVERHEAD} bytes is larger than the {self.cap} agreed upon")
         if kind == _HEARTBEAT_TYPE and (channel or size):
-            raise Malformed(f"a heartbeat came on channel {channel} with {size} octets")
+            raise Malformed(f"a heartbeat came on channel {channel} with {size} bytes")
         if kind in (HEADER, BODY) and not channel:
             raise Malformed("content came on channel 0")

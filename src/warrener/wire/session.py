@@ -1,18 +1,18 @@
 """One AMQP 0-9-1 connection, seen from the client, without I/O, clock, logging or await.
 
-Octets go in by `receive`, octets come out by `data_to_send`; what happened comes out as facts, and confirms and returns
+Bytes go in by `receive`, bytes come out by `data_to_send`; what happened comes out as facts, and confirms and returns
 as calls of `Confirms`, in wire order. A transport, a test and a fuzzer drive it alike::
 
     session = Session(credentials, confirms)
     send(session.data_to_send())
-    for fact in session.receive(octets):
+    for fact in session.receive(bytes):
         ...
 
 **The connection** goes through the values of `Phase`, forwards only::
 
     STARTING --start--> AUTHENTICATING --tune--> OPENING --open-ok--> OPEN --close()--> CLOSING --close-ok--> OVER
 
-and from every one of them to OVER: by the broker's close, by `fail`, or by octets that mean nothing there. Each method
+and from every one of them to OVER: by the broker's close, by `fail`, or by bytes that mean nothing there. Each method
 is legal in the phases that its case names; anything else is a fault.
 
 **Channels.** Publishers are numbered 1, 2, 3 … in the order in which they are opened; AMQP's own channel numbers are
@@ -25,7 +25,7 @@ must not be a channel with messages on it.
 ignored (I29). The broker's close is answered once, what was not taken of the other output is dropped, and a second close
 is ignored (RabbitMQ sends two when credentials are refused). Crossed closes are answered by both sides (I30).
 
-What must stay true: `receive` raises nothing, whatever the octets; after `Broken` no octet leaves (R18); inbound memory
+What must stay true: `receive` raises nothing, whatever the bytes; after `ProtocolError` no byte leaves (R18); inbound memory
 is bounded by the frame cap and `max_inbound_body` (R19); no text or fact holds a secret (R20).
 """
 
@@ -40,7 +40,7 @@ from pamqp import commands
 from warrener.errors import printable
 from warrener.records import Credentials, FieldValue, Returned
 from warrener.topology import Binding, Declaration, Exchange, Queue
-from warrener.wire import facts
+from warrener.wire import events
 from warrener.wire.channel import Content, Outgoing, Publisher, Stage
 from warrener.wire.codec import (
     ContentHeader,
@@ -54,7 +54,7 @@ from warrener.wire.codec import (
     short_string,
     table,
 )
-from warrener.wire.facts import Breach, Confirms, Fact, Phase, Tuning
+from warrener.wire.events import Confirms, Event, Phase, ProtocolErrorKind, Tuning
 from warrener.wire.framing import FLOOR, HEADER, HEARTBEAT, METHOD, Parser, frame
 
 __all__ = ["MECHANISMS", "Session", "negotiate_heartbeat", "negotiate_limit"]
@@ -62,7 +62,7 @@ __all__ = ["MECHANISMS", "Session", "negotiate_heartbeat", "negotiate_limit"]
 _PROTOCOL_HEADER: Final = b"AMQP\x00\x00\x09\x01"
 #: AMQP's floor (4.2.3): a peer that tunes below it cannot be talked to.
 _FRAME_FLOOR: Final = 4096
-#: How many closed publishers stay known, for their `offered`: a broker that closes channels for ever costs no memory.
+#: How many closed publishers stay known, for their `written`: a broker that closes channels for ever costs no memory.
 _CLOSED_KEPT: Final = 8
 #: How many answers may wait for the socket; what is asked beyond them would grow our memory at the broker's will.
 _ANSWERS: Final = 1000
@@ -122,11 +122,11 @@ _STEPS: Final[Mapping[Stage, tuple[type[Method], Stage]]] = {
 
 
 class _Refusal(Exception):
-    """We refuse the peer; becomes `Broken` in `receive`."""
+    """We refuse the peer; becomes `ProtocolError` in `receive`."""
 
-    def __init__(self, breach: Breach, text: str, octets: bytes = b"") -> None:
+    def __init__(self, kind_of_error: ProtocolErrorKind, text: str, octets: bytes = b"") -> None:
         super().__init__(text)
-        self.broken = facts.Broken(breach, text, octets)
+        self.broken = events.ProtocolError(kind_of_error, text, octets)
 
 
 class Session:
@@ -148,7 +148,7 @@ class Session:
     ) -> None:
         """Begin: the protocol header is ready to be sent.
 
-        Raises `ValueError` where an argument cannot be put into AMQP (a vhost of more than 255 octets …).
+        Raises `ValueError` where an argument cannot be put into AMQP (a vhost of more than 255 bytes …).
         """
         if not 8192 <= frame_max <= 0x7FFFFFFF:
             raise ValueError("frame_max must be at least 8192, which is what RabbitMQ asks for")
@@ -169,16 +169,16 @@ class Session:
         longest = max((len(self._start_ok(mechanism)) for mechanism in mechanisms), default=0)
         if longest > FLOOR:
             raise ValueError(
-                f"name, user and password take {longest:,} octets; a frame holds {FLOOR:,} before the tuning"
+                f"name, user and password take {longest:,} bytes; a frame holds {FLOOR:,} before the tuning"
             )
 
         self.phase = Phase.STARTING
         self.tuning: Tuning | None = None
         self._confirms = confirms
-        self._facts: list[Fact] = []
+        self._facts: list[Event] = []
         self._out = Outgoing(pending=bytearray(_PROTOCOL_HEADER))
         self._parser = Parser(self._on_ack, self._on_nack, self._on_frame)
-        #: The first octets, kept until they are known to be a frame's.
+        #: The first bytes, kept until they are known to be a frame's.
         self._greeting: bytearray | None = bytearray()
         self._channels: dict[int, Publisher | _Control] = {}
         self._publishers: dict[int, Publisher] = {}
@@ -189,13 +189,13 @@ class Session:
         #: What blocks publishing: 0 for the connection, else the number of the channel whose flow was stopped.
         self._blocked_by: set[int] = set()
         self._updating_secret = False
-        #: Answers to what the broker may ask again and again, since octets were last taken.
+        #: Answers to what the broker may ask again and again, since bytes were last taken.
         self._answers = 0
 
-    # --- octets -------------------------------------------------------------------------------------------------
+    # --- bytes -------------------------------------------------------------------------------------------------
 
-    def receive(self, data: bytes | memoryview) -> list[Fact]:
-        """Take the next octets from the broker, in any split; return what they mean. Never raises."""
+    def receive(self, data: bytes | memoryview) -> list[Event]:
+        """Take the next bytes from the broker, in any split; return what they mean. Never raises."""
         if self.phase is not Phase.OVER:
             try:
                 if self._greeting is not None:
@@ -203,20 +203,20 @@ class Session:
                 else:
                     self._parser.feed(data)
             except Malformed as error:
-                self._break(facts.Broken(Breach.ILLEGAL, str(error)))
+                self._break(events.ProtocolError(ProtocolErrorKind.ILLEGAL, str(error)))
             except _Refusal as refusal:
                 self._break(refusal.broken)
         told, self._facts = self._facts, []
         return told
 
-    def _break(self, broken: facts.Broken) -> None:
+    def _break(self, broken: events.ProtocolError) -> None:
         """Fall silent because of the peer. Behind a close nothing counts, and the answer to it still goes out."""
         if self.phase is not Phase.OVER:
             self.fail()
             self._facts.append(broken)
 
     def data_to_send(self) -> bytes:
-        """Return the next octets for the socket, b"" for none; from this call on they count as offered to it."""
+        """Return the next bytes for the socket, b"" for none; from this call on they count as written to it."""
         self._answers = 0
         return self._out.take()
 
@@ -227,12 +227,12 @@ class Session:
 
     @property
     def backlog(self) -> int:
-        """About how many octets wait to be sent (to within one parcel of 64 KiB)."""
+        """About how many bytes wait to be sent (to within one parcel of 64 KiB)."""
         return self._out.backlog
 
     @property
     def residue(self) -> int:
-        """The octets held of an unfinished frame; 0 between frames."""
+        """The bytes held of an unfinished frame; 0 between frames."""
         return self._parser.residue + len(self._greeting or b"")
 
     @property
@@ -246,7 +246,7 @@ class Session:
         return self._parser.completions
 
     def _greet(self, data: bytes | memoryview) -> None:
-        """Tell a broker from whatever else may listen on the port, by its first eight octets."""
+        """Tell a broker from whatever else may listen on the port, by its first eight bytes."""
         greeting = self._greeting
         assert greeting is not None
         greeting += data
@@ -256,7 +256,7 @@ class Session:
             if len(greeting) < 8:
                 return
             octets = bytes(greeting[:8])
-            raise _Refusal(Breach.NOT_AMQP, f"it begins with {octets!r}", octets)
+            raise _Refusal(ProtocolErrorKind.NOT_AMQP, f"it begins with {octets!r}", octets)
         self._greeting = None
         self._parser.feed(bytes(greeting))
 
@@ -306,7 +306,7 @@ class Session:
         return publisher.number
 
     def publisher(self, channel: int) -> Publisher:
-        """Return a publishing channel: the way to publish without a detour, and to read `offered`.
+        """Return a publishing channel: the way to publish without a detour, and to read `written`.
 
         Of the channels that were closed only the last few are known (KeyError for others).
         """
@@ -350,7 +350,7 @@ class Session:
         self._request(commands.Queue.Delete, queue=queue)
 
     def take_one(self, queue: str) -> None:
-        """Take one message without an acknowledgement (basic.get); `Got` or `Refused` follows."""
+        """Take one message without an acknowledgement (basic.get); `GetResult` or `Refused` follows."""
         self._request(commands.Basic.Get, queue=queue, no_ack=True)
 
     def release_control(self) -> None:
@@ -403,7 +403,7 @@ class Session:
         octets = frame(METHOD, channel, method_payload(kind, **arguments))
         if self.tuning is not None and len(octets) > self.tuning.frame_max:
             limit = self.tuning.frame_max
-            raise Unsendable(f"{kind.name} takes {len(octets):,} octets; this broker takes {limit:,} (frame_max)")
+            raise Unsendable(f"{kind.name} takes {len(octets):,} bytes; this broker takes {limit:,} (frame_max)")
         return octets
 
     def _answer(self, channel: int, kind: type[Method], **arguments: Any) -> None:
@@ -414,7 +414,7 @@ class Session:
         self._send(channel, kind, **arguments)
 
     def _end(self) -> None:
-        """Leave for OVER: no channel counts any more; `offered` of each stays readable."""
+        """Leave for OVER: no channel counts any more; `written` of each stays readable."""
         self.phase = Phase.OVER
         self._publishers.clear()
         self._channels.clear()
@@ -492,7 +492,7 @@ class Session:
         else:
             channel.request = None
             body = None if content.kept is None else bytes(content.kept)
-            self._facts.append(facts.Got(body, header.body_size))
+            self._facts.append(events.GetResult(body, header.body_size))
 
     def _returned(self, publisher: Publisher, content: Content, header: ContentHeader) -> None:
         method = content.method
@@ -518,47 +518,50 @@ class Session:
             case commands.Connection.Close(), Phase.CLOSING:
                 self._send(0, commands.Connection.CloseOk)
                 self._end()
-                self._facts.append(facts.Closed())
+                self._facts.append(events.Closed())
             case commands.Connection.CloseOk(), Phase.CLOSING:
                 self._end()
                 self._out.clear()
-                self._facts.append(facts.Closed())
+                self._facts.append(events.Closed())
             case _, Phase.CLOSING:
                 pass
             case commands.Connection.Close(reply_code=code, reply_text=text), phase:
                 self._out.clear()
                 self._end()
                 self._send(0, commands.Connection.CloseOk)
-                self._facts.append(facts.CloseReceived(code or 0, printable(text), phase))
+                self._facts.append(events.CloseReceived(code or 0, printable(text), phase))
             case commands.Connection.Start(), Phase.STARTING:
                 self._start(method)
             case commands.Connection.Tune(), Phase.AUTHENTICATING:
                 self._tune(method)
             case commands.Connection.Secure(), Phase.AUTHENTICATING:
                 raise _Refusal(
-                    Breach.UNUSABLE, f"it wants another step of authentication, which {self._mechanism} has not"
+                    ProtocolErrorKind.UNUSABLE,
+                    f"it wants another step of authentication, which {self._mechanism} has not",
                 )
             case commands.Connection.OpenOk(), Phase.OPENING:
                 self.phase = Phase.OPEN
-                self._facts.append(facts.Opened())
+                self._facts.append(events.Opened())
             case commands.Connection.Blocked(reason=reason), Phase.OPEN:
                 self._blocked_by.add(0)
-                self._facts.append(facts.Blocked(printable(reason)))
+                self._facts.append(events.Blocked(printable(reason)))
             case commands.Connection.Unblocked(), Phase.OPEN:
                 self._unblock(0)
             case commands.Connection.UpdateSecretOk(), Phase.OPEN if self._updating_secret:
                 self._updating_secret = False
-                self._facts.append(facts.SecretUpdated())
+                self._facts.append(events.SecretUpdated())
             case _:
                 raise Malformed(f"{method.name} came while the connection was {self.phase.value}")
 
     def _start(self, start: commands.Connection.Start) -> None:
         if (start.version_major, start.version_minor) != (0, 9):
-            raise _Refusal(Breach.UNUSABLE, f"it speaks AMQP {start.version_major}-{start.version_minor}, not 0-9-1")
-        offered = start.mechanisms.split()
-        mechanism = next((name for name in self._mechanisms if name in offered), None)
+            raise _Refusal(
+                ProtocolErrorKind.UNUSABLE, f"it speaks AMQP {start.version_major}-{start.version_minor}, not 0-9-1"
+            )
+        written = start.mechanisms.split()
+        mechanism = next((name for name in self._mechanisms if name in written), None)
         if mechanism is None:
-            raise _Refusal(Breach.NO_MECHANISM, printable(" ".join(offered)))
+            raise _Refusal(ProtocolErrorKind.NO_MECHANISM, printable(" ".join(written)))
         properties = start.server_properties
         self._product = printable(properties.get("product", ""))
         self._version = printable(properties.get("version", ""))
@@ -590,9 +593,13 @@ class Session:
     def _tune(self, tune: commands.Connection.Tune) -> None:
         heartbeat, frame_max, channel_max = self._wanted
         if 0 < tune.frame_max < _FRAME_FLOOR:
-            raise _Refusal(Breach.UNUSABLE, f"its frame_max is {tune.frame_max}; AMQP's floor is {_FRAME_FLOOR}")
+            raise _Refusal(
+                ProtocolErrorKind.UNUSABLE, f"its frame_max is {tune.frame_max}; AMQP's floor is {_FRAME_FLOOR}"
+            )
         if 0 < tune.channel_max < _CHANNELS_NEEDED:
-            raise _Refusal(Breach.UNUSABLE, f"its channel_max is {tune.channel_max}; {_CHANNELS_NEEDED} are needed")
+            raise _Refusal(
+                ProtocolErrorKind.UNUSABLE, f"its channel_max is {tune.channel_max}; {_CHANNELS_NEEDED} are needed"
+            )
         self.tuning = tuning = Tuning(
             product=self._product,
             version=self._version,
@@ -611,13 +618,13 @@ class Session:
         )
         self._out.pending += frame(METHOD, 0, self._open)
         self.phase = Phase.OPENING
-        self._facts.append(facts.Tuned(tuning))
+        self._facts.append(events.Tuned(tuning))
 
     def _unblock(self, source: int) -> None:
         if source in self._blocked_by:
             self._blocked_by.discard(source)
             if not self._blocked_by:
-                self._facts.append(facts.Unblocked())
+                self._facts.append(events.Unblocked())
 
     # --- methods of channels ----------------------------------------------------------------------------------------
 
@@ -625,12 +632,12 @@ class Session:
         step = _STEPS.get(publisher.stage)
         match method:
             case commands.Channel.Close(reply_code=code, reply_text=text):
-                offered = publisher.offered
+                written = publisher.written
                 publisher.end()
                 self._out.publishers.remove(publisher)
                 del self._channels[publisher.wire_number], self._publishers[publisher.wire_number]
                 self._send(publisher.wire_number, commands.Channel.CloseOk)
-                self._facts.append(facts.ChannelClosed(publisher.number, code or 0, printable(text), offered))
+                self._facts.append(events.ChannelClosed(publisher.number, code or 0, printable(text), written))
                 self._unblock(publisher.number)
             case _ if step is not None and isinstance(method, step[0]):
                 publisher.stage = step[1]
@@ -640,14 +647,14 @@ class Session:
                     case Stage.LIMITING:
                         self._send(publisher.wire_number, commands.Basic.Qos, prefetch_count=self._prefetch)
                     case _:
-                        self._facts.append(facts.ChannelOpened(publisher.number))
+                        self._facts.append(events.ChannelOpened(publisher.number))
             case commands.Channel.Flow(active=active) if publisher.stage is not Stage.OPENING:
                 self._answer(publisher.wire_number, commands.Channel.FlowOk, active=active)
                 if active:
                     self._unblock(publisher.number)
                 else:
                     self._blocked_by.add(publisher.number)
-                    self._facts.append(facts.Blocked("the broker stopped the flow of the channel"))
+                    self._facts.append(events.Blocked("the broker stopped the flow of the channel"))
             case commands.Basic.Return() if publisher.last_tag:
                 publisher.content = Content(method, kept=None)
             case _:
@@ -661,7 +668,7 @@ class Session:
                     return  # crossed: the answer to our own close is still due
                 del self._channels[control.wire_number]
                 self._control = None
-                self._facts.append(facts.Refused(code or 0, printable(text)))
+                self._facts.append(events.Refused(code or 0, printable(text)))
             case commands.Channel.CloseOk() if control.stage is Stage.CLOSING:
                 del self._channels[control.wire_number]
             case _ if control.stage is Stage.CLOSING:
@@ -678,9 +685,9 @@ class Session:
                         control.content = Content(method, kept=bytearray())
                     case commands.Basic.GetEmpty():
                         control.request = None
-                        self._facts.append(facts.Got(None, None))
+                        self._facts.append(events.GetResult(None, None))
                     case _:
                         control.request = None
-                        self._facts.append(facts.Replied())
+                        self._facts.append(events.Replied())
             case _:
                 raise Malformed(f"{method.name} came on the control channel, which did not ask for it")

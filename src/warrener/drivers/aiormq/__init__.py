@@ -11,9 +11,9 @@ from contextlib import AbstractAsyncContextManager
 
 from anyio.lowlevel import current_token
 
-from warrener.drivers.aiormq.bridge import open_bridged
-from warrener.drivers.aiormq.direct import open_direct
-from warrener.drivers.base import Link, LinkOptions, Reports
+from warrener.drivers.aiormq._bridge import open_bridged
+from warrener.drivers.aiormq._direct import open_direct
+from warrener.drivers.base import Link, LinkListener, LinkOptions
 from warrener.records import Endpoint
 
 __all__ = ["AiormqDriver"]
@@ -24,8 +24,10 @@ class AiormqDriver:
 
     name = "aiormq"
 
-    def open(self, endpoint: Endpoint, options: LinkOptions, reports: Reports) -> AbstractAsyncContextManager[Link]:
+    def open(
+        self, endpoint: Endpoint, options: LinkOptions, listener: LinkListener
+    ) -> AbstractAsyncContextManager[Link]:
         """Open a link on whichever event loop is running; see the rules in `warrener.drivers.base`."""
         if isinstance(current_token().native_token, asyncio.AbstractEventLoop):
-            return open_direct(endpoint, options, reports)
-        return open_bridged(endpoint, options, reports)
+            return open_direct(endpoint, options, listener)
+        return open_bridged(endpoint, options, listener)

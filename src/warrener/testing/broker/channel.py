@@ -190,7 +190,7 @@ class Channel:
             raise IllegalOctets(501, "an empty content body frame")
         incoming.body += fragment
         if len(incoming.body) > content.body_size:
-            raise IllegalOctets(501, f"more than the declared {content.body_size} octets of content body")
+            raise IllegalOctets(501, f"more than the declared {content.body_size} bytes of content body")
         if len(incoming.body) == content.body_size:
             self._content_complete(incoming, content)
 
@@ -709,7 +709,7 @@ def _pump(released: Iterable[Held]) -> None:
 
 
 def _properties_for(queue: Queue, entry: Entry) -> bytes:
-    """Return the properties that a consumer gets: the publisher's octets, plus the count of a quorum queue."""
+    """Return the properties that a consumer gets: the publisher's bytes, plus the count of a quorum queue."""
     if not (queue.quorum and entry.returns):
         return entry.message.raw_properties
     properties = codec.copy_properties(entry.message.properties)

@@ -2,9 +2,9 @@
 
 The client's own wire code is fast and may be wrong; this one is slow and suspicious, and shares no line with it, so that
 a mistake in one is seen by the other. Every frame is checked against the grammar before `pamqp` decodes it, because
-pamqp itself is lenient: it takes a short string that runs past the end of its frame, and ignores octets that are left
+pamqp itself is lenient: it takes a short string that runs past the end of its frame, and ignores bytes that are left
 over. Here each length is held against what remains of the frame, nothing may be left over, field tables are walked to
-their last octet (field types as RabbitMQ has them, https://www.rabbitmq.com/amqp-0-9-1-errata), and content headers may
+their last byte (field types as RabbitMQ has them, https://www.rabbitmq.com/amqp-0-9-1-errata), and content headers may
 set no undefined flag (AMQP 0-9-1, 2.3.5 and 4.2).
 
 Encoding uses pamqp's field encoders but not its method constructors: those refuse names (``exchange='a b'``) that
@@ -43,7 +43,7 @@ __all__ = [
 
 METHOD, HEADER, BODY, HEARTBEAT = 1, 2, 3, 8
 FRAME_END = 0xCE
-#: 7 octets of frame header and the end octet.
+#: 7 bytes of frame header and the end byte.
 OVERHEAD = 8
 MAX_DEPTH = 32
 
@@ -62,7 +62,7 @@ class IllegalOctets(Exception):
 
 @frozen
 class RawFrame:
-    """A frame whose seven header octets and end octet were right."""
+    """A frame whose seven header bytes and end byte were right."""
 
     type: int
     channel: int
@@ -80,7 +80,7 @@ class Method:
 
 @frozen
 class Content:
-    """A decoded content header; `raw_properties` are the octets from the property flags on."""
+    """A decoded content header; `raw_properties` are the bytes from the property flags on."""
 
     body_size: int
     properties: commands.Basic.Properties
@@ -88,23 +88,23 @@ class Content:
 
 
 class Framer:
-    """Cuts octets into frames. `frame_max` is the largest whole frame allowed, 0 for no limit."""
+    """Cuts bytes into frames. `frame_max` is the largest whole frame allowed, 0 for no limit."""
 
     def __init__(self, frame_max: int) -> None:
         self.frame_max = frame_max
         self._residue = bytearray()
 
     def feed(self, octets: bytes) -> None:
-        """Take octets from the client; `frames` hands out what they complete."""
+        """Take bytes from the client; `frames` hands out what they complete."""
         self._residue += octets
 
     @property
     def residue(self) -> int:
-        """How many octets wait for the rest of their frame."""
+        """How many bytes wait for the rest of their frame."""
         return len(self._residue)
 
     def protocol_header(self) -> bytes | None:
-        """Take the eight octets that open a connection (AMQP 0-9-1, 4.2.2), or None until they are there.
+        """Take the eight bytes that open a connection (AMQP 0-9-1, 4.2.2), or None until they are there.
 
         What cannot become ``AMQP`` any more is handed out at once, however short: a broker does not wait for the rest.
         """
@@ -119,29 +119,27 @@ class Framer:
         residue = self._residue
         if len(residue) < 7:
             if residue and residue[0] not in (METHOD, HEADER, BODY, HEARTBEAT):
-                raise IllegalOctets(501, f"type {residue[0]}, all octets = <<>>: unknown_frame")
+                raise IllegalOctets(501, f"type {residue[0]}, all bytes = <<>>: unknown_frame")
             return None
         kind, channel, size = struct.unpack_from(">BHI", residue)
         if kind not in (METHOD, HEADER, BODY, HEARTBEAT):
-            raise IllegalOctets(501, f"type {kind}, all octets = <<>>: unknown_frame")
+            raise IllegalOctets(501, f"type {kind}, all bytes = <<>>: unknown_frame")
         if self.frame_max and size + OVERHEAD > self.frame_max:
             limit = self.frame_max - OVERHEAD
-            raise IllegalOctets(501, f"type {kind}, all octets = <<>>: {{frame_too_large,{size},{limit}}}")
+            raise IllegalOctets(501, f"type {kind}, all bytes = <<>>: {{frame_too_large,{size},{limit}}}")
         if kind == HEARTBEAT and (channel or size):
-            raise IllegalOctets(501, f"heartbeat frame on channel {channel} with {size} octets")
+            raise IllegalOctets(501, f"heartbeat frame on channel {channel} with {size} bytes")
         if len(residue) < size + OVERHEAD:
             return None
         if residue[size + 7] != FRAME_END:
-            raise IllegalOctets(
-                501, f"type {kind}, all octets = <<>>: {{invalid_frame_end_marker,{residue[size + 7]}}}"
-            )
+            raise IllegalOctets(501, f"type {kind}, all bytes = <<>>: {{invalid_frame_end_marker,{residue[size + 7]}}}")
         payload = bytes(residue[7 : size + 7])
         del residue[: size + OVERHEAD]
         return RawFrame(kind, channel, payload)
 
 
 class _Reader:
-    """Walks octets; every read is checked against the end of the frame."""
+    """Walks bytes; every read is checked against the end of the frame."""
 
     def __init__(self, octets: bytes, offset: int = 0) -> None:
         self.octets = octets
@@ -150,7 +148,7 @@ class _Reader:
 
     def take(self, size: int) -> bytes:
         if size < 0 or self.offset + size > self.end:
-            raise IllegalOctets(502, f"a field of {size} octets runs past the end of its frame")
+            raise IllegalOctets(502, f"a field of {size} bytes runs past the end of its frame")
         taken = self.octets[self.offset : self.offset + size]
         self.offset += size
         return taken
@@ -171,7 +169,7 @@ class _Reader:
 
     def finish(self, what: str) -> None:
         if self.offset != self.end:
-            raise IllegalOctets(502, f"{self.end - self.offset} octets are left over after {what}")
+            raise IllegalOctets(502, f"{self.end - self.offset} bytes are left over after {what}")
 
     def table(self, depth: int = 0) -> TypedTable:
         fields: TypedTable = {}
@@ -232,7 +230,7 @@ _NUMBERS = {
     b"f": ("float", "f"),
     b"d": ("double", "d"),
 }
-_FIXED = {"octet": 1, "short": 2, "long": 4, "longlong": 8, "timestamp": 8}
+_FIXED = {"byte": 1, "short": 2, "long": 4, "longlong": 8, "timestamp": 8}
 
 _METHODS: dict[int, type[base.Frame]] = dict(commands.INDEX_MAPPING)
 
@@ -346,7 +344,7 @@ def encode_method(channel: int, name: str, /, **fields: common.FieldValue) -> by
 
 
 _EMPTY: dict[str, common.FieldValue] = {
-    "octet": 0, "short": 0, "long": 0, "longlong": 0, "shortstr": "", "longstr": "", "table": {}, "timestamp": 0,
+    "byte": 0, "short": 0, "long": 0, "longlong": 0, "shortstr": "", "longstr": "", "table": {}, "timestamp": 0,
 }  # fmt: skip
 
 

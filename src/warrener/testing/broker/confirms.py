@@ -49,12 +49,12 @@ class EveryBatch:
 class RandomCoalescing:
     """Flush points drawn from an injected `random.Random`."""
 
-    def __init__(self, chance: random.Random) -> None:
-        self._chance = chance
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
 
     def taken(self, waiting: int, *, idle: bool) -> int:
         """See `Coalescing`."""
-        return self._chance.randint(1 if idle else 0, waiting)
+        return self._rng.randint(1 if idle else 0, waiting)
 
 
 @frozen

@@ -1,6 +1,6 @@
 """What a broker keeps: virtual hosts, users, exchanges, queues, messages, and the log of every enqueue.
 
-No sockets and no octets here; `protocol` turns methods into calls. A call that RabbitMQ would refuse raises `Refusal`
+No sockets and no bytes here; `protocol` turns methods into calls. A call that RabbitMQ would refuse raises `Refusal`
 with RabbitMQ's reply code and text (3.10, compared in tests/testing/test_against_rabbitmq.py).
 
 Theory of the queue. A publish is *enqueued* (it is in the queue, and in the log), later *settled* towards the publisher
@@ -98,7 +98,7 @@ class Message:
     routing_key: str
     body: bytes = field(repr=lambda body: f"<{len(body)} bytes>")
     properties: commands.Basic.Properties = field(repr=False)
-    #: Property flags and properties as they came; handed to consumers octet by octet.
+    #: Property flags and properties as they came; handed to consumers byte by byte.
     raw_properties: bytes = field(repr=False)
 
     @property
@@ -121,7 +121,7 @@ class Enqueued:
     token: str | None
     vhost: str
     queue: str
-    #: blake2b of the body, 16 octets.
+    #: blake2b of the body, 16 bytes.
     body_hash: bytes = field(repr=lambda octets: octets.hex())
     #: The broker's number of the connection; 0 for what the broker moved itself (dead letters).
     connection: int
@@ -346,8 +346,8 @@ class Queue:
         if interval == 0:
             self.sync()
         elif self._sync_timer is None:
-            chance = self.node.chance
-            wait = interval if chance is None else chance.uniform(0, interval)
+            rng = self.node.rng
+            wait = interval if rng is None else rng.uniform(0, interval)
             self._sync_timer = self.node.timers.after(wait, self.sync)
 
     def sync(self) -> None:
@@ -737,13 +737,13 @@ class Node:
         self,
         timers: Timers,
         *,
-        chance: random.Random | None,
+        rng: random.Random | None,
         sync_interval: float,
         wall_clock: Callable[[], datetime],
     ) -> None:
         self.timers = timers
-        #: The only source of chance, injected; None makes every choice the same one.
-        self.chance = chance
+        #: The only source of rng, injected; None makes every choice the same one.
+        self.rng = rng
         #: Seconds; the longest wait of a persistent message in a classic queue for its sync.
         self.sync_interval = sync_interval
         #: For the ``time`` of an ``x-death``.

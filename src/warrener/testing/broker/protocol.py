@@ -1,4 +1,4 @@
-"""The broker's side of one connection, without I/O: octets in by `receive`, octets out by `take_output`.
+"""The broker's side of one connection, without I/O: bytes in by `receive`, bytes out by `take_output`.
 
 What the client may rely on and where it comes from (RabbitMQ 3.10 unless said otherwise):
 
@@ -11,7 +11,7 @@ What the client may rely on and where it comes from (RabbitMQ 3.10 unless said o
 * Heartbeats: one is sent after T/2 without output; the client is dropped, without a Close, when two checks at intervals
   of T in a row have seen nothing from it, that is after 2T to 3T (F8).
 
-Octets that AMQP does not allow are *violations*: recorded with what was wrong, answered as RabbitMQ does, and raised to
+Bytes that AMQP does not allow are *violations*: recorded with what was wrong, answered as RabbitMQ does, and raised to
 whoever wrote the client when the broker's block is left. An ordinary refusal (404, 406 …) is none.
 """
 
@@ -48,7 +48,7 @@ class Tuning:
     #: How long the broker waits for Close-Ok, or before it closes on a client that broke the framing.
     closing_timeout: float = 30.0
     silent_close_delay: float = 3.0
-    #: Octets; 16 MiB since RabbitMQ 4.0.
+    #: Bytes; 16 MiB since RabbitMQ 4.0.
     max_message_size: int = 128 * 1024 * 1024
 
 
@@ -137,13 +137,13 @@ class Connection:
 
     @property
     def residue(self) -> int:
-        """Octets received that no whole frame was made of."""
+        """Bytes received that no whole frame was made of."""
         return self._framer.residue
 
-    # --- octets ------------------------------------------------------------------------------------------------------
+    # --- bytes ------------------------------------------------------------------------------------------------------
 
     def receive(self, octets: bytes) -> None:
-        """Take octets from the client."""
+        """Take bytes from the client."""
         self._heard += len(octets)
         if self._poisoned:
             return
@@ -164,14 +164,14 @@ class Connection:
             self._poisoned = True
 
     def take_output(self) -> bytes:
-        """Hand out the octets for the client."""
+        """Hand out the bytes for the client."""
         octets = bytes(self._output)
         self._output.clear()
         return octets
 
     @property
     def has_output(self) -> bool:
-        """Whether there are octets for the client."""
+        """Whether there are bytes for the client."""
         return bool(self._output)
 
     def send_octets(self, octets: bytes) -> None:

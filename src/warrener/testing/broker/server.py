@@ -75,7 +75,7 @@ class Ended:
     name: str
     #: "closed" (with Close and Close-Ok), "eof" (the client's FIN), "broken" (a reset), "dropped" (by the broker).
     how: str
-    #: Octets of a frame that never became whole.
+    #: Bytes of a frame that never became whole.
     residue: int
     at: float
 
@@ -86,7 +86,7 @@ class BrokerOptions(TypedDict, total=False):
     host: str
     port: int
     tuning: Tuning
-    chance: random.Random | None
+    rng: random.Random | None
     coalescing: Coalescing | None
     sync_interval: float
     strict: bool
@@ -119,7 +119,7 @@ class EmbeddedBroker:
     ``with EmbeddedBroker.in_thread() as broker`` beside synchronous code; clients connect to `url`, or in memory with
     `connect`. It behaves as RabbitMQ 3.10 does, with its reply codes and texts; docs/testing.md lists what is not modelled.
 
-    Leaving the block raises `ProtocolViolated` when a client sent illegal octets, unless ``strict=False``, or unless
+    Leaving the block raises `ProtocolViolated` when a client sent illegal bytes, unless ``strict=False``, or unless
     another error leaves the block. With `chance` and without TCP (``listen=False``), everything that happens depends on
     the seed, the order of the tasks and the clock alone.
     """
@@ -130,7 +130,7 @@ class EmbeddedBroker:
         host: str = "127.0.0.1",
         port: int = 0,
         tuning: Tuning | None = None,
-        chance: random.Random | None = None,
+        rng: random.Random | None = None,
         coalescing: Coalescing | None = None,
         sync_interval: float = 0.0,
         strict: bool = True,
@@ -150,10 +150,10 @@ class EmbeddedBroker:
         self.intercept: Intercept | None = None
         self._host, self._wanted_port, self._listen = host, port, listen
         self._tls = tls
-        self._coalescing = coalescing or (EveryBatch() if chance is None else RandomCoalescing(chance))
+        self._coalescing = coalescing or (EveryBatch() if rng is None else RandomCoalescing(rng))
         self._timers = Timers(anyio.current_time)
         self._timers.on_sooner = self._wake_clock
-        self._node = Node(self._timers, chance=chance, sync_interval=sync_interval, wall_clock=_wall_clock)
+        self._node = Node(self._timers, rng=rng, sync_interval=sync_interval, wall_clock=_wall_clock)
         self._port: Port | None = None
         self._tasks: TaskGroup | None = None
         self._running: Any = None
@@ -384,7 +384,7 @@ class EmbeddedBroker:
     async def connect(self, window: int = CHUNK) -> MemoryStream:
         """Return the client's end of a new connection in memory; raises `ConnectionRefusedError` while it is down.
 
-        `window` octets fit each way before a sender waits.
+        `window` bytes fit each way before a sender waits.
         """
         await anyio.lowlevel.checkpoint()
         if not self._up or self._tasks is None:

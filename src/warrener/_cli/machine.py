@@ -1,0 +1,476 @@
+"""The table of transitions and its pictures, printed by running `transition` over representative records and events.
+
+Nothing here repeats the machine: a row exists because the function was called and did something. What is written down
+by hand is the choice of representatives, one record for each case that a state distinguishes, and the words for it.
+docs/state-table.md, docs/state-diagram.dot and docs/state-diagram.svg hold what this module prints; a test compares
+them, and `python scripts/machine_docs.py` writes them anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import get_args
+
+from attrs import evolve, frozen
+
+from warrener.errors import Fault, FaultKind
+from warrener.machine import effects, events, states
+from warrener.machine._record import Policy, Record, Step, connection_state
+from warrener.machine._transitions import transition
+from warrener.machine.breaker import Breaker, Permit, admit, cooled, failed, released, retry_after, succeeded
+
+__all__ = [
+    "BreakerRow",
+    "Line",
+    "Row",
+    "breaker_rows",
+    "dot",
+    "edges",
+    "every_row",
+    "lines",
+    "markdown",
+    "mermaid",
+    "rows",
+]
+
+#: The instant of every event in the table, the link that it is about, and what is lost or refused.
+AT = 100.0
+LINK = 3
+LOST = Fault(FaultKind.CONNECTION_LOST, "connection reset")
+SHUTDOWN = Fault(FaultKind.CLOSED_BY_BROKER, "CONNECTION_FORCED", reply_code=320)
+REFUSED = Fault(FaultKind.UNREACHABLE, "connection refused")
+PASSWORD = Fault(FaultKind.AUTHENTICATION, "ACCESS_REFUSED", reply_code=403)
+MISMATCH = Fault(FaultKind.TOPOLOGY, "PRECONDITION_FAILED", reply_code=406, entity="queue 'tasks'")
+NO_EXCHANGE = Fault(FaultKind.CHANNEL_CLOSED, "NOT_FOUND", reply_code=404)
+
+#: One failure short of tripping, tripped, cooled, and cooled with its one probe under way.
+EDGE = Breaker(failures=4)
+OPEN = Breaker(state="open", failures=5, generation=1, opened_at=AT - 10)
+HALF_OPEN = Breaker(state="half_open", failures=5, generation=2, opened_at=AT - 30)
+PROBE = Permit(2, 1)
+PROBING = Breaker(state="half_open", failures=5, generation=2, opened_at=AT - 30, outstanding=frozenset({1}), issued=1)
+
+
+@frozen
+class Row:
+    """One answer of the machine: in a state, under a condition (`given`, "" for the plain case), to an occasion."""
+
+    given: str
+    occasion: str
+    record: Record
+    event: events.Event
+    policy: Policy
+    step: Step
+
+    @property
+    def state(self) -> str:
+        """The name of the state that is left, or stayed in."""
+        return type(self.record.state).__name__
+
+    @property
+    def then(self) -> str:
+        """What is true afterwards: the state, where it changed, and every other field that did."""
+        return _then(self.record, self.step.record)
+
+    @property
+    def orders(self) -> str:
+        """What is to be done, in order."""
+        return _orders(self.step.effects)
+
+
+@frozen
+class Line:
+    """One line of the table: rows of several states, or several occasions, that say the same."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def condition(self) -> str:
+        """The states, and what else must be true, e.g. ``Restoring, Up: attempts used up``."""
+        states, given = ", ".join(dict.fromkeys(row.state for row in self.rows)), self.rows[0].given
+        return f"{states}: {given}" if given else states
+
+    @property
+    def occasion(self) -> str:
+        """The events, e.g. ``Drained / DrainTimerFired``."""
+        return " / ".join(dict.fromkeys(row.occasion for row in self.rows))
+
+    @property
+    def name(self) -> str:
+        """How tests and conversations call the line."""
+        return f"{self.condition} | {self.occasion}"
+
+
+# --- representatives -------------------------------------------------------------------------------------------------
+
+
+_STAY = Policy()
+_RAISE = Policy(when_exhausted="raise")
+_CLOSES = tuple(AT - seconds for seconds in (9, 7, 5, 3, 1))
+
+
+def _plain(state: states.State) -> Record:
+    """Return the record of a producer that has lost a link before: third link, second attempt, one failure."""
+    return Record(state=state, attempts=2, failures=1, breaker=Breaker(failures=1), last_fault=LOST, at=AT - 20)
+
+
+def _situations(state: states.State) -> Iterator[tuple[str, Record, Policy]]:
+    """Yield what the state distinguishes: the plain case first, each other one with the words for it."""
+    plain = _plain(state)
+    if isinstance(state, states.Idle):
+        yield "", Record(), _STAY
+        return
+    yield "", plain, _STAY
+    seeking = isinstance(state, (states.Dialing, states.Restoring, states.Up, states.Dropping, states.Waiting))
+    if isinstance(state, (states.Waiting, states.GaveUp)):
+        yield "hinted within the second", evolve(plain, hinted_at=AT - 0.5), _STAY
+    if isinstance(state, (states.Dialing, states.Restoring, states.Up)):
+        yield "blocked", evolve(plain, state=evolve(state, blocked=True)), _STAY
+    if isinstance(state, states.Up):
+        yield "proven", evolve(plain, state=states.Up(LINK, proven=True), attempts=0), _STAY
+        healthy = evolve(plain, state=states.Up(LINK, proven=True), attempts=0, failures=0, breaker=Breaker())
+        yield "proven, no failures", healthy, _STAY
+    if isinstance(state, (states.Restoring, states.Up)):
+        yield "five channels closed within 10 s", evolve(plain, channel_closes=_CLOSES), _STAY
+    if seeking:
+        yield "draining", evolve(plain, draining=True), _STAY
+    if seeking and not isinstance(state, states.Waiting):
+        used_up = evolve(plain, attempts=10)
+        yield "attempts used up", used_up, _STAY
+        yield 'attempts used up, when_exhausted="raise"', used_up, _RAISE
+        yield "draining, attempts used up", evolve(used_up, draining=True), _STAY
+    if seeking or isinstance(state, states.GaveUp):
+        for words, breaker in _BREAKERS:
+            yield words, evolve(plain, failures=breaker.failures, breaker=breaker), _STAY
+    if isinstance(state, states.Closing):
+        yield "aborted", evolve(plain, state=states.Closing(LINK, aborted=True)), _STAY
+
+
+_BREAKERS = (
+    ("one failure short of the threshold", EDGE),
+    ("breaker open", OPEN),
+    ("breaker open, cooldown over", evolve(OPEN, opened_at=AT - 30)),
+    ("breaker half open", HALF_OPEN),
+    ("breaker half open, probe out", PROBING),
+)
+
+_STATES: tuple[states.State, ...] = (
+    states.Idle(),
+    states.Dialing(LINK),
+    states.Restoring(LINK),
+    states.Up(LINK),
+    states.Dropping(LINK, Fault(FaultKind.CONFIRM_OVERDUE, "no confirm")),
+    states.Waiting(LINK),
+    states.GaveUp(LINK),
+    states.Closing(LINK),
+    states.Closed(LINK),
+)
+
+#: For each class of event: the plain occasion first, then those that some state treats otherwise.
+_OCCASIONS: tuple[tuple[str, Callable[[int], events.Event]], ...] = (
+    ("StartRequested", lambda _: events.StartRequested(AT)),
+    ("LinkOpened", lambda link: events.LinkOpened(link, AT)),
+    ("TopologyRestored", lambda link: events.TopologyRestored(link, AT)),
+    ("DialFailed", lambda link: events.DialFailed(link, REFUSED, AT)),
+    ("DialFailed, permanent", lambda link: events.DialFailed(link, PASSWORD, AT)),
+    ("LinkLost", lambda link: events.LinkLost(link, LOST, AT)),
+    ("LinkLost, orderly", lambda link: events.LinkLost(link, SHUTDOWN, AT)),
+    ("LinkLost, topology refused", lambda link: events.LinkLost(link, MISMATCH, AT)),
+    ("LinkClosed", lambda link: events.LinkClosed(link, AT)),
+    ("RetryTimerFired", lambda link: events.RetryTimerFired(link, AT)),
+    ("ReconnectRequested", lambda _: events.ReconnectRequested(AT)),
+    ("StableTimerFired", lambda link: events.StableTimerFired(link, AT)),
+    ("PublishConfirmed", lambda link: events.PublishConfirmed(link, AT)),
+    ("PublishConfirmed, a probe", lambda link: events.PublishConfirmed(link, AT, PROBE)),
+    ("PublishNacked", lambda link: events.PublishNacked(link, AT)),
+    ("PublishNacked, a probe", lambda link: events.PublishNacked(link, AT, PROBE)),
+    ("ConfirmOverdue", lambda link: events.ConfirmOverdue(link, AT)),
+    ("ChannelClosed", lambda link: events.ChannelClosed(link, NO_EXCHANGE, AT)),
+    ("PublishingBlocked", lambda link: events.PublishingBlocked(link, AT)),
+    ("PublishingUnblocked", lambda link: events.PublishingUnblocked(link, AT)),
+    ("AdmissionRequested", lambda _: events.AdmissionRequested(AT)),
+    ("PermitReleased", lambda _: events.PermitReleased(PROBE, AT)),
+    ("CooldownTimerFired", lambda _: events.CooldownTimerFired(1, AT)),
+    ("StopRequested, drain", lambda _: events.StopRequested(AT, drain=True)),
+    ("StopRequested, no drain", lambda _: events.StopRequested(AT, drain=False)),
+    ("Drained", lambda _: events.Drained(AT)),
+    ("DrainTimerFired", lambda _: events.DrainTimerFired(AT)),
+    ("CloseTimerFired", lambda link: events.CloseTimerFired(link, AT)),
+)
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+def rows() -> tuple[Row, ...]:
+    """Return every row that says something: not where nothing happens, nor where a plainer row says the same."""
+    listed: dict[tuple[str, str, str], tuple[str, str]] = {}
+    kept: list[Row] = []
+    for row in every_row():
+        answer = row.then, row.orders
+        if answer != _looked_up(listed, row):
+            listed[row.state, row.given, row.occasion] = answer
+            kept.append(row)
+    return tuple(kept)
+
+
+def lines() -> tuple[Line, ...]:
+    """Return the rows in order, those of several states that say the same brought together."""
+    by_occasion: dict[tuple[str, str, str, str], list[Row]] = {}
+    for row in rows():
+        by_occasion.setdefault((row.given, row.occasion, row.then, row.orders), []).append(row)
+    by_states: dict[tuple[tuple[str, ...], str, str, str], list[Row]] = {}
+    for (given, _, then, orders), found in by_occasion.items():
+        by_states.setdefault((tuple(row.state for row in found), given, then, orders), []).extend(found)
+    return tuple(Line(tuple(found)) for found in by_states.values())
+
+
+def every_row() -> Iterator[Row]:
+    """Yield each representative record with each occasion, also where nothing happens."""
+    for state in _STATES:
+        for given, record, policy in _situations(state):
+            for occasion, event_on in _OCCASIONS:
+                event = event_on(record.link)
+                yield Row(given, occasion, record, event, policy, transition(record, event, policy))
+
+
+def _looked_up(listed: dict[tuple[str, str, str], tuple[str, str]], row: Row) -> tuple[str, str]:
+    """Return what a reader would find so far who looks under the most special condition first."""
+    given = row.given
+    while True:
+        for occasion in (row.occasion, row.occasion.partition(",")[0]):
+            if (row.state, given, occasion) in listed:
+                return listed[row.state, given, occasion]
+        if not given:
+            return "", ""
+        given = given.rpartition(", ")[0]
+
+
+def _then(before: Record, after: Record) -> str:
+    words = [_state_words(after.state)] if before.state != after.state else []
+    if before.attempts != after.attempts:
+        words.append(f"attempts {_change(before.attempts, after.attempts)}")
+    if before.failures != after.failures:
+        words.append(f"failures {_change(before.failures, after.failures)}")
+    words.extend(_breaker_words(before.breaker, after.breaker))
+    if before.draining != after.draining:
+        words.append("draining")
+    if len(before.channel_closes) < len(after.channel_closes):
+        words.append("instant noted")
+    return ", ".join(words)
+
+
+def _change(before: int, after: int) -> str:
+    return f"{after - before:+d}" if after else "= 0"
+
+
+def _state_words(state: states.State) -> str:
+    words = [f"**{type(state).__name__}**"]
+    words.extend(name for name in ("blocked", "proven", "aborted") if getattr(state, name, False))
+    return " ".join(words)
+
+
+def _breaker_words(before: Breaker | None, after: Breaker | None) -> Iterator[str]:
+    if after is None:
+        return
+    was = before or after
+    if before is None or was.state != after.state:
+        yield f"breaker {after.state.replace('_', ' ')}"
+    if len(after.outstanding) > len(was.outstanding):
+        yield "probe out"
+    if len(after.outstanding) < len(was.outstanding) and was.generation == after.generation:
+        yield "probe back"
+
+
+def _orders(ordered: tuple[effects.Effect, ...]) -> str:
+    words: list[str] = []
+    cancelled: list[str] = []
+    for effect in ordered:
+        if isinstance(effect, effects.CancelTimer):
+            cancelled.append(effect.timer)
+            continue
+        if cancelled:
+            words.append(_cancellation(cancelled))
+            cancelled = []
+        words.append(_order(effect))
+    if cancelled:
+        words.append(_cancellation(cancelled))
+    return ", ".join(words)
+
+
+def _cancellation(timers: list[str]) -> str:
+    return f"CancelTimer({'all' if len(timers) >= len(get_args(effects.Timer)) else ', '.join(timers)})"
+
+
+def _order(effect: effects.Effect) -> str:
+    name = type(effect).__name__
+    match effect:
+        case effects.StartRetryTimer(shortest=shortest, longest=longest):
+            return f"{name}({shortest:g} to {longest:g} s)"
+        case (
+            effects.StartStableTimer()
+            | effects.StartCooldownTimer()
+            | effects.StartDrainTimer()
+            | effects.StartCloseTimer()
+        ):
+            return f"{name}({effect.delay:g} s)"
+        case effects.Refuse(retry_after=seconds):
+            return f"{name}({'never' if seconds == float('inf') else f'{seconds:g} s'})"
+        case effects.Admit(permit=permit):
+            return name if permit is None else f"{name}(probe)"
+        case effects.Finish(fault=fault):
+            return name if fault is None else f"{name}(fault)"
+        case _:
+            return name
+
+
+@frozen
+class BreakerRow:
+    """One line of the breaker's table."""
+
+    condition: str
+    occasion: str
+    then: str
+    answer: str
+
+
+def breaker_rows() -> tuple[BreakerRow, ...]:
+    """Return what the breaker's functions answer, for each of its states; lines where nothing happens are left out."""
+    situations = (
+        ("closed", Breaker(failures=1)),
+        *((words.replace("breaker ", ""), each) for words, each in _BREAKERS),
+    )
+    return tuple(row for words, breaker in situations for row in _breaker_rows_of(words, breaker))
+
+
+def _breaker_rows_of(condition: str, breaker: Breaker) -> Iterator[BreakerRow]:
+    asked, permit = admit(breaker, AT)
+    answer = "permit" if permit is not None else f"None; retry after {retry_after(breaker, AT):g} s"
+    yield BreakerRow(condition, "admit", _breaker_then(breaker, asked), answer)
+    mine = Permit(breaker.generation, max(breaker.outstanding, default=0))
+    results: tuple[tuple[str, Breaker], ...] = (
+        ("succeeded", succeeded(breaker, None, AT)),
+        ("succeeded, with its permit", succeeded(breaker, mine, AT)),
+        ("failed", failed(breaker, None, AT)),
+        ("failed, with its permit", failed(breaker, mine, AT)),
+        ("released", released(breaker, mine)),
+        ("cooled", cooled(breaker)),
+    )
+    for occasion, after in results:
+        if after != breaker:
+            yield BreakerRow(condition, occasion, _breaker_then(breaker, after), "")
+
+
+def _breaker_then(before: Breaker, after: Breaker) -> str:
+    words = list(_breaker_words(before, after))
+    if before.failures != after.failures:
+        words.append(f"failures {_change(before.failures, after.failures)}")
+    return ", ".join(words)
+
+
+# --- printing --------------------------------------------------------------------------------------------------------
+
+
+def markdown() -> str:
+    """Return the page docs/state-table.md."""
+    return "\n".join(_page())
+
+
+def _page() -> Iterator[str]:
+    yield "# The machine's table of transitions"
+    yield ""
+    yield "<!-- Printed by running the code: python scripts/machine_docs.py. Do not edit. -->"
+    yield ""
+    yield "Each row was made by calling `warrener.machine.transition` with a record and an event that stand for many."
+    yield "An event that a state does not list changes nothing there, and so does every event that carries the number of"
+    yield "an old link. A line with a more special condition, or a more special occasion, is there only where it differs"
+    yield "from the plainer one; look for the special condition first."
+    yield "Durations are those of the default policy, with two attempts made since the connection was last proven"
+    yield "healthy. `StartRetryTimer(2 to 4 s)`: the supervisor draws the delay from that range."
+    yield ""
+    yield "![The states and what leads from one to another](state-diagram.svg)"
+    yield ""
+    yield "| state | users see | meaning |"
+    yield "|---|---|---|"
+    for state in _STATES:
+        meaning = " ".join((type(state).__doc__ or "").split("\n\n", maxsplit=1)[0].split())
+        yield f"| {type(state).__name__} | {connection_state(state).value} | {meaning} |"
+    yield ""
+    yield "While a drain is under way (`record.draining`), users see CLOSING, whatever the state."
+    yield ""
+    yield "| while | when | then | do |"
+    yield "|---|---|---|---|"
+    for line in lines():
+        row = line.rows[0]
+        yield f"| {line.condition} | {line.occasion} | {row.then or '—'} | {row.orders or '—'} |"
+    yield ""
+    yield "## The breaker"
+    yield ""
+    yield "Called with a threshold of 5, a cooldown of 30 s and 1 probe. Results of an older generation change nothing."
+    yield ""
+    yield "| while | call | then | answer |"
+    yield "|---|---|---|---|"
+    for each in breaker_rows():
+        yield f"| {each.condition} | {each.occasion} | {each.then or '—'} | {each.answer or '—'} |"
+    yield ""
+
+
+def edges() -> dict[tuple[str, str], tuple[str, ...]]:
+    """Return the classes of event that lead from one state to another, in the order of the table."""
+    found: dict[tuple[str, str], dict[str, None]] = {}
+    for row in rows():
+        before, after = type(row.record.state).__name__, type(row.step.record.state).__name__
+        if before != after:
+            found.setdefault((before, after), {})[type(row.event).__name__] = None
+    return {pair: tuple(names) for pair, names in found.items()}
+
+
+def mermaid() -> str:
+    """Return the diagram as a Mermaid state diagram."""
+    text = ["stateDiagram-v2", "    [*] --> Idle"]
+    text.extend(f"    {before} --> {after}: {', '.join(names)}" for (before, after), names in edges().items())
+    return "\n".join([*text, "    Closed --> [*]", ""])
+
+
+#: How the diagram shows what users see of a state.
+_FILL = {
+    "DISCONNECTED": "#f6d5d0",
+    "CONNECTING": "#fbe9c3",
+    "CONNECTED": "#cfe8cf",
+    "CLOSING": "#dcdcec",
+    "CLOSED": "#c8c8d0",
+}
+
+
+#: The way of a healthy link, drawn straight down; everything else bends around it.
+_SPINE = (("Idle", "Dialing"), ("Dialing", "Restoring"), ("Restoring", "Up"))
+
+
+_LEGEND = (
+    "Colour: what users see. Dashed: the ways to the end. "
+    "A drain changes no state; it ends with Drained or DrainTimerFired."
+)
+
+
+def dot() -> str:
+    """Return the diagram in Graphviz's language; states in one colour look the same to users."""
+    text = [
+        "digraph machine {",
+        '    graph [rankdir=TB, nodesep=0.5, ranksep=0.6, fontname="Helvetica", bgcolor=white, labelloc=b, fontsize=12,',
+        f'           label="{_LEGEND}"];',
+        '    node [shape=box, style="rounded,filled", fontname="Helvetica", fontsize=15, margin="0.22,0.12"];',
+        '    edge [fontname="Helvetica", fontsize=11, color="#404040"];',
+    ]
+    for state in _STATES:
+        name, public = type(state).__name__, connection_state(state).value
+        label = f'<<b>{name}</b><br/><font point-size="10">{public}</font>>'
+        text.append(f'    {name} [fillcolor="{_FILL[public]}", label={label}];')
+    for (before, after), names in edges().items():
+        style = ""
+        if after in ("Closing", "Closed"):
+            style = ', style=dashed, color="#8888a8", fontcolor="#666688"'
+        elif (before, after) in _SPINE:
+            style = ", weight=20, penwidth=2"
+        label = "\\n".join(names)
+        text.append(f'    {before} -> {after} [label="{label}"{style}];')
+    return "\n".join([*text, "}", ""])

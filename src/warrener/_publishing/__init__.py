@@ -1,0 +1,1 @@
+"""Publishing: from `publish()` to the link, and the broker's answer back to its publisher."""

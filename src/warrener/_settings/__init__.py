@@ -1,0 +1,1 @@
+"""Settings: one rule table for code, URL, environment and file."""

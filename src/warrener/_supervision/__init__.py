@@ -1,0 +1,1 @@
+"""Supervision: the task that owns the machine's record and performs its effects."""

@@ -1,0 +1,360 @@
+"""Dialing: from an `Endpoint` to a connected byte stream, with TLS done; one pass over all addresses of the name.
+
+A dial resolves the name anew, tries its addresses as RFC 8305 ("happy eyeballs") orders them, 250 ms apart or as soon as
+the one before has failed, and takes the first whose connection *and* TLS handshake are done: an address that accepts and
+then shows a bad certificate loses against one that is right (R16, and R21 for each of them). Losers are closed.
+
+What must stay true:
+
+* The only exception is one bare `LinkDown`; when all addresses fail, its fault is the most telling one and names every
+  address that was tried. Cancellation passes through as itself, at once. There is no deadline here: the caller has one
+  over the whole open, of which this is the first part.
+* The platform's resolver cannot be interrupted. So each lookup has a daemon thread, and while one for the same host and
+  port is out, no other is started: whoever comes next waits for that answer. Cancelled, it leaves the thread behind;
+  a resolver that hangs for ever costs one thread per endpoint, and neither the end of the event loop nor that of the
+  program waits for it. No answer is kept once it has been handed out.
+* ``amqps`` never falls back to ``amqp``. The name that the certificate must carry is the configured one, whatever address
+  it led to. TLS older than 1.2 is refused even where a context of the user's would allow it.
+* A TLS stream is closed without waiting for the peer's close_notify: AMQP has a close handshake of its own, and an end of
+  stream without it is a lost connection anyway, so a truncated stream is never taken for a complete one.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import logging
+import os
+import socket
+import ssl
+import threading
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
+from itertools import chain, zip_longest
+from typing import TypeAlias
+
+import anyio
+import anyio.from_thread
+from anyio.abc import ByteStream, SocketAttribute
+from anyio.lowlevel import EventLoopToken, current_token
+from anyio.streams.tls import TLSAttribute, TLSStream
+from attrs import frozen
+
+from warrener.drivers._faults import Phase, fault_of
+from warrener.drivers.base import LinkDown
+from warrener.errors import Fault, FaultKind, printable
+from warrener.records import Endpoint
+
+__all__ = ["STAGGER", "Connect", "Dialed", "Resolve", "connect_tcp", "dial", "resolve"]
+
+_log = logging.getLogger("warrener")
+
+#: Seconds until the next address is tried beside the last one (RFC 8305, section 5, "Connection Attempt Delay").
+STAGGER = 0.25
+
+#: From host and port to literal addresses, in the order of preference; raises OSError.
+Resolve: TypeAlias = Callable[[str, int], Awaitable[Sequence[str]]]
+#: From a literal address and a port to a connected stream; raises OSError.
+Connect: TypeAlias = Callable[[str, int], Awaitable[ByteStream]]
+
+#: What a failed attempt may raise. `ssl.SSLError` is an OSError; a ValueError comes from names that TLS cannot carry.
+_FAILURES = (OSError, anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, ValueError)
+
+
+@frozen
+class Dialed:
+    """A connected stream, TLS included."""
+
+    stream: ByteStream
+    #: Where it leads: ``127.0.0.1:5672``, ``[::1]:5672``, or the path of a Unix socket.
+    address: str
+    #: The TLS version and cipher, or None without TLS.
+    tls: str | None
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+class _Lookup:
+    """One question to the platform's resolver, in a thread of its own; any number of tasks may wait for the answer."""
+
+    def __init__(self, key: tuple[int, str, int]) -> None:
+        self._key = key
+        self._lock = threading.Lock()
+        self._waiters: list[tuple[EventLoopToken, anyio.Event]] = []
+        self._answer: Sequence[str] | OSError | None = None
+
+    def start(self) -> None:
+        try:
+            threading.Thread(target=self._work, name="warrener resolver", daemon=True).start()
+        except RuntimeError:
+            self._finish(OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)))
+
+    def _work(self) -> None:
+        _, host, port = self._key
+        answer: Sequence[str] | OSError = socket.gaierror(socket.EAI_FAIL, "the resolver failed")
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            answer = tuple(str(address[0]) for _, _, _, _, address in found)
+        except OSError as error:
+            answer = error
+        except ValueError:
+            answer = socket.gaierror(socket.EAI_NONAME, "not a host name")
+        finally:
+            self._finish(answer)
+
+    def _finish(self, answer: Sequence[str] | OSError) -> None:
+        # First out of the table, so that a dial which begins from now on asks anew.
+        del _lookups[self._key]
+        with self._lock:
+            self._answer = answer
+            waiters = tuple(self._waiters)
+        for token, answered in waiters:
+            with suppress(RuntimeError):  # that event loop has ended
+                anyio.from_thread.run_sync(answered.set, token=token)
+
+    async def answer(self) -> Sequence[str]:
+        """Wait for the answer; a cancelled wait ends at once and leaves the thread to itself."""
+        answered = anyio.Event()
+        waiter = (current_token(), answered)
+        with self._lock:
+            if self._answer is None:
+                self._waiters.append(waiter)
+            else:
+                answered.set()
+        try:
+            await answered.wait()
+        finally:
+            with self._lock, suppress(ValueError):
+                self._waiters.remove(waiter)
+        assert self._answer is not None
+        if isinstance(self._answer, OSError):
+            # A new exception for each waiter: a shared one would gather the tracebacks of all.
+            raise type(self._answer)(*self._answer.args)
+        return self._answer
+
+
+#: The lookups whose thread is out. A child process has none of its parent's threads, hence the process id in the key.
+_lookups: dict[tuple[int, str, int], _Lookup] = {}
+
+
+async def resolve(host: str, port: int) -> Sequence[str]:
+    """Ask the platform for the addresses of a name; at most one such question per host and port is out at a time."""
+    key = (os.getpid(), host, port)
+    fresh = _Lookup(key)
+    lookup = _lookups.setdefault(key, fresh)
+    if lookup is fresh:
+        lookup.start()
+    return await lookup.answer()
+
+
+def _literal(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _in_turn(addresses: Iterable[str]) -> tuple[str, ...]:
+    """Drop repetitions and alternate the families, beginning with the resolver's favourite (RFC 8305, section 4)."""
+    unique = list(dict.fromkeys(addresses))
+    if not unique:
+        return ()
+    first = ":" in unique[0]
+    favoured = [address for address in unique if (":" in address) is first]
+    others = [address for address in unique if (":" in address) is not first]
+    pairs = chain.from_iterable(zip_longest(favoured, others))
+    return tuple(address for address in pairs if address is not None)
+
+
+# --- one address ------------------------------------------------------------------------------------------------------
+
+
+async def connect_tcp(address: str, port: int) -> ByteStream:
+    """Connect to a literal address; small writes go out at once (TCP_NODELAY), dead peers are probed (SO_KEEPALIVE)."""
+    try:
+        stream = await anyio.connect_tcp(address, port)
+    except OSError as error:
+        # anyio wraps the one failure there can be.
+        raise (error.__cause__ if isinstance(error.__cause__, OSError) else error) from None
+    raw = stream.extra(SocketAttribute.raw_socket)  # noqa: S610 - not Django's
+    # The peer may be gone already; the first read will say so.
+    with suppress(OSError):
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    return stream
+
+
+async def _connect_unix(path: str) -> ByteStream:
+    return await anyio.connect_unix(path)
+
+
+async def _secured(stream: ByteStream, host: str, context: ssl.SSLContext) -> tuple[ByteStream, str]:
+    """Do the TLS handshake and return the stream and its version and cipher; the stream is closed when it fails."""
+    try:
+        try:
+            secured = await TLSStream.wrap(
+                stream, server_side=False, hostname=host, ssl_context=context, standard_compatible=False
+            )
+        except (anyio.EndOfStream, anyio.BrokenResourceError):
+            raise ssl.SSLEOFError from None
+        version = secured.extra(TLSAttribute.tls_version)  # noqa: S610 - not Django's
+        cipher = secured.extra(TLSAttribute.cipher)[0]  # noqa: S610 - not Django's
+        if version not in ("TLSv1.2", "TLSv1.3"):
+            raise LinkDown(Fault(FaultKind.TLS, f"the broker offers {printable(version)} only; TLS 1.2 is the least"))
+    except BaseException:
+        await anyio.aclose_forcefully(stream)
+        raise
+    return secured, f"{version} {cipher}"
+
+
+def _no_passphrase() -> str:
+    """Answer for a key that is encrypted, lest OpenSSL ask on the terminal and wait."""
+    return ""
+
+
+def _make_context(endpoint: Endpoint) -> ssl.SSLContext:
+    """Make a context that verifies chain and name, from files that are read anew, so that they may be replaced."""
+    what = "cafile"
+    try:
+        context = ssl.create_default_context(cafile=endpoint.cafile)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if endpoint.certfile is not None:
+            what = "certfile or keyfile"
+            context.load_cert_chain(endpoint.certfile, endpoint.keyfile, password=_no_passphrase)
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or "not understood"
+        fault = Fault(FaultKind.TLS, printable(f"{what} cannot be used ({reason}); it must be a readable PEM file"))
+        raise LinkDown(fault) from None
+    return context
+
+
+# --- all of them ------------------------------------------------------------------------------------------------------
+
+
+def _shown(address: str, port: int) -> str:
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def _rank(error: Exception) -> int:
+    """Order failures by how much they tell: a TLS refusal, then refused, then timed out, then the rest."""
+    match error:
+        case LinkDown():
+            return 0
+        case ssl.SSLEOFError():
+            return 3
+        case ssl.SSLError():
+            return 0
+        case ConnectionRefusedError():
+            return 1
+        case TimeoutError():
+            return 2
+        case _:
+            return 3
+
+
+def _summary(failures: Sequence[tuple[str, Exception]]) -> Fault:
+    address, error = min(failures, key=lambda failure: _rank(failure[1]))
+    fault = fault_of(error, Phase.DIALING)
+    where = address
+    if len(failures) > 1:
+        others = ", ".join(other for other, _ in failures if other != address)
+        where = f"{address}; no better at {others}"
+    return Fault(fault.kind, printable(f"{fault.text} ({where})"), reply_code=fault.reply_code)
+
+
+_warned: set[str] = set()
+
+
+def _warn_once(text: str) -> None:
+    if text not in _warned:
+        _warned.add(text)
+        _log.warning("%s", text)
+
+
+def _check_security(endpoint: Endpoint, ssl_context: ssl.SSLContext | None, *, require_tls: bool) -> None:
+    if not endpoint.tls and not endpoint.local:
+        if require_tls:
+            text = (
+                f"{endpoint} would carry the password in plain text to another host; require_tls forbids it, use amqps"
+            )
+            raise LinkDown(Fault(FaultKind.TLS, printable(text)))
+        _warn_once(printable(f"{endpoint} carries the password in plain text to another host; use amqps"))
+    if ssl_context is not None and not (ssl_context.verify_mode is ssl.CERT_REQUIRED and ssl_context.check_hostname):
+        _warn_once(printable(f"TLS to {endpoint} is not verified: the ssl_context given in code says so"))
+
+
+async def dial(
+    endpoint: Endpoint,
+    *,
+    require_tls: bool = False,
+    ssl_context: ssl.SSLContext | None = None,
+    resolve: Resolve = resolve,
+    connect: Connect = connect_tcp,
+) -> Dialed:
+    """Connect to the endpoint, TLS handshake included: one pass over all its addresses.
+
+    `ssl_context` replaces the context that is made from the endpoint's files. `resolve` and `connect` are the two places
+    at which this touches the world. Raises one bare `LinkDown`; a deadline is the caller's.
+    """
+    _check_security(endpoint, ssl_context, require_tls=require_tls)
+    context = (ssl_context or _make_context(endpoint)) if endpoint.tls else None
+    host, port, path = endpoint.host, endpoint.port, endpoint.socket_path
+
+    async def attempt(address: str) -> Dialed:
+        stream = await (connect(address, port) if path is None else _connect_unix(path))
+        shown = _shown(address, port) if path is None else path
+        if context is None:
+            return Dialed(stream, shown, None)
+        stream, tls = await _secured(stream, host, context)
+        return Dialed(stream, shown, tls)
+
+    if path is not None:
+        return await _race([(path, path)], attempt)
+    if _literal(host):
+        addresses: Sequence[str] = (host,)
+    else:
+        try:
+            addresses = _in_turn(await resolve(host, port))
+        except OSError as error:
+            fault = fault_of(error, Phase.DIALING)
+            raise LinkDown(Fault(fault.kind, printable(f"{fault.text} ({host})"))) from None
+        if not addresses:
+            raise LinkDown(Fault(FaultKind.UNREACHABLE, printable(f"the host name has no addresses ({host})")))
+    return await _race([(address, _shown(address, port)) for address in addresses], attempt)
+
+
+async def _race(addresses: Sequence[tuple[str, str]], attempt: Callable[[str], Awaitable[Dialed]]) -> Dialed:
+    """Run staggered attempts; return the first that succeeds and close the others. `addresses`: (address, its text)."""
+    failures: list[tuple[str, Exception]] = []
+    winner: Dialed | None = None
+
+    async def run(address: str, shown: str, failed: anyio.Event) -> None:
+        nonlocal winner
+        try:
+            dialed = await attempt(address)
+        except (*_FAILURES, LinkDown) as error:
+            failures.append((shown, error))
+            failed.set()
+            return
+        if winner is None:
+            winner = dialed
+            group.cancel_scope.cancel()
+        else:
+            await anyio.aclose_forcefully(dialed.stream)
+
+    try:
+        async with anyio.create_task_group() as group:
+            for address, shown in addresses:
+                failed = anyio.Event()
+                group.start_soon(run, address, shown, failed)
+                with anyio.move_on_after(STAGGER):
+                    await failed.wait()
+    except BaseException:
+        if winner is not None:
+            await anyio.aclose_forcefully(winner.stream)
+        raise
+    if winner is None:
+        raise LinkDown(_summary(failures))
+    return winner

@@ -1,0 +1,271 @@
+"""The link on Trio: the engine runs in an asyncio loop in a thread, and everything crosses in batches.
+
+Why a thread of our own and these crossings. A call into another loop costs a system call and a switch of threads, so
+one per message would cost more than the message. Outward, publishes go into a deque (whose ends are safe to use from
+two threads) and one `call_soon_threadsafe` wakes the pump for all that were appended until it runs. Inward, reports
+go into another deque and one `run_sync_soon` of the host's token takes all that were gathered until it runs. The token
+comes from `anyio.lowlevel.current_token()`: its native half is Trio's own, whose `run_sync_soon` neither blocks the
+asyncio thread (as `anyio.from_thread.run_sync` would, for a round trip each) nor starts a task per call (as a blocking
+portal would). The thread is a plain one and no worker of a pool, as a pool keeps its threads after the link has ended.
+
+What must stay true:
+
+* Order. All listener, and the end, cross through one queue: whoever sees the end has seen all reports before it.
+* The host never blocks: it waits for the thread in Trio, and joins it when the thread has nothing left to do.
+* A caller's cancellation crosses as a request; the owner leaves the block only when the engine has stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import threading
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import anyio
+from anyio.lowlevel import current_token
+
+from warrener.drivers._faults import Phase, fault_of
+from warrener.drivers.aiormq._engine import Engine
+from warrener.drivers.aiormq._link import AiormqLink, Desk
+from warrener.drivers.base import Lane, Link, LinkDown, LinkListener, LinkOptions, Peer
+from warrener.errors import Fault
+from warrener.records import Endpoint, Returned
+
+__all__ = ["open_bridged"]
+
+#: Beyond the engine's own bounds: how long the host waits for a thread to end before it lets go of it; seconds. Only a
+#: name resolution that the platform cannot cancel keeps one that long.
+_LETTING_GO = 1.0
+
+
+class _Inward:
+    """A queue of calls from the asyncio thread to the host, one crossing per batch; also the engine's `LinkListener`."""
+
+    def __init__(self, run_sync_soon: Callable[[Callable[[], None]], None]) -> None:
+        self._run_sync_soon = run_sync_soon
+        self._calls: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
+        self._crossing = False
+        self.desk: Desk | None = None
+
+    def post(self, function: Callable[..., Any], *args: Any) -> None:
+        """Have the host call the function, after all that was posted before."""
+        self._calls.append((function, args))
+        # Appended first, then looked at; the host clears the flag first, then looks: no call is left behind.
+        if not self._crossing:
+            self._crossing = True
+            # RunFinishedError (a RuntimeError): a thread that the host had to let go of has nobody to tell.
+            with suppress(RuntimeError):
+                self._run_sync_soon(self._arrive)
+
+    def _arrive(self) -> None:
+        self._crossing = False
+        calls = self._calls
+        while calls:
+            function, args = calls.popleft()
+            function(*args)
+
+    @property
+    def _there(self) -> Desk:
+        assert self.desk is not None
+        return self.desk
+
+    def channel_opened(self, lane: Lane, channel: int) -> None:
+        """See `warrener.drivers.base.LinkListener`, as for the rest."""
+        self.post(self._there.channel_opened, lane, channel)
+
+    def channel_closed(self, lane: Lane, channel: int, fault: Fault, written: int) -> None:
+        """Cross over."""
+        self.post(self._there.channel_closed, lane, channel, fault, written)
+
+    def confirmed(self, channel: int, tag: int, multiple: bool) -> None:
+        """Cross over."""
+        self.post(self._there.confirmed, channel, tag, multiple)
+
+    def nacked(self, channel: int, tag: int, multiple: bool) -> None:
+        """Cross over."""
+        self.post(self._there.nacked, channel, tag, multiple)
+
+    def returned(self, channel: int, returned: Returned) -> None:
+        """Cross over."""
+        self.post(self._there.returned, channel, returned)
+
+    def blocked(self, reason: str) -> None:
+        """Cross over."""
+        self.post(self._there.blocked, reason)
+
+    def unblocked(self) -> None:
+        """Cross over."""
+        self.post(self._there.unblocked)
+
+    def writable(self) -> None:
+        """Cross over."""
+        self.post(self._there.writable)
+
+
+class _Bridge:
+    """The thread, its loop and the engine in it. Methods are the host's unless they say otherwise."""
+
+    def __init__(self, endpoint: Endpoint, options: LinkOptions, listener: LinkListener) -> None:
+        self._endpoint = endpoint
+        self._options = options
+        self.inward = _Inward(current_token().native_token.run_sync_soon)  # type: ignore[attr-defined]
+        self.link = AiormqLink(wake=self._wake, soon=self._soon, call=self._call, fail=self.fail)
+        self.inward.desk = Desk(self.link, listener)
+        self.body = anyio.CancelScope()
+        self.fault: Fault | None = None
+        #: The engine answered: it is open, or it has failed.
+        self.answered = anyio.Event()
+        #: The thread has nothing left to do.
+        self.ended = anyio.Event()
+        self._thread = threading.Thread(target=self._run, name="warrener-aiormq", daemon=True)
+        self._waking = False
+        # Set by the thread before it answers.
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._engine: Engine | None = None
+        self._leave: asyncio.Event | None = None
+        self._graceful = False
+        self._left = False
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def leave(self, *, graceful: bool) -> None:
+        """Have the engine stop; `ended` follows."""
+        self._graceful = graceful
+        # Set first, then the loop is looked at; the thread does it the other way round, so one of the two sees it.
+        self._left = True
+        self._soon(self._leave_if_asked)
+
+    def join(self) -> None:
+        """Take the thread off the list of the living; at once, as it has nothing left to do after `ended`."""
+        if self.ended.is_set():
+            self._thread.join(timeout=_LETTING_GO)
+
+    def fail(self, fault: Fault) -> None:
+        """End the link because of `fault`, from the host's side."""
+        self._note(fault)
+        if self._engine is not None:
+            self._soon(self._engine.fail, fault)
+
+    def _note(self, fault: Fault) -> None:
+        self.fault = self.fault or fault
+        self.body.cancel()
+
+    # --- outward ----------------------------------------------------------------------------------------------------
+
+    def _soon(self, function: Callable[..., Any], *args: Any) -> None:
+        loop = self._loop
+        if loop is not None:
+            # RuntimeError: the loop has ended, and the engine with it.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(function, *args)
+
+    def _wake(self) -> None:
+        if not self._waking:
+            self._waking = True
+            self._soon(self._woken)
+
+    def _woken(self) -> None:
+        self._waking = False
+        if self._engine is not None:
+            self._engine.work.set()
+
+    async def _call(self, method: str, *args: Any) -> Any:
+        done = anyio.Event()
+        tasks: list[asyncio.Task[Any]] = []
+
+        def start() -> None:
+            assert self._engine is not None
+            task = self._engine.spawn(getattr(self._engine, method)(*args))
+            tasks.append(task)
+            task.add_done_callback(lambda _: self.inward.post(done.set))
+
+        def cancel() -> None:
+            for task in tasks:
+                task.cancel()
+
+        self._soon(start)
+        try:
+            await done.wait()
+        except anyio.get_cancelled_exc_class():
+            self._soon(cancel)
+            raise
+        if tasks[0].cancelled():
+            await anyio.sleep_forever()  # The link is ending, and the block with it.
+        return tasks[0].result()
+
+    # --- in the thread ----------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            anyio.run(
+                self._main,
+                backend="asyncio",
+                backend_options={"use_uvloop": importlib.util.find_spec("uvloop") is not None},
+            )
+        except Exception as error:  # noqa: BLE001 - the thread has no other way to tell its host
+            self.inward.post(self._note, fault_of(error, Phase.DIALING))
+        finally:
+            self.inward.post(self.answered.set)
+            self.inward.post(self.ended.set)
+
+    async def _main(self) -> None:
+        self._leave = asyncio.Event()
+        engine = Engine(
+            self._endpoint,
+            self._options,
+            self.inward,
+            down=lambda fault: self.inward.post(self._note, fault),
+            sent=self._sent,
+        )
+        self._engine = engine
+        self._loop = asyncio.get_running_loop()
+        self._leave_if_asked()
+        self.link.attach(engine)
+        opening = engine.spawn(engine.open())
+        leaving = engine.spawn(self._leave.wait())
+        await asyncio.wait({opening, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if opening.done() and opening.exception() is None:
+            self.inward.post(self._opened, opening.result())
+            await asyncio.wait({leaving})
+        await engine.stop(graceful=self._graceful)
+
+    def _opened(self, peer: Peer) -> None:
+        self.link.peer = peer
+        self.answered.set()
+
+    def _leave_if_asked(self) -> None:
+        if self._leave is not None and self._left:
+            self._leave.set()
+
+    def _sent(self, octets: int) -> None:
+        if self.link.sent(octets):
+            self.inward.writable()
+
+
+@asynccontextmanager
+async def open_bridged(endpoint: Endpoint, options: LinkOptions, listener: LinkListener) -> AsyncGenerator[Link]:
+    """Open a link in an asyncio loop in a thread; see `warrener.drivers.base`."""
+    bridge = _Bridge(endpoint, options, listener)
+    left = False
+    bridge.start()
+    try:
+        await bridge.answered.wait()
+        if bridge.fault is None:
+            with bridge.body:
+                yield bridge.link
+                left = True
+    finally:
+        with anyio.CancelScope(shield=True):
+            bridge.leave(graceful=left and bridge.fault is None)
+            with anyio.move_on_after(options.close_timeout + options.abort_timeout + _LETTING_GO):
+                await bridge.ended.wait()
+                bridge.link.ended = True
+            bridge.join()
+    if bridge.fault is not None:
+        raise LinkDown(bridge.fault) from None

@@ -1,0 +1,209 @@
+"""The link as its owner sees it: tags, lanes, back-pressure. The same on asyncio and across the bridge.
+
+`AiormqLink` lives with the owner, the engine in its asyncio loop; on Trio that is another thread. What they share is
+one deque, to which the owner appends and from which the engine takes, and counters that one side writes and the other
+reads. LinkListener reach the owner through `Desk`, which keeps the link's own books before it passes them on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import pamqp.frame
+from pamqp.header import ContentHeader
+
+from warrener.drivers.aiormq._engine import OVERHEAD, properties_of
+from warrener.drivers.base import Lane, LinkListener, Peer
+from warrener.errors import Fault
+from warrener.records import Envelope, Returned
+
+if TYPE_CHECKING:
+    from warrener.drivers.aiormq._engine import Engine
+    from warrener.topology import Declaration
+
+__all__ = ["AiormqLink", "Desk"]
+
+#: Unsent bytes at which the link is congested, and at which it no longer is.
+HIGH_WATER = 1024 * 1024
+LOW_WATER = HIGH_WATER // 2
+
+#: Envelopes whose encoded size is kept.
+_ENVELOPES = 256
+
+#: Runs a coroutine function of the engine's, wherever the engine lives.
+Call = Callable[..., Awaitable[Any]]
+
+
+class AiormqLink:
+    """One TCP + AMQP life on aiormq; see `warrener.drivers.base.Link`."""
+
+    def __init__(
+        self, *, wake: Callable[[], None], soon: Callable[..., object], call: Call, fail: Callable[[Fault], None]
+    ) -> None:
+        self._wake = wake
+        self._soon = soon
+        self._call = call
+        self._fail = fail
+        self._engine: Engine | None = None
+        self._aborted = False
+        #: Whether the engine has stopped for good: what it has not written by then, it never will.
+        self.ended = False
+        self.peer = Peer()
+        #: The open channel of each lane and the last tag assigned on it.
+        self._channels: dict[Lane, list[int]] = {}
+        #: Bytes handed over; the owner's side writes it.
+        self._handed = 0
+        #: Bytes of those that are no longer waiting; the engine's side writes it.
+        self._sent = 0
+        self._congested = False
+        self._sizes: dict[int, tuple[Envelope, int | str]] = {}
+
+    def attach(self, engine: Engine) -> None:
+        """Get to work with `engine`."""
+        self._engine = engine
+
+    @property
+    def congested(self) -> bool:
+        """Whether a mebibyte or more waits for the socket."""
+        return self._congested
+
+    def publish(self, lane: Lane, envelope: Envelope, message_id: str, body: bytes, token: str | None) -> int:
+        """Hand one message to the pump; return its tag."""
+        engine = self._engine
+        channel = self._channels.get(lane)
+        if engine is None or channel is None:
+            raise RuntimeError(f"the link has no open channel for the {lane.value} lane")
+        channel[1] += 1
+        self._handed += len(body) + OVERHEAD
+        if self._handed - self._sent >= HIGH_WATER:
+            # Set before the message is appended: the send of this very message ends the congestion at the latest.
+            self._congested = True
+        engine.queue.append((channel[0], channel[1], envelope, message_id, body, token))
+        self._wake()
+        return channel[1]
+
+    def validate(self, envelope: Envelope, message_id: str, body: bytes, token: str | None) -> str | None:
+        """Say why aiormq cannot send the message, or None."""
+        if not message_id:
+            return "message_id is empty; aiormq would replace it"
+        try:
+            id_size = len(message_id.encode())
+        except UnicodeEncodeError:
+            return "message_id cannot be encoded as UTF-8"
+        if id_size > 255:
+            return f"message_id is {id_size} bytes long; AMQP short strings hold at most 255"
+        kept = self._sizes.get(id(envelope))
+        if kept is None:
+            if len(self._sizes) >= _ENVELOPES:
+                self._sizes.clear()
+            kept = self._sizes[id(envelope)] = (envelope, _size(envelope))
+        size = kept[1]
+        if isinstance(size, str):
+            return size
+        size += id_size + (0 if token is None else _TOKEN_SIZE + len(token))
+        if size > self.peer.frame_max:
+            return f"its headers take {size} bytes; the broker's frames hold {self.peer.frame_max}"
+        return None
+
+    def written(self, channel: int) -> int:
+        """Return the highest tag whose last byte may have reached the network (marked before the send call).
+
+        Between `abort` and the end of the link the engine, perhaps in another thread, may still hand over more: nobody can
+        tell, and it is the last tag assigned.
+        """
+        if self._aborted and not self.ended:
+            for number, last in self._channels.values():
+                if number == channel:
+                    return last
+        return 0 if self._engine is None else self._engine.written(channel)
+
+    def open_suspect_channel(self) -> None:
+        """Open a channel for suspects unless there is one."""
+        if self._engine is not None:
+            self._soon(self._engine.open_channel_soon, Lane.SUSPECT)
+
+    async def declare(self, declarations: Iterable[Declaration]) -> None:
+        """Declare in the given order, each on a channel of its own."""
+        await self._call("declare", tuple(declarations))
+
+    async def get(self, queue: str, limit: int) -> list[bytes]:
+        """Take up to `limit` bodies from the queue."""
+        bodies: list[bytes] = await self._call("get", queue, limit)
+        return bodies
+
+    async def delete_queue(self, queue: str) -> None:
+        """Delete the queue."""
+        await self._call("delete_queue", queue)
+
+    def abort(self, fault: Fault) -> None:
+        """End the link without a close handshake."""
+        self._aborted = True
+        self._fail(fault)
+
+    # --- for the engine and the desk ------------------------------------------------------------------------------
+
+    def sent(self, octets: int) -> bool:
+        """Note bytes that no longer wait, in the engine's thread; True when congestion may be over."""
+        self._sent += octets
+        return self._congested and self._handed - self._sent <= LOW_WATER
+
+    def opened(self, lane: Lane, channel: int) -> None:
+        """A lane has a channel."""
+        self._channels[lane] = [channel, 0]
+
+    def closed(self, lane: Lane) -> None:
+        """A lane has lost its channel."""
+        self._channels.pop(lane, None)
+
+    def writable(self) -> bool:
+        """End the congestion; False when there is none any more, or there is one again."""
+        if self._congested and self._handed - self._sent <= LOW_WATER:
+            self._congested = False
+            return True
+        return False
+
+
+class Desk:
+    """The reports as they arrive at the owner's side: the link's books first, then the owner."""
+
+    def __init__(self, link: AiormqLink, listener: LinkListener) -> None:
+        self._link = link
+        self._listener = listener
+        self.confirmed = listener.confirmed
+        self.nacked = listener.nacked
+        self.blocked = listener.blocked
+        self.unblocked = listener.unblocked
+
+    def channel_opened(self, lane: Lane, channel: int) -> None:
+        """A publishing channel is in confirm mode."""
+        self._link.opened(lane, channel)
+        self._listener.channel_opened(lane, channel)
+
+    def channel_closed(self, lane: Lane, channel: int, fault: Fault, written: int) -> None:
+        """The broker closed the channel."""
+        self._link.closed(lane)
+        self._listener.channel_closed(lane, channel, fault, written)
+
+    def returned(self, channel: int, returned: Returned) -> None:
+        """The broker returned a message."""
+        self._listener.returned(channel, returned)
+
+    def writable(self) -> None:
+        """There may be room again."""
+        if self._link.writable():
+            self._listener.writable()
+
+
+#: A header field with a token: name, type and length.
+_TOKEN_SIZE = 1 + len("x-warrener-token") + 5
+
+
+def _size(envelope: Envelope) -> int | str:
+    """Return the size of the envelope's header frame with an empty id, or why there is none."""
+    try:
+        return len(pamqp.frame.marshal(ContentHeader(properties=properties_of(envelope, "", None)), 1)) + (
+            4 if envelope.headers is None else 0
+        )
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        return f"it cannot be put into AMQP: {error}"

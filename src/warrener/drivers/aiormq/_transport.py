@@ -1,0 +1,422 @@
+"""The transport: every byte between aiormq and the broker passes here, in both directions.
+
+Why it exists. aiormq tells its user little of what the driver seam has to report: it overrides the server's heartbeat,
+swallows connection.blocked, matches returns by message_id (F3), drops a multiple ack whose top tag it no longer holds
+(F4), may answer a close with a close, and keeps credentials in a URL that it logs. All of that is visible on the wire.
+So aiormq gets an asyncio transport of our own (`aiormq.TransportFactory` is public API for that) and the driver reads
+the facts from the frames themselves:
+
+* *Inbound*, `FrameFilter` cuts the stream into frames, checks them against the limits before anything is allocated for
+  them, and hands the ones that concern the driver to it; what aiormq has to know is passed on, always in whole frames.
+* *Outbound*, `FilteringTransport.write` sees whole messages, as aiormq writes each method with its content in one call. It counts
+  publishes, lets the driver rewrite or drop a frame, and gathers everything written in one turn of the loop into one
+  send.
+
+What must stay true: the tag of a publish is marked as written before the `send` call that holds its last byte; after
+`seal` not one byte more is accepted; and the stream belongs to the two tasks here, nobody else touches it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from attrs import define, field
+
+from warrener.drivers import _faults
+from warrener.drivers.base import Lane, LinkDown
+
+if TYPE_CHECKING:
+    from aiormq.abc import AbstractChannel
+    from anyio.abc import ByteStream
+
+__all__ = ["Epoch", "FilteringTransport", "FrameFilter", "Parcel"]
+
+#: AMQP 0-9-1, 4.2.3: type, channel, size; then the payload and the end byte.
+_FRAME = struct.Struct(">BHI")
+_METHOD = struct.Struct(">I")
+_CONFIRM = struct.Struct(">QB")
+_OVERHEAD = 8
+_END = 0xCE
+
+METHOD, HEADER, BODY, HEARTBEAT = 1, 2, 3, 8
+
+#: Class and method ids as one number.
+START = 10 << 16 | 10
+START_OK = 10 << 16 | 11
+TUNE = 10 << 16 | 30
+CONNECTION_CLOSE = 10 << 16 | 50
+BLOCKED = 10 << 16 | 60
+UNBLOCKED = 10 << 16 | 61
+FLOW = 20 << 16 | 20
+CHANNEL_CLOSE = 20 << 16 | 40
+CHANNEL_CLOSE_OK = 20 << 16 | 41
+PUBLISH = 60 << 16 | 40
+RETURN = 60 << 16 | 50
+ACK = 60 << 16 | 80
+NACK = 60 << 16 | 120
+
+#: No frame may be larger before the tuning (RabbitMQ's own limit there).
+UNTUNED_FRAME_MAX = 8192
+
+#: A send call gets at most so many bytes, so that "stalled" means that not even these went out in time.
+_LARGEST_SEND = 256 * 1024
+_LARGEST_RECEIVE = 65536
+#: So many answers may wait for the socket; what a broker asks beyond them would grow our memory at its will.
+_ANSWERS = 1000
+
+#: Returns the frame to pass on to aiormq, or None.
+FrameHandler = Callable[[int, bytes], "bytes | None"]
+ConfirmHandler = Callable[[int, int, bool, bool], None]
+
+
+@define(eq=False)
+class Epoch:
+    """A publishing channel: the seam's number, and aiormq's channel that carries it."""
+
+    number: int
+    lane: Lane
+    channel: AbstractChannel
+    #: The last tag handed to the transport.
+    assigned: int = 0
+    #: The last tag whose last byte may have reached the network; frozen when the broker closes the channel, which
+    #: discards whatever arrives later (F5).
+    written: int = 0
+    closed: bool = False
+
+
+@define(eq=False)
+class Parcel:
+    """One publish on its way to the network."""
+
+    epoch: Epoch
+    tag: int
+    #: What it counts for in the backlog; bytes.
+    size: int
+    #: Where its last byte stands in the outgoing stream, once written.
+    end: int = 0
+
+
+class FrameFilter:
+    """Cuts the inbound stream into frames; the driver's own are handled, the others come back from `feed`.
+
+    Raises `LinkDown` for a peer that breaks the protocol; nothing must be sent to it after that.
+    """
+
+    def __init__(
+        self, methods: Mapping[int, FrameHandler], content: Callable[[int, int, bytes], bool], confirm: ConfirmHandler
+    ) -> None:
+        self._methods = methods
+        self._content = content
+        self._confirm = confirm
+        self._buffer = bytearray()
+        self._greeted = False
+        #: The largest frame that is legal now, its eight bytes of overhead included.
+        self.frame_max = UNTUNED_FRAME_MAX
+        #: How many whole frames have arrived.
+        self.frames = 0
+
+    @property
+    def in_frame(self) -> bool:
+        """Whether a frame has arrived in part only."""
+        return bool(self._buffer)
+
+    def _greet(self) -> bool:
+        """Look at the first bytes: a method frame, or no broker of ours; False while too few have come to tell."""
+        buffer = self._buffer
+        if buffer[0] != METHOD:
+            if len(buffer) < _OVERHEAD and b"AMQP".startswith(buffer[:4]):
+                return False
+            raise LinkDown(_faults.not_amqp(bytes(buffer[:_OVERHEAD])))
+        self._greeted = True
+        return True
+
+    def feed(self, data: bytes) -> bytes:
+        """Take bytes in any split; return the whole frames that are for aiormq."""
+        buffer = self._buffer
+        buffer += data
+        if not self._greeted and not self._greet():
+            return b""
+        passed: list[bytes] = []
+        at, available = 0, len(buffer)
+        while available - at >= _FRAME.size:
+            kind, channel, size = _FRAME.unpack_from(buffer, at)
+            end = at + size + _OVERHEAD
+            if end - at > self.frame_max:
+                raise LinkDown(
+                    _faults.illegal_frame(f"a frame of {end - at} bytes, over the limit of {self.frame_max}")
+                )
+            if end > available:
+                break
+            if buffer[end - 1] != _END:
+                raise LinkDown(_faults.illegal_frame("a frame without its end byte"))
+            if kind == METHOD:
+                if size < _METHOD.size:
+                    raise LinkDown(_faults.illegal_frame("a method frame without a method"))
+                (method,) = _METHOD.unpack_from(buffer, at + _FRAME.size)
+                if method in (ACK, NACK):
+                    if size != _METHOD.size + _CONFIRM.size:
+                        raise LinkDown(_faults.illegal_frame("a confirm of the wrong size"))
+                    tag, bits = _CONFIRM.unpack_from(buffer, at + _FRAME.size + _METHOD.size)
+                    self._confirm(channel, tag, bool(bits & 1), method == NACK)
+                else:
+                    handler = self._methods.get(method)
+                    frame = bytes(buffer[at:end])
+                    kept = frame if handler is None else handler(channel, frame)
+                    if kept is not None:
+                        passed.append(kept)
+            elif kind in (HEADER, BODY):
+                frame = bytes(buffer[at:end])
+                if not self._content(kind, channel, frame):
+                    passed.append(frame)
+            elif kind == HEARTBEAT:
+                if channel or size:
+                    raise LinkDown(_faults.illegal_frame("a heartbeat with a channel or a payload"))
+                passed.append(bytes(buffer[at:end]))
+            else:
+                raise LinkDown(_faults.illegal_frame(f"a frame of unknown type {kind}"))
+            at = end
+            self.frames += 1
+        del buffer[:at]
+        return b"".join(passed)
+
+
+@define(eq=False, repr=False)  # pending bytes may hold credentials
+class FilteringTransport(asyncio.Transport):
+    """An asyncio transport over an anyio byte stream, for aiormq's stream reader and writer.
+
+    `outgoing` sees each method that aiormq writes, except publishes, and returns what is sent in its place, or None.
+    `sent` learns the size of the publishes that left the backlog; `failed` learns why the stream ended.
+    """
+
+    _stream: ByteStream
+    _filter: FrameFilter
+    _outgoing: Callable[[int, bytes], bytes | None]
+    _sent: Callable[[int], None]
+    _failed: Callable[[BaseException], None]
+    _write_stall_timeout: float
+    _frame_timeout: float
+    #: When the last byte arrived, on the loop's clock.
+    heard_at: float = 0.0
+    #: Whether the broker has stopped reading on purpose; a write does not count as stalled then.
+    blocked: bool = False
+    #: Publishes that were handed to aiormq and have not come out of it yet, in order.
+    _expected: deque[Parcel] = field(factory=deque[Parcel])
+    #: Publishes in `_pending`, in order.
+    _parcels: deque[Parcel] = field(factory=deque[Parcel])
+    _pending: bytearray = field(factory=bytearray)
+    #: How many bytes were taken out of `_pending` since the beginning.
+    _taken: int = 0
+    #: How many answers were injected since a batch was last taken.
+    _injected: int = 0
+    _sealed: bool = False
+    _closing: bool = False
+    _lost: bool = False
+    _reading: asyncio.Event = field(factory=asyncio.Event)
+    _wake: asyncio.Event = field(factory=asyncio.Event)
+    _flushed: asyncio.Event = field(factory=asyncio.Event)
+    _protocol: asyncio.StreamReaderProtocol | None = None
+    _tasks: list[asyncio.Task[None]] = field(factory=list[asyncio.Task[None]])
+    _frame_timer: asyncio.TimerHandle | None = None
+    _stall_timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Start reading and writing; return the streams for aiormq."""
+        loop = asyncio.get_running_loop()
+        self.heard_at = loop.time()
+        self._reading.set()
+        self._flushed.set()
+        reader = asyncio.StreamReader()
+        protocol = asyncio.StreamReaderProtocol(reader)
+        self._protocol = protocol
+        protocol.connection_made(self)
+        self._tasks = [loop.create_task(self._read(protocol)), loop.create_task(self._write())]
+        return reader, asyncio.StreamWriter(self, protocol, reader, loop)
+
+    @property
+    def backlog(self) -> int:
+        """How many bytes wait for the socket here."""
+        return len(self._pending)
+
+    # --- inbound ----------------------------------------------------------------------------------------------------
+
+    async def _read(self, protocol: asyncio.StreamReaderProtocol) -> None:
+        loop = asyncio.get_running_loop()
+        frames = 0
+        try:
+            while True:
+                data = await self._stream.receive(_LARGEST_RECEIVE)
+                self.heard_at = loop.time()
+                passed = self._filter.feed(data)
+                if passed:
+                    protocol.data_received(passed)
+                # The clock of a frame runs from its first byte; more bytes of the same frame do not set it back.
+                if self._frame_timer is not None and (frames != self._filter.frames or not self._filter.in_frame):
+                    self._frame_timer.cancel()
+                    self._frame_timer = None
+                if self._frame_timer is None and self._filter.in_frame:
+                    self._frame_timer = loop.call_later(self._frame_timeout, self._frame_stalled)
+                frames = self._filter.frames
+                if not self._reading.is_set():
+                    await self._reading.wait()
+        except LinkDown as down:
+            self.seal()
+            self._failed(down)
+        except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError) as error:
+            self._failed(error)
+            self._lose()
+
+    def _frame_stalled(self) -> None:
+        self._failed(LinkDown(_faults.stalled_frame(self._frame_timeout)))
+
+    def pause_reading(self) -> None:
+        """Stop taking bytes from the stream: aiormq has more than it can handle."""
+        self._reading.clear()
+
+    def resume_reading(self) -> None:
+        """Take bytes from the stream again."""
+        self._reading.set()
+
+    # --- outbound ---------------------------------------------------------------------------------------------------
+
+    def expect(self, parcel: Parcel) -> None:
+        """Announce the publish that is handed to aiormq next."""
+        self._expected.append(parcel)
+
+    def forget_last(self) -> None:
+        """Take back the last `expect`: aiormq refused the publish."""
+        self._sent(self._expected.pop().size)
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Take one method with its content, or the protocol header."""
+        octets = bytes(data)
+        if self._sealed or self._lost:
+            return
+        if len(octets) >= _FRAME.size + _METHOD.size and octets[0] == METHOD:
+            (method,) = _METHOD.unpack_from(octets, _FRAME.size)
+            if method == PUBLISH:
+                parcel = self._expected.popleft()
+                if parcel.epoch.closed:
+                    self._sent(parcel.size)
+                    return
+                parcel.epoch.assigned = parcel.tag
+                parcel.end = self._taken + len(self._pending) + len(octets)
+                self._parcels.append(parcel)
+            else:
+                kept = self._outgoing(method, octets)
+                if kept is None:
+                    return
+                octets = kept
+        self.inject(octets)
+
+    def inject(self, octets: bytes) -> None:
+        """Send bytes of the driver's own, after what is pending.
+
+        They answer the broker, which may ask without end: raises `LinkDown` where it asks on and takes no answers.
+        """
+        self._injected += 1
+        if self._injected > _ANSWERS:
+            raise LinkDown(
+                _faults.illegal_frame(f"more than {_ANSWERS} requests while nothing was read of the answers")
+            )
+        if not self._sealed:
+            self._pending += octets
+            self._flushed.clear()
+            self._wake.set()
+
+    def seal(self) -> None:
+        """Accept nothing more; what is pending still goes out, unless the transport is aborted."""
+        self._sealed = True
+
+    async def wait_flushed(self) -> None:
+        """Wait until nothing is pending."""
+        await self._flushed.wait()
+
+    async def _write(self) -> None:
+        loop = asyncio.get_running_loop()
+        pending, parcels = self._pending, self._parcels
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                while pending:
+                    batch = bytes(pending[:_LARGEST_SEND])
+                    del pending[: len(batch)]
+                    self._injected = 0
+                    self._taken += len(batch)
+                    gone = 0
+                    while parcels and parcels[0].end <= self._taken:
+                        parcel = parcels.popleft()
+                        gone += parcel.size
+                        if not parcel.epoch.closed:
+                            parcel.epoch.written = parcel.tag
+                    self._stall_timer = loop.call_later(self._write_stall_timeout, self._write_stalled)
+                    await self._stream.send(batch)
+                    self._stall_timer.cancel()
+                    if gone:
+                        self._sent(gone)
+                self._flushed.set()
+                if self._closing:
+                    await self._stream.aclose()
+                    self._lose()
+                    return
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError) as error:
+            self._failed(error)
+            self._lose()
+
+    def _write_stalled(self) -> None:
+        if self.blocked:
+            # The broker does not read while an alarm lasts (F7); that is no stall, and silence is watched elsewhere.
+            self._stall_timer = asyncio.get_running_loop().call_later(self._write_stall_timeout, self._write_stalled)
+        else:
+            self._failed(LinkDown(_faults.stalled_write(self._write_stall_timeout)))
+
+    # --- the end ----------------------------------------------------------------------------------------------------
+
+    def _lose(self) -> None:
+        """Tell aiormq's streams, once, that nothing comes or goes any more."""
+        self._sealed = self._closing = True
+        if not self._lost:
+            self._lost = True
+            self._flushed.set()
+            if self._protocol is not None:
+                self._protocol.connection_lost(None)
+
+    def close(self) -> None:
+        """Send what is pending, then close."""
+        self._closing = self._sealed = True
+        self._wake.set()
+
+    def abort(self) -> None:
+        """Close at once, whatever is pending."""
+        for timer in (self._frame_timer, self._stall_timer):
+            if timer is not None:
+                timer.cancel()
+        for task in self._tasks:
+            task.cancel()
+        self._lose()
+
+    async def wait_aborted(self) -> None:
+        """Wait until both tasks are gone and close the stream; `abort` comes first."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await anyio.aclose_forcefully(self._stream)
+
+    def is_closing(self) -> bool:
+        """Whether nothing more is accepted."""
+        return self._closing
+
+    def can_write_eof(self) -> bool:
+        """Half-closing is not written: TLS has no such thing."""
+        return False
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """Know nothing that aiormq could ask for."""
+        return default
+
+    def get_write_buffer_size(self) -> int:
+        """Return how many bytes are pending."""
+        return len(self._pending)

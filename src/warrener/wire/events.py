@@ -1,0 +1,185 @@
+"""What a session tells besides confirms and returns: facts, in the order in which they happened."""
+
+from __future__ import annotations
+
+import enum
+from typing import Protocol, TypeAlias
+
+from attrs import field, frozen
+
+from warrener.records import Returned
+
+__all__ = [
+    "Blocked",
+    "ChannelClosed",
+    "ChannelOpened",
+    "CloseReceived",
+    "Closed",
+    "Confirms",
+    "Event",
+    "GetResult",
+    "Opened",
+    "Phase",
+    "ProtocolError",
+    "ProtocolErrorKind",
+    "Refused",
+    "Replied",
+    "SecretUpdated",
+    "Tuned",
+    "Tuning",
+    "Unblocked",
+]
+
+
+class Phase(enum.Enum):
+    """How far a session has come."""
+
+    STARTING = "starting"
+    """The protocol header is out; connection.start is due."""
+    AUTHENTICATING = "authenticating"
+    """connection.start-ok is out; connection.tune is due, or a refusal of the credentials."""
+    OPENING = "opening"
+    """connection.open is out; open-ok is due, or a refusal of the virtual host."""
+    OPEN = "open"
+    CLOSING = "closing"
+    """Our connection.close is out; nothing but close-ok counts."""
+    OVER = "over"
+    """Closed by either side, or broken. No byte follows but a close-ok that is already waiting to be sent."""
+
+
+class Confirms(Protocol):
+    """Who is told of confirms and returns: at once, in wire order, by plain calls that neither block nor raise."""
+
+    def confirmed(self, channel: int, tag: int, multiple: bool) -> None:
+        """basic.ack; 0 < tag <= the last tag assigned on the channel."""
+
+    def nacked(self, channel: int, tag: int, multiple: bool) -> None:
+        """basic.nack, with the same bounds."""
+
+    def returned(self, channel: int, returned: Returned) -> None:
+        """basic.return, when its content is complete."""
+
+
+@frozen
+class Tuning:
+    """What both sides settled."""
+
+    product: str
+    version: str
+    mechanism: str
+    #: Seconds; 0 is off.
+    heartbeat: int
+    frame_max: int
+    channel_max: int
+
+
+@frozen
+class Tuned:
+    """connection.tune-ok is on its way: heartbeats are due from now on."""
+
+    tuning: Tuning
+
+
+@frozen
+class Opened:
+    """The virtual host is open."""
+
+
+@frozen
+class ChannelOpened:
+    """A publishing channel is in confirm mode."""
+
+    channel: int
+
+
+@frozen
+class ChannelClosed:
+    """The broker closed a publishing channel; close-ok is on its way."""
+
+    channel: int
+    reply_code: int
+    reply_text: str
+    #: The highest tag whose last byte may have been sent.
+    written: int
+
+
+@frozen
+class Replied:
+    """The request on the control channel was done."""
+
+
+@frozen
+class GetResult:
+    """basic.get answered: a body, or None where the queue was empty or the body beyond `max_inbound_body`."""
+
+    body: bytes | None = field(repr=False)
+    #: The bytes of the body; None where the queue was empty.
+    size: int | None
+
+
+@frozen
+class Refused:
+    """The broker closed the control channel because of the request."""
+
+    reply_code: int
+    reply_text: str
+
+
+@frozen
+class Blocked:
+    """The broker asks not to publish, on the whole connection or on a publishing channel."""
+
+    reason: str
+
+
+@frozen
+class Unblocked:
+    """No such request stands any longer."""
+
+
+@frozen
+class SecretUpdated:
+    """The broker took the new secret."""
+
+
+@frozen
+class CloseReceived:
+    """The broker closed the connection; close-ok is on its way, and nothing after it."""
+
+    reply_code: int
+    reply_text: str
+    #: When it came: a 403 while AUTHENTICATING is about the credentials.
+    phase: Phase
+
+
+@frozen
+class Closed:
+    """Our own close is complete."""
+
+
+class ProtocolErrorKind(enum.Enum):
+    """Why a peer cannot be talked to any more: the named faults of the wire."""
+
+    NOT_AMQP = "not amqp"
+    """Its first bytes are not a frame; `ProtocolError.bytes` has up to eight of them."""
+    NO_MECHANISM = "no mechanism"
+    """It offers no login mechanism that is allowed; `ProtocolError.text` has what it offers."""
+    UNUSABLE = "unusable"
+    """It keeps to the protocol and asks for what cannot be done."""
+    ILLEGAL = "illegal"
+    """It broke the protocol."""
+
+
+@frozen
+class ProtocolError:
+    """The peer cannot be talked to any more; not one byte follows."""
+
+    kind_of_error: ProtocolErrorKind
+    text: str
+    octets: bytes = b""
+
+
+Event: TypeAlias = (
+    Tuned | Opened | ChannelOpened | ChannelClosed | Replied | GetResult | Refused | Blocked | Unblocked | SecretUpdated
+    | CloseReceived | Closed | ProtocolError
+)  # fmt: skip

@@ -1,0 +1,63 @@
+#!/usr/bin/env python3
+"""See whether the fuzzer would find a wrong length: plant one in a copy of the package and fuzz that for a minute.
+
+    python fuzz/planted.py [NAME …]
+
+Each defect is one line that a hurried change might bring: a length that is compared with the wrong bound, or not at all.
+Prints one line for each; the status is 1 when one was not found.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+SECONDS = 60
+
+#: Name: (file, what it says, what it is made to say).
+PLANTED = {
+    "a number one byte short": (
+        "codec.py",
+        "if self.at + layout.size > len(self.data):",
+        "if self.at + layout.size > len(self.data) + 1:",
+    ),
+    "a frame's size unchecked": ("framing.py", "if size > self.cap - OVERHEAD:", "if size > 1 << 24:"),
+    "a frame taken a byte too early": (
+        "framing.py",
+        "if end - at < size + OVERHEAD:",
+        "if end - at < size + OVERHEAD - 1:",
+    ),
+}
+
+
+def found(name: str) -> bool:
+    """Plant one defect and fuzz."""
+    file, before, after = PLANTED[name]
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "src")
+        shutil.copytree(ROOT / "src" / "warrener", source / "warrener", ignore=shutil.ignore_patterns("__pycache__"))
+        path = source / "warrener" / "wire" / file
+        text = path.read_text()
+        if text.count(before) != 1:
+            raise SystemExit(f"{file} does not say {before!r} once any more; plant something else")
+        path.write_text(text.replace(before, after))
+        command = [sys.executable, str(ROOT / "tests" / "fuzz" / "wire.py"), "--seconds", str(SECONDS)]
+        command += ["--source", str(source), "--work", str(Path(folder, "work"))]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        said = done.stdout.splitlines() or [done.stderr]
+        print(f"{name}: {'found' if done.returncode == 1 else 'NOT FOUND'} ({said[0]})", flush=True)
+        return done.returncode == 1
+
+
+def main() -> int:
+    """Plant them one after the other."""
+    verdicts = [found(name) for name in sys.argv[1:] or PLANTED]
+    return int(not all(verdicts))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,538 @@
+"""The checks at the end of a run: what the producer said against what the brokers, the network and the seam saw.
+
+Each check is one function from a run to what it finds wrong, named after what it checks (the S numbers are those of
+docs/testing.md). A check must never cry wolf: where the simulation itself lied to the producer in a way that nobody could
+have seen through (`FaultInjector.credible_lies`), those who were in flight then are left out.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Final
+from urllib.parse import quote
+
+from attrs import frozen
+
+from tests.simulation.run import Run
+from tests.simulation.trace import LinkTask, Publish, verdict
+from tests.simulation.workload import describe
+from warrener import CircuitOpen, ConnectionState, Nacked, NotSent, PublishRefused, Receipt, Unroutable
+from warrener.drivers.base import Lane
+from warrener.errors import FaultKind, PublishError
+from warrener.machine.backoff import Backoff, retry_delay
+
+__all__ = ["CHECKS", "Evidence", "Finding", "judge"]
+
+#: Virtual seconds that what happens "at once" may take; a tick of the scheduler takes none.
+TICK: Final = 0.001
+#: The settings that a simulated producer leaves at their defaults.
+CLOSE_TIMEOUT, ABORT_TIMEOUT, MIN_GAP, LAST_WORDS = 3.0, 1.0, 0.1, 1.0
+#: A producer's tasks: run, timer, life of the link, its reader, writer and watch, six timers, two dials that race, and
+#: what a dial or a new channel needs for a while.
+MOST_TASKS: Final = 20
+
+#: Where each address leads.
+QUEUES: Final = {
+    "jobs": ("jobs",), "work": ("jobs",), "quorum": ("quorum",), "both": ("jobs", "small"), "small": ("small",),
+    "nowhere": (), "missing": (),
+}  # fmt: skip
+
+
+@frozen
+class Finding:
+    """Something that is wrong: the check that says so, and the particulars."""
+
+    check: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.check}: {self.text}"
+
+
+class Evidence:
+    """A run, with what several checks ask of it."""
+
+    def __init__(self, run: Run) -> None:
+        assert run.network is not None
+        assert run.misfortunes is not None
+        assert run.workload is not None
+        self.run = run
+        self.plan = run.plan
+        self.trace = run.trace
+        self.network = run.network
+        self.misfortunes = run.misfortunes
+        self.workload = run.workload
+        self.publishes = list(run.trace.publishes.values())
+        self.links = list(run.trace.links.values())
+        self.by_hash = {_hash(publish.body): publish for publish in self.publishes}
+        link_of = {wire.source: wire.link for wire in run.network.wires if wire.source is not None}
+        #: By number of the message: (instant, broker, queue, link) of each enqueue.
+        self.enqueued: dict[int, list[tuple[float, int, str, int]]] = {}
+        self.foreign: list[str] = []
+        for place, line in run.log:
+            publish = self.by_hash.get(line.body_hash)
+            if publish is None or line.message_id != publish.message_id:
+                self.foreign.append(f"{line} on broker {place}")
+            else:
+                where = (line.at, place, line.queue, link_of.get((place, line.connection), 0))
+                self.enqueued.setdefault(publish.item.number, []).append(where)
+
+    def lied_to(self, publish: Publish) -> bool:
+        """Whether the broker told a credible lie while the message was under way."""
+        until = self.run.ended_at if publish.ended_at is None else publish.ended_at
+        return any(publish.called_at <= lie <= until + 30.0 for lie in self.misfortunes.credible_lies)
+
+    def stretched(self, instant: float) -> float:
+        """Return the instant, or the end of the jump of the clock that it falls into."""
+        for begin, end in self.misfortunes.jumps:
+            if begin <= instant <= end:
+                instant = end
+        return instant
+
+    def jumped(self, begin: float, end: float) -> float:
+        """Return how many seconds of a time the clock jumped over."""
+        return sum(max(0.0, min(end, until) - max(begin, since)) for since, until in self.misfortunes.jumps)
+
+    def deleted(self, queue: str, since: float) -> bool:
+        """Whether the queue was deleted at or after an instant."""
+        return any(at >= since - TICK and name in (queue, "*") for at, name in self.misfortunes.deletions)
+
+
+def _hash(body: bytes) -> bytes:
+    return hashlib.blake2b(body, digest_size=16).digest()
+
+
+def _reached(publish: Publish) -> int:
+    return sum(attempt.reached is not False for attempt in publish.attempts)
+
+
+def _name(publish: Publish) -> str:
+    return f"message {publish.item.number}"
+
+
+# --- what was confirmed is there, what was rejected is not ---------------------------------------------------------------
+
+
+def confirmed_is_stored(seen: Evidence) -> Iterator[str]:
+    """S1: what was confirmed was acked, by the broker, in that epoch, was enqueued, and outlived every crash."""
+    for publish in seen.publishes:
+        receipt = publish.final
+        if not isinstance(receipt, Receipt) or seen.lied_to(publish):
+            continue
+        acked = [each for each in publish.attempts if each.answer == "ack" and not each.returned]
+        attempt = next((each for each in acked if each.link == receipt.link), None)
+        if attempt is None:
+            yield f"{_name(publish)} is confirmed on link {receipt.link}, where no ack came for it"
+            continue
+        for queue in QUEUES[publish.item.address]:
+            # One of two queues may have been missing since the link began to declare both; the broker acks for the other alone.
+            alone = len(QUEUES[publish.item.address]) == 1
+            opened_at = seen.trace.links[attempt.link].opened_at or 0.0
+            if seen.deleted(queue, attempt.at if alone else opened_at):
+                continue
+            if not publish.item.mandatory and seen.deleted(queue, 0.0):
+                continue  # there may have been no queue, and nobody asked to be told
+            enqueues = [each for each in seen.enqueued.get(publish.item.number, ()) if each[2] == queue]
+            if not any(link == attempt.link for _, _, _, link in enqueues):
+                yield f"{_name(publish)} is confirmed and never came into {queue!r} by link {attempt.link}"
+            elif (publish.item.persistent or queue == "quorum") and publish.body not in seen.run.left.get(queue, ()):
+                yield f"{_name(publish)} is confirmed and was lost from {queue!r}"
+
+
+def rejected_is_nowhere(seen: Evidence) -> Iterator[str]:
+    """S2: what was rejected, or cancelled before it was handed over, came into no queue."""
+    for publish in seen.publishes:
+        enqueues = seen.enqueued.get(publish.item.number)
+        if enqueues is None:
+            continue
+        final = publish.final
+        if final is not None and verdict(final) == "rejected":
+            yield f"{_name(publish)} is rejected ({describe(final)}) and came into {enqueues}"
+        elif final is None and not publish.attempts:
+            yield f"{_name(publish)} was cancelled before it was sent, and came into {enqueues}"
+
+
+def nothing_unexpected(seen: Evidence) -> Iterator[str]:
+    """S3: what is in a queue was published, with that body and that message_id."""
+    yield from seen.foreign
+
+
+def no_silent_duplicates(seen: Evidence) -> Iterator[str]:
+    """S4: more than one enqueue only where it was announced; at_most_once sends nothing twice."""
+    for publish in seen.publishes:
+        reached = _reached(publish)
+        queues = Counter(queue for _, _, queue, _ in seen.enqueued.get(publish.item.number, ()))
+        most = max(queues.values(), default=0)
+        final = publish.final
+        if most > reached:
+            yield f"{_name(publish)} was enqueued {most} times by {reached} attempts that may have been sent"
+        if not seen.plan.producer.at_least_once and max(reached, most) > 1:
+            yield f"{_name(publish)} was sent {reached} times and enqueued {most} times, at most once"
+        if most > 1 and final is not None:
+            certain = not final.possible_duplicate if isinstance(final, Receipt) else verdict(final) != "unknown"
+            if certain:
+                yield f"{_name(publish)} was enqueued {most} times without a word: {describe(final)}"
+        if isinstance(final, Receipt):
+            if final.attempts != reached:
+                yield f"{_name(publish)}: the receipt counts {final.attempts} attempts, {reached} may have been sent"
+            if final.possible_duplicate != (reached > 1):
+                yield f"{_name(publish)}: possible_duplicate is {final.possible_duplicate} after {reached} attempts"
+
+
+# --- outcomes ------------------------------------------------------------------------------------------------------------
+
+
+def one_outcome_in_time(seen: Evidence) -> Iterator[str]:
+    """S5: every call ends, once, by its deadline; an answer is passed on at once; who has left hears of it later."""
+    yield from seen.workload.wrong
+    if seen.run.crash is not None:
+        yield f"run() raised {seen.run.crash!r}"
+    if seen.run.calls_left:
+        yield f"{seen.run.calls_left} calls have not returned"
+    if seen.run.outcomes_missed:
+        return
+    for publish in seen.publishes:
+        if publish.ended_at is None:
+            yield f"{_name(publish)} has no outcome"
+            continue
+        if publish.ended_at > seen.stretched(publish.deadline) + TICK:
+            yield f"{_name(publish)} ended {publish.ended_at - publish.deadline:.3f} s after its deadline"
+        if isinstance(publish.result, CircuitOpen) and publish.call.how != "many":
+            waited = publish.ended_at - publish.called_at - seen.jumped(publish.called_at, publish.ended_at)
+            if waited > TICK or publish.attempts:
+                yield f"{_name(publish)}: CircuitOpen after {waited:.3f} s and {len(publish.attempts)} attempts"
+        yield from _told_at_once(publish)
+    yield from _late_outcomes(seen)
+    yield from (f"an outcome of nobody: {stray}" for stray in seen.run.stray)
+
+
+def _told_at_once(publish: Publish) -> Iterator[str]:
+    if publish.call.how == "many" or publish.cancelled or publish.ended_at is None:
+        return
+    for attempt in publish.attempts:
+        if attempt.answered_at is not None and publish.ended_at > attempt.answered_at + TICK:
+            wait = publish.ended_at - attempt.answered_at
+            yield f"{_name(publish)} was answered ({attempt.answer}) and its caller waited {wait:.3f} s more"
+
+
+def _late_outcomes(seen: Evidence) -> Iterator[str]:
+    """Who left while the message was under way, or heard Unconfirmed at the deadline, gets one outcome later."""
+    least: Counter[str] = Counter()
+    most: Counter[str] = Counter()
+    told: Counter[str] = Counter()
+    for publish in seen.publishes:
+        name = publish.message_id or ""
+        told[name] += len(publish.late)
+        if publish.cancelled:
+            most[name] += 1
+            least[name] += any(attempt.reached for attempt in publish.attempts)
+        elif isinstance(publish.result, PublishError) and verdict(publish.result) == "unknown":
+            at_deadline = publish.ended_at is not None and publish.ended_at >= publish.deadline - TICK
+            most[name] += at_deadline
+            least[name] += at_deadline and bool(publish.attempts) and _was_open(seen, publish)
+    for name, count in told.items():
+        if not least[name] <= count <= most[name]:
+            yield f"{count} late outcomes of {name!r}, not {least[name]} to {most[name]}"
+
+
+def _was_open(seen: Evidence, publish: Publish) -> bool:
+    """Whether the last attempt was still unanswered, on a link and a channel that lived, when its caller was told."""
+    last, told = publish.attempts[-1], publish.ended_at
+    assert told is not None
+    over = seen.trace.links[last.link].ended_at
+    closed = seen.trace.channel_ends.get((last.link, last.channel))
+    return (
+        (last.answered_at is None or last.answered_at > told + TICK)
+        and (over is None or over > told + TICK)
+        and (closed is None or closed[0] > told + TICK)
+        and told < seen.run.closing_began_at - TICK
+    )
+
+
+def outcomes_match(seen: Evidence) -> Iterator[str]:
+    """S5: each kind of outcome says what was seen at the seam."""
+    for publish in seen.publishes:
+        final = publish.final
+        if final is None or isinstance(final, Receipt) or seen.lied_to(publish):
+            continue
+        reached = [attempt for attempt in publish.attempts if attempt.reached is not False]
+        match final:
+            case Nacked():
+                right = len(reached) == 1 and reached[0].answer == "nack" and not reached[0].returned
+            case Unroutable():
+                right = len(reached) == 1 and reached[0].returned
+            case PublishRefused(reply_code=code):
+                closed = seen.trace.channel_ends.get((reached[-1].link, reached[-1].channel)) if reached else None
+                right = closed is not None and closed[1] == code
+                right = right and final.may_have_been_delivered == (len(reached) > 1)
+            case NotSent():
+                right = not reached
+            case _:  # at its deadline a message may be in the link's own buffer still: nobody claims that it was sent
+                right = bool(publish.attempts)
+        if not right:
+            yield f"{_name(publish)} ended as {describe(final)}, and what was seen is {publish.attempts}"
+
+
+# --- nothing is unknown without a cause ------------------------------------------------------------------------------
+
+
+def unknown_has_a_cause(seen: Evidence) -> Iterator[str]:
+    """S6: every Unconfirmed has a cause that was seen; none in a quiet seed, none on a link that came after all faults."""
+    for publish in seen.publishes:
+        final = publish.final
+        if final is None:
+            continue
+        kind = verdict(final)
+        if kind == "unknown" and not any(_causes(seen, publish)):
+            yield f"{_name(publish)} is unknown without a cause: {describe(final)}"
+        if not seen.plan.faults and kind in ("unknown", "nacked") and not _left_early(seen, publish):
+            yield f"{_name(publish)} ended as {describe(final)}, and there was no fault"
+    for life in seen.links:
+        if life.overdue is not None:
+            yield from _overdue(seen, life)
+        if not seen.plan.faults and life.fault is not None and life.fault.kind is not FaultKind.CHANNEL_STORM:
+            yield f"link {life.number} was lost without a fault: {life.fault}"
+        healed_at = seen.misfortunes.healed_at
+        if (
+            seen.plan.mode == "liveness"
+            and healed_at is not None
+            and life.at > healed_at + TICK
+            and _lost_while_open(seen, life)
+        ):
+            yield f"link {life.number} was lost after everything was mended: {life.fault}"
+
+
+def _causes(seen: Evidence, publish: Publish) -> Iterator[bool]:
+    ended = publish.ended_at if publish.result is not None else None
+    ended = seen.run.ended_at if ended is None else ended
+    yield ended >= publish.deadline - TICK
+    yield ended >= seen.run.closing_began_at - TICK
+    yield bool(seen.misfortunes.credible_lies)
+    for attempt in publish.attempts:
+        life = seen.trace.links[attempt.link]
+        closed = seen.trace.channel_ends.get((attempt.link, attempt.channel))
+        yield any(over is not None and over <= ended + TICK for over in (life.aborted_at, life.ended_at))
+        yield closed is not None and closed[0] <= ended + TICK
+
+
+def _left_early(seen: Evidence, publish: Publish) -> bool:
+    """Whether the caller asked for it: a deadline shorter than a confirm may take, an abrupt end, or a full queue."""
+    cut_off = seen.plan.ending != "close" and (publish.ended_at or 0.0) >= seen.run.closing_began_at - TICK
+    hurried = publish.call.timeout < 5.0 or publish.cancelled
+    return cut_off or hurried or publish.item.address in ("small", "both")
+
+
+def _overdue(seen: Evidence, life: LinkTask) -> Iterator[str]:
+    assert life.overdue is not None
+    since, at = life.overdue
+    timeout = seen.plan.producer.confirm_timeout
+    if since is None:
+        yield f"link {life.number} was replaced for a missing confirm, and none was missing"
+    elif at - since < timeout - TICK:
+        yield f"link {life.number} was replaced for a missing confirm after {at - since:.3f} s, not {timeout} s"
+
+
+def _lost_while_open(seen: Evidence, life: LinkTask) -> bool:
+    if life.fault is None or life.fault.kind in (FaultKind.CHANNEL_STORM, FaultKind.CLOSED):
+        return False
+    return life.ended_at is not None and life.ended_at < seen.run.closing_began_at - TICK
+
+
+# --- order, pace, limits -----------------------------------------------------------------------------------------------
+
+
+def order_is_kept(seen: Evidence) -> Iterator[str]:
+    """S7: on a main channel messages go out in the order of the calls, re-sends first; tags count 1, 2, 3."""
+    epochs: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for attempt in seen.trace.attempts.values():
+        sent = epochs.setdefault((attempt.link, attempt.channel), [])
+        if attempt.tag != len(sent) + 1:
+            yield f"tag {attempt.tag} on link {attempt.link} channel {attempt.channel} came after {len(sent)}"
+        sent.append((seen.trace.publishes[attempt.number].order if attempt.lane is Lane.MAIN else 0, attempt.number))
+    for (link, channel), sent in epochs.items():
+        for (before, one), (after, other) in itertools.pairwise(sent):
+            if after < before:
+                yield f"message {other} overtook message {one} on link {link} channel {channel}"
+    for publish in seen.publishes:
+        arrivals = seen.enqueued.get(publish.item.number, ())
+        if arrivals and arrivals[0][0] < publish.called_at - TICK:
+            yield f"{_name(publish)} arrived before it was published"
+
+
+def dials_keep_their_distance(seen: Evidence) -> Iterator[str]:
+    """S8: between the end of a link and the next dial lies the backoff; it starts anew only for a link that was proven."""
+    plan = seen.plan.producer
+    backoff = Backoff(initial=plan.initial, cap=plan.cap, attempts=plan.attempts, jitter=plan.jitter)
+    attempt = 0
+    for life, following in itertools.pairwise(seen.links):
+        if life.ended_at is None or life.ended_at > following.at + TICK:
+            yield f"link {following.number} was dialed while link {life.number} was there"
+            continue
+        up = 0.0 if life.declared_at is None else life.ended_at - life.declared_at
+        if life.acked or up >= plan.stable_for - TICK:
+            attempt = 0
+        gap = following.at - life.ended_at
+        if any(life.ended_at - TICK <= hint <= following.at + TICK for hint in seen.workload.hints):
+            attempt = 0
+            continue
+        shortest = max(MIN_GAP, retry_delay(backoff, attempt)[0])
+        longest = max(MIN_GAP, plan.cap) + seen.jumped(life.ended_at, following.at)
+        if not shortest - TICK <= gap <= longest + TICK:
+            yield (
+                f"link {following.number} was dialed {gap:.3f} s after the last ended; attempt {attempt} takes "
+                f"{shortest:.3f} to {longest:.3f} s"
+            )
+        attempt += 1
+
+
+def limits_hold(seen: Evidence) -> Iterator[str]:
+    """S9: buffers, tasks and connections stay within their limits; closing is bounded, and nothing is left behind."""
+    plan, run = seen.plan.producer, seen.run
+    for at, status, _ in run.statuses:
+        if status.in_flight > plan.max_in_flight:
+            yield f"{at:.1f}: {status.in_flight} in flight, {plan.max_in_flight} allowed"
+        if status.in_flight + status.buffered > plan.max_buffered + plan.max_in_flight:
+            yield f"{at:.1f}: {status.buffered} buffered beside {status.in_flight} in flight"
+    if run.peak_tasks > MOST_TASKS:
+        yield f"the producer had {run.peak_tasks} tasks"
+    for wire in seen.network.wires:
+        if wire.client_closed_at is None:
+            yield f"wire {wire.number} was left open by the producer"
+    if run.clients_left:
+        yield f"the brokers still have {run.clients_left} connections"
+    yield from _closing(seen)
+
+
+def _closing(seen: Evidence) -> Iterator[str]:
+    plan, run = seen.plan.producer, seen.run
+    if run.closed_at is None:
+        yield "run() never returned"
+        return
+    drain = plan.drain_timeout if run.plan.ending.startswith("close") else 0.0
+    most = drain + CLOSE_TIMEOUT + 2 * ABORT_TIMEOUT + LAST_WORDS
+    if run.plan.ending == "kill":
+        most = 2 * ABORT_TIMEOUT
+    took = run.closed_at - run.closing_began_at - seen.jumped(run.closing_began_at, run.closed_at)
+    if took > most + TICK:
+        yield f"closing took {took:.3f} s, not {most} s at most"
+    ids = {"rejected": set[str](), "unknown": set[str](), "confirmed": set[str](), "nacked": set[str]()}
+    for publish in seen.publishes:
+        for final in (publish.result, *publish.late):
+            if final is not None:
+                ids[verdict(final)].add(publish.message_id or "")
+    if run.report is not None:
+        least, most = (_confirmed_since(seen, run.closing_began_at + margin) for margin in (TICK, -TICK))
+        if not least <= run.report.confirmed <= most:
+            yield f"{run.report.confirmed} are reported as confirmed while closing, not {least} to {most}"
+        yield from (
+            f"{name!r} is reported as unconfirmed" for name in run.report.unconfirmed if name not in ids["unknown"]
+        )
+        # A publish that was cancelled before it was handed over has no other outcome.
+        cancelled = {publish.message_id for publish in seen.publishes if publish.cancelled}
+        certain = ids["rejected"] | cancelled
+        yield from (f"{name!r} is reported as not sent" for name in run.report.not_sent if name not in certain)
+
+
+def _confirmed_since(seen: Evidence, instant: float) -> int:
+    return sum(
+        isinstance(publish.final, Receipt)
+        and any(each.answer == "ack" and (each.answered_at or 0.0) >= instant for each in publish.attempts)
+        for publish in seen.publishes
+    )
+
+
+def dead_peers_are_noticed(seen: Evidence) -> Iterator[str]:
+    """R12: a link does not outlive silence, a frame that never becomes whole, or a write that nobody takes."""
+    plan = seen.plan.producer
+    leaving = CLOSE_TIMEOUT + 2 * ABORT_TIMEOUT + LAST_WORDS
+    for wire in seen.network.wires:
+        if wire.client_closed_at is None:
+            continue
+        life = seen.trace.links[wire.link]
+        # A broker that has blocked us does not read: a write is overdue only from the unblocking on.
+        stalled = 0.0 if life.blocked else min(wire.stalled, wire.client_closed_at - life.unblocked_at)
+        for what, length, limit in (
+            ("silence", wire.silence, max(2 * plan.heartbeat, plan.connect_timeout)),
+            ("a frame that did not end", wire.unfinished, max(plan.frame_timeout, plan.connect_timeout)),
+            ("a write that did not end", stalled, plan.write_stall_timeout),
+        ):
+            took = length - seen.jumped(wire.client_closed_at - length, wire.client_closed_at)
+            if took > limit + leaving + TICK:
+                yield f"wire {wire.number} was held through {took:.3f} s of {what}; the limit is {limit} s"
+
+
+def every_octet_is_legal(seen: Evidence) -> Iterator[str]:
+    """R18: what the producer sent was AMQP."""
+    yield from (str(violation) for violation in seen.run.violations)
+
+
+# --- what it says about itself -------------------------------------------------------------------------------------------
+
+
+def counters_are_true(seen: Evidence) -> Iterator[str]:
+    """S11: the counters equal the trace, nothing is up without a connection, and no secret is in any text."""
+    yield from seen.run.unbalanced
+    counters = seen.run.counters
+    settled = sum(counters[name] for name in ("confirmed", "rejected", "nacked", "unknown"))
+    if counters["accepted"] != settled:
+        yield f"{counters['accepted']} accepted, {settled} settled: {counters}"
+    shared = Counter(publish.message_id for publish in seen.publishes)
+    if not any(publish.cancelled and shared[publish.message_id] > 1 for publish in seen.publishes):
+        finals = Counter(verdict(publish.final) for publish in seen.publishes if publish.final is not None)
+        for name in ("confirmed", "nacked", "unknown"):
+            if finals[name] != counters[name]:
+                yield f"{counters[name]} {name} are counted, {finals[name]} were seen"
+    for at, status, holds in seen.run.statuses:
+        if any(abs(at - landed) <= TICK for _, landed in seen.misfortunes.jumps):
+            continue  # what happened in this very tick seems to be long ago
+        if status.connection_state is ConnectionState.CONNECTED and not holds:
+            yield f"{at:.1f}: CONNECTED on link {status.link}, which has no connection"
+        if status.healthy and status.connection_state is not ConnectionState.CONNECTED:
+            yield f"{at:.1f}: healthy and {status.connection_state.value}"
+    yield from _secrets(seen)
+
+
+def _secrets(seen: Evidence) -> Iterator[str]:
+    password = seen.run.password
+    forms = (password, quote(password, safe=""), base64.b64encode(password.encode()).decode())
+    texts = [*seen.run.texts, *(str(publish.result) for publish in seen.publishes)]
+    yield from (f"a secret is in {text!r}" for text in texts if any(form in text for form in forms))
+
+
+def it_recovers(seen: Evidence) -> Iterator[str]:
+    """I40: once the faults are over, the link is up within a bound and publishes are confirmed (liveness mode)."""
+    if seen.plan.mode != "liveness":
+        return
+    if seen.run.up_again_at is None:
+        yield "no link came up within the bound"
+    for probe in seen.run.probes:
+        if not isinstance(probe, Receipt):
+            yield f"a publish after the recovery ended as {probe and describe(probe)}"
+
+
+#: Every check by its name.
+CHECKS: Final[dict[str, Callable[[Evidence], Iterator[str]]]] = {
+    "S1 confirmed is stored": confirmed_is_stored,
+    "S2 rejected is nowhere": rejected_is_nowhere,
+    "S3 nothing unexpected": nothing_unexpected,
+    "S4 no silent duplicates": no_silent_duplicates,
+    "S5 one outcome in time": one_outcome_in_time,
+    "S5 outcomes match": outcomes_match,
+    "S6 unknown has a cause": unknown_has_a_cause,
+    "S7 order": order_is_kept,
+    "S8 dials keep their distance": dials_keep_their_distance,
+    "S9 limits": limits_hold,
+    "S11 counters and secrets": counters_are_true,
+    "R12 dead peers are noticed": dead_peers_are_noticed,
+    "R18 every byte is legal": every_octet_is_legal,
+    "I40 it recovers": it_recovers,
+}
+
+
+def judge(seen: Evidence) -> list[Finding]:
+    """Return what is wrong with a run; nothing, if all is well."""
+    return [Finding(name, text) for name, check in CHECKS.items() for text in check(seen)]
