@@ -201,7 +201,7 @@ async def test_a_broker_absent_at_start_killing_the_process(autojump_clock: Mock
 async def test_dead_for_good_after_the_10th_attempt_with_nobody_told(autojump_clock: MockClock) -> None:
     """Giving up is visible in status, is told to publishers, and a hint revives the producer."""
     driver = ScriptedDriver(*[refuses()] * 11, lives())
-    async with open_producer(URL, driver=driver, backoff=Backoff(jitter=0.0), breaker=None) as producer:
+    async with open_producer(URL, driver=driver, backoff=Backoff(jitter=0.0, cap=60, attempts=10), breaker=None) as producer:
         with pytest.raises(warrener.GaveUp):
             await producer.wait_connected()
         status = producer.status()

@@ -2,7 +2,7 @@
 
 The range leaves here and the draw is made elsewhere, so that the machine stays a function of its arguments (I1). A
 delay d = min(cap, initial * factor ** n) becomes [(1 - jitter) * d, d] (R13, I24): jitter 0 gives exactly the sequence
-1, 2, 4, 8, 16, 32, 60, 60, 60, 60; jitter 1 is full jitter. Nothing is ever below `min_gap`, full jitter included.
+1, 2, 4, 8, 15, 15 …; jitter 1 is full jitter. Nothing is ever below `min_gap`, full jitter included.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Backoff:
 
     initial: float = field(default=1.0, converter=float)
     factor: float = field(default=2.0, converter=float)
-    cap: float = field(default=60.0, converter=float)
+    cap: float = field(default=15.0, converter=float)
     #: Dials in a row, the one at start not counted, until the producer gives up; None: never.
-    attempts: int | None = 10
+    attempts: int | None = None
     #: 0 to 1: a delay d is drawn from [(1 - jitter) * d, d].
     jitter: float = field(default=0.5, converter=float)
     #: No delay is shorter than this, whatever the jitter.
