@@ -331,8 +331,11 @@ async def test_50_of_50_calls_admitted_after_the_cooldown(autojump_clock: MockCl
 
 async def test_each_later_failure_retripping(autojump_clock: MockClock) -> None:
     """It tripped 813 times from one event: while open the counter counts on, and that is one trip."""
-    async with open_producer(URL, driver=ScriptedDriver(refuses()), breaker=Breaker(cooldown=10_000)) as producer:
-        await trio.sleep(300)
+    backoff = Backoff(jitter=0.0, cap=60)
+    async with open_producer(
+        URL, driver=ScriptedDriver(refuses()), backoff=backoff, breaker=Breaker(cooldown=10_000)
+    ) as producer:
+        await trio.sleep(303.5)
         assert producer.counters["breaker_trips"] == 1
         assert producer.status().consecutive_failures == 11
 
