@@ -201,7 +201,9 @@ async def test_a_broker_absent_at_start_killing_the_process(autojump_clock: Mock
 async def test_dead_for_good_after_the_10th_attempt_with_nobody_told(autojump_clock: MockClock) -> None:
     """Giving up is visible in status, is told to publishers, and a hint revives the producer."""
     driver = ScriptedDriver(*[refuses()] * 11, lives())
-    async with open_producer(URL, driver=driver, backoff=Backoff(jitter=0.0, cap=60, attempts=10), breaker=None) as producer:
+    async with open_producer(
+        URL, driver=driver, backoff=Backoff(jitter=0.0, cap=60, attempts=10), breaker=None
+    ) as producer:
         with pytest.raises(warrener.GaveUp):
             await producer.wait_connected()
         status = producer.status()
@@ -389,7 +391,9 @@ def shown_breaker(producer: Producer) -> float:
 async def test_a_stalled_confirm_hanging_the_caller_while_health_says_healthy(autojump_clock: MockClock) -> None:
     """The caller has its deadline, and health turns when the oldest confirm is overdue."""
     driver = ScriptedDriver(lives(answer=silence))
-    async with open_producer(URL, driver=driver, confirm_timeout=5, backoff=Backoff(initial=30, jitter=0)) as producer:
+    async with open_producer(
+        URL, driver=driver, confirm_timeout=5, backoff=Backoff(initial=30, cap=60, jitter=0)
+    ) as producer:
         await producer.wait_connected()
         began = trio.current_time()
         async with trio.open_nursery() as nursery:
