@@ -773,7 +773,7 @@ async def test_a_confirm_for_an_unknown_tag_ends_the_link(driver: Driver, listen
 
 
 @pytest.mark.parametrize(
-    "bytes",
+    "octets",
     [b"\x01\x00\x00\x7f\xff\xff\xff", b"\x09\x00\x00\x00\x00\x00\x00\xce", b"\x08\x00\x01\x00\x00\x00\x00\xce",
      b"\x08\x00\x00\x00\x00\x00\x00\x00", b"\x01\x00\x00\x00\x00\x00\x04\x00\x63\x00\x63\xce"],
     ids=["over frame_max", "unknown type", "heartbeat on a channel", "no end byte", "unknown method"],
