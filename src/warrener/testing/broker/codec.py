@@ -132,7 +132,9 @@ class Framer:
         if len(residue) < size + OVERHEAD:
             return None
         if residue[size + 7] != FRAME_END:
-            raise IllegalOctets(501, f"type {kind}, all octets = <<>>: {{invalid_frame_end_marker,{residue[size + 7]}}}")
+            raise IllegalOctets(
+                501, f"type {kind}, all octets = <<>>: {{invalid_frame_end_marker,{residue[size + 7]}}}"
+            )
         payload = bytes(residue[7 : size + 7])
         del residue[: size + OVERHEAD]
         return RawFrame(kind, channel, payload)
