@@ -253,9 +253,9 @@ async def test_over_tls(
     driver: Driver, endpoint: Endpoint, listener: RecordingReports, queue_name: str, authority: tuple[trustme.CA, Path]
 ) -> None:
     """A verified certificate; reading and writing at once go well, and the peer says how it is secured."""
-    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
-    secured = TLSListener(listener, _server_context(authority[0], "127.0.0.1"), standard_compatible=False)
-    port = listener.extra(SocketAttribute.local_port)
+    server = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    secured = TLSListener(server, _server_context(authority[0], "127.0.0.1"), standard_compatible=False)
+    port = server.extra(SocketAttribute.local_port)
     async with relaying(secured, endpoint.port):
         secure = Endpoint(host="127.0.0.1", port=port, tls=True, cafile=str(authority[1]))
         peer = await _publish_much(driver, secure, listener, queue_name)
