@@ -18,7 +18,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         description="Run the ML producer: tasks come in over HTTP and go, confirmed, to Celery workers through RabbitMQ.",
         epilog=textwrap.dedent(
             """\
-            The broker is RABBITMQ_URL, or --url, or the row url of [warrener._publishing.producer] in the settings file.
+            The broker is RABBITMQ_URL, or --url, or the row url of [warrener.producer] in the settings file.
 
               SIGTERM, SIGINT   settle what was accepted, close, exit 0; a second one aborts
               SIGHUP            dial now, also after the attempts are used up
