@@ -59,7 +59,9 @@ def test_acks_count_each_message_once(confirms: list[tuple[int, bool]], piece: i
 
 def test_ratios_are_taken_within_the_rounds() -> None:
     """A drift of the machine meets both: the median of the ratios, not the ratio of the medians."""
-    table = report.comparison(results(**{"raw blaster": rounds(100, 1000, 400), "amqplib": rounds(50, 800, 300)}), "clients")
+    table = report.comparison(
+        results(**{"raw blaster": rounds(100, 1000, 400), "amqplib": rounds(50, 800, 300)}), "clients"
+    )
     (row,) = [line for line in table.splitlines() if line.startswith("| amqplib")]
     assert [cell.strip() for cell in row.split("|")][2:4] == ["300", "0.75"]
 
