@@ -68,10 +68,10 @@ def test_ratios_are_taken_within_the_rounds() -> None:
 
 def test_a_target_is_met_or_named() -> None:
     """A figure within its bound is met, one beyond it is not; what was not measured is left out."""
-    clients = {"warrener, Trio": rounds(1000, cpu=4), "amqplib": rounds(1000, cpu=10)}
+    clients = {"warrener, Trio": rounds(900, cpu=4), "amqplib": rounds(1000, cpu=10)}
     table = report.targets(results(**clients))
     assert "| publish on Trio: CPU × amqplib | ≤ 0.65 | 0.40 | yes |" in table
-    assert "| Trio: throughput × amqplib | ≥ 1.05 | 1.00 | **no** |" in table
+    assert "| publish on Trio: throughput × amqplib | ≥ 1 | 0.90 | **no** |" in table
     assert "pika" not in table
 
 
