@@ -3,7 +3,7 @@
 Precedence, highest first: explicit arguments, environment, file, defaults. Nothing is ignored: an unknown key of the file,
 an unknown ``ML_PRODUCER_*`` variable and a value outside its range are each one `SettingsError` that names the setting.
 (The system that this one replaces read PREFERRED_LLM_BACKEND and did nothing with it.) The connection itself is set up
-as for every producer: ``RABBITMQ_URL`` and its companions, ``WARRENER_*``, or the table ``[warrener._publishing.producer]``, whose
+as for every producer: ``RABBITMQ_URL`` and its companions, ``WARRENER_*``, or the table ``[warrener.producer]``, whose
 rows are called as the settings are. There is no default URL, so no default password.
 """
 
@@ -184,7 +184,7 @@ class MLSettings:
         """Read the environment and the TOML file: `file`, or what ``ML_PRODUCER_CONFIG`` names, or none.
 
         `url` is the broker's; `explicit` are settings that win over everything; `producer_defaults` are rows of
-        ``[warrener._publishing.producer]`` for when nobody says otherwise. Raises `SettingsError`.
+        ``[warrener.producer]`` for when nobody says otherwise. Raises `SettingsError`.
         """
         _refuse_unknown(explicit, [attribute.name for attribute in fields(cls)], "setting")
         _refuse_unknown(
@@ -242,7 +242,7 @@ _Found: Any = make_class(
 
 
 def _load(path: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the rows of ``[warrener._publishing.producer]``, and what file and environment say of the other settings."""
+    """Return the rows of ``[warrener.producer]``, and what file and environment say of the other settings."""
     try:
         import typed_settings as ts
         from typed_settings.exceptions import ConfigFileLoadError, InvalidOptionsError, UnknownFormatError
@@ -281,7 +281,7 @@ def _file_refused(path: Path | None, reason: str) -> SettingsError:
 
 
 def _as_environment(table: Mapping[str, object]) -> dict[str, str]:
-    """Return the rows of ``[warrener._publishing.producer]`` as the variables that they stand for, so that one parser knows them all."""
+    """Return the rows of ``[warrener.producer]`` as the variables that they stand for, so that one parser knows them all."""
     for name, value in table.items():
         if not isinstance(value, (str, int, float)):
             raise SettingsError(f"[{_SECTION}.producer] {printable(name, 60)} must be text, a number, true or false")
