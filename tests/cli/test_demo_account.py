@@ -43,7 +43,7 @@ def test_a_balanced_account_has_no_faults() -> None:
     ("change", "words"),
     [
         (lambda account: account.found.pop("once"), "1 confirmed messages lost"),
-        (lambda account: account.found.update({"once": 1}), "1 duplicates that nobody was told of"),
+        (lambda account: account.found.update({"once": 1}), "1 duplicates that were not flagged"),
         (
             lambda account: account.found.update({"refused": 1}),
             "1 messages in a queue that were reported as not delivered",
