@@ -52,7 +52,10 @@ def test_a_balanced_account_has_no_faults() -> None:
         (lambda account: account.outcomes.pop("unsure"), "1 messages without an outcome"),
         (lambda account: account.called.add("forgotten"), "1 messages without an outcome"),
         (lambda account: account.counters.update({"accepted": 4}), "1 accepted messages unaccounted for"),
-        (lambda account: account.counters.update({"confirmed": 3}), "1 confirms of difference between the producer's count and the publishers'"),
+        (
+            lambda account: account.counters.update({"confirmed": 3}),
+            "1 confirms of difference between the producer's count and the publishers'",
+        ),
         (lambda account: account.outcomes.update({"twice": _receipt("twice")}), "nothing was re-sent"),
         (lambda account: account.outcomes.update({"refused": NotSent("refused", "x")}), "nothing failed fast"),
         (lambda account: setattr(account, "alarm_seen", False), "the alarm was not seen"),

@@ -23,7 +23,6 @@ from warrener._publishing.producer import PUBLISH_TIMEOUT, Producer, running
 from warrener._settings.settings import SettingsFields
 from warrener.drivers.base import Driver
 from warrener.ml import celery
-from warrener.ml.task_counters import TASK_TYPES, TaskCounters
 from warrener.ml.payloads import (
     BACKENDS,
     Backend,
@@ -41,6 +40,7 @@ from warrener.ml.payloads import (
     wire_form,
 )
 from warrener.ml.settings import MLSettings
+from warrener.ml.task_counters import TASK_TYPES, TaskCounters
 from warrener.ml.topology import topology
 from warrener.records import ClosingReport, Receipt, Status
 from warrener.tracing import publish_span
