@@ -19,6 +19,7 @@ from warrener.errors import Fault, FaultKind
 from warrener.machine import effects, events, states
 from warrener.machine._record import Policy, Record, Step, connection_state
 from warrener.machine._transitions import transition
+from warrener.machine.backoff import Backoff
 from warrener.machine.breaker import Breaker, Permit, admit, cooled, failed, released, retry_after, succeeded
 
 __all__ = [
@@ -107,8 +108,9 @@ class Line:
 # --- representatives -------------------------------------------------------------------------------------------------
 
 
-_STAY = Policy()
-_RAISE = Policy(when_exhausted="raise")
+_BACKOFF = Backoff(cap=60, attempts=10)
+_STAY = Policy(backoff=_BACKOFF)
+_RAISE = Policy(backoff=_BACKOFF, when_exhausted="raise")
 _CLOSES = tuple(AT - seconds for seconds in (9, 7, 5, 3, 1))
 
 

@@ -108,7 +108,9 @@ def _run(args: argparse.Namespace) -> int:
 async def publish(plan: Plan) -> int:
     """Publish what the plan says; return the exit status. Everything that is said goes to standard error."""
     try:
-        settings = Settings.resolve(plan.url, breaker=None, when_exhausted="stay", topology=())
+        # A command ends when the broker stays away: eleven dials in a row, unless the user says otherwise.
+        patience = {"backoff_cap": "60", "backoff_attempts": "10"}
+        settings = Settings.resolve(plan.url, defaults=patience, breaker=None, when_exhausted="stay", topology=())
         place = resumed(plan)
         _check_files(plan, place)
     except (SettingsError, Refused) as error:

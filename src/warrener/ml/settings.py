@@ -27,6 +27,8 @@ __all__ = ["CONFIG_VARIABLE", "MLSettings"]
 
 #: Names the TOML file, where `--config` does not.
 CONFIG_VARIABLE = "ML_PRODUCER_CONFIG"
+#: Rows of the producer that the service sets in its own way: it gives up after eleven failed dials in a row.
+PRODUCER_DEFAULTS = {"backoff_cap": "60", "backoff_attempts": "10"}
 _PREFIX = "ML_PRODUCER_"
 _SECTION = "warrener"
 
@@ -197,7 +199,9 @@ class MLSettings:
         in_file = table.pop("url", None)
         url = url or os.environ.get("RABBITMQ_URL") or in_file
         broker = Settings.resolve(
-            url, environ=_as_environment({**(producer_defaults or {}), **table}) | dict(os.environ)
+            url,
+            environ=_as_environment({**(producer_defaults or {}), **table}) | dict(os.environ),
+            defaults=PRODUCER_DEFAULTS,
         )
         rows: dict[str, Any] = {"broker": broker} | loaded | explicit
         return cls(**rows)
