@@ -33,7 +33,8 @@ import anyio.to_thread
 from attrs import asdict, define, field, frozen
 
 from warrener._cli.publish_input import BadInput, Format, Piece, Target, described, pieces, size_of
-from warrener._publishing.producer import Producer, PublishHandle, running
+from warrener._publishing.handles import PublishHandle
+from warrener._publishing.producer import Producer, running
 from warrener._settings.settings import Settings
 from warrener.errors import BufferFull, ConnectError, GaveUp, ProducerClosed, PublishError, SettingsError
 from warrener.records import ConnectionState, Message, Receipt, Status
