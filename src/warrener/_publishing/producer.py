@@ -284,7 +284,7 @@ class Producer:
     @with_message_fields
     async def publish_many(
         self,
-        messages: Iterable[Message] | Iterable[Body] | AsyncIterable[Message] | AsyncIterable[Body],
+        messages: Iterable[Body | Message] | AsyncIterable[Body | Message],
         *,
         timeout: float = PUBLISH_TIMEOUT,
         **fields: Unpack[MessageFields],
