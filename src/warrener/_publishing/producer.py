@@ -131,12 +131,6 @@ class Producer:
         assert self._around is not None
         return await self._around.__aexit__(kind, error, traceback)
 
-    def check_unused(self) -> None:
-        """Raise RuntimeError if the producer was run or closed before."""
-        if self._run_called:
-            why = "it was closed before it ran" if self._finished is None else "run() may be called once"
-            raise RuntimeError(f"this producer cannot run: {why}; make another Producer")
-
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Supervise the connection until `aclose()` or a cancellation; for `nursery.start` and `task_group.start`.
 
@@ -144,7 +138,9 @@ class Producer:
         ExceptionGroup when the attempts are used up. A second call is a RuntimeError. When `run()` has ended, each accepted
         message has its outcome, and no task, socket or timer is left.
         """
-        self.check_unused()
+        if self._run_called:
+            why = "it was closed before it ran" if self._finished is None else "run() may be called once"
+            raise RuntimeError(f"this producer cannot run: {why}; make another Producer")
         self._run_called = True
         s = self.settings
         self._backend = backend()

@@ -18,7 +18,6 @@ __all__ = ["running"]
 @asynccontextmanager
 async def running(producer: Producer) -> AsyncIterator[Producer]:
     """Run this producer around a body, with the guarantees of `open_producer`."""
-    producer.check_unused()
     from_run: Exception | None = None
     from_body: BaseException | None = None
     cancelled = anyio.get_cancelled_exc_class()
@@ -36,20 +35,25 @@ async def running(producer: Producer) -> AsyncIterator[Producer]:
 
     try:
         async with anyio.create_task_group() as tasks:
-            await tasks.start(run)
             try:
-                with body:
-                    yield producer
-            except cancelled:
-                producer.abort()
-                raise
-            except BaseException as error:  # noqa: BLE001 - raised again, without an ExceptionGroup, behind the task group
-                from_body = error
-                producer.abort()
-                # A broker that does not answer connection.close may delay the error by this time at most.
-                tasks.cancel_scope.deadline = anyio.current_time() + producer.settings.abort_timeout
+                await tasks.start(run)
+            except RuntimeError:  # `run()` ended before it had started; its own error is raised below
+                if from_run is None:
+                    raise
             else:
-                await producer.aclose()
+                try:
+                    with body:
+                        yield producer
+                except cancelled:
+                    producer.abort()
+                    raise
+                except BaseException as error:  # noqa: BLE001 - raised again behind the task group, without an ExceptionGroup
+                    from_body = error
+                    producer.abort()
+                    # A broker that does not answer connection.close may delay the error by this time at most.
+                    tasks.cancel_scope.deadline = anyio.current_time() + producer.settings.abort_timeout
+                else:
+                    await producer.aclose()
     except cancelled:
         # An error that was on its way out is raised, not the cancellation that came later, as in any nursery.
         if from_body is None and from_run is None:
