@@ -12,7 +12,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from warrener.testing import EmbeddedBroker, FaultProxy
-from warrener.testing.streams import Port, SocketStream, connect
+from warrener.testing._streams import Port, SocketStream, connect
 
 #: uvloop counts whole milliseconds, at either end of a wait.
 TICK = 0.002
@@ -39,10 +39,10 @@ async def through_proxy() -> AsyncIterator[tuple[FaultProxy, SocketStream, Socke
 
 
 async def receive_exactly(stream: SocketStream, count: int) -> bytes:
-    octets = b""
-    while len(octets) < count:
-        octets += await stream.receive(count - len(octets))
-    return octets
+    data = b""
+    while len(data) < count:
+        data += await stream.receive(count - len(data))
+    return data
 
 
 async def test_forwards_both_ways_and_counts() -> None:
@@ -84,7 +84,7 @@ async def test_ends_connections(fault: str, error: type[Exception]) -> None:
                 await stream.receive()
 
 
-async def test_cut_after_n_octets() -> None:
+async def test_cut_after_n_bytes() -> None:
     """Exactly n bytes arrive, then the end."""
     async with through_proxy() as (proxy, client, server):
         proxy.cut_after(10, "up", reset=False)
@@ -102,7 +102,7 @@ async def test_slices() -> None:
         assert b"0123456789" == await receive_exactly(server, 10)
 
 
-async def test_corrupts_one_octet() -> None:
+async def test_corrupts_one_byte() -> None:
     """One byte is inverted, at the place that was asked for."""
     async with through_proxy() as (proxy, client, server):
         proxy.corrupt(after=3, direction="up")

@@ -24,8 +24,8 @@ import anyio
 from anyio.from_thread import start_blocking_portal
 from attrs import define, field
 
-from warrener.testing.streams import Port, SocketStream, connect
-from warrener.testing.threads import Home, control
+from warrener.testing._loop_thread import LoopThread, runs_in_loop
+from warrener.testing._streams import Port, SocketStream, connect
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
@@ -95,7 +95,7 @@ class FaultProxy:
 
     def __init__(self, target: str | tuple[str, int], *, window: int = 65536) -> None:
         """Make a proxy; it serves inside its block. `window` bytes a direction are held at most."""
-        self.home = Home()
+        self.loop_thread = LoopThread()
         self._template = target if isinstance(target, str) and "://" in target else None
         self._target = _address(target)
         self._window = window
@@ -130,12 +130,12 @@ class FaultProxy:
         """Run a proxy in a thread of its own, for synchronous clients and fixtures; same controls."""
         proxy = cls(target, window=window)
         with start_blocking_portal(backend) as portal, portal.wrap_async_context_manager(proxy):
-            proxy.home.portal = portal
+            proxy.loop_thread.portal = portal
             yield proxy
 
     @asynccontextmanager
     async def _run(self) -> AsyncIterator[None]:
-        self.home.enter()
+        self.loop_thread.enter()
         self._changed = anyio.Event()
         self._port = Port()
         failure: Exception | None = None
@@ -194,44 +194,44 @@ class FaultProxy:
             del self._pairs[pair]
 
     async def _read(self, line: _Line) -> None:
-        octets = None
-        while octets != b"":
+        data = None
+        while data != b"":
             await self._until(lambda: not line.way.frozen and line.held < line.window)
             try:
-                octets = await line.source.receive(min(CHUNK, line.window - line.held))
+                data = await line.source.receive(min(CHUNK, line.window - line.held))
             except anyio.EndOfStream:
-                octets = b""
+                data = b""
             except anyio.ClosedResourceError:
-                octets = b""
+                data = b""
             except anyio.BrokenResourceError:
                 line.sink.close_now(reset=True)
-                octets = b""
-            delay = line.way.latency if octets else max(line.way.latency, self._late)
-            line.queue.append((anyio.current_time() + delay, octets))
-            line.held += len(octets)
+                data = b""
+            delay = line.way.latency if data else max(line.way.latency, self._late)
+            line.queue.append((anyio.current_time() + delay, data))
+            line.held += len(data)
             self._change()
 
     async def _write(self, line: _Line, pair: _Pair) -> None:
         way = line.way
         while True:
             await self._until(lambda: bool(line.queue) and not way.frozen)
-            due, octets = line.queue[0]
+            due, data = line.queue[0]
             await anyio.sleep_until(due)
             await self._until(lambda: not way.frozen)
             line.queue.popleft()
-            if not octets:
+            if not data:
                 with contextlib.suppress(anyio.ClosedResourceError):
                     await line.sink.send_eof()
                 return
-            if not await self._forward(line, pair, octets):
+            if not await self._forward(line, pair, data):
                 return
-            line.held -= len(octets)
+            line.held -= len(data)
             self._change()
 
-    async def _forward(self, line: _Line, pair: _Pair, octets: bytes) -> bool:
+    async def _forward(self, line: _Line, pair: _Pair, data: bytes) -> bool:
         """Send bytes on, as the faults of the direction have it; say whether the stream goes on."""
         way = line.way
-        rest = octets
+        rest = data
         while rest:
             await self._until(lambda: not way.frozen)
             piece = rest[: way.slice or len(rest)]
@@ -296,7 +296,7 @@ class FaultProxy:
         return parts._replace(netloc=f"{login}{at}127.0.0.1:{self.port}").geturl()
 
     @property
-    @control
+    @runs_in_loop
     def connections(self) -> int:
         """How many connections are open through it."""
         return len(self._pairs)
@@ -306,44 +306,44 @@ class FaultProxy:
         """How many connections it has accepted so far."""
         return self._accepted
 
-    @control
+    @runs_in_loop
     def forwarded(self, direction: Direction) -> int:
         """Return how many bytes it has passed on in a direction, over all connections."""
         return self._ways[direction].forwarded
 
-    @control
+    @runs_in_loop
     def swallowed(self, direction: Direction) -> int:
         """Return how many bytes went into a black hole."""
         return self._ways[direction].swallowed
 
     # --- faults ------------------------------------------------------------------------------------------------------
 
-    @control
+    @runs_in_loop
     def latency(self, seconds: float, direction: Direction | None = None) -> None:
         """Delay what arrives from now on."""
         self._set("latency", seconds, direction)
 
-    @control
-    def bandwidth(self, octets_per_second: float, direction: Direction | None = None) -> None:
+    @runs_in_loop
+    def bandwidth(self, bytes_per_second: float, direction: Direction | None = None) -> None:
         """Forward no faster than this; `math.inf` lifts it."""
-        self._set("bandwidth", octets_per_second, direction)
+        self._set("bandwidth", bytes_per_second, direction)
 
-    @control
-    def slice(self, octets: int | None, direction: Direction | None = None) -> None:
+    @runs_in_loop
+    def slice(self, data: int | None, direction: Direction | None = None) -> None:
         """Forward in pieces of so many bytes, each a write of its own; None lifts it."""
-        self._set("slice", octets, direction)
+        self._set("slice", data, direction)
 
-    @control
+    @runs_in_loop
     def freeze(self, direction: Direction | None = None) -> None:
         """Neither read nor forward; connections stay open, until `thaw`."""
         self._set("frozen", True, direction)
 
-    @control
+    @runs_in_loop
     def thaw(self, direction: Direction | None = None) -> None:
         """End `freeze`; what was held goes on its way."""
         self._set("frozen", False, direction)
 
-    @control
+    @runs_in_loop
     def black_hole(self, on: bool = True, direction: Direction | None = None) -> None:
         """Read everything and forward nothing; new connections are accepted and hear nothing.
 
@@ -351,37 +351,37 @@ class FaultProxy:
         """
         self._set("black_hole", on, direction)
 
-    @control
-    def cut_after(self, octets: int, direction: Direction, *, reset: bool = True) -> None:
+    @runs_in_loop
+    def cut_after(self, data: int, direction: Direction, *, reset: bool = True) -> None:
         """End the connection that carries the n-th byte from now on right after it (0: at once, all of them)."""
         way = self._ways[direction]
         way.cut_by_reset = reset
-        if octets == 0:
+        if data == 0:
             self._cut(reset=reset)
         else:
-            way.until_cut = octets
+            way.until_cut = data
 
-    @control
+    @runs_in_loop
     def corrupt(self, after: int = 0, direction: Direction = "down") -> None:
         """Invert the bits of one byte: the one that follows `after` bytes from now on."""
         self._ways[direction].until_corruption = after
 
-    @control
+    @runs_in_loop
     def fin(self) -> None:
         """End every connection in order, to both sides."""
         self._cut(reset=False)
 
-    @control
+    @runs_in_loop
     def reset(self) -> None:
         """End every connection by RST, to both sides."""
         self._cut(reset=True)
 
-    @control
+    @runs_in_loop
     def late_close(self, seconds: float) -> None:
         """Pass on the end of a stream only after a while."""
         self._late = seconds
 
-    @control
+    @runs_in_loop
     def refuse(self, on: bool = True) -> None:
         """Refuse new connections, or accept them again; open ones stay."""
         if self._port is None or self._tasks is None:
@@ -392,7 +392,7 @@ class FaultProxy:
             self._port.listen()
             self._tasks.start_soon(self._accept, self._port)
 
-    @control
+    @runs_in_loop
     def heal(self) -> None:
         """End every fault; connections that were cut stay so."""
         self._late = 0.0
