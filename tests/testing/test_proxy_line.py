@@ -92,15 +92,32 @@ async def test_an_end_is_passed_on_late(autojump_clock: MockClock) -> None:
         assert 5.0 == pytest.approx(trio.current_time() - began)
 
 
+class Counting(MemoryStream):
+    """A stream that counts the calls of `send`."""
+
+    calls = 0
+
+    async def send(self, item: bytes) -> None:
+        """Count and send."""
+        self.calls += 1
+        await super().send(item)
+
+
 @pytest.mark.trio
 async def test_small_writes_do_not_make_all_pieces_small(autojump_clock: MockClock) -> None:
     """What piled up on a slow line in small pieces is followed by large ones."""
-    sizes = list[int]()
-    async with line(Way(latency=1.0), window=1000) as (client, server), trio.open_nursery() as nursery:
+    client, source = memory_stream_pair()
+    outward, server = memory_stream_pair()
+    sink, received = Counting(outward._in, outward._out), 0  # noqa: SLF001 - the same pipe, counted
+    carried = Line(Way(latency=1.0), source, sink, 1000, lambda _: None)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(carried.read)
+        nursery.start_soon(carried.write)
         for _ in range(140):
             await client.send(bytes(7))
             await trio.sleep(0.001)
-        nursery.start_soon(client.send, bytes(20_000))
-        while sum(sizes) < 20_980:
-            sizes.append(len(await server.receive()))
-    assert len(sizes) < 250
+        await client.send(bytes(20_000))
+        while received < 20_980:
+            received += len(await server.receive())
+        nursery.cancel_scope.cancel()
+    assert sink.calls < 250
