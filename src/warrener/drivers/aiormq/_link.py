@@ -2,7 +2,7 @@
 
 `AiormqLink` lives with the owner, the engine in its asyncio loop; on Trio that is another thread. What they share is
 one deque, to which the owner appends and from which the engine takes, and counters that one side writes and the other
-reads. LinkListener reach the owner through `TaskEndpoint`, which keeps the link's own books before it passes them on.
+reads. Reports reach the owner through `TaskEndpoint`, which keeps the link's own books before it passes them on.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class AiormqLink:
         self.peer = Peer()
         #: The open channel of each lane and the last tag assigned on it.
         self._channels: dict[Lane, list[int]] = {}
-        #: Bytes handed over; the owner's side writes it.
+        #: Bytes that the owner has published; the owner's side writes it.
         self._handed = 0
         #: Bytes of those that are no longer waiting; the engine's side writes it.
         self._sent = 0
@@ -66,7 +66,7 @@ class AiormqLink:
         return self._congested
 
     def publish(self, lane: Lane, envelope: Envelope, message_id: str, body: bytes, token: str | None) -> int:
-        """Hand one message to the pump; return its tag."""
+        """Append one message to the pump's queue; return its tag."""
         engine = self._engine
         channel = self._channels.get(lane)
         if engine is None or channel is None:

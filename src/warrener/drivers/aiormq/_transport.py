@@ -1,8 +1,8 @@
 """The transport: every byte between aiormq and the broker passes here, in both directions.
 
 Why it exists. aiormq tells its user little of what the driver seam has to report: it overrides the server's heartbeat,
-swallows connection.blocked, matches returns by message_id (F3), drops a multiple ack whose top tag it no longer holds
-(F4), may answer a close with a close, and keeps credentials in a URL that it logs. All of that is visible on the wire.
+swallows connection.blocked, matches returns by message_id, drops a multiple ack whose highest tag it no longer
+holds, may answer a close with a close, and keeps credentials in a URL that it logs. All of that is visible on the wire.
 So aiormq gets an asyncio transport of our own (`aiormq.TransportFactory` is public API for that) and the driver reads
 the events from the frames themselves:
 
@@ -12,7 +12,7 @@ the events from the frames themselves:
   publishes, lets the driver rewrite or drop a frame, and gathers everything written in one turn of the loop into one
   send.
 
-What must stay true: the tag of a publish is marked as written before the `send` call that holds its last byte; after
+Invariants: the tag of a publish is marked as written before the `send` call that holds its last byte; after
 `seal` not one byte more is accepted; and the stream belongs to the two tasks here, nobody else touches it.
 """
 
@@ -51,10 +51,10 @@ class Epoch:
     number: int
     lane: Lane
     channel: AbstractChannel
-    #: The last tag handed to the transport.
+    #: The last tag that aiormq has given to the transport.
     assigned: int = 0
     #: The last tag whose last byte may have reached the network; frozen when the broker closes the channel, which
-    #: discards whatever arrives later (F5).
+    #: discards whatever arrives later.
     written: int = 0
     closed: bool = False
 
@@ -90,7 +90,7 @@ class FilteringTransport(asyncio.Transport):
     heard_at: float = 0.0
     #: Whether the broker has stopped reading on purpose; a write does not count as stalled then.
     blocked: bool = False
-    #: Publishes that were handed to aiormq and have not come out of it yet, in order.
+    #: Publishes that were given to aiormq and have not come out of it yet, in order.
     _expected: deque[Parcel] = field(factory=deque[Parcel])
     #: Publishes in `_pending`, in order.
     _parcels: deque[Parcel] = field(factory=deque[Parcel])
@@ -170,7 +170,7 @@ class FilteringTransport(asyncio.Transport):
     # --- outbound ---------------------------------------------------------------------------------------------------
 
     def expect(self, parcel: Parcel) -> None:
-        """Announce the publish that is handed to aiormq next."""
+        """Announce the publish that is given to aiormq next."""
         self._expected.append(parcel)
 
     def forget_last(self) -> None:
@@ -255,7 +255,7 @@ class FilteringTransport(asyncio.Transport):
 
     def _write_stalled(self) -> None:
         if self.blocked:
-            # The broker does not read while an alarm lasts (F7); that is no stall, and silence is watched elsewhere.
+            # A blocked broker stops reading: that is no stall. Silence is watched elsewhere.
             self._stall_timer = asyncio.get_running_loop().call_later(self._write_stall_timeout, self._write_stalled)
         else:
             self._failed(LinkDown(_faults.stalled_write(self._write_stall_timeout)))
