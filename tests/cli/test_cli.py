@@ -98,12 +98,28 @@ def test_serve_without_a_package_says_which_extra(package: str) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_check_and_machine_need_the_base_install_only() -> None:
-    """The module of the command line imports no optional package."""
-    code = (
-        "import sys; import warrener._cli.main, warrener._cli.check, warrener._cli.demo, warrener._cli.publish; "
-        "print(sorted({'rich', 'starlette', 'prometheus_client', 'hypercorn', 'opentelemetry', 'typed_settings',"
-        " 'shtab'} & {name.partition('.')[0] for name in sys.modules}))"
+#: What the extras bring, and aiormq, which only its driver imports.
+OPTIONAL = {
+    "aiormq", "cattrs", "h11", "hypercorn", "hypothesis", "opentelemetry", "prometheus_client", "psycopg", "pytest",
+    "rich", "shtab", "starlette", "typed_settings", "uvicorn",
+}  # fmt: skip
+
+
+def loaded_by(module: str) -> set[str]:
+    """Return the names of all modules that the import of one loads, in a fresh interpreter."""
+    code = f"import sys; import {module}; print(*sys.modules)"
+    return set(
+        subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True, text=True).stdout.split()
     )
-    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True, text=True)
-    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("module", ["warrener", "warrener._cli.main"])
+def test_an_import_loads_neither_aiormq_nor_an_extra(module: str) -> None:
+    """The library and the parser of the command line start with the base install, and quickly."""
+    assert set() == OPTIONAL & {name.partition(".")[0] for name in loaded_by(module)}
+
+
+def test_the_command_line_loads_the_ml_producer_only_when_it_runs() -> None:
+    """The parser knows every command and imports nothing of warrener.ml or warrener.testing."""
+    loaded = loaded_by("warrener._cli.main")
+    assert set() == {name for name in loaded if name.startswith(("warrener.ml", "warrener.testing"))}

@@ -9,7 +9,7 @@ from attrs import asdict
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tests.delivery.driving import Bench, books_balance
+from tests.ledger.driving import Bench, books_balance
 from warrener._publishing.ledger import Delivery
 from warrener.records import Envelope, Lane
 

@@ -9,8 +9,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from warrener._histogram import Histogram
 from warrener.errors import FaultKind
 from warrener.metrics import ProducerCollector
-from warrener.ml.counters import FAILURES, STATUSES, TASK_TYPES
 from warrener.ml.metrics import MLCollector
+from warrener.ml.task_counters import FAILURES, STATUSES, TASK_TYPES
 from warrener.records import ConnectionState
 
 pytestmark = pytest.mark.anyio

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from tests.delivery.driving import books_balance, returned_of
+from tests.ledger.driving import books_balance, returned_of
 from warrener._publishing.ledger import Delivery, Ledger
 from warrener._publishing.sender import Sender
 from warrener.errors import Fault, FaultKind, Nacked, PublishError, Unconfirmed

@@ -28,7 +28,7 @@ SHUTDOWN = Fault(FaultKind.CLOSED_BY_BROKER, "the broker shuts down", reply_code
 
 def steady(**settings: object) -> dict[str, object]:
     """Settings of a producer that draws its delays without rng."""
-    return {"backoff": Backoff(jitter=0.0), **settings}
+    return {"backoff": Backoff(jitter=0.0, cap=60, attempts=10), **settings}
 
 
 async def dials_until(driver: ScriptedDriver, seconds: float, **settings: object) -> list[float]:

@@ -107,11 +107,11 @@ class History:
         elapsed = INTERVAL if self._sampled_at is None else now - self._sampled_at
         if elapsed < INTERVAL * 0.9:
             return
-        status, figures = self._ml.status(), self._ml.figures
+        status, counters = self._ml.status(), self._ml.counters
         self.note(status)
-        confirmed = figures.confirmed - self._confirmed
-        seconds = figures.confirm_seconds - self._seconds
-        self._sampled_at, self._confirmed, self._seconds = now, figures.confirmed, figures.confirm_seconds
+        confirmed = counters.confirmed - self._confirmed
+        seconds = counters.confirm_seconds - self._seconds
+        self._sampled_at, self._confirmed, self._seconds = now, counters.confirmed, counters.confirm_seconds
         latency = 1000 * seconds / confirmed if confirmed else None
         self.samples.append(Sample(self._wall(), confirmed / elapsed, latency, status.in_flight, condition(status)))
         self._wake()
@@ -148,7 +148,7 @@ class History:
             "buffered": status.buffered,
             "link": status.link,
             "fault": None if fault is None else str(fault),
-            "confirmed": self._ml.figures.confirmed,
+            "confirmed": self._ml.counters.confirmed,
             "samples": [asdict(sample) for sample in samples],
             "transitions": [asdict(transition) for transition in fresh],
         }
