@@ -136,8 +136,12 @@ class Port:
         return raw
 
     def _unusable(self, error: OSError) -> OSError:
-        why = "is in use by another program" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
-        return OSError(error.errno, f"port {self.number} of {self.host} {why}; choose another port, or 0 for a free one")
+        why = (
+            "is in use by another program" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
+        )
+        return OSError(
+            error.errno, f"port {self.number} of {self.host} {why}; choose another port, or 0 for a free one"
+        )
 
     def listen(self) -> None:
         """Accept connections from now on; raises `OSError` where another socket listens on the port."""
