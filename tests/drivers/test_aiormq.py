@@ -146,7 +146,7 @@ async def test_offered_is_marked_before_the_send_that_holds_the_last_byte() -> N
         tap.expect(parcel)
         tap.write(data)
     assert (epoch.assigned, epoch.written) == (3, 0)
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         while not stream.batches:
             await anyio.lowlevel.checkpoint()
         assert (epoch.written, sent) == (1, [])
@@ -168,7 +168,7 @@ async def test_answers_that_nobody_takes_are_bounded() -> None:
     streams = tap.start()  # kept: a stream writer that is let go closes its transport
     flow_ok = pamqp.frame.marshal(commands.Channel.FlowOk(True), 1)
     tap.inject(flow_ok)
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         while not stream.batches:
             await anyio.lowlevel.checkpoint()
     with pytest.raises(LinkDown) as down:
