@@ -39,6 +39,7 @@ __all__ = [
     "stalled_frame",
     "stalled_write",
     "timed_out",
+    "unanswered",
     "unusable",
 ]
 
@@ -171,6 +172,12 @@ def timed_out(phase: DialPhase, seconds: float) -> Fault:
     return Fault(
         FaultKind.HANDSHAKE_TIMEOUT, f"the peer did not finish within {seconds:g} s while {phase.value}; {hint}"
     )
+
+
+def unanswered(about: str, seconds: float, behind: str = "") -> Fault:
+    """Return the fault for a request that the broker did not answer in time."""
+    text = f"the broker did not answer {printable(about)} within {seconds:g} s (declare_timeout){behind}"
+    return Fault(FaultKind.STALLED, text)
 
 
 def silent(seconds: float) -> Fault:

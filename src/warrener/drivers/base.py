@@ -33,7 +33,7 @@ from attrs import field, frozen
 
 from warrener.errors import Fault
 from warrener.records import Endpoint, Envelope, Lane, Returned
-from warrener.topology import Declaration
+from warrener.topology import Binding, Declaration
 
 __all__ = ["Driver", "Lane", "Link", "LinkDown", "LinkListener", "LinkOptions", "Peer"]
 
@@ -148,18 +148,47 @@ class Link(Protocol):
         """
         ...
 
+    def begun(self, channel: int) -> int:
+        """The highest tag of the channel that was *begun*: `written(channel)`, or one more.
+
+        A broker may close a channel because of a message of which it has seen the first bytes only. So every tag up to
+        this one is a suspect of a channel close.
+        """
+        ...
+
+    @property
+    def bytes_out(self) -> int:
+        """How many bytes of this link the peer has taken, as far as the driver can tell. It only grows.
+
+        While it grows, a missing confirm is no sign of a dead link: a large message on a slow line takes its time.
+        """
+        ...
+
     def open_suspect_channel(self) -> None:
         """Open a channel for `Lane.SUSPECT` unless there is one; `LinkListener.channel_opened` follows."""
 
-    async def declare(self, declarations: Iterable[Declaration]) -> None:
-        """Declare in the given order on a channel of its own; a refusal raises `LinkDown` with a `TOPOLOGY` fault."""
+    async def declare(self, declarations: Iterable[Declaration]) -> list[str]:
+        """Declare in the given order on a channel of its own; return the names of the queues, as the broker gives them.
+
+        The declarations are pipelined; each has `declare_timeout` from the answer before it. The first refusal raises
+        `LinkDown` with a `TOPOLOGY` fault that names the entity.
+        """
+        ...
+
+    async def unbind(self, binding: Binding) -> None:
+        """End a binding; raises as `declare` does."""
+
+    async def purge(self, queue: str) -> int:
+        """Remove the ready messages of a queue and return how many; raises as `declare` does."""
+        ...
 
     async def get(self, queue: str, limit: int) -> list[bytes]:
         """Take up to `limit` bodies from the queue (basic.get, no-ack). For `warrener check`; not a consumer."""
         ...
 
-    async def delete_queue(self, queue: str) -> None:
-        """Delete a queue (queue.delete)."""
+    async def delete_queue(self, queue: str) -> int:
+        """Delete a queue and return how many messages it held; raises as `declare` does."""
+        ...
 
     def abort(self, fault: Fault) -> None:
         """End the link without a close handshake: the context manager raises `LinkDown(fault)`. Idempotent, a plain `def`."""

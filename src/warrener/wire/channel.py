@@ -112,6 +112,8 @@ class Publisher:
     last_tag: int = 0
     #: The highest tag that was written: its last byte was given out.
     written: int = 0
+    #: The highest tag that was begun: its first byte was given out. At most one more than `written`.
+    begun: int = 0
     #: The return that is being received.
     content: Content | None = None
     _templates: dict[Envelope, _Template] = field(factory=dict[Envelope, _Template])
@@ -288,12 +290,12 @@ class Publisher:
             # The tag is not assigned yet, so a parcel that is cut inside the message does not count it as written. The
             # last frame stays pending until it is.
             if len(pending) >= PARCEL:
-                self.outgoing.cut()
+                self.outgoing.cut(within=self)
             pending += frame(BODY, self.wire_number, body[at : at + room])
 
 
-#: Bytes, and the tags that are written once the bytes are taken.
-_Parcel: TypeAlias = "tuple[bytes, tuple[tuple[Publisher, int], ...]]"
+#: Bytes; and for each publisher the tags that are written and begun once the bytes are taken.
+_Parcel: TypeAlias = "tuple[bytes, tuple[tuple[Publisher, int, int], ...]]"
 
 
 @define(eq=False)
@@ -307,12 +309,23 @@ class Outgoing:
     publishers: list[Publisher] = field(factory=list[Publisher])
     _parcels: deque[_Parcel] = field(factory=deque[_Parcel])
 
-    def cut(self) -> None:
-        """Make a parcel of the pending bytes; when it is taken, the tags assigned so far are written."""
+    def cut(self, within: Publisher | None = None) -> None:
+        """Make a parcel of the pending bytes; when it is taken, the tags assigned so far are written.
+
+        `within`: the cut lies inside the next message of that publisher, which is begun then.
+        """
         data = bytes(self.pending)
         self.pending.clear()
         self.backlog += len(data)
-        self._parcels.append((data, tuple((publisher, publisher.last_tag) for publisher in self.publishers)))
+        self._parcels.append(
+            (
+                data,
+                tuple(
+                    (publisher, publisher.last_tag, publisher.last_tag + (publisher is within))
+                    for publisher in self.publishers
+                ),
+            )
+        )
 
     def take(self) -> bytes:
         """Return the next bytes to send, b"" if there are none; from now on they are written."""
@@ -324,14 +337,15 @@ class Outgoing:
             self.pending[:] = bytes(len(data))
             self.pending.clear()
             for publisher in self.publishers:
-                publisher.written = publisher.last_tag
+                publisher.written = publisher.begun = publisher.last_tag
             return data
         data, tags = self._parcels.popleft()
         self.backlog -= len(data)
-        for publisher, tag in tags:
+        for publisher, written, begun in tags:
             # A channel that the broker closed discards what reaches it now: `written` stands as it was reported.
             if publisher.state is _READY:
-                publisher.written = tag
+                publisher.written = written
+                publisher.begun = begun
         return data
 
     def clear(self) -> None:
@@ -366,7 +380,7 @@ class Content:
         if header.body_size > limit:
             self.kept = None
 
-    def extend(self, data: bytearray) -> None:
+    def extend(self, data: bytes | bytearray) -> None:
         """Take a body frame."""
         if self.header is None:
             raise Malformed("a body frame came where a content header was due")

@@ -99,13 +99,19 @@ class ChannelClosed:
     channel: int
     reply_code: int
     reply_text: str
-    #: The highest tag whose last byte may have been sent.
+    #: The highest tag that was written, and the highest that was begun.
     written: int
+    begun: int
 
 
 @frozen
 class Replied:
-    """The request on the control channel was done."""
+    """The first request without an answer was done."""
+
+    #: The queue's name, where a queue was declared.
+    queue: str = ""
+    #: How many messages a purge or a deletion removed.
+    messages: int = 0
 
 
 @frozen
@@ -119,7 +125,7 @@ class GetResult:
 
 @frozen
 class Refused:
-    """The broker closed the control channel because of the request."""
+    """The broker closed the control channel because of the first request without an answer; no other is answered."""
 
     reply_code: int
     reply_text: str
