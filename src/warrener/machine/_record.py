@@ -12,6 +12,7 @@ from warrener.machine import states
 from warrener.machine.backoff import Backoff
 from warrener.machine.breaker import Breaker
 from warrener.machine.effects import Effect
+from warrener.machine.endpoints import Endpoints
 from warrener.machine.states import Idle, State
 from warrener.records import ConnectionState
 
@@ -52,7 +53,7 @@ class Record:
     """Everything that the machine remembers. Only `transition` makes the next record; one owner holds it."""
 
     state: State = field(factory=Idle)
-    #: Dials since a link was last proven; the dial at the start does not count.
+    #: Passes since a link was last proven; the pass at the start does not count.
     attempts: int = 0
     #: Failures since the last ack, counted by the rules of the breaker, and also if there is no breaker.
     failures: int = 0
@@ -66,6 +67,10 @@ class Record:
     hinted_at: float = -math.inf
     #: The instants of the last channel closes on this link; at most six.
     channel_closes: tuple[float, ...] = ()
+    #: A link was up at least once.
+    connected_once: bool = False
+    #: Each endpoint's failures, backoff and last fault, and the order of the next dials.
+    endpoints: Endpoints = field(factory=Endpoints)
     #: The newest instant that changed the record. Time does not run backwards: an older instant is treated as this one.
     at: float = -math.inf
 

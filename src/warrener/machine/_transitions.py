@@ -25,9 +25,11 @@ Invariants:
   `LinkLost` and `LinkClosed`.
 * Attempts reset only when proven. A link is proven by a confirm, or by being up for `stable_for`. A TCP connection, a
   handshake and a declared topology prove nothing, so a broker that accepts and then drops cannot cause fast dials.
+* Every endpoint is tried. A pass dials all endpoints that are ready, an endpoint that fails goes to the end of the queue,
+  and only a pass is followed by a delay.
 * The breaker refuses new calls only, and never delays a dial. A link that comes up makes an open breaker half open.
 
-A failure is one of these, and each counts once: a failed dial, a lost link, a link that is replaced because confirms are
+A failure is one of these, and each counts once: a pass whose last dial failed, a lost link, a link that is replaced because confirms are
 missing, a nack. These are no failures: a shutdown that the broker announces (320), our own close, a refused topology, a
 closed channel, a blocked connection. A confirm sets the count to 0.
 
@@ -45,6 +47,14 @@ from warrener.machine import effects, events, states
 from warrener.machine._record import Policy, Record, Step
 from warrener.machine.backoff import retry_delay, slowest_delay
 from warrener.machine.breaker import Breaker, Permit, admit, cooled, failed, released, retry_after, succeeded
+from warrener.machine.endpoints import (
+    Endpoints,
+    begin_pass,
+    endpoint_failed,
+    endpoint_proven,
+    in_order,
+    next_endpoint,
+)
 
 __all__ = ["transition"]
 
@@ -101,7 +111,8 @@ def transition(record: Record, event: events.Event, policy: Policy) -> Step:
 def _while_idle(record: Record, event: events.Event, at: float, policy: Policy) -> Step:
     match event:
         case events.StartRequested():
-            return _dial(_next(record, at, breaker=policy.breaker), attempts=0)
+            endpoints = begin_pass(in_order(event.order), at)
+            return _dial(_next(record, at, breaker=policy.breaker, endpoints=endpoints), attempts=0)
         case events.StopRequested():
             return _closed(record, at)
         case events.AdmissionRequested():
@@ -120,11 +131,12 @@ def _while_idle(record: Record, event: events.Event, at: float, policy: Policy) 
 def _while_waiting(record: Record, state: states.Waiting, event: events.Event, at: float, policy: Policy) -> Step:
     match event:
         case events.RetryTimerFired():
-            return _dial(_next(record, at), attempts=record.attempts + 1)
+            endpoints = begin_pass(record.endpoints, at)
+            return _dial(_next(record, at, endpoints=endpoints), attempts=record.attempts + 1)
         case events.ReconnectRequested():
             if at - record.hinted_at < HINT_GAP:
                 return Step(record)
-            hinted = _next(record, at, hinted_at=at)
+            hinted = _next(record, at, hinted_at=at, endpoints=begin_pass(record.endpoints, at, hinted=True))
             return _dial(hinted, attempts=record.attempts + 1, first=(effects.CancelTimer("retry"),))
         case events.StopRequested() | events.Drained() | events.DrainTimerFired():
             return _stop(record, state, event, at, policy)
@@ -148,7 +160,7 @@ def _while_dialing(record: Record, state: states.Dialing, event: events.Event, a
                 _next(record, at, restoring), (effects.ReplayTopology(state.link), effects.Announce(state, restoring))
             )
         case events.DialFailed(fault=fault) | events.LinkLost(fault=fault):
-            return _retry(record, fault, at, policy, failure=fault.kind is not FaultKind.TOPOLOGY)
+            return _lost(record, fault, at, policy, failure=fault.kind is not FaultKind.TOPOLOGY)
         case events.PublishingBlocked() | events.PublishingUnblocked():
             blocked = isinstance(event, events.PublishingBlocked)
             if state.blocked is blocked:
@@ -173,14 +185,14 @@ def _while_restoring(record: Record, state: states.Restoring, event: events.Even
         case events.TopologyRestored():
             return _come_up(record, state, at, policy)
         case events.LinkLost(fault=fault):
-            return _retry(record, fault, at, policy, failure=_loss_counts(fault))
+            return _lost(record, fault, at, policy, failure=_loss_counts(fault))
         case events.PublishingBlocked() | events.PublishingUnblocked():
             blocked = isinstance(event, events.PublishingBlocked)
             if state.blocked is blocked:
                 return Step(record)
             return Step(_next(record, at, states.Restoring(state.link, blocked)))
         case events.ChannelClosed(fault=fault):
-            return _channel_closed(record, state, fault, at)
+            return _channel_closed(record, state, fault, at, policy)
         case events.StopRequested() | events.Drained() | events.DrainTimerFired():
             return _stop(record, state, event, at, policy)
         case events.AdmissionRequested() | events.PermitReleased() | events.CooldownTimerFired():
@@ -203,13 +215,15 @@ def _while_up(record: Record, state: states.Up, event: events.Event, at: float, 
             return _nacked(record, permit, at)
         case events.LinkLost(fault=fault):
             first = (effects.StopPublishing(state.link, fault), *_unless_proven(state))
-            return _retry(record, fault, at, policy, failure=_loss_counts(fault), first=first)
+            failure = _loss_counts(fault)
+            return _lost(record, fault, at, policy, failure=failure, proven=state.proven, first=first)
         case events.AdmissionRequested() | events.PermitReleased() | events.CooldownTimerFired():
             return _ask_breaker(record, event, at)
         case events.StableTimerFired():
             if state.proven:
                 return Step(record)
-            return Step(_next(record, at, states.Up(state.link, state.blocked, proven=True), attempts=0))
+            up, endpoints = states.Up(state.link, state.blocked, proven=True), endpoint_proven(record.endpoints)
+            return Step(_next(record, at, up, attempts=0, endpoints=endpoints))
         case events.PublishingBlocked() | events.PublishingUnblocked():
             blocked = isinstance(event, events.PublishingBlocked)
             if state.blocked is blocked:
@@ -219,9 +233,9 @@ def _while_up(record: Record, state: states.Up, event: events.Event, at: float, 
             return Step(_next(record, at, after), (sender, effects.Announce(state, after)))
         case events.ConfirmOverdue():
             # A blocked broker fails nothing: it owes no confirms. If it is silent, missing heartbeats show it.
-            return Step(record) if state.blocked else _drop(record, state, _OVERDUE, at, failure=True)
+            return Step(record) if state.blocked else _drop(record, state, _OVERDUE, at, policy, failure=True)
         case events.ChannelClosed(fault=fault):
-            return _channel_closed(record, state, fault, at)
+            return _channel_closed(record, state, fault, at, policy)
         case events.StopRequested() | events.Drained() | events.DrainTimerFired():
             return _stop(record, state, event, at, policy)
         case (
@@ -258,7 +272,8 @@ def _having_given_up(record: Record, event: events.Event, at: float) -> Step:
         case events.ReconnectRequested():
             if at - record.hinted_at < HINT_GAP:
                 return Step(record)
-            return _dial(_next(record, at, hinted_at=at), attempts=0)
+            endpoints = begin_pass(record.endpoints, at, hinted=True)
+            return _dial(_next(record, at, hinted_at=at, endpoints=endpoints), attempts=0)
         case events.StopRequested():
             return _closed(record, at)
         case events.AdmissionRequested():
@@ -324,10 +339,12 @@ def _once_closed(record: Record, event: events.Event) -> Step:
 # --- shared by several states: dialing and losing a link --------------------------------------------------------
 
 
-def _dial(record: Record, *, attempts: int, first: tuple[effects.Effect, ...] = ()) -> Step:
-    """Dial the next link. `record` already has the new instant; its state is the one before the dial."""
+def _dial(record: Record, *, attempts: int, first: tuple[effects.Effect, ...] = (), fault: Fault | None = None) -> Step:
+    """Dial the next link. `record` has the new instant and the endpoint already; its state is the one before the dial."""
     dialing = states.Dialing(record.state.link + 1)
-    orders = (*first, effects.Dial(dialing.link), effects.Announce(record.state, dialing))
+    endpoints = record.endpoints
+    dial = effects.Dial(dialing.link, endpoints.current, endpoints.record.address)
+    orders = (*first, dial, effects.Announce(record.state, dialing, fault))
     return Step(_next(record, record.at, dialing, attempts=attempts, channel_closes=()), orders)
 
 
@@ -341,29 +358,63 @@ def _come_up(record: Record, state: states.Restoring, at: float, policy: Policy)
         cooldown = (effects.CancelTimer("cooldown"),)
     sender = effects.PausePublishing(state.link) if state.blocked else effects.StartPublishing(state.link)
     timer = effects.StartStableTimer(state.link, policy.stable_for)
-    return Step(_next(record, at, up, breaker=breaker), (sender, timer, *cooldown, effects.Announce(state, up)))
+    after = _next(record, at, up, breaker=breaker, connected_once=True)
+    return Step(after, (sender, timer, *cooldown, effects.Announce(state, up)))
 
 
-def _channel_closed(record: Record, state: states.Restoring | states.Up, fault: Fault, at: float) -> Step:
+def _channel_closed(
+    record: Record, state: states.Restoring | states.Up, fault: Fault, at: float, policy: Policy
+) -> Step:
     """Remember the instant, and replace the link at the storm limit. Below it the driver opens the next channel."""
     recent = tuple(instant for instant in record.channel_closes if at - instant < CHANNEL_WINDOW)
     noted = _next(record, at, last_fault=fault, channel_closes=(*recent, at))
     if len(recent) < CHANNEL_CLOSES:
         return Step(noted)
-    return _drop(noted, state, _STORM, at, failure=False)
+    return _drop(noted, state, _STORM, at, policy, failure=False)
 
 
-def _drop(record: Record, state: states.Restoring | states.Up, fault: Fault, at: float, *, failure: bool) -> Step:
+def _drop(
+    record: Record, state: states.Restoring | states.Up, fault: Fault, at: float, policy: Policy, *, failure: bool
+) -> Step:
     """Replace a link that is still alive: abort it, and wait for its end before the next dial."""
     dropping = states.Dropping(state.link, fault)
     sender: tuple[effects.Effect, ...] = ()
+    proven = False
     if isinstance(state, states.Up):
         sender = (effects.StopPublishing(state.link, fault), *_unless_proven(state))
+        proven = state.proven
+    endpoints = endpoint_failed(record.endpoints, fault, policy.backoff, at, proven=proven)
     failures, breaker, tripped = _count(record, at, None) if failure else (None, None, ())
-    after = _next(record, at, dropping, failures=failures, breaker=breaker, last_fault=fault)
+    after = _next(record, at, dropping, failures=failures, breaker=breaker, last_fault=fault, endpoints=endpoints)
     return Step(
         after, (*sender, effects.AbortLink(state.link, fault), *tripped, effects.Announce(state, dropping, fault))
     )
+
+
+def _lost(
+    record: Record,
+    fault: Fault,
+    at: float,
+    policy: Policy,
+    *,
+    failure: bool,
+    proven: bool = False,
+    first: tuple[effects.Effect, ...] = (),
+) -> Step:
+    """The dial or the link has ended. Dial the next endpoint of the pass at once, or end the pass.
+
+    The loss of a proven link ends its pass, except that a shutdown which the broker announces begins a new one at once.
+    """
+    endpoints = endpoint_failed(record.endpoints, fault, policy.backoff, at, proven=proven)
+    following = next_endpoint(endpoints, at) if fault.orderly or not proven else None
+    limit = policy.backoff.attempts
+    if following is None or (proven and limit is not None and record.attempts >= limit):
+        return _retry(_next(record, at, endpoints=endpoints), fault, at, policy, failure=failure, first=first)
+    # A failed dial counts once for each pass, when the pass has ended.
+    counts = failure and not isinstance(record.state, states.Dialing)
+    failures, breaker, tripped = _count(record, at, None) if counts else (None, None, ())
+    after = _next(record, at, failures=failures, breaker=breaker, last_fault=fault, endpoints=following)
+    return _dial(after, attempts=record.attempts + int(proven), first=(*first, *tripped), fault=fault)
 
 
 def _retry(
@@ -375,8 +426,12 @@ def _retry(
     if backoff.attempts is None or record.attempts < backoff.attempts:
         waiting = states.Waiting(state.link)
         after = _next(record, at, waiting, failures=failures, breaker=breaker, last_fault=fault)
-        shortest, longest = slowest_delay(backoff) if fault.permanent else retry_delay(backoff, record.attempts)
+        refused = record.endpoints.all_refused
+        shortest, longest = slowest_delay(backoff) if refused else retry_delay(backoff, record.attempts)
         timer = effects.StartRetryTimer(state.link, shortest, longest)
+        # A producer that was connected before waits for its broker, but not for a topology that the broker refuses.
+        if refused and (not record.connected_once or fault.kind is FaultKind.TOPOLOGY):
+            first = (*first, effects.RefusePublishing(fault))
         return Step(after, (*first, timer, *tripped, effects.Announce(state, waiting, fault)))
     if record.draining or policy.when_exhausted == "raise":
         after = _next(record, at, failures=failures, breaker=breaker, last_fault=fault)
@@ -489,7 +544,9 @@ def _confirmed(record: Record, state: states.Up, permit: Permit | None, at: floa
     if state.proven and record.failures == 0 and after is breaker:
         return Step(record)
     up = state if state.proven else states.Up(state.link, state.blocked, proven=True)
-    return Step(_next(record, at, up, attempts=0, failures=0, breaker=after), _unless_proven(state))
+    endpoints = endpoint_proven(record.endpoints)
+    after_confirm = _next(record, at, up, attempts=0, failures=0, breaker=after, endpoints=endpoints)
+    return Step(after_confirm, _unless_proven(state))
 
 
 def _ask_breaker(
@@ -527,6 +584,8 @@ def _next(
     draining: bool | None = None,
     hinted_at: float | None = None,
     channel_closes: tuple[float, ...] | None = None,
+    connected_once: bool | None = None,
+    endpoints: Endpoints | None = None,
 ) -> Record:
     """Return the record with the given fields changed. `attrs.evolve` would take several times as long."""
     return Record(
@@ -538,5 +597,7 @@ def _next(
         record.draining if draining is None else draining,
         record.hinted_at if hinted_at is None else hinted_at,
         record.channel_closes if channel_closes is None else channel_closes,
+        record.connected_once if connected_once is None else connected_once,
+        record.endpoints if endpoints is None else endpoints,
         at,
     )
