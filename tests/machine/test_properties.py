@@ -360,7 +360,7 @@ def test_permanent_refusals_wait_longest(backoff: Backoff, attempt: int) -> None
 
 def test_without_jitter_the_delays_are_the_documented_sequence() -> None:
     """1, 2, 4, 8, 16, 32 and then 60 seconds: 303 in all."""
-    delays = [retry_delay(Backoff(jitter=0), attempt) for attempt in range(10)]
+    delays = [retry_delay(Backoff(jitter=0, cap=60), attempt) for attempt in range(10)]
 
     assert delays == [(d, d) for d in (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0, 60.0)]
 
@@ -387,7 +387,7 @@ def failed_dials_until_giving_up(record: Record, policy: Policy, at: float) -> t
         record = transition(step.record, machine.events.RetryTimerFired(timer.link, at), policy).record
 
 
-NO_JITTER = Policy(backoff=Backoff(jitter=0))
+NO_JITTER = Policy(backoff=Backoff(jitter=0, cap=60, attempts=10))
 
 
 def test_eleven_dials_fail_at_start_before_it_gives_up() -> None:

@@ -77,7 +77,7 @@ def test_there_is_no_default_url_and_so_no_default_password(monkeypatch) -> None
 def test_the_environment_wins_over_the_file_and_the_file_over_the_defaults(monkeypatch, write) -> None:
     """Precedence: explicit, environment, file, default."""
     path = write(
-        '[warrener]\nexchange = "from-file"\nmax_body = 2048\nlog = "json"\n[warrener._publishing.producer]\nheartbeat = 7\n'
+        '[warrener]\nexchange = "from-file"\nmax_body = 2048\nlog = "json"\n[warrener.producer]\nheartbeat = 7\n'
     )
     monkeypatch.setenv("ML_PRODUCER_EXCHANGE", "from-environment")
     monkeypatch.setenv("ML_PRODUCER_DEAD_LETTER", "true")
@@ -88,8 +88,8 @@ def test_the_environment_wins_over_the_file_and_the_file_over_the_defaults(monke
 
 
 def test_the_file_may_name_the_broker_and_the_environment_wins(monkeypatch, write) -> None:
-    """The URL is a row of [warrener._publishing.producer]; RABBITMQ_URL wins over it."""
-    path = write(f'[warrener._publishing.producer]\nurl = "amqp://ml:{SECRET}@localhost:5999/"\n')
+    """The URL is a row of [warrener.producer]; RABBITMQ_URL wins over it."""
+    path = write(f'[warrener.producer]\nurl = "amqp://ml:{SECRET}@localhost:5999/"\n')
     assert 5672 == MLSettings.load(path).broker.endpoint.port
     monkeypatch.delenv("RABBITMQ_URL")
     monkeypatch.setenv("ML_PRODUCER_CONFIG", str(path))
@@ -101,8 +101,8 @@ def test_the_file_may_name_the_broker_and_the_environment_wins(monkeypatch, writ
     [
         ("[warrener]\nexchnage = 'x'\n", "unknown settings: exchnage"),
         ("[warrener]\nbroker = 'x'\n", "unknown settings: broker"),
-        ("[warrener._publishing.producer]\nhartbeat = 7\n", "WARRENER_HARTBEAT"),
-        ("[warrener._publishing.producer]\nheartbeat = [7]\n", "heartbeat must be text, a number"),
+        ("[warrener.producer]\nhartbeat = 7\n", "WARRENER_HARTBEAT"),
+        ("[warrener.producer]\nheartbeat = [7]\n", "heartbeat must be text, a number"),
         ("[warrener]\nproducer = 7\n", "must be a table"),
         ("[warrener]\npreferred_stt = 'gpu'\n", "PREFERRED_STT must be api or local"),
         ("[warrener]\nmax_body = '4 MiB'\n", "max_body must be bytes from 1024"),
@@ -112,8 +112,8 @@ def test_the_file_may_name_the_broker_and_the_environment_wins(monkeypatch, writ
         ("[warrener]\nbind = 'localhost:70000'\n", "bind must be host:port"),
         ("[warrener]\nlog = 'xml'\n", "log must be human or json"),
         ("[warrener]\nrequest_timeout = 25000\n", "request_timeout must be seconds from"),
-        (f"[warrener._publishing.producer]\nurl = 'amqp://ml:{SECRET}@h\n", "is not valid TOML"),
-        (f"[warrener._publishing.producer]\nurl = 'amqp://ml:{SECRET}/x@h'\n", "holds an '@' behind its host"),
+        (f"[warrener.producer]\nurl = 'amqp://ml:{SECRET}@h\n", "is not valid TOML"),
+        (f"[warrener.producer]\nurl = 'amqp://ml:{SECRET}/x@h'\n", "holds an '@' behind its host"),
     ],
 )
 def test_what_the_file_gets_wrong_is_named_and_no_secret_is_shown(monkeypatch, write, text, complaint) -> None:

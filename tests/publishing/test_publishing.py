@@ -435,7 +435,7 @@ async def test_an_open_breaker_says_how_long_it_stays_open_whatever_is_buffered(
     """
     driver = ScriptedDriver(lives(20.0), refuses())
     async with open_producer(
-        URL, driver=driver, backoff=Backoff(initial=60, jitter=0), breaker=Breaker(threshold=1, cooldown=30)
+        URL, driver=driver, backoff=Backoff(initial=60, cap=60, jitter=0), breaker=Breaker(threshold=1, cooldown=30)
     ) as producer:
         await trio.sleep(19.5)
         driver.link.listener.blocked("memory")

@@ -8,15 +8,18 @@ test compares these files with the output of this module.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Iterator
 from typing import get_args
 
 from attrs import evolve, frozen
 
+from warrener._cli.common import Commands
 from warrener.errors import Fault, FaultKind
 from warrener.machine import effects, events, states
 from warrener.machine._record import Policy, Record, Step, connection_state
 from warrener.machine._transitions import transition
+from warrener.machine.backoff import Backoff
 from warrener.machine.breaker import Breaker, Permit, admit, cooled, failed, released, retry_after, succeeded
 from warrener.machine.endpoints import EndpointRecord, Endpoints
 
@@ -24,6 +27,7 @@ __all__ = [
     "BreakerRow",
     "Line",
     "Row",
+    "add_parser",
     "breaker_rows",
     "dot",
     "edges",
@@ -111,8 +115,9 @@ class Line:
 # --- representatives -------------------------------------------------------------------------------------------------
 
 
-_STAY = Policy()
-_RAISE = Policy(when_exhausted="raise")
+_BACKOFF = Backoff(cap=60, attempts=10)
+_STAY = Policy(backoff=_BACKOFF)
+_RAISE = Policy(backoff=_BACKOFF, when_exhausted="raise")
 _CLOSES = tuple(AT - seconds for seconds in (9, 7, 5, 3, 1))
 
 
@@ -507,3 +512,25 @@ def dot() -> str:
         label = "\\n".join(names)
         text.append(f'    {before} -> {after} [label="{label}"{style}];')
     return "\n".join([*text, "}", ""])
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def add_parser(commands: Commands) -> None:
+    """Add ``machine`` to the commands."""
+    parser = commands.add_parser(
+        "machine",
+        help="print the state machine: its table, or its diagram",
+        description="Print the connection's state machine. The table is derived by running the machine.",
+    )
+    printers = {"markdown": markdown, "mermaid": mermaid, "dot": dot}
+    parser.add_argument(
+        "--format", choices=tuple(printers), default="markdown", help="default: markdown, the whole table"
+    )
+
+    def run(args: argparse.Namespace) -> int:
+        print(printers[args.format](), end="")
+        return 0
+
+    parser.set_defaults(run=run)

@@ -45,6 +45,7 @@ __all__ = [
     "Delivery",
     "Settings",
     "SettingsFields",
+    "TopologyErrors",
     "WhenExhausted",
     "endpoint_from_url",
 ]
@@ -54,6 +55,7 @@ DEFAULT_TLS_PORT = 5671
 
 Delivery: TypeAlias = Literal["at_least_once", "at_most_once"]
 WhenExhausted: TypeAlias = Literal["stay", "raise"]
+TopologyErrors: TypeAlias = Literal["strict", "report"]
 
 #: Above this a number of seconds is taken for milliseconds: no dial is worth a quarter of an hour.
 _SURELY_MILLISECONDS = 1000
@@ -254,6 +256,11 @@ class SettingsFields(TypedDict, total=False):
     max_buffered_bytes: int
     max_block: float
     max_in_flight: int
+    max_in_flight_bytes: int
+    declare_timeout: float
+    topology_errors: TopologyErrors
+    refusal_memory: float
+    max_destinations: int
     drain_timeout: float
     close_timeout: float
     abort_timeout: float
@@ -308,6 +315,16 @@ class Settings:
     max_block: float = _row(_seconds(zero=True), 5.0)
     #: Messages written and not yet confirmed.
     max_in_flight: int = _row(_count(1), 10_000)
+    #: The bytes of their bodies; one message that is larger is in flight alone.
+    max_in_flight_bytes: int = _row(_count(1), 64 * 1024 * 1024)
+    #: The longest wait for the broker's answer to one declaration of the topology.
+    declare_timeout: float = _row(_seconds(forever=False), 10.0)
+    #: After a refused declaration: "strict", each publish fails with the refusal; "report", publishers go on.
+    topology_errors: TopologyErrors = _row(_one_of("strict", "report"), "strict")
+    #: How long the broker's refusal of a destination answers further publishes to it; 0 is off.
+    refusal_memory: float = _row(_seconds(zero=True, forever=False), 5.0)
+    #: The largest number of destinations (exchange and routing key) for which a breaker is kept.
+    max_destinations: int = _row(_count(1), 1000)
     #: How long closing waits for what was accepted.
     drain_timeout: float = _row(_seconds(zero=True), 10.0)
     #: How long the close handshake may take.
@@ -371,9 +388,10 @@ class Settings:
         url: str | Sequence[str] | Settings | None = None,
         *,
         environ: Mapping[str, str] | None = None,
+        defaults: Mapping[str, str] | None = None,
         **explicit: Unpack[SettingsFields],
     ) -> Settings:
-        """Put settings together: `explicit` over the URL's query over the environment over the defaults.
+        """Put settings together: `explicit` over the URL's query over the environment over `defaults` over our own.
 
         `url` None means ``RABBITMQ_URL``. A `Settings` is taken as it is but for what is `explicit`; then neither URL nor
         environment is read. `environ` stands in for `os.environ`; variables that are set but empty count as not set.
@@ -390,7 +408,8 @@ class Settings:
             return attrs.evolve(url, **chosen)
         if environ is None:
             environ = os.environ
-        given = _from_environment(environ)
+        given = {name: _Given(text, "the defaults") for name, text in (defaults or {}).items()}
+        given |= _from_environment(environ)
         text, source = _url_text(url, environ)
         endpoint, query = _parse_url(text, source)
         given |= _from_query(query, source)

@@ -3,7 +3,7 @@
 Precedence, highest first: explicit arguments, environment, file, defaults. Nothing is ignored: an unknown key of the file,
 an unknown ``ML_PRODUCER_*`` variable and a value outside its range are each one `SettingsError` that names the setting.
 (The system that this one replaces read PREFERRED_LLM_BACKEND and did nothing with it.) The connection itself is set up
-as for every producer: ``RABBITMQ_URL`` and its companions, ``WARRENER_*``, or the table ``[warrener._publishing.producer]``, whose
+as for every producer: ``RABBITMQ_URL`` and its companions, ``WARRENER_*``, or the table ``[warrener.producer]``, whose
 rows are called as the settings are. There is no default URL, so no default password.
 """
 
@@ -27,6 +27,8 @@ __all__ = ["CONFIG_VARIABLE", "MLSettings"]
 
 #: Names the TOML file, where `--config` does not.
 CONFIG_VARIABLE = "ML_PRODUCER_CONFIG"
+#: Rows of the producer that the service sets in its own way: it gives up after eleven failed dials in a row.
+PRODUCER_DEFAULTS = {"backoff_cap": "60", "backoff_attempts": "10"}
 _PREFIX = "ML_PRODUCER_"
 _SECTION = "warrener"
 
@@ -184,7 +186,7 @@ class MLSettings:
         """Read the environment and the TOML file: `file`, or what ``ML_PRODUCER_CONFIG`` names, or none.
 
         `url` is the broker's; `explicit` are settings that win over everything; `producer_defaults` are rows of
-        ``[warrener._publishing.producer]`` for when nobody says otherwise. Raises `SettingsError`.
+        ``[warrener.producer]`` for when nobody says otherwise. Raises `SettingsError`.
         """
         _refuse_unknown(explicit, [attribute.name for attribute in fields(cls)], "setting")
         _refuse_unknown(
@@ -197,7 +199,9 @@ class MLSettings:
         in_file = table.pop("url", None)
         url = url or os.environ.get("RABBITMQ_URL") or in_file
         broker = Settings.resolve(
-            url, environ=_as_environment({**(producer_defaults or {}), **table}) | dict(os.environ)
+            url,
+            environ=_as_environment({**(producer_defaults or {}), **table}) | dict(os.environ),
+            defaults=PRODUCER_DEFAULTS,
         )
         rows: dict[str, Any] = {"broker": broker} | loaded | explicit
         return cls(**rows)
@@ -242,7 +246,7 @@ _Found: Any = make_class(
 
 
 def _load(path: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the rows of ``[warrener._publishing.producer]``, and what file and environment say of the other settings."""
+    """Return the rows of ``[warrener.producer]``, and what file and environment say of the other settings."""
     try:
         import typed_settings as ts
         from typed_settings.exceptions import ConfigFileLoadError, InvalidOptionsError, UnknownFormatError
@@ -281,7 +285,7 @@ def _file_refused(path: Path | None, reason: str) -> SettingsError:
 
 
 def _as_environment(table: Mapping[str, object]) -> dict[str, str]:
-    """Return the rows of ``[warrener._publishing.producer]`` as the variables that they stand for, so that one parser knows them all."""
+    """Return the rows of ``[warrener.producer]`` as the variables that they stand for, so that one parser knows them all."""
     for name, value in table.items():
         if not isinstance(value, (str, int, float)):
             raise SettingsError(f"[{_SECTION}.producer] {printable(name, 60)} must be text, a number, true or false")
