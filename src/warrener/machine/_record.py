@@ -16,7 +16,7 @@ from warrener.machine.endpoints import Endpoints
 from warrener.machine.states import Idle, State
 from warrener.records import ConnectionState
 
-__all__ = ["Policy", "Record", "Step", "connection_state", "initial"]
+__all__ = ["Policy", "Record", "Step", "connection_state", "initial", "next_record"]
 
 
 @frozen
@@ -113,3 +113,34 @@ def connection_state(subject: Record | State) -> ConnectionState:
             return ConnectionState.CLOSING
         case states.Closed():
             return ConnectionState.CLOSED
+
+
+def next_record(
+    record: Record,
+    at: float,
+    state: states.State | None = None,
+    *,
+    attempts: int | None = None,
+    failures: int | None = None,
+    breaker: Breaker | None = None,
+    last_fault: Fault | None = None,
+    draining: bool | None = None,
+    hinted_at: float | None = None,
+    channel_closes: tuple[float, ...] | None = None,
+    connected_once: bool | None = None,
+    endpoints: Endpoints | None = None,
+) -> Record:
+    """Return the record with the given fields changed. `attrs.evolve` would take several times as long."""
+    return Record(
+        record.state if state is None else state,
+        record.attempts if attempts is None else attempts,
+        record.failures if failures is None else failures,
+        record.breaker if breaker is None else breaker,
+        record.last_fault if last_fault is None else last_fault,
+        record.draining if draining is None else draining,
+        record.hinted_at if hinted_at is None else hinted_at,
+        record.channel_closes if channel_closes is None else channel_closes,
+        record.connected_once if connected_once is None else connected_once,
+        record.endpoints if endpoints is None else endpoints,
+        at,
+    )
