@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from warrener.errors import SettingsError
 from warrener.records import ConnectionState, Status
 
 try:
@@ -22,7 +21,7 @@ try:
     from starlette.responses import JSONResponse, PlainTextResponse, Response
     from starlette.routing import Route
 except ModuleNotFoundError:
-    raise SettingsError("HTTP needs starlette: pip install 'warrener[http]'") from None
+    raise ImportError("warrener.http needs starlette: pip install 'warrener[http]'") from None
 
 if TYPE_CHECKING:
     from warrener.metrics import Measured
@@ -99,7 +98,7 @@ def metrics_endpoint(*collectors: Any) -> Callable[[Request], Response]:
         from prometheus_client import CollectorRegistry
         from prometheus_client.exposition import choose_encoder
     except ModuleNotFoundError:
-        raise SettingsError("metrics need prometheus_client: pip install 'warrener[metrics]'") from None
+        raise ImportError("metrics need prometheus_client: pip install 'warrener[metrics]'") from None
     registry = CollectorRegistry(auto_describe=False)
     for collector in collectors:
         registry.register(collector)
@@ -133,7 +132,7 @@ def health_app(producer: Measured) -> Starlette:
     routes = health_routes(producer)
     try:
         from warrener.metrics import ProducerCollector
-    except SettingsError:
+    except ImportError:
         return Starlette(routes=routes)
     scrape = in_loop(metrics_endpoint(ProducerCollector(producer)))
     return Starlette(routes=[*routes, Route("/metrics", scrape, methods=["GET"])])

@@ -13,14 +13,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from warrener._histogram import Histogram
-from warrener.errors import FaultKind, SettingsError
+from warrener.errors import FaultKind
 from warrener.records import ConnectionState, Status
 
 try:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
     from prometheus_client.registry import Collector
 except ModuleNotFoundError:
-    raise SettingsError("metrics need prometheus_client: pip install 'warrener[metrics]'") from None
+    raise ImportError("warrener.metrics needs prometheus_client: pip install 'warrener[metrics]'") from None
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
-from typing import NoReturn, TypeAlias
+from typing import Literal, NoReturn, TypeAlias
 
 from attrs import field, frozen
 
@@ -23,6 +23,7 @@ __all__ = [
     "Envelope",
     "FieldValue",
     "Lane",
+    "Mechanism",
     "Message",
     "Outcome",
     "Receipt",
@@ -46,6 +47,10 @@ class ConnectionState(enum.Enum):
     CLOSED = "CLOSED"
 
 
+#: How a producer logs in: by user and password (PLAIN, AMQPLAIN), or by the client's TLS certificate (EXTERNAL).
+Mechanism: TypeAlias = Literal["PLAIN", "AMQPLAIN", "EXTERNAL"]
+
+
 @frozen
 class Credentials:
     """A user and a password; neither is ever shown."""
@@ -67,6 +72,12 @@ class Endpoint:
     cafile: str | None = None
     certfile: str | None = None
     keyfile: str | None = field(default=None, repr=False)
+    #: The passphrase of an encrypted key file.
+    keyfile_password: str | None = field(default=None, repr=False)
+    #: The name that the broker's certificate must have, where it is not `host`.
+    server_hostname: str | None = None
+    #: The login mechanism; None: the client's certificate where there is no user name, else user and password.
+    mechanism: Mechanism | None = None
     #: A Unix socket to connect to in place of host and port.
     socket_path: str | None = None
 

@@ -84,7 +84,7 @@ def test_completion_without_its_package_says_which_extra(
     assert capsys.readouterr().err == "warrener completion: shtab is missing: pip install 'warrener[cli]'\n"
 
 
-@pytest.mark.parametrize("package", ["typed_settings", "starlette", "hypercorn", "prometheus_client"])
+@pytest.mark.parametrize("package", ["starlette", "hypercorn", "prometheus_client"])
 def test_serve_without_a_package_says_which_extra(package: str) -> None:
     """One line, status 2, no traceback, whatever part is missing."""
     code = (
@@ -98,12 +98,32 @@ def test_serve_without_a_package_says_which_extra(package: str) -> None:
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("module", "package", "extra"),
+    [
+        ("warrener.http", "starlette", "http"),
+        ("warrener.metrics", "prometheus_client", "metrics"),
+        ("warrener.ml.app", "starlette", "http"),
+        ("warrener.ml.metrics", "prometheus_client", "metrics"),
+        ("warrener.testing.strategies", "hypothesis", "testing"),
+    ],
+)
+def test_a_missing_extra_is_an_import_error_that_names_it(module: str, package: str, extra: str) -> None:
+    """Whoever imports the module reads which extra to install."""
+    code = (
+        f"import sys; sys.modules[{package!r}] = None\n"
+        f"try:\n    import {module}\nexcept ImportError as error:\n    print(type(error).__name__, error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True, text=True)
+    assert done.stdout.startswith(("ImportError ", "ModuleNotFoundError "))
+    assert f"{package}: pip install 'warrener[{extra}]'" in done.stdout
+
+
 def test_check_and_machine_need_the_base_install_only() -> None:
     """The module of the command line imports no optional package."""
     code = (
         "import sys; import warrener._cli.main, warrener._cli.check, warrener._cli.demo, warrener._cli.publish; "
-        "print(sorted({'rich', 'starlette', 'prometheus_client', 'hypercorn', 'opentelemetry', 'typed_settings',"
-        " 'shtab'} & {name.partition('.')[0] for name in sys.modules}))"
+        "print(sorted({'rich', 'starlette', 'prometheus_client', 'hypercorn', 'opentelemetry', 'shtab'} & {name.partition('.')[0] for name in sys.modules}))"
     )
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True, text=True)
     assert done.stdout == "[]\n"

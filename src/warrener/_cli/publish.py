@@ -35,6 +35,7 @@ from attrs import asdict, define, field, frozen
 from warrener._cli.publish_input import BadInput, Format, Piece, Target, described, pieces, size_of
 from warrener._publishing.producer import Producer, PublishHandle, running
 from warrener._settings.settings import Settings
+from warrener._settings.sources import defaults
 from warrener.errors import BufferFull, ConnectError, GaveUp, ProducerClosed, PublishError, SettingsError
 from warrener.records import ConnectionState, Message, Receipt, Status
 
@@ -496,8 +497,8 @@ async def publish(plan: Plan) -> int:
     """Publish what the plan says; return the exit status. Everything that is said goes to standard error."""
     try:
         # A command ends when the broker stays away: eleven dials in a row, unless the user says otherwise.
-        patience = {"backoff_cap": "60", "backoff_attempts": "10"}
-        settings = Settings.resolve(plan.url, defaults=patience, breaker=None, when_exhausted="stay", topology=())
+        patience = defaults(backoff_cap="60", backoff_attempts="10")
+        settings = Settings.resolve(plan.url, below=patience, breaker=None, when_exhausted="stay", topology=())
         place = _resumed(plan)
         _check_files(plan, place)
     except (SettingsError, _Refused) as error:

@@ -22,11 +22,6 @@ from typing import Any, NoReturn
 
 import anyio
 from attrs import define
-from starlette.applications import Starlette
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
-from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
 from warrener.errors import (
     CircuitOpen,
@@ -44,6 +39,15 @@ from warrener.ml.metrics import MLCollector
 from warrener.ml.payloads import Embed, EmbedBatch, InvalidPayload, Payload, Summarize, Transcribe, from_mapping
 from warrener.ml.producer import MLProducer
 from warrener.tracing import trace_context
+
+try:
+    from starlette.applications import Starlette
+    from starlette.requests import ClientDisconnect, Request
+    from starlette.responses import HTMLResponse, JSONResponse, Response
+    from starlette.routing import Route
+    from starlette.types import Receive, Scope, Send
+except ModuleNotFoundError:
+    raise ImportError("warrener.ml.app needs starlette: pip install 'warrener[ml]'") from None
 
 __all__ = ["HEALTH_PATH", "TASKS", "ml_app"]
 

@@ -40,11 +40,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def _serve(args: argparse.Namespace) -> int:
-    from warrener.errors import SettingsError
-
     try:
         from warrener.ml.service import main
-    except SettingsError as missing:
+    except ImportError as missing:
         print(f"warrener serve: {missing}", file=sys.stderr)
         return 2
     given = {name: value for name in ("bind", "log", "log_level") if (value := getattr(args, name)) is not None}
