@@ -8,7 +8,6 @@ from __future__ import annotations
 import signal
 import sys
 import textwrap
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -21,7 +20,7 @@ import pytest
 import trio
 
 import warrener
-from tests.producer.test_cancellation import CancelAtStep, accounted
+from tests.publishing.test_cancellation import CancelAtStep, accounted
 from warrener import Backoff, Binding, ConnectionState, Exchange, Message, Producer, Queue, Receipt, open_producer
 from warrener.testing.rabbitmq import PrivateRabbitMQ
 
@@ -426,21 +425,6 @@ async def test_close_under_load(rabbitmq: PrivateRabbitMQ, opened: Callable[...,
         assert all(not error.may_have_been_delivered for error in load.told.values() if not isinstance(error, Receipt))
     held = await told(rabbitmq, account, rabbitmq, queue_name)
     assert set(held) == load.confirmed
-
-
-async def test_a_burst_costs_what_its_length_says(opened: Callable[..., Any], queue_name: str) -> None:
-    """The original was quadratic: 5,000 at once take at most 2.5 times as long as 2,500 (the best of three)."""
-    async with opened() as producer:
-
-        async def burst(count: int) -> float:
-            began = time.process_time()
-            await producer.publish_many([Message(b"x" * 100, routing_key=queue_name) for _ in range(count)])
-            return time.process_time() - began
-
-        await burst(500)
-        small = min([await burst(2500) for _ in range(3)])
-        large = min([await burst(5000) for _ in range(3)])
-        assert large <= 2.5 * small
 
 
 async def test_nothing_is_left_after_cancellation(

@@ -773,14 +773,14 @@ async def test_a_confirm_for_an_unknown_tag_ends_the_link(driver: Driver, listen
 
 
 @pytest.mark.parametrize(
-    "octets",
+    "data",
     [b"\x01\x00\x00\x7f\xff\xff\xff", b"\x09\x00\x00\x00\x00\x00\x00\xce", b"\x08\x00\x01\x00\x00\x00\x00\xce",
      b"\x08\x00\x00\x00\x00\x00\x00\x00", b"\x01\x00\x00\x00\x00\x00\x04\x00\x63\x00\x63\xce"],
     ids=["over frame_max", "unknown type", "heartbeat on a channel", "no end byte", "unknown method"],
 )  # fmt: skip
-async def test_garbage_ends_the_link(driver: Driver, listener: RecordingReports, octets: bytes) -> None:
+async def test_garbage_ends_the_link(driver: Driver, listener: RecordingReports, data: bytes) -> None:
     """An impossible frame is seen at once, before anything is allocated for it."""
-    fault = await ended_by(driver, listener, lambda peer, _: peer.stream.send(octets))
+    fault = await ended_by(driver, listener, lambda peer, _: peer.stream.send(data))
     assert fault.kind in (FaultKind.ILLEGAL_FRAME, FaultKind.CONNECTION_LOST)
 
 

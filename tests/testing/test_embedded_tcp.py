@@ -15,8 +15,8 @@ from pamqp import commands
 
 from tests.testing.rawclient import PROTOCOL_HEADER, RawClient, content
 from warrener.testing import EmbeddedBroker, ProtocolViolated
+from warrener.testing._streams import connect
 from warrener.testing.broker import Tuning
-from warrener.testing.streams import connect
 
 
 @pytest.mark.anyio

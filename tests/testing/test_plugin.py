@@ -64,7 +64,7 @@ def test_fixtures_under(runner: str, driver: str, suite: pytest.Pytester) -> Non
     run(suite, *options).assert_outcomes(passed=count)
 
 
-def test_illegal_octets_fail_the_test_that_sent_them(suite: pytest.Pytester) -> None:
+def test_illegal_bytes_fail_the_test_that_sent_them(suite: pytest.Pytester) -> None:
     """At the latest when the fixture is torn down."""
     suite.makepyfile("""
         import socket

@@ -8,11 +8,13 @@ test compares these files with the output of this module.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Iterator
 from typing import get_args
 
 from attrs import evolve, frozen
 
+from warrener._cli.common import Commands
 from warrener.errors import Fault, FaultKind
 from warrener.machine import effects, events, states
 from warrener.machine._record import Policy, Record, Step, connection_state
@@ -24,6 +26,7 @@ __all__ = [
     "BreakerRow",
     "Line",
     "Row",
+    "add_parser",
     "breaker_rows",
     "dot",
     "edges",
@@ -477,3 +480,25 @@ def dot() -> str:
         label = "\\n".join(names)
         text.append(f'    {before} -> {after} [label="{label}"{style}];')
     return "\n".join([*text, "}", ""])
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def add_parser(commands: Commands) -> None:
+    """Add ``machine`` to the commands."""
+    parser = commands.add_parser(
+        "machine",
+        help="print the state machine: its table, or its diagram",
+        description="Print the connection's state machine. The table is derived by running the machine.",
+    )
+    printers = {"markdown": markdown, "mermaid": mermaid, "dot": dot}
+    parser.add_argument(
+        "--format", choices=tuple(printers), default="markdown", help="default: markdown, the whole table"
+    )
+
+    def run(args: argparse.Namespace) -> int:
+        print(printers[args.format](), end="")
+        return 0
+
+    parser.set_defaults(run=run)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EmbeddedBroker", "FaultProxy", "PrivateRabbitMQ", "ProtocolViolated", "ScriptedDriver", "Tuning"]
 
-_HOMES = {
+_MODULES = {
     "EmbeddedBroker": "broker",
     "FaultProxy": "proxy",
     "PrivateRabbitMQ": "rabbitmq",
@@ -27,10 +27,10 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    home = _HOMES.get(name)
-    if home is None:
+    module = _MODULES.get(name)
+    if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{module}"), name)
 
 
 def __dir__() -> list[str]:

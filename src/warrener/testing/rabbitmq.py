@@ -7,7 +7,7 @@ and virtual hosts.
 
 What must stay true:
 
-- *Nothing is left behind, whatever way the owner ends.* The broker and its epmd live in one process group. A keeper
+- *Nothing is left behind, whatever way the owner ends.* The broker and its epmd live in one process group. A watchdog
   (`_watchdog.py`) outside of it reads a pipe that only the owner holds open; at its end, be it by `close`, by an exit in
   the middle of everything or by SIGKILL, it kills the group and removes the folder. There is no other clean-up path.
 - *The ports stay free while the broker is down.* They are taken from below the range that the kernel gives to outgoing
@@ -148,7 +148,7 @@ class PrivateRabbitMQ:
             undo.callback(shutil.rmtree, self._folder, ignore_errors=True)
             self.port, self.tls_port, self._distribution_port, self._epmd_port = _free_ports(4)
             self._environment = self._describe()
-            self._group = self._start_keeper(undo)
+            self._group = self._start_watchdog(undo)
             undo.callback(self._reap)
             self._resources = undo.pop_all()
         try:
@@ -451,15 +451,15 @@ class PrivateRabbitMQ:
             *arguments,
         ]
 
-    def _start_keeper(self, undo: ExitStack) -> int:
-        """Start the keeper and its epmd; the process group for the broker to join."""
+    def _start_watchdog(self, undo: ExitStack) -> int:
+        """Start the watchdog and its epmd; the process group for the broker to join."""
         epmd = shutil.which("epmd") if self._root is None else "epmd"
         if epmd is None:
             raise RabbitMQMissing(
                 "Erlang's epmd is not on PATH; on Debian and Ubuntu: sudo apt-get install erlang-base"
             )
         options = ("-port", str(self._epmd_port), "-address", "127.0.0.1")
-        keeper = subprocess.Popen(
+        watchdog = subprocess.Popen(
             [
                 *(sys.executable, "-I", "-S", Path(__file__).with_name("_watchdog.py"), self._folder),
                 *self._command(epmd, *options),
@@ -468,19 +468,19 @@ class PrivateRabbitMQ:
             stdout=subprocess.PIPE,
             process_group=0,
         )
-        entrance, answer = keeper.stdin, keeper.stdout
+        entrance, answer = watchdog.stdin, watchdog.stdout
         assert entrance is not None
         assert answer is not None
 
         def dismiss() -> None:
             entrance.close()
-            keeper.wait()
+            watchdog.wait()
 
         undo.callback(dismiss)
         with answer:
             group = answer.readline()
         if not group:
-            raise RabbitMQFailed("the keeper of the broker's processes did not start")
+            raise RabbitMQFailed("the watchdog of the broker's processes did not start")
         return int(group)
 
     def _inside(self, path: Path) -> Path:

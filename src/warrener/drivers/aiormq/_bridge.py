@@ -28,7 +28,7 @@ from typing import Any
 import anyio
 from anyio.lowlevel import current_token
 
-from warrener.drivers._faults import Phase, fault_of
+from warrener.drivers._faults import DialPhase, fault_of
 from warrener.drivers.aiormq._engine import Engine
 from warrener.drivers.aiormq._link import AiormqLink, Desk
 from warrener.drivers.base import Lane, Link, LinkDown, LinkListener, LinkOptions, Peer
@@ -209,7 +209,7 @@ class _Bridge:
                 backend_options={"use_uvloop": importlib.util.find_spec("uvloop") is not None},
             )
         except Exception as error:  # noqa: BLE001 - the thread has no other way to tell its host
-            self.inward.post(self._note, fault_of(error, Phase.DIALING))
+            self.inward.post(self._note, fault_of(error, DialPhase.DIALING))
         finally:
             self.inward.post(self.answered.set)
             self.inward.post(self.ended.set)

@@ -40,7 +40,7 @@ from yarl import URL
 
 from warrener.drivers import _faults
 from warrener.drivers._dial import dial
-from warrener.drivers._faults import Phase
+from warrener.drivers._faults import DialPhase
 from warrener.drivers.aiormq import _transport as wire
 from warrener.drivers.aiormq._transport import Epoch, FilteringTransport, FrameFilter, Parcel
 from warrener.drivers.base import Lane, LinkDown, LinkListener, LinkOptions, Peer
@@ -134,7 +134,7 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
         self._context.run(_ours.set, True)
-        self._phase = Phase.DIALING
+        self._phase = DialPhase.DIALING
         self._fault: Fault | None = None
         self._down = asyncio.Event()
         self._stopping = False
@@ -189,7 +189,7 @@ class Engine:
     async def _open(self) -> None:
         options = self._options
         dialed = await dial(self._endpoint, require_tls=options.require_tls, ssl_context=options.ssl_context)
-        self._phase = Phase.GREETING
+        self._phase = DialPhase.GREETING
         self._peer = Peer(address=dialed.address, tls=dialed.tls)
         self._transport = FilteringTransport(
             dialed.stream, self._filter, self._on_outgoing, self._tell_sent, self._lost, options.write_stall_timeout,
@@ -206,11 +206,11 @@ class Engine:
         )
         connection.vhost = self._endpoint.vhost
         await connection.connect()  # pyright: ignore[reportUnknownMemberType]
-        self._phase = Phase.PREPARING
+        self._phase = DialPhase.PREPARING
         if not connection.publisher_confirms:
             raise LinkDown(_faults.unusable("it does not offer publisher confirms"))
         await self._open_channel(Lane.MAIN)
-        self._phase = Phase.UP
+        self._phase = DialPhase.UP
         self.spawn(self._pump())
         if self._peer.heartbeat:
             self.spawn(self._watch())
@@ -242,9 +242,9 @@ class Engine:
             async with asyncio.timeout(timeout):
                 await self._open_channel(lane)
         except TimeoutError:
-            self.fail(_faults.timed_out(Phase.PREPARING, timeout))
+            self.fail(_faults.timed_out(DialPhase.PREPARING, timeout))
         except _GONE as error:
-            self.fail(self._refusal(error) or _faults.fault_of(error, Phase.UP))
+            self.fail(self._refusal(error) or _faults.fault_of(error, DialPhase.UP))
 
     def _refusal(self, error: BaseException) -> Fault | None:
         """Return the broker's reason for closing a channel that was not yet one of ours, if it gave one."""
@@ -267,7 +267,7 @@ class Engine:
             address=self._peer.address,
             tls=self._peer.tls,
         )
-        self._phase = Phase.AUTHENTICATING
+        self._phase = DialPhase.AUTHENTICATING
         return octets
 
     def _on_tune(self, _: int, octets: bytes) -> bytes | None:
@@ -295,7 +295,7 @@ class Engine:
             address=self._peer.address,
             tls=self._peer.tls,
         )
-        self._phase = Phase.OPENING
+        self._phase = DialPhase.OPENING
         return pamqp.frame.marshal(commands.Connection.Tune(channel_max, frame_max, heartbeat), 0)
 
     def _on_connection_close(self, _: int, octets: bytes) -> bytes | None:
@@ -433,7 +433,7 @@ class Engine:
                 except (aiormq.ChannelInvalidStateError, *_UNREADABLE) as error:
                     tap.forget_last()
                     if not epoch.closed:
-                        self.fail(_faults.fault_of(error, Phase.UP))
+                        self.fail(_faults.fault_of(error, DialPhase.UP))
                         return
 
     def _properties_for(self, envelope: Envelope, message_id: str, token: str | None) -> commands.Basic.Properties:
@@ -500,7 +500,7 @@ class Engine:
                 await channel.close()
                 return answer
         except TimeoutError:
-            raise LinkDown(self._fault or _faults.timed_out(Phase.PREPARING, timeout)) from None
+            raise LinkDown(self._fault or _faults.timed_out(DialPhase.PREPARING, timeout)) from None
         except (TypeError, ValueError) as error:
             raise LinkDown(_faults.not_encodable(entity, error)) from None
         except _GONE as error:
@@ -510,7 +510,7 @@ class Engine:
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
                 raise  # Somebody wants that; aiormq cancels without asking when a channel goes away.
-            raise LinkDown(self._fault or _faults.fault_of(error, Phase.UP)) from None
+            raise LinkDown(self._fault or _faults.fault_of(error, DialPhase.UP)) from None
 
     # --- liveness and the end -------------------------------------------------------------------------------------
 

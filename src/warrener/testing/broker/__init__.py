@@ -4,19 +4,19 @@
 connection without I/O, `server` the whole over TCP or in memory, with the controls.
 """
 
-from warrener.testing.broker.confirms import Coalescing, EveryBatch, RandomCoalescing
-from warrener.testing.broker.model import Enqueued
-from warrener.testing.broker.protocol import Phase, Tuning, Violation
-from warrener.testing.broker.server import Client, EmbeddedBroker, Ended, ProtocolViolated
+from warrener.testing.broker._confirms import Coalescing, EveryBatch, RandomCoalescing
+from warrener.testing.broker._model import Enqueued
+from warrener.testing.broker._protocol import ConnectionPhase, Tuning, Violation
+from warrener.testing.broker._server import Client, EmbeddedBroker, Ended, ProtocolViolated
 
 __all__ = [
     "Client",
     "Coalescing",
+    "ConnectionPhase",
     "EmbeddedBroker",
     "Ended",
     "Enqueued",
     "EveryBatch",
-    "Phase",
     "ProtocolViolated",
     "RandomCoalescing",
     "Tuning",

@@ -38,15 +38,15 @@ class SocketStream(ByteStream):
         while True:
             self._check_open()
             try:
-                octets = self._raw.recv(max_bytes)
+                data = self._raw.recv(max_bytes)
             except BlockingIOError:
                 await anyio.wait_readable(self._raw)
                 continue
             except OSError as error:
                 raise anyio.BrokenResourceError from error
-            if not octets:
+            if not data:
                 raise anyio.EndOfStream
-            return octets
+            return data
 
     async def send(self, item: bytes) -> None:
         """Send all of it; raises as `receive`."""
@@ -174,7 +174,7 @@ class _Direction:
 
     def __init__(self, window: int) -> None:
         self.window = window
-        self.octets = bytearray()
+        self.data = bytearray()
         #: The writer sends no more.
         self.finished = False
         #: The reader takes no more.
@@ -203,9 +203,9 @@ class MemoryStream(ByteStream):
         await checkpoint()
         while True:
             self._check_open()
-            if self._in.octets:
-                taken = bytes(self._in.octets[:max_bytes])
-                del self._in.octets[:max_bytes]
+            if self._in.data:
+                taken = bytes(self._in.data[:max_bytes])
+                del self._in.data[:max_bytes]
                 self._in.change()
                 return taken
             if self._in.reset:
@@ -222,11 +222,11 @@ class MemoryStream(ByteStream):
             self._check_open()
             if self._out.reset or self._out.abandoned:
                 raise anyio.BrokenResourceError
-            room = self._out.window - len(self._out.octets)
+            room = self._out.window - len(self._out.data)
             if room <= 0:
                 await self._out.wait_change()
                 continue
-            self._out.octets += rest[:room]
+            self._out.data += rest[:room]
             rest = rest[room:]
             self._out.change()
 
@@ -247,7 +247,7 @@ class MemoryStream(ByteStream):
             return
         self._closed = True
         if reset:
-            del self._out.octets[keep:]
+            del self._out.data[keep:]
             self._out.reset = self._in.reset = True
         self._out.finished = True
         self._in.abandoned = True

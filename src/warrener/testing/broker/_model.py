@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from attrs import define, evolve, field, frozen
 
-from warrener.testing.broker.codec import TypedTable, copy_properties, encode_properties
-from warrener.testing.broker.timers import Timer, Timers
+from warrener.testing.broker._codec import TypedTable, copy_properties, encode_properties
+from warrener.testing.broker._timers import Timer, Timers
 
 if TYPE_CHECKING:
     from pamqp import commands
@@ -122,7 +122,7 @@ class Enqueued:
     vhost: str
     queue: str
     #: blake2b of the body, 16 bytes.
-    body_hash: bytes = field(repr=lambda octets: octets.hex())
+    body_hash: bytes = field(repr=lambda data: data.hex())
     #: The broker's number of the connection; 0 for what the broker moved itself (dead letters).
     connection: int
     #: Seconds of the broker's clock.
@@ -303,9 +303,9 @@ class Queue:
             self._dead_letter(self._pop().message, "maxlen")
         self._arm_expiry()
 
-    def _over(self, count: int, more_octets: int) -> bool:
+    def _over(self, count: int, more_bytes: int) -> bool:
         longest, largest = self.argument("x-max-length"), self.argument("x-max-length-bytes")
-        return (longest is not None and count > longest) or (largest is not None and self.size + more_octets > largest)
+        return (longest is not None and count > longest) or (largest is not None and self.size + more_bytes > largest)
 
     def _priority(self, message: Message) -> int:
         highest = self.argument("x-max-priority")

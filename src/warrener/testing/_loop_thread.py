@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     from anyio.from_thread import BlockingPortal
 
 
-__all__ = ["Home", "control"]
+__all__ = ["LoopThread", "runs_in_loop"]
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 
-class Home:
+class LoopThread:
     """Where an object lives: the thread of its event loop and, when that is not the user's thread, the way there."""
 
     def __init__(self) -> None:
@@ -37,21 +37,21 @@ class Home:
         return self.portal.call(function)
 
 
-class _Housed(Protocol):
+class _InLoopThread(Protocol):
     @property
-    def home(self) -> Home: ...
+    def loop_thread(self) -> LoopThread: ...
 
 
-Owner = TypeVar("Owner", bound=_Housed)
+Owner = TypeVar("Owner", bound=_InLoopThread)
 
 
-def control(
+def runs_in_loop(
     method: Callable[Concatenate[Owner, Parameters], Result],
 ) -> Callable[Concatenate[Owner, Parameters], Result]:
     """Have a plain method run in the thread of the object's event loop, wherever it is called."""
 
     @functools.wraps(method)
     def called(self: Owner, /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
-        return self.home.call(lambda: method(self, *args, **kwargs))
+        return self.loop_thread.call(lambda: method(self, *args, **kwargs))
 
     return called

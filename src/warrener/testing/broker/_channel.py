@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from attrs import define, field
 
-from warrener.testing.broker import codec
-from warrener.testing.broker.codec import Content, IllegalOctets, Method, RawFrame
-from warrener.testing.broker.confirms import Confirms
-from warrener.testing.broker.model import (
+from warrener.testing.broker import _codec as codec
+from warrener.testing.broker._codec import Content, IllegalBytes, Method, RawFrame
+from warrener.testing.broker._confirms import Confirms
+from warrener.testing.broker._model import (
     EXCHANGE_TYPES,
     NAMES,
     Entry,
@@ -29,7 +29,7 @@ from warrener.testing.broker.model import (
 )
 
 if TYPE_CHECKING:
-    from warrener.testing.broker.protocol import Connection
+    from warrener.testing.broker._protocol import Connection
 
 __all__ = ["Channel", "ids"]
 
@@ -165,7 +165,7 @@ class Channel:
     def _content_header(self, content: Content) -> None:
         incoming = self._incoming
         if incoming is None:
-            raise IllegalOctets(505, "expected method frame, got non method frame instead")
+            raise IllegalBytes(505, "expected method frame, got non method frame instead")
         if incoming.content is not None:
             self._expected_content(incoming)
             return
@@ -181,16 +181,16 @@ class Channel:
     def _content_body(self, fragment: bytes) -> None:
         incoming = self._incoming
         if incoming is None:
-            raise IllegalOctets(505, "expected method frame, got non method frame instead")
+            raise IllegalBytes(505, "expected method frame, got non method frame instead")
         content = incoming.content
         if content is None:
             self._expected_content(incoming)
             return
         if not fragment:
-            raise IllegalOctets(501, "an empty content body frame")
+            raise IllegalBytes(501, "an empty content body frame")
         incoming.body += fragment
         if len(incoming.body) > content.body_size:
-            raise IllegalOctets(501, f"more than the declared {content.body_size} bytes of content body")
+            raise IllegalBytes(501, f"more than the declared {content.body_size} bytes of content body")
         if len(incoming.body) == content.body_size:
             self._content_complete(incoming, content)
 
@@ -355,7 +355,7 @@ class Channel:
         ]
         step = self.connection.frame_max - codec.OVERHEAD if self.connection.frame_max else len(body) or 1
         parts += [codec.encode_frame(codec.BODY, self.number, body[at : at + step]) for at in range(0, len(body), step)]
-        self.connection.send_octets(b"".join(parts))
+        self.connection.send_bytes(b"".join(parts))
 
     # --- consuming ---------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
-"""What the ML producer counts: plain numbers, by the names of the system that it replaces.
+"""The counters of the ML producer: plain numbers, under the names that the dashboards of its predecessor read.
 
-Every task is counted once, under one status, when its call ends; a payload that is refused before it is a task is not
-counted. A message whose fate is unknown is neither a success nor a failure. All labels come from the closed sets below.
+Each task is counted once, under one status, when its call ends. A payload that is refused is no task and is not counted.
+A task that is neither confirmed nor refused counts as `unconfirmed`. All labels come from the closed sets below.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from warrener.errors import (
 )
 from warrener.ml.payloads import Embed, EmbedBatch, Payload, Summarize, Transcribe
 
-__all__ = ["FAILURES", "STATUSES", "TASK_TYPES", "Figures"]
+__all__ = ["FAILURES", "STATUSES", "TASK_TYPES", "TaskCounters"]
 
 #: The values of the label `task_type`.
 TASK_TYPES: Mapping[type[Payload], str] = {
@@ -33,8 +33,8 @@ TASK_TYPES: Mapping[type[Payload], str] = {
     EmbedBatch: "embed_vectors_batch",
 }
 
-#: The values of the label `status`: confirmed; certainly not delivered, or refused; not sent in time; fate unknown; not
-#: sent because the breaker was open; the caller left.
+#: The values of the label `status`: confirmed; refused, returned or not sent; not sent in time; written and not confirmed;
+#: not sent because the breaker was open; cancelled by the caller.
 STATUSES = ("success", "failure", "timeout", "unconfirmed", "circuit_breaker_open", "cancelled")
 
 #: The values of the label `reason` of publish failures, by the exception that the caller saw.
@@ -54,13 +54,13 @@ OTHER_FAILURE = "other"
 
 _STATUS = {"circuit_open": "circuit_breaker_open", "deadline_exceeded": "timeout", "unconfirmed": "unconfirmed"}
 
-#: Seconds; the original's, and on up to the deadline of a request.
+#: Seconds; the last bound is the deadline of a request.
 DURATION_BOUNDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0)
 SIZE_BOUNDS = (100.0, 500.0, 1_000.0, 5_000.0, 10_000.0, 50_000.0, 100_000.0, 500_000.0, 1_000_000.0, 5_000_000.0)
 
 
-class Figures:
-    """The numbers of one ML producer."""
+class TaskCounters:
+    """The counters of one ML producer."""
 
     def __init__(self) -> None:
         kinds = tuple(TASK_TYPES.values())
@@ -74,7 +74,7 @@ class Figures:
         self.confirm_seconds = 0.0
 
     def sending(self, kind: str, size: int) -> None:
-        """Note the size of a message about to be published; bytes."""
+        """Note the size, in bytes, of a message that is to be published."""
         self.sizes[kind].observe(size)
 
     def confirmed_one(self, kind: str, seconds: float, attempts: int) -> None:
@@ -91,7 +91,7 @@ class Figures:
         self._count(kind, _STATUS.get(reason, "failure"), seconds)
 
     def cancelled_one(self, kind: str, seconds: float) -> None:
-        """Count a call whose caller left."""
+        """Count a call that its caller cancelled."""
         self._count(kind, "cancelled", seconds)
 
     def _count(self, kind: str, status: str, seconds: float) -> None:

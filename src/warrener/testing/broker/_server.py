@@ -25,12 +25,12 @@ from anyio.from_thread import start_blocking_portal
 from anyio.streams.tls import TLSStream
 from attrs import define, field, frozen
 
-from warrener.testing.broker.confirms import Coalescing, EveryBatch, RandomCoalescing
-from warrener.testing.broker.model import Enqueued, Node, Queue, User, Vhost
-from warrener.testing.broker.protocol import Connection, Intercept, Phase, Tuning, Violation
-from warrener.testing.broker.timers import Timers
-from warrener.testing.streams import CHUNK, MemoryStream, Port, SocketStream, memory_stream_pair
-from warrener.testing.threads import Home, control
+from warrener.testing._loop_thread import LoopThread, runs_in_loop
+from warrener.testing._streams import CHUNK, MemoryStream, Port, SocketStream, memory_stream_pair
+from warrener.testing.broker._confirms import Coalescing, EveryBatch, RandomCoalescing
+from warrener.testing.broker._model import Enqueued, Node, Queue, User, Vhost
+from warrener.testing.broker._protocol import Connection, ConnectionPhase, Intercept, Tuning, Violation
+from warrener.testing.broker._timers import Timers
 
 if TYPE_CHECKING:
     from anyio.abc import ByteStream, TaskGroup
@@ -58,7 +58,7 @@ class Client:
     name: str
     user: str
     vhost: str
-    phase: Phase
+    phase: ConnectionPhase
     #: Not read because of an alarm.
     blocked: bool
     heartbeat: int
@@ -120,7 +120,7 @@ class EmbeddedBroker:
     `connect`. It behaves as RabbitMQ 3.10 does, with its reply codes and texts; docs/testing.md lists what is not modelled.
 
     Leaving the block raises `ProtocolViolated` when a client sent illegal bytes, unless ``strict=False``, or unless
-    another error leaves the block. With `chance` and without TCP (``listen=False``), everything that happens depends on
+    another error leaves the block. With `rng` and without TCP (``listen=False``), everything that happens depends on
     the seed, the order of the tasks and the clock alone.
     """
 
@@ -139,13 +139,13 @@ class EmbeddedBroker:
     ) -> None:
         """Make a broker; it serves inside its block.
 
-        `tuning` is what it proposes to clients; `chance`, where given, draws the points at which confirms are flushed
+        `tuning` is what it proposes to clients; `rng`, where given, draws the points at which confirms are flushed
         and the waits for a sync; `coalescing` draws the former another way. `sync_interval` (seconds) is the longest
         that a persistent message in a classic queue, or any message in a quorum queue, waits for its ack. `tls` serves TLS.
         """
         self.tuning = tuning if tuning is not None else Tuning()
         self.strict = strict
-        self.home = Home()
+        self.loop_thread = LoopThread()
         #: A hook that sees each method and content header first; returning True makes the broker ignore it.
         self.intercept: Intercept | None = None
         self._host, self._wanted_port, self._listen = host, port, listen
@@ -188,12 +188,12 @@ class EmbeddedBroker:
         """Run a broker in a thread of its own, for synchronous clients and fixtures; same arguments, same controls."""
         broker = cls(**options)
         with start_blocking_portal(backend) as portal, portal.wrap_async_context_manager(broker):
-            broker.home.portal = portal
+            broker.loop_thread.portal = portal
             yield broker
 
     @asynccontextmanager
     async def _run(self) -> AsyncIterator[None]:
-        self.home.enter()
+        self.loop_thread.enter()
         self._sooner = anyio.Event()
         failure: Exception | None = None
         try:
@@ -302,7 +302,7 @@ class EmbeddedBroker:
     def _finish(self, served: _Served, how: str) -> None:
         connection = served.connection
         if self._served.pop(connection.number, None) is not None:
-            if connection.phase is Phase.CLOSED:
+            if connection.phase is ConnectionPhase.CLOSED:
                 how = "closed"
             elif connection.ending is not None:
                 how = "dropped"
@@ -315,20 +315,20 @@ class EmbeddedBroker:
         while True:
             await self._until(served, lambda: not connection.blocked or connection.ending is not None)
             try:
-                octets = await stream.receive(CHUNK)
+                data = await stream.receive(CHUNK)
             except anyio.EndOfStream:
-                octets = b""
+                data = b""
                 how = "eof"
             except (anyio.BrokenResourceError, anyio.ClosedResourceError, ssl.SSLError):
                 return "broken"
             else:
                 how = ""
             await self._until(served, lambda: True)
-            if not octets:
+            if not data:
                 return how
             if self._served.get(connection.number) is not served:
                 return "dropped"
-            connection.receive(octets)
+            connection.receive(data)
 
     async def _write(self, stream: ByteStream, served: _Served) -> None:
         connection = served.connection
@@ -411,24 +411,24 @@ class EmbeddedBroker:
         return tuple(self._ended)
 
     @property
-    @control
+    @runs_in_loop
     def clients(self) -> tuple[Client, ...]:
         """The connections that live, oldest first."""
         return tuple(_client(served.connection) for served in self._served.values())
 
-    @control
+    @runs_in_loop
     def messages(self, queue: str, vhost: str = "/") -> list[bytes]:
         """Return the bodies that are ready in a queue, first to last, without taking them."""
         return [entry.message.body for entry in self._queue(queue, vhost).ready]
 
-    @control
+    @runs_in_loop
     def queues(self, vhost: str = "/") -> dict[str, int]:
         """Return the depth (messages ready and unacknowledged) of each queue by name."""
         return {name: len(queue) + len(queue.unacked) for name, queue in self._vhost(vhost).queues.items()}
 
     # --- its content -------------------------------------------------------------------------------------------------
 
-    @control
+    @runs_in_loop
     def declare_queue(self, name: str, vhost: str = "/", arguments: dict[str, str | int] | None = None) -> None:
         """Make a durable queue, as a client would."""
         typed = {
@@ -437,33 +437,33 @@ class EmbeddedBroker:
         }
         self._vhost(vhost).declare_queue(name, 0, durable=True, exclusive=False, auto_delete=False, arguments=typed)
 
-    @control
+    @runs_in_loop
     def delete_queue(self, name: str, vhost: str = "/") -> None:
         """Delete a queue; what it had not confirmed is acked (F1)."""
         self._vhost(vhost).delete_queue(self._queue(name, vhost))
 
-    @control
+    @runs_in_loop
     def kill_queue(self, name: str, vhost: str = "/") -> None:
         """End a queue's process abnormally: what it had not confirmed is nacked, what was synced stays (F2)."""
         self._queue(name, vhost).die()
 
-    @control
+    @runs_in_loop
     def purge_queue(self, name: str, vhost: str = "/") -> None:
         """Drop the ready messages of a queue."""
         self._queue(name, vhost).purge()
 
-    @control
+    @runs_in_loop
     def delete_exchange(self, name: str, vhost: str = "/") -> None:
         """Delete an exchange; the next publish to it closes its channel with 404."""
         self._vhost(vhost).delete_exchange(name)
 
-    @control
+    @runs_in_loop
     def add_vhost(self, name: str) -> None:
         """Add a virtual host; guest may use it."""
         self._node.vhosts.setdefault(name, Vhost(self._node, name))
         self._node.users["guest"].permissions[name] = (".*", ".*", ".*")
 
-    @control
+    @runs_in_loop
     def delete_vhost(self, name: str) -> None:
         """Delete a virtual host with everything in it; its connections are closed."""
         vhost = self._vhost(name)
@@ -476,7 +476,7 @@ class EmbeddedBroker:
         for user in self._node.users.values():
             user.permissions.pop(name, None)
 
-    @control
+    @runs_in_loop
     def add_user(self, name: str, password: str, vhost: str | None = "/") -> None:
         """Add a user, or change a password; with every permission in `vhost` unless that is None."""
         known = self._node.users.get(name)
@@ -484,7 +484,7 @@ class EmbeddedBroker:
         if vhost is not None:
             user.permissions[vhost] = (".*", ".*", ".*")
 
-    @control
+    @runs_in_loop
     def delete_user(self, name: str) -> None:
         """Delete a user; its connections are closed."""
         user = self._node.users.pop(name)
@@ -492,21 +492,21 @@ class EmbeddedBroker:
             if served.connection.user is user:
                 served.connection.close(320, f"user '{name}' is deleted")
 
-    @control
+    @runs_in_loop
     def set_permissions(
         self, user: str, *, vhost: str = "/", configure: str = ".*", write: str = ".*", read: str = ".*"
     ) -> None:
         """Set the patterns that the names must match; they count from the next method on."""
         self._node.users[user].permissions[vhost] = (configure, write, read)
 
-    @control
+    @runs_in_loop
     def clear_permissions(self, user: str, vhost: str = "/") -> None:
         """Take a user's permissions away."""
         self._node.users[user].permissions.pop(vhost, None)
 
-    # --- its misfortunes ---------------------------------------------------------------------------------------------
+    # --- faults of the broker ---------------------------------------------------------------------------------------------
 
-    @control
+    @runs_in_loop
     def alarm(self, on: bool = True, reason: str = "low on memory") -> None:
         """Raise or clear a resource alarm: whoever publishes now is blocked, and not read (F7)."""
         self._alarm = reason if on else None
@@ -514,17 +514,17 @@ class EmbeddedBroker:
             served.connection.set_alarm(self._alarm)
             served.change()
 
-    @control
+    @runs_in_loop
     def stall_confirms(self, on: bool = True) -> None:
         """Have every queue behave as a quorum queue without a leader: nothing is stored or confirmed until it is over."""
         self._node.stall(on)
 
-    @control
+    @runs_in_loop
     def sync(self) -> None:
         """Make everything safe that waits for a sync, and confirm it."""
         self._node.sync()
 
-    @control
+    @runs_in_loop
     def flow(self, active: bool) -> None:
         """Send channel.flow to every channel in confirm mode; a publish after flow-ok(false) is a violation."""
         for served in tuple(self._served.values()):
@@ -532,41 +532,41 @@ class EmbeddedBroker:
                 if channel.confirms is not None and not channel.closing:
                     channel.send("channel.flow", active=active)
 
-    @control
+    @runs_in_loop
     def close_all_connections(self, code: int = 320, text: str = "closed by the operator") -> None:
         """Send connection.close to every client whose connection is open; RabbitMQ knows of no others."""
         for served in tuple(self._served.values()):
-            if served.connection.phase is Phase.OPEN:
+            if served.connection.phase is ConnectionPhase.OPEN:
                 served.connection.close(code, text)
 
-    @control
+    @runs_in_loop
     def close_channels(self, code: int, text: str) -> None:
         """Send channel.close to every open channel."""
         for served in tuple(self._served.values()):
             for channel in tuple(served.connection.channels.values()):
                 channel.close(code, text)
 
-    @control
+    @runs_in_loop
     def drop_connections(self, *, reset: bool = True) -> None:
         """End every connection without a Close: by RST, or by FIN."""
         for served in tuple(self._served.values()):
             self._drop(served, reset=reset)
 
-    @control
-    def send_octets(self, octets: bytes, number: int | None = None) -> None:
+    @runs_in_loop
+    def send_bytes(self, data: bytes, number: int | None = None) -> None:
         """Send anything at all to every client, or to one: the hostile broker."""
         for served in tuple(self._served.values()):
             if number in (None, served.connection.number):
-                served.connection.send_octets(octets)
+                served.connection.send_bytes(data)
 
-    @control
+    @runs_in_loop
     def crash(self) -> None:
         """Die as by a power cut: connections are reset, the port refuses, what was not safe is lost."""
         self._stop()
         self._alarm = None
         self._node.crash()
 
-    @control
+    @runs_in_loop
     def stop(self) -> None:
         """Shut down in order: everything is synced, then 320 to every client; the port refuses until `restart`."""
         self._node.sync()
@@ -580,20 +580,20 @@ class EmbeddedBroker:
             served.connection.end("fin")
         self._node.crash()
 
-    @control
+    @runs_in_loop
     def restart(self) -> None:
         """Come back after `crash` or `stop`, on the same port; from a running broker, stop first."""
         if self._up:
             self.stop()
         self._start()
 
-    @control
+    @runs_in_loop
     def freeze(self) -> None:
         """Stop as a suspended process does: connections stay, nothing is read, sent or timed, until `thaw`."""
         self._frozen = True
         self._wake_clock()
 
-    @control
+    @runs_in_loop
     def thaw(self) -> None:
         """Go on after `freeze`."""
         self._frozen = False

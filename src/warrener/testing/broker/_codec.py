@@ -29,7 +29,7 @@ __all__ = [
     "OVERHEAD",
     "Content",
     "Framer",
-    "IllegalOctets",
+    "IllegalBytes",
     "Method",
     "RawFrame",
     "TypedTable",
@@ -51,7 +51,7 @@ MAX_DEPTH = 32
 TypedTable: TypeAlias = "dict[str, tuple[str, Any]]"
 
 
-class IllegalOctets(Exception):
+class IllegalBytes(Exception):
     """The client sent what AMQP 0-9-1 does not allow; `code` is how a broker answers (501, 502, 503, 505)."""
 
     def __init__(self, code: int, text: str) -> None:
@@ -94,9 +94,9 @@ class Framer:
         self.frame_max = frame_max
         self._residue = bytearray()
 
-    def feed(self, octets: bytes) -> None:
+    def feed(self, data: bytes) -> None:
         """Take bytes from the client; `frames` hands out what they complete."""
-        self._residue += octets
+        self._residue += data
 
     @property
     def residue(self) -> int:
@@ -115,26 +115,24 @@ class Framer:
         return start
 
     def next(self) -> RawFrame | None:
-        """Take the next whole frame, or None until it is there; raises `IllegalOctets` as early as it can tell."""
+        """Take the next whole frame, or None until it is there; raises `IllegalBytes` as early as it can tell."""
         residue = self._residue
         if len(residue) < 7:
             if residue and residue[0] not in (METHOD, HEADER, BODY, HEARTBEAT):
-                raise IllegalOctets(501, f"type {residue[0]}, all octets = <<>>: unknown_frame")
+                raise IllegalBytes(501, f"type {residue[0]}, all octets = <<>>: unknown_frame")
             return None
         kind, channel, size = struct.unpack_from(">BHI", residue)
         if kind not in (METHOD, HEADER, BODY, HEARTBEAT):
-            raise IllegalOctets(501, f"type {kind}, all octets = <<>>: unknown_frame")
+            raise IllegalBytes(501, f"type {kind}, all octets = <<>>: unknown_frame")
         if self.frame_max and size + OVERHEAD > self.frame_max:
             limit = self.frame_max - OVERHEAD
-            raise IllegalOctets(501, f"type {kind}, all octets = <<>>: {{frame_too_large,{size},{limit}}}")
+            raise IllegalBytes(501, f"type {kind}, all octets = <<>>: {{frame_too_large,{size},{limit}}}")
         if kind == HEARTBEAT and (channel or size):
-            raise IllegalOctets(501, f"heartbeat frame on channel {channel} with {size} bytes")
+            raise IllegalBytes(501, f"heartbeat frame on channel {channel} with {size} bytes")
         if len(residue) < size + OVERHEAD:
             return None
         if residue[size + 7] != FRAME_END:
-            raise IllegalOctets(
-                501, f"type {kind}, all octets = <<>>: {{invalid_frame_end_marker,{residue[size + 7]}}}"
-            )
+            raise IllegalBytes(501, f"type {kind}, all octets = <<>>: {{invalid_frame_end_marker,{residue[size + 7]}}}")
         payload = bytes(residue[7 : size + 7])
         del residue[: size + OVERHEAD]
         return RawFrame(kind, channel, payload)
@@ -143,15 +141,15 @@ class Framer:
 class _Reader:
     """Walks bytes; every read is checked against the end of the frame."""
 
-    def __init__(self, octets: bytes, offset: int = 0) -> None:
-        self.octets = octets
+    def __init__(self, data: bytes, offset: int = 0) -> None:
+        self.data = data
         self.offset = offset
-        self.end = len(octets)
+        self.end = len(data)
 
     def take(self, size: int) -> bytes:
         if size < 0 or self.offset + size > self.end:
-            raise IllegalOctets(502, f"a field of {size} bytes runs past the end of its frame")
-        taken = self.octets[self.offset : self.offset + size]
+            raise IllegalBytes(502, f"a field of {size} bytes runs past the end of its frame")
+        taken = self.data[self.offset : self.offset + size]
         self.offset += size
         return taken
 
@@ -164,14 +162,14 @@ class _Reader:
         try:
             return raw.decode()
         except UnicodeDecodeError:
-            raise IllegalOctets(502, "a short string is not UTF-8") from None
+            raise IllegalBytes(502, "a short string is not UTF-8") from None
 
     def long_string(self) -> bytes:
         return self.take(self.number("I"))
 
     def finish(self, what: str) -> None:
         if self.offset != self.end:
-            raise IllegalOctets(502, f"{self.end - self.offset} bytes are left over after {what}")
+            raise IllegalBytes(502, f"{self.end - self.offset} bytes are left over after {what}")
 
     def table(self, depth: int = 0) -> TypedTable:
         fields: TypedTable = {}
@@ -186,7 +184,7 @@ class _Reader:
 
     def _nested(self, depth: int) -> Iterator[_Reader]:
         if depth > MAX_DEPTH:
-            raise IllegalOctets(502, f"field tables are nested more than {MAX_DEPTH} deep")
+            raise IllegalBytes(502, f"field tables are nested more than {MAX_DEPTH} deep")
         inner = _Reader(self.long_string())
         while inner.offset < inner.end:
             yield inner
@@ -216,7 +214,7 @@ class _Reader:
             case b"V":
                 return "void", None
             case _:
-                raise IllegalOctets(502, f"unknown field type {kind!r}")
+                raise IllegalBytes(502, f"unknown field type {kind!r}")
 
 
 _NUMBERS = {
@@ -253,12 +251,12 @@ _KNOWN_FLAGS = sum(flag for _, _, flag in _PROPERTIES)
 
 
 def decode_method(payload: bytes) -> Method:
-    """Decode the payload of a method frame; raises `IllegalOctets`."""
+    """Decode the payload of a method frame; raises `IllegalBytes`."""
     reader = _Reader(payload)
     index = reader.number("I")
     cls = _METHODS.get(index)
     if cls is None:
-        raise IllegalOctets(503, f"unknown method {index >> 16}.{index & 0xFFFF}")
+        raise IllegalBytes(503, f"unknown method {index >> 16}.{index & 0xFFFF}")
     tables: dict[str, TypedTable] = {}
     bits = 0
     for field, kind in _LAYOUT[index]:
@@ -281,21 +279,21 @@ def decode_method(payload: bytes) -> Method:
     try:
         fields.unmarshal(payload[4:])
     except (ValueError, struct.error, OverflowError) as error:
-        raise IllegalOctets(502, f"{_NAMES[index]} cannot be decoded: {error}") from None
+        raise IllegalBytes(502, f"{_NAMES[index]} cannot be decoded: {error}") from None
     return Method(_NAMES[index], fields, tables)
 
 
 def decode_content_header(payload: bytes) -> Content:
-    """Decode the payload of a content header frame (AMQP 0-9-1, 4.2.6.1); raises `IllegalOctets`."""
+    """Decode the payload of a content header frame (AMQP 0-9-1, 4.2.6.1); raises `IllegalBytes`."""
     reader = _Reader(payload)
     class_id, weight, size = reader.number("H"), reader.number("H"), reader.number("Q")
     if class_id != 60:
-        raise IllegalOctets(505, f"expected content header for class 60, got one for class {class_id} instead")
+        raise IllegalBytes(505, f"expected content header for class 60, got one for class {class_id} instead")
     if weight:
-        raise IllegalOctets(502, f"the weight of a content header must be 0, not {weight}")
+        raise IllegalBytes(502, f"the weight of a content header must be 0, not {weight}")
     flags = reader.number("H")
     if flags & ~_KNOWN_FLAGS:
-        raise IllegalOctets(502, f"a content header sets undefined property flags: {flags:#06x}")
+        raise IllegalBytes(502, f"a content header sets undefined property flags: {flags:#06x}")
     for _, kind, flag in _PROPERTIES:
         if not flags & flag:
             continue
@@ -310,7 +308,7 @@ def decode_content_header(payload: bytes) -> Content:
     try:
         decoded.unmarshal(payload)
     except (ValueError, struct.error, OverflowError) as error:
-        raise IllegalOctets(502, f"a content header cannot be decoded: {error}") from None
+        raise IllegalBytes(502, f"a content header cannot be decoded: {error}") from None
     return Content(size, decoded.properties, payload[12:])
 
 
@@ -324,22 +322,22 @@ def encode_method(channel: int, name: str, /, **fields: common.FieldValue) -> by
     cls = _CLASSES[name]
     given = dict(fields)
     parts = [struct.pack(">I", cls.index)]
-    octet, bits = 0, 0
+    packed, bits = 0, 0
     for field, kind in _LAYOUT[cls.index]:
         value = given.pop(field, None)
         if kind == "bit":
-            octet |= bool(value) << bits
+            packed |= bool(value) << bits
             bits += 1
             if bits == 8:
-                parts.append(bytes([octet]))
-                octet = bits = 0
+                parts.append(bytes([packed]))
+                packed = bits = 0
             continue
         if bits:
-            parts.append(bytes([octet]))
-            octet = bits = 0
+            parts.append(bytes([packed]))
+            packed = bits = 0
         parts.append(encode.by_type(_EMPTY[kind] if value is None else value, kind))
     if bits:
-        parts.append(bytes([octet]))
+        parts.append(bytes([packed]))
     if given:
         raise TypeError(f"{name} has no field {', '.join(given)}")
     return encode_frame(METHOD, channel, b"".join(parts))

@@ -23,14 +23,14 @@ from typing import Any, TypeAlias, cast
 
 from attrs import frozen
 
-from warrener.testing.broker import codec
-from warrener.testing.broker.channel import Channel, ids
-from warrener.testing.broker.codec import Content, IllegalOctets, Method, RawFrame
-from warrener.testing.broker.confirms import Coalescing
-from warrener.testing.broker.model import NAMES, Node, Refusal, User, Vhost
-from warrener.testing.broker.timers import Timer
+from warrener.testing.broker import _codec as codec
+from warrener.testing.broker._channel import Channel, ids
+from warrener.testing.broker._codec import Content, IllegalBytes, Method, RawFrame
+from warrener.testing.broker._confirms import Coalescing
+from warrener.testing.broker._model import NAMES, Node, Refusal, User, Vhost
+from warrener.testing.broker._timers import Timer
 
-__all__ = ["Connection", "Phase", "Tuning", "Violation"]
+__all__ = ["Connection", "ConnectionPhase", "Tuning", "Violation"]
 
 PROTOCOL_HEADER = b"AMQP\x00\x00\x09\x01"
 
@@ -64,7 +64,7 @@ class Violation:
         return f"connection {self.connection}: {self.text}"
 
 
-class Phase(enum.Enum):
+class ConnectionPhase(enum.Enum):
     """Where a connection is in its life."""
 
     GREETING = "waiting for the protocol header"
@@ -99,7 +99,7 @@ class Connection:
         self.timers = node.timers
         self.tuning = tuning
         self.coalescing = coalescing
-        self.phase = Phase.GREETING
+        self.phase = ConnectionPhase.GREETING
         self.user: User | None = None
         self.vhost: Vhost | None = None
         self.client_properties: dict[str, Any] = {}
@@ -142,15 +142,15 @@ class Connection:
 
     # --- bytes ------------------------------------------------------------------------------------------------------
 
-    def receive(self, octets: bytes) -> None:
+    def receive(self, data: bytes) -> None:
         """Take bytes from the client."""
-        self._heard += len(octets)
+        self._heard += len(data)
         if self._poisoned:
             return
-        self._framer.feed(octets)
+        self._framer.feed(data)
         if self.ending is None:
             self._process()
-        if self.phase is Phase.CLOSED:
+        if self.phase is ConnectionPhase.CLOSED:
             self._expect_silence()
 
     def _expect_silence(self) -> None:
@@ -158,35 +158,35 @@ class Connection:
         try:
             while (frame := self._framer.next()) is not None:
                 if frame.type != codec.HEARTBEAT:
-                    raise IllegalOctets(503, f"a frame of type {frame.type}")
-        except IllegalOctets as illegal:
+                    raise IllegalBytes(503, f"a frame of type {frame.type}")
+        except IllegalBytes as illegal:
             self.violation(f"after the connection was closed: {illegal.text}")
             self._poisoned = True
 
     def take_output(self) -> bytes:
         """Hand out the bytes for the client."""
-        octets = bytes(self._output)
+        data = bytes(self._output)
         self._output.clear()
-        return octets
+        return data
 
     @property
     def has_output(self) -> bool:
         """Whether there are bytes for the client."""
         return bool(self._output)
 
-    def send_octets(self, octets: bytes) -> None:
+    def send_bytes(self, data: bytes) -> None:
         """Send anything at all; also what a broker should not (hostile mode)."""
-        self._sent += len(octets)
-        self._output += octets
+        self._sent += len(data)
+        self._output += data
         self._on_output()
 
     def send(self, channel: int, name: str, /, **fields: Any) -> None:
         """Send a method."""
-        self.send_octets(codec.encode_method(channel, name, **fields))
+        self.send_bytes(codec.encode_method(channel, name, **fields))
 
     def lost(self) -> None:
         """The socket is gone: give back what was not acked, delete what was exclusive."""
-        self.phase = Phase.CLOSED
+        self.phase = ConnectionPhase.CLOSED
         self.ending = self.ending or "lost"
         self._output.clear()
         self._release()
@@ -211,7 +211,7 @@ class Connection:
         self._processing = True
         try:
             while not self.blocked and self.ending is None and not self._poisoned:
-                if self.phase is Phase.GREETING:
+                if self.phase is ConnectionPhase.GREETING:
                     header = self._framer.protocol_header()
                     if header is None:
                         break
@@ -221,13 +221,13 @@ class Connection:
                 if frame is None:
                     break
                 self._frame(frame)
-        except IllegalOctets as illegal:
+        except IllegalBytes as illegal:
             self._punish(illegal)
         finally:
             self._processing = False
         self._idle()
 
-    def _punish(self, illegal: IllegalOctets) -> None:
+    def _punish(self, illegal: IllegalBytes) -> None:
         self.violation(illegal.text)
         self.close(illegal.code, illegal.text)
         if illegal.code in (501, 502):  # the stream cannot be trusted any more: nothing further is read
@@ -254,7 +254,7 @@ class Connection:
     def _greet(self, header: bytes) -> None:
         if header != PROTOCOL_HEADER:
             self.violation(f"the protocol header is {header!r}")
-            self.send_octets(PROTOCOL_HEADER)
+            self.send_bytes(PROTOCOL_HEADER)
             self._poisoned = True
             self.end("reset")
             return
@@ -263,7 +263,7 @@ class Connection:
             "consumer_cancel_notify": True, "connection.blocked": True, "consumer_priorities": False,
             "authentication_failure_close": True, "per_consumer_qos": True, "direct_reply_to": False,
         }  # fmt: skip
-        self.phase = Phase.STARTING
+        self.phase = ConnectionPhase.STARTING
         self.send(
             0,
             "connection.start",
@@ -288,7 +288,7 @@ class Connection:
     def _start_ok(self, fields: Any) -> None:
         self.client_properties = fields.client_properties or {}
         if fields.mechanism != "PLAIN":
-            raise IllegalOctets(503, f"unknown authentication mechanism '{fields.mechanism}'")
+            raise IllegalBytes(503, f"unknown authentication mechanism '{fields.mechanism}'")
         response = fields.response.encode() if isinstance(fields.response, str) else bytes(fields.response)
         parts = response.split(b"\0")
         user = None
@@ -301,7 +301,7 @@ class Connection:
             self._end_in_silence()  # without the capability the client hears nothing else (F10)
             return
         self.user = user
-        self.phase = Phase.TUNING
+        self.phase = ConnectionPhase.TUNING
         tuning = self.tuning
         self.send(
             0,
@@ -329,7 +329,7 @@ class Connection:
         self.frame_max, self.channel_max = fields.frame_max, fields.channel_max
         self._framer.frame_max = self.frame_max
         self.heartbeat = fields.heartbeat
-        self.phase = Phase.OPENING
+        self.phase = ConnectionPhase.OPENING
         if self.heartbeat:
             self._send_heartbeats(-1)
             self._watch(-1, 0)
@@ -338,7 +338,7 @@ class Connection:
         assert self.user is not None
         self.vhost = self.node.enter(self.user, fields.virtual_host)
         self._deadline.cancel()
-        self.phase = Phase.OPEN
+        self.phase = ConnectionPhase.OPEN
         self.send(0, "connection.open_ok")
 
     def _handshake_timed_out(self) -> None:
@@ -348,7 +348,7 @@ class Connection:
 
     def _send_heartbeats(self, sent_before: int) -> None:
         if self._sent == sent_before:
-            self.send_octets(codec.encode_frame(codec.HEARTBEAT, 0, b""))
+            self.send_bytes(codec.encode_frame(codec.HEARTBEAT, 0, b""))
         sent = self._sent
         timer = self.timers.after(self.heartbeat / 2, lambda: self._send_heartbeats(sent))
         self._heartbeat_timers = [other for other in self._heartbeat_timers if other.action is not None] + [timer]
@@ -374,7 +374,7 @@ class Connection:
             self._process()
 
     def _content_seen(self) -> None:
-        if self.alarm is None or self.blocked or self.phase is not Phase.OPEN:
+        if self.alarm is None or self.blocked or self.phase is not ConnectionPhase.OPEN:
             return
         self.blocked = True
         if self.capabilities.get("connection.blocked"):
@@ -387,13 +387,13 @@ class Connection:
             return
         if frame.channel == 0:
             if frame.type != codec.METHOD:
-                raise IllegalOctets(503, f"a frame of type {frame.type} on channel 0")
+                raise IllegalBytes(503, f"a frame of type {frame.type} on channel 0")
             self._method(codec.decode_method(frame.payload))
             return
-        if self.phase is Phase.CLOSING:
+        if self.phase is ConnectionPhase.CLOSING:
             return  # it was on its way when we closed
-        if self.phase is not Phase.OPEN:
-            raise IllegalOctets(503, f"a frame on channel {frame.channel} before the connection is open")
+        if self.phase is not ConnectionPhase.OPEN:
+            raise IllegalBytes(503, f"a frame on channel {frame.channel} before the connection is open")
         channel = self.channels.get(frame.channel)
         if channel is None:
             self._open_channel(frame)
@@ -409,7 +409,7 @@ class Connection:
             self.violation(f"{what} on channel {frame.channel}, which is not open")
             self.close(504, "expected 'channel.open'", method)
         elif self.channel_max and frame.channel > self.channel_max:
-            raise IllegalOctets(504, f"channel {frame.channel} is above the negotiated channel_max {self.channel_max}")
+            raise IllegalBytes(504, f"channel {frame.channel} is above the negotiated channel_max {self.channel_max}")
         else:
             self.channels[frame.channel] = Channel(self, frame.channel)
             if not self.swallowed(frame.channel, method):
@@ -424,18 +424,18 @@ class Connection:
         if self.swallowed(0, method):
             return
         match method.name, self.phase:
-            case "connection.close", Phase.CLOSED:
-                raise IllegalOctets(503, "connection.close on a closed connection")
-            case "connection.close", Phase.CLOSING:  # both closed at once: both answer (I30)
+            case "connection.close", ConnectionPhase.CLOSED:
+                raise IllegalBytes(503, "connection.close on a closed connection")
+            case "connection.close", ConnectionPhase.CLOSING:  # both closed at once: both answer (I30)
                 self.send(0, "connection.close_ok")
             case "connection.close", _:
-                self.phase = Phase.CLOSED
+                self.phase = ConnectionPhase.CLOSED
                 self.send(0, "connection.close_ok")
                 self.end("fin")
-            case "connection.close_ok", Phase.CLOSING:
-                self.phase = Phase.CLOSED
+            case "connection.close_ok", ConnectionPhase.CLOSING:
+                self.phase = ConnectionPhase.CLOSED
                 self.end("fin")
-            case _, Phase.CLOSING:
+            case _, ConnectionPhase.CLOSING:
                 return
             case _:
                 try:
@@ -446,22 +446,22 @@ class Connection:
     def _handshake(self, method: Method) -> None:
         fields = method.fields
         match method.name, self.phase:
-            case "connection.start_ok", Phase.STARTING:
+            case "connection.start_ok", ConnectionPhase.STARTING:
                 self._start_ok(fields)
-            case "connection.tune_ok", Phase.TUNING:
+            case "connection.tune_ok", ConnectionPhase.TUNING:
                 self._tune_ok(fields)
-            case "connection.open", Phase.OPENING:
+            case "connection.open", ConnectionPhase.OPENING:
                 self._open(fields)
-            case "connection.update_secret", Phase.OPEN:
+            case "connection.update_secret", ConnectionPhase.OPEN:
                 self.send(0, "connection.update_secret_ok")
             case _:
-                raise IllegalOctets(503, f"{method.name} while {self.phase.value}")
+                raise IllegalBytes(503, f"{method.name} while {self.phase.value}")
 
     def close(self, code: int, text: str, method: Method | None = None) -> None:
         """Send connection.close; from now on nothing but close and close-ok is looked at."""
-        if self.phase in (Phase.CLOSING, Phase.CLOSED) or self.ending is not None:
+        if self.phase in (ConnectionPhase.CLOSING, ConnectionPhase.CLOSED) or self.ending is not None:
             return
-        self.phase = Phase.CLOSING
+        self.phase = ConnectionPhase.CLOSING
         class_id, method_id = ids(method)
         self.send(
             0,
