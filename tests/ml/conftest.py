@@ -34,7 +34,8 @@ UP = Status(
 class FakeProducer:
     """Has the methods of `Producer` that are used around it; a test sets what they say."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "fake") -> None:
+        self.name = name
         self.now = UP
         self.settings = Settings.resolve("amqp://ml:hunter2@broker.internal/", environ={})
         self.published: list[tuple[Message, float | None]] = []
