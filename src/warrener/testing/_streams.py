@@ -11,6 +11,7 @@ one instant and not at some checkpoint.
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import struct
 
@@ -129,15 +130,27 @@ class Port:
         raw.setblocking(False)
         try:
             raw.bind((self.host, self.number))
-        except BaseException:
+        except OSError as error:
             raw.close()
-            raise
+            raise self._unusable(error) from None
         return raw
 
+    def _unusable(self, error: OSError) -> OSError:
+        why = (
+            "is in use by another program" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
+        )
+        return OSError(
+            error.errno, f"port {self.number} of {self.host} {why}; choose another port, or 0 for a free one"
+        )
+
     def listen(self) -> None:
-        """Accept connections from now on."""
+        """Accept connections from now on; raises `OSError` where another socket listens on the port."""
         if not self.listening:
-            self._raw.listen(128)
+            try:
+                self._raw.listen(128)
+            except OSError as error:
+                self._raw.close()
+                raise self._unusable(error) from None
             self.listening = True
 
     def refuse(self) -> None:

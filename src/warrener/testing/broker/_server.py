@@ -196,11 +196,12 @@ class EmbeddedBroker:
         self.loop_thread.enter()
         self._sooner = anyio.Event()
         failure: Exception | None = None
+        if self._listen:  # outside of the task group, so that a port in use is no ExceptionGroup
+            self._port = Port(self._host, self._wanted_port)
+            self._port.listen()
         try:
             async with anyio.create_task_group() as tasks:
                 self._tasks = tasks
-                if self._listen:
-                    self._port = Port(self._host, self._wanted_port)
                 self._start()
                 tasks.start_soon(self._keep_time)
                 try:
