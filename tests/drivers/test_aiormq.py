@@ -149,7 +149,7 @@ async def test_offered_is_marked_before_the_send_that_holds_the_last_byte() -> N
         transport.expect(parcel)
         transport.write(data)
     assert (epoch.assigned, epoch.written) == (3, 0)
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         while not stream.batches:
             await anyio.lowlevel.checkpoint()
         assert (epoch.written, sent) == (1, [])
@@ -171,7 +171,7 @@ async def test_answers_that_nobody_takes_are_bounded() -> None:
     streams = transport.start()  # kept: a stream writer that is let go closes its transport
     flow_ok = pamqp.frame.marshal(commands.Channel.FlowOk(True), 1)
     transport.inject(flow_ok)
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         while not stream.batches:
             await anyio.lowlevel.checkpoint()
     with pytest.raises(LinkDown) as down:
