@@ -52,6 +52,7 @@ from warrener.errors import (
 )
 from warrener.machine import Policy
 from warrener.records import ClosingReport, ConnectionState, Message, Receipt, Status
+from warrener.tracing import instrument
 
 __all__ = ["PUBLISH_TIMEOUT", "MessageFields", "Producer", "open_producer", "running"]
 
@@ -135,6 +136,7 @@ class Producer:
             why = "it was closed before it ran" if self._finished is None else "run() may be called once"
             raise RuntimeError(f"this producer cannot run: {why}; make another Producer")
         self._run_called = True
+        instrument(self)
         s = self.settings
         self._backend = backend()
         self._finished = anyio.Event()
