@@ -7,7 +7,10 @@ them about the live link. Random lists of events hardly ever get beyond a dial.
 
 from __future__ import annotations
 
-from hypothesis import strategies as st
+try:
+    from hypothesis import strategies as st
+except ModuleNotFoundError:
+    raise ImportError("warrener.testing.strategies needs hypothesis: pip install 'warrener[testing]'") from None
 
 from warrener import machine
 from warrener.errors import Fault, FaultKind
