@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import math
 
-from hypothesis import strategies as st
+try:
+    from hypothesis import strategies as st
+except ModuleNotFoundError:
+    raise ImportError("warrener.testing.strategies needs hypothesis: pip install 'warrener[testing]'") from None
 
 from warrener import machine
 from warrener.errors import Fault, FaultKind
