@@ -221,7 +221,7 @@ async def test_the_log_tells_a_life(autojump_clock: MockClock, caplog: pytest.Lo
         "p: up -> up (blocked) (link 3)",
         "p: the broker takes publishes again",
         "p: up (blocked) -> up (link 3)",
-        "p: up, closing: what was accepted is settled first (link 3)",
+        "p: up, closing when accepted messages have their outcome (link 3)",
         "p: up -> closing (link 3)",
         "p: closing -> closed (link 3)",
     ]

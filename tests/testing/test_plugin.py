@@ -53,7 +53,8 @@ def run(pytester: pytest.Pytester, *options: str) -> pytest.RunResult:
     return pytester.runpytest_subprocess("-p", "no:cacheprovider", *options, timeout=120)
 
 
-@pytest.mark.parametrize("driver", ["native", "aiormq"])
+@pytest.mark.slow
+@pytest.mark.parametrize("driver", ["native", pytest.param("aiormq", marks=pytest.mark.full)])
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_fixtures_under(runner: str, driver: str, suite: pytest.Pytester) -> None:
     """Broker, proxy and producer, whoever runs the loop."""

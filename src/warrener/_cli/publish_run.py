@@ -19,7 +19,8 @@ from attrs import define, field
 from warrener._cli.publish_files import Place, write_place
 from warrener._cli.publish_input import BadInput, Piece, described, pieces
 from warrener._cli.publish_plan import Plan
-from warrener._publishing.producer import Producer, PublishHandle
+from warrener._publishing.handles import PublishHandle
+from warrener._publishing.producer import Producer
 from warrener.errors import BufferFull, GaveUp, ProducerClosed, PublishError
 from warrener.records import Message, Receipt
 

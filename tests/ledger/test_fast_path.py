@@ -31,14 +31,14 @@ class Straight(Bench):
     def publish(self, count: int, **fields: Any) -> list[Delivery]:
         published: list[Delivery] = []
         for _ in range(count):
-            channel = self.ledger.straight(len(b"body"))
+            channel = self.ledger.fast_path(len(b"body"))
             if channel is None:
                 published += super().publish(1, **fields)
                 continue
             self.serial += 1
             delivery = Delivery(Envelope(routing_key="q"), b"body", f"m{self.serial}", self.now + 60.0)
             self.last_tag[channel] += 1
-            self.ledger.accept_sent(delivery, channel, self.last_tag[channel], self.now)
+            self.ledger.accept_published(delivery, channel, self.last_tag[channel], self.now)
             self.wire[self.ledger.link, channel, self.last_tag[channel]] = delivery
             self.accepted.append(delivery)
             published.append(delivery)
@@ -57,7 +57,7 @@ def perform(bench: Bench, operation: str, number: int) -> None:
         case "bounce" if bench.accepted:
             bench.bounce(bench.accepted[-1], channel=bench.channels.get(Lane.MAIN, 1))
         case "pause":
-            ledger.pause(bench.now)
+            ledger.pause()
         case "resume":
             ledger.resume(bench.now)
         case "lose":
@@ -76,7 +76,7 @@ def perform(bench: Bench, operation: str, number: int) -> None:
             bench.now += number * 10
             ledger.expire(bench.now)
         case "cancel" if bench.accepted:
-            ledger.cancel(bench.accepted[number % len(bench.accepted)], bench.now)
+            ledger.cancel(bench.accepted[number % len(bench.accepted)])
         case _:
             pass
     bench.write(number % 3)  # a congested link takes only some of it
@@ -91,10 +91,18 @@ def seen(bench: Bench) -> dict[str, Any]:
         "times": (ledger.next_wakeup(), ledger.overdue(bench.now)),
         "wire": {place: delivery.message_id for place, delivery in bench.wire.items()},
         "deliveries": [
-            (each.message_id, each.attempts, each.unanswered, each.tag, each.sent_at, each.waiting, repr(each.outcome))
+            (
+                each.message_id,
+                each.attempts,
+                each.unanswered,
+                each.tag,
+                each.published_at,
+                each.waiting,
+                repr(each.outcome),
+            )
             for each in bench.accepted
         ],
-        "late": [(outcome.message_id, repr(outcome.result)) for outcome in ledger.late],
+        "late": [(outcome.message_id, repr(outcome.result)) for outcome in ledger.settlement.late],
     }
 
 
@@ -115,7 +123,7 @@ def test_the_short_way_shows_no_difference(operations: list[tuple[str, int]], ma
 def test_the_short_way_is_offered_to_a_healthy_link() -> None:
     """It is taken at all: sender open, room, nobody waiting; by a body as large as the whole buffer, too."""
     bench = Bench(max_buffered_bytes=10)
-    assert [bench.ledger.straight(size) for size in (0, 4, 10)] == [1, 1, 1]
+    assert [bench.ledger.fast_path(size) for size in (0, 4, 10)] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("why", ["down", "paused", "full", "waiting", "too large", "suspects"])
@@ -124,18 +132,18 @@ def test_the_short_way_is_not_offered(why: str) -> None:
     bench = Bench(up=why != "down", max_in_flight=1, max_buffered_bytes=10)
     match why:
         case "paused":
-            bench.ledger.pause(bench.now)
+            bench.ledger.pause()
         case "full":
             bench.publish(1)
         case "waiting":
-            bench.ledger.pause(bench.now)
+            bench.ledger.pause()
             bench.accept()
             bench.ledger.resume(bench.now)
         case "suspects":
             bench.open(Lane.SUSPECT)
         case _:
             pass
-    assert bench.ledger.straight(11 if why == "too large" else 4) is None
+    assert bench.ledger.fast_path(11 if why == "too large" else 4) is None
 
 
 @pytest.mark.parametrize(("channel", "tag"), [(1, 2), (1, 0), (2, 1)])
@@ -144,5 +152,5 @@ def test_a_tag_out_of_step_is_refused(channel: int, tag: int) -> None:
     bench = Bench()
     delivery = Delivery(Envelope(routing_key="q"), b"body", "m", bench.now + 60.0)
     with pytest.raises(RuntimeError, match=f"tag {tag} on channel {channel}"):
-        bench.ledger.accept_sent(delivery, channel, tag, bench.now)
+        bench.ledger.accept_published(delivery, channel, tag, bench.now)
     assert bench.ledger.counters.accepted == 0
