@@ -337,7 +337,8 @@ class Producer:
             if self._run_called:
                 return ProducerClosed("", "the producer is closed")
             return RuntimeError(
-                "the producer is not running: await nursery.start(producer.run) first, or use `async with` on it"
+                "the producer is not running yet: await nursery.start(producer.run), or task_group.start(producer.run) with "
+                "anyio, first; or use `async with` on it. asyncio.create_task(producer.run()) only schedules the start"
             )
         return self._place.error()
 
