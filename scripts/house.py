@@ -41,6 +41,7 @@ ROOMS = {
     "records": "values",
     "topology": "values",
     "_ids": "values",
+    "_properties": "values",
     "_histogram": "values",
 }
 #: Rooms without input and output, clock or randomness, and rooms that a user's program may import.
