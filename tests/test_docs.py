@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import pkgutil
 import re
 import subprocess
 import sys
@@ -21,6 +23,31 @@ def test_the_reference_names_every_public_name() -> None:
     """Nothing public is missing from the page."""
     named = set(re.findall(r"`(\w+)", REFERENCE)) | set(re.findall(r"↳ `(\w+)`", REFERENCE))
     assert set(warrener.__all__) - named == set()
+
+
+#: What the modules behind `warrener` itself define for each other has no place on the page.
+BEHIND = {"drivers", "errors", "records", "topology"}
+
+
+def public() -> set[str]:
+    """Every public name: those of the package, and those of its public modules that are not the package's too."""
+    names = {f"warrener.{name}" for name in warrener.__all__}
+    for module in pkgutil.iter_modules(warrener.__path__):
+        if not module.name.startswith("_") and module.name not in BEHIND:
+            exported = importlib.import_module(f"warrener.{module.name}").__all__
+            names |= {f"warrener.{module.name}.{name}" for name in exported if name not in warrener.__all__}
+    return names
+
+
+def test_the_api_page_has_every_public_name_and_no_other() -> None:
+    """Each by itself or with its whole module, and each thing that the page names exists."""
+    page = (DOCS / "api.md").read_text()
+    single = set(re.findall(r"^\.\. auto(?:class|function|exception|data):: (\S+)", page, re.MULTILINE))
+    whole = set(re.findall(r"^\.\. automodule:: (\S+)", page, re.MULTILINE))
+
+    assert {name for name in public() - single - whole if name.rpartition(".")[0] not in whole} == set()
+    assert single - public() == set()
+    assert [name for name in whole if importlib.util.find_spec(name) is None] == []
 
 
 def rows() -> dict[str, str]:

@@ -215,7 +215,7 @@ async def test_closing_while_blocked(rabbitmq: PrivateRabbitMQ, opened: Callable
         first = producer.publish_nowait(b"x", routing_key=queue_name)
         await until(lambda: producer.status().blocked)
         second = producer.publish_nowait(b"y", routing_key=queue_name)
-        with anyio.fail_after(8):
+        with anyio.fail_after(60):
             report = await producer.aclose()
         assert (report.unconfirmed, report.not_sent) == ((first.message_id,), (second.message_id,))
         await told(rabbitmq, rabbitmq.memory_alarm, False)
@@ -234,7 +234,7 @@ async def test_a_refusal_is_named_at_once(
 ) -> None:
     """Wrong password, missing vhost: `wait_connected` says so at once, without the secret."""
     async with open_producer(make_url(rabbitmq), driver=driver) as producer:
-        with anyio.fail_after(15), pytest.raises(error) as caught:
+        with anyio.fail_after(60), pytest.raises(error) as caught:
             await producer.wait_connected()
         assert "wrong" not in repr(caught.value)
         assert not producer.status().healthy
@@ -333,7 +333,7 @@ async def test_a_topology_mismatch_names_the_queue(
     async with opened():
         other = (Queue(queue_name, arguments={"x-max-length": 5}),)
         async with open_producer(rabbitmq.url, driver=driver, topology=other) as producer:
-            with anyio.fail_after(15), pytest.raises(warrener.TopologyMismatch) as caught:
+            with anyio.fail_after(60), pytest.raises(warrener.TopologyMismatch) as caught:
                 await producer.wait_connected()
             assert caught.value.entity == f"queue {queue_name!r}"
             assert producer.status().retry_in is not None

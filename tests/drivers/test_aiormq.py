@@ -1,4 +1,4 @@
-"""The tap of the aiormq driver: frames in any split, and the exact mark of what may have reached the network."""
+"""The transport of the aiormq driver: frames in any split, and the exact mark of what may have reached the network."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 from pamqp.heartbeat import Heartbeat
 
-from warrener.drivers.aiormq import _transport as wire
-from warrener.drivers.aiormq._engine import properties_of
+from warrener.drivers.aiormq import _frames as frames
+from warrener.drivers.aiormq._encoding import properties_of
+from warrener.drivers.aiormq._frames import FrameFilter
 from warrener.drivers.aiormq._link import AiormqLink
-from warrener.drivers.aiormq._transport import Epoch, FilteringTransport, FrameFilter, Parcel
+from warrener.drivers.aiormq._transport import Epoch, FilteringTransport, Parcel
 from warrener.drivers.base import Lane, LinkDown
 from warrener.errors import Fault, FaultKind
 from warrener.records import Envelope
@@ -33,7 +34,7 @@ class _Recorder:
 
     def __init__(self) -> None:
         self.seen: list[Any] = []
-        self.filter = FrameFilter({wire.BLOCKED: self._take}, self._content, self._confirm)
+        self.filter = FrameFilter({frames.BLOCKED: self._take}, self._content, self._confirm)
 
     def _take(self, channel: int, frame: bytes) -> bytes | None:
         self.seen.append(("method", channel, frame))
@@ -129,7 +130,7 @@ def _publish(tag: int, epoch: Epoch, body: bytes) -> tuple[Parcel, bytes]:
 
 @pytest.fixture
 def anyio_backend() -> str:
-    """The tap lives on asyncio alone."""
+    """The transport lives on asyncio alone."""
     return "asyncio"
 
 
@@ -138,23 +139,25 @@ async def test_offered_is_marked_before_the_send_that_holds_the_last_byte() -> N
     """While a send is under way, what it completes is written, and what it only begins is not."""
     stream = _Stream()
     sent: list[int] = []
-    tap = FilteringTransport(stream, _Recorder().filter, lambda _, data: data, sent.append, lambda _: None, 30.0, 30.0)  # type: ignore[arg-type]
-    streams = tap.start()  # kept: a stream writer that is let go closes its transport
+    transport = FilteringTransport(
+        stream, _Recorder().filter, lambda _, data: data, sent.append, lambda _: None, 30.0, 30.0
+    )  # type: ignore[arg-type]
+    streams = transport.start()  # kept: a stream writer that is let go closes its transport
     epoch = Epoch(1, Lane.MAIN, None)  # type: ignore[arg-type]
     for tag, size in ((1, 10), (2, 300_000), (3, 10)):
         parcel, data = _publish(tag, epoch, bytes(size))
-        tap.expect(parcel)
-        tap.write(data)
+        transport.expect(parcel)
+        transport.write(data)
     assert (epoch.assigned, epoch.written) == (3, 0)
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         while not stream.batches:
             await anyio.lowlevel.checkpoint()
         assert (epoch.written, sent) == (1, [])
         stream.taken.set()
-        await tap.wait_flushed()
+        await transport.wait_flushed()
     assert (epoch.written, sent) == (3, [10, 300_010])
-    tap.abort()
-    await tap.wait_aborted()
+    transport.abort()
+    await transport.wait_aborted()
     del streams
 
 
@@ -162,21 +165,21 @@ async def test_offered_is_marked_before_the_send_that_holds_the_last_byte() -> N
 async def test_answers_that_nobody_takes_are_bounded() -> None:
     """A broker that asks without end and reads nothing costs no memory: it broke the protocol."""
     stream = _Stream()
-    tap = FilteringTransport(
+    transport = FilteringTransport(
         stream, _Recorder().filter, lambda _, data: data, lambda _: None, lambda _: None, 30.0, 30.0
     )  # type: ignore[arg-type]
-    streams = tap.start()  # kept: a stream writer that is let go closes its transport
+    streams = transport.start()  # kept: a stream writer that is let go closes its transport
     flow_ok = pamqp.frame.marshal(commands.Channel.FlowOk(True), 1)
-    tap.inject(flow_ok)
-    with anyio.fail_after(10):
+    transport.inject(flow_ok)
+    with anyio.fail_after(60):
         while not stream.batches:
             await anyio.lowlevel.checkpoint()
     with pytest.raises(LinkDown) as down:
         for _ in range(20_000):
-            tap.inject(flow_ok)
+            transport.inject(flow_ok)
     assert down.value.fault.kind is FaultKind.ILLEGAL_FRAME
-    tap.abort()
-    await tap.wait_aborted()
+    transport.abort()
+    await transport.wait_aborted()
     del streams
 
 
@@ -186,15 +189,17 @@ async def test_nothing_is_sent_on_a_channel_that_the_broker_closed() -> None:
     stream = _Stream()
     stream.taken.set()
     sent: list[int] = []
-    tap = FilteringTransport(stream, _Recorder().filter, lambda _, data: data, sent.append, lambda _: None, 30.0, 30.0)  # type: ignore[arg-type]
-    streams = tap.start()  # kept: a stream writer that is let go closes its transport
+    transport = FilteringTransport(
+        stream, _Recorder().filter, lambda _, data: data, sent.append, lambda _: None, 30.0, 30.0
+    )  # type: ignore[arg-type]
+    streams = transport.start()  # kept: a stream writer that is let go closes its transport
     epoch = Epoch(1, Lane.MAIN, None, closed=True)  # type: ignore[arg-type]
     parcel, data = _publish(1, epoch, b"late")
-    tap.expect(parcel)
-    tap.write(data)
-    await tap.wait_flushed()
-    tap.abort()
-    await tap.wait_aborted()
+    transport.expect(parcel)
+    transport.write(data)
+    await transport.wait_flushed()
+    transport.abort()
+    await transport.wait_aborted()
     del streams
     assert (stream.batches, sent, epoch.written) == ([], [4], 0)
 

@@ -49,7 +49,7 @@ def record(port: int, misfortune: Misfortune, *, turns: int = 18, session: Sessi
     if session is not None:
         client.session = session
     said: list[bytes] = []
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as peer:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as peer:
         for turn in range(turns):
             misfortune(turn)
             if turn:

@@ -179,7 +179,7 @@ class Service:
     def wait_end(self) -> int:
         """Return the exit status."""
         status = self.program.wait(timeout=60)
-        self._reader.join(timeout=10)
+        self._reader.join(timeout=60)
         return status
 
 
@@ -197,7 +197,7 @@ def start_service(driver: str) -> Iterator[Callable[..., Service]]:
         print("the service's log:", *service.lines, sep="\n")  # shown by pytest when the test fails
         service.program.kill()
         service.program.wait()
-        service._reader.join(timeout=10)
+        service._reader.join(timeout=60)
         assert service.program.stderr is not None
         service.program.stderr.close()
 

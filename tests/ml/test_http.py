@@ -333,7 +333,7 @@ async def test_more_tasks_than_allowed_at_once_are_told_to_come_back(ml_with, pr
         async with anyio.create_task_group() as tasks:
             for _ in range(2):
                 tasks.start_soon(post)
-            with anyio.fail_after(10):
+            with anyio.fail_after(60):
                 while len(producer.published) < 2:
                     await anyio.lowlevel.checkpoint()
             await post()
@@ -357,7 +357,7 @@ async def test_bodies_that_do_not_fit_together_are_told_to_come_back(ml_with, pr
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(post)
-            with anyio.fail_after(10):
+            with anyio.fail_after(60):
                 while not producer.published:
                     await anyio.lowlevel.checkpoint()
             await post()
@@ -385,7 +385,7 @@ async def test_the_app_says_when_no_task_is_being_taken_in(ml, producer) -> None
     await app.state.wait_empty()
     async with client(app) as http, anyio.create_task_group() as tasks:
         tasks.start_soon(post, http)
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             while not producer.published:
                 await anyio.lowlevel.checkpoint()
         tasks.start_soon(wait)
@@ -445,7 +445,7 @@ async def first_event(app: Any) -> dict[str, Any]:
             event.update(json.loads(message["body"][6:]))
             gone.set()
 
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         await app(scope, receive, send)
     return event
 

@@ -33,7 +33,7 @@ def cut_one(kind: str, data: int, *, at_least_once: bool) -> tuple[Publish, int]
     return run.trace.publishes[1], len(run.log)
 
 
-@pytest.mark.parametrize("reset", [False, True], ids=["fin", "rst"])
+@pytest.mark.parametrize("reset", [False, pytest.param(True, marks=pytest.mark.full)], ids=["fin", "rst"])
 @pytest.mark.parametrize("at_least_once", [True, False], ids=["at_least_once", "at_most_once"])
 def test_a_cut_at_every_byte_of_a_publish(reset: bool, at_least_once: bool) -> None:
     """Up to its last byte nothing is enqueued, and the outcome is unknown: sent again, or Unconfirmed."""
@@ -53,7 +53,7 @@ def test_a_cut_at_every_byte_of_a_publish(reset: bool, at_least_once: bool) -> N
     assert (8 + 4 + 2 + 1 + 5 + 1) + (8 + 12 + 2 + 1 + 33) + (8 + 30) == data
 
 
-@pytest.mark.parametrize("reset", [False, True], ids=["fin", "rst"])
+@pytest.mark.parametrize("reset", [False, pytest.param(True, marks=pytest.mark.full)], ids=["fin", "rst"])
 @pytest.mark.parametrize("at_least_once", [True, False], ids=["at_least_once", "at_most_once"])
 def test_a_cut_at_every_byte_of_a_confirm(reset: bool, at_least_once: bool) -> None:
     """The message is stored. Up to the last byte of the confirm nobody knows: sent again, or Unconfirmed."""

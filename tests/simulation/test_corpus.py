@@ -29,11 +29,9 @@ print([simulate(draw(seed)).hash for seed in (3, 9, 155)])
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("first", range(0, 60, 10))
-def test_nothing_is_found(first: int) -> None:
-    """The first seeds of the corpus pass every check; `make test` runs 2,000 of them."""
-    assert [] == [(seed, run_seed(seed).findings) for seed in range(first, first + 10) if run_seed(seed).findings]
+def test_nothing_is_found() -> None:
+    """The first seeds of the corpus pass every check; `make test` runs 500 of them, `make test-full` 2,000."""
+    assert [] == [(seed, findings) for seed in range(10) if (findings := run_seed(seed).findings)]
 
 
 def test_a_hundred_publishes_without_a_fault() -> None:

@@ -87,7 +87,7 @@ class RawClient:
         self.vhost = vhost or unquote(parts.path[1:]) or "/"
         self.capabilities, self.heartbeat = capabilities, heartbeat
         self.frame_max, self.channel_max = frame_max, channel_max
-        self.socket = socket.create_connection((parts.hostname, parts.port or 5672), timeout=10)
+        self.socket = socket.create_connection((parts.hostname, parts.port or 5672), timeout=60)
         self._residue = b""
         if connect:
             self.handshake()

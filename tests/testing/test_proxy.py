@@ -192,8 +192,8 @@ def test_on_a_thread(backend: str) -> None:
     with EmbeddedBroker.in_thread() as broker, FaultProxy.in_thread(broker.url, backend=backend) as proxy:
         proxy.refuse()
         with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", proxy.port), timeout=5)
+            socket.create_connection(("127.0.0.1", proxy.port), timeout=60)
         proxy.heal()
-        socket.create_connection(("127.0.0.1", proxy.port), timeout=5).close()
+        socket.create_connection(("127.0.0.1", proxy.port), timeout=60).close()
 
         assert proxy.url == broker.url.replace(str(broker.port), str(proxy.port))

@@ -1,4 +1,4 @@
-"""What a broker keeps: virtual hosts, users, exchanges, queues, messages, and the log of every enqueue.
+"""The state of a broker: virtual hosts, users, exchanges, queues, messages, and the log of every enqueue.
 
 No sockets and no bytes here; `protocol` turns methods into calls. A call that RabbitMQ would refuse raises `Refusal`
 with RabbitMQ's reply code and text (3.10, compared in tests/testing/test_against_rabbitmq.py).
@@ -8,11 +8,11 @@ Theory of the queue. A publish is *enqueued* (it is in the queue, and in the log
 
 * classic queue: a persistent message in a durable queue is safe, and acked, when the queue next syncs (batches, up to
   `sync_interval` seconds; 0 syncs at once); everything else is acked on enqueue and never safe;
-* quorum queue: safe on enqueue, whatever its delivery mode ("enqueued" means "at a majority" here); acked in the same
+* quorum queue: each message is safe on enqueue, persistent or not ("enqueued" means "at a majority" here); acked in the same
   batches;
-* while `stalled` (a quorum queue that lost its leader), nothing is enqueued and nothing settled: what arrives is held,
+* while `stalled` (a quorum queue that lost its leader), nothing is enqueued and nothing settled: new publishes are held,
   and is lost in a crash;
-* a deleted queue acks what it had not settled (F1), a classic queue process that dies nacks it though the synced part
+* a deleted queue acks its unsettled publishes (F1), a classic queue process that dies nacks them though the synced part
   stays (F2).
 """
 
@@ -46,7 +46,7 @@ NAMES = {
 SOFT = frozenset({311, 312, 313, 403, 404, 405, 406})
 EXCHANGE_TYPES = ("direct", "fanout", "topic", "headers")
 #: The arguments that each type of queue knows (RabbitMQ 3.10). One that only other types know is refused, one that
-#: nobody knows is ignored; a second declaration must repeat those that its type knows.
+#: no type knows is ignored; a second declaration must repeat those that its type knows.
 _COMMON_ARGUMENTS = frozenset({
     "x-expires", "x-message-ttl", "x-dead-letter-exchange", "x-dead-letter-routing-key", "x-max-length",
     "x-max-length-bytes", "x-overflow", "x-single-active-consumer", "x-queue-type",
@@ -86,7 +86,7 @@ def precondition_failed(text: str) -> Refusal:
 
 
 def access_refused(text: str) -> Refusal:
-    """Return the refusal for what a user may not do."""
+    """Return the refusal for an action that the user has no permission for."""
     return Refusal(403, text)
 
 
@@ -123,7 +123,7 @@ class Enqueued:
     queue: str
     #: blake2b of the body, 16 bytes.
     body_hash: bytes = field(repr=lambda data: data.hex())
-    #: The broker's number of the connection; 0 for what the broker moved itself (dead letters).
+    #: The broker's number of the connection; 0 for a dead letter, which the broker moved itself.
     connection: int
     #: Seconds of the broker's clock.
     at: float
@@ -141,7 +141,7 @@ class Entry:
     #: Survives a crash.
     safe: bool = False
     redelivered: bool = False
-    #: How often a consumer gave it back; what a quorum queue's delivery limit counts.
+    #: How often a consumer gave it back; a quorum queue's delivery limit counts this.
     returns: int = 0
 
     @property
@@ -151,7 +151,7 @@ class Entry:
 
 
 class Consumer(Protocol):
-    """Whoever takes messages; the protocol's channels implement it."""
+    """A receiver of messages; the protocol's channels implement it."""
 
     tag: str
 
@@ -351,7 +351,7 @@ class Queue:
             self._sync_timer = self.node.timers.after(wait, self.sync)
 
     def sync(self) -> None:
-        """Make safe, and ack, what was enqueued since the last sync."""
+        """Make the messages safe that were enqueued since the last sync, and ack them."""
         if self._sync_timer is not None:
             self._sync_timer.cancel()
             self._sync_timer = None
@@ -361,7 +361,7 @@ class Queue:
             self._settle(entry, True)
 
     def stall(self, on: bool) -> None:
-        """Lose the leader, or find it again: then what was held is enqueued and settled."""
+        """Lose the leader, or find it again: then the held publishes are enqueued and settled."""
         self.stalled = on
         if not on:
             held, self._held = self._held, []
@@ -417,7 +417,7 @@ class Queue:
         self._arm_expiry()
 
     def requeue(self, entries: Iterable[Entry]) -> None:
-        """Put back what a consumer did not ack, in its old place; a quorum queue counts it against its limit."""
+        """Put unacked messages back in their old places; a quorum queue counts it against its limit."""
         limit = self.argument("x-delivery-limit")
         for entry in entries:
             if self.unacked.pop(entry, self) is self or self.deleted:  # a crash or a purge took it meanwhile
@@ -431,7 +431,7 @@ class Queue:
         self.pump()
 
     def discard(self, entry: Entry, *, rejected: bool) -> None:
-        """Forget what a consumer acked, or dead-letter what it rejected."""
+        """Forget a message that a consumer acked, or dead-letter one that it rejected."""
         if self.unacked.pop(entry, self) is not self and rejected and not self.deleted:
             self._dead_letter(entry.message, "rejected")
 
@@ -483,7 +483,7 @@ class Queue:
     # --- the end -----------------------------------------------------------------------------------------------------
 
     def end(self) -> None:
-        """Delete: what was not settled is acked (F1), consumers are told."""
+        """Delete: unsettled publishes are acked (F1), consumers are told."""
         self.deleted = True
         for timer in (self._sync_timer, self._expiry_timer, self._disuse_timer):
             if timer is not None:
@@ -654,7 +654,7 @@ class Vhost:
     # --- routing -----------------------------------------------------------------------------------------------------
 
     def route(self, exchange: Exchange, key: str, headers: dict[str, Any]) -> list[Queue]:
-        """Return the queues that a message goes to, each once; an alternate exchange takes what goes nowhere (F1)."""
+        """Return the queues that a message goes to, each once; an alternate exchange takes messages without a destination (F1)."""
         found: dict[str, Queue] = {}
         seen: set[str] = set()
         pending = [exchange]
@@ -731,7 +731,7 @@ class Vhost:
 
 
 class Node:
-    """One broker: what outlives a connection. `log` survives everything."""
+    """One broker: the state that outlives connections. `log` survives everything."""
 
     def __init__(
         self,
@@ -742,7 +742,7 @@ class Node:
         wall_clock: Callable[[], datetime],
     ) -> None:
         self.timers = timers
-        #: The only source of rng, injected; None makes every choice the same one.
+        #: The only source of randomness, injected; with None every choice is the same.
         self.rng = rng
         #: Seconds; the longest wait of a persistent message in a classic queue for its sync.
         self.sync_interval = sync_interval
@@ -755,7 +755,7 @@ class Node:
         self._generated = 0
 
     def generated_name(self, prefix: str) -> str:
-        """Return a name for what a client left unnamed."""
+        """Return a name for a queue or consumer that the client left unnamed."""
         self._generated += 1
         return f"{prefix}{self._generated:022d}"
 
@@ -794,7 +794,7 @@ class Node:
                 queue.sync()
 
     def crash(self) -> None:
-        """Keep what a power cut leaves: durable exchanges and queues, and in those the safe messages."""
+        """Keep what survives a power cut: durable exchanges and queues, and in those the safe messages."""
         for vhost in self.vhosts.values():
             for queue in tuple(vhost.queues.values()):
                 queue.forget_unsafe()

@@ -1,6 +1,6 @@
 """`EmbeddedBroker`: the model and the protocol, served over TCP or in memory, with the controls of a test.
 
-NOT FOR PRODUCTION. It keeps everything in memory, has one thread, believes its owner, and exists to be broken on purpose.
+NOT FOR PRODUCTION. It keeps everything in memory, has one thread, obeys its owner, and is made to be broken on purpose.
 
 One task per connection reads, one writes, one keeps the broker's time; the rest are plain functions. The controls are
 plain functions too: each takes effect at the instant of its call, and each may be called from another thread when the
@@ -37,12 +37,12 @@ if TYPE_CHECKING:
 
 __all__ = ["BrokerOptions", "Client", "EmbeddedBroker", "Ended", "ProtocolViolated"]
 
-#: Seconds that a closed connection waits for the client's end, to hear what else the client has to say.
+#: Seconds that a closed connection waits for the client's end, to read the client's last bytes.
 LINGER = 1.0
 
 
 class ProtocolViolated(AssertionError):
-    """A client of the broker sent what AMQP 0-9-1 does not allow; `violations` tells what."""
+    """A client of the broker sent what AMQP 0-9-1 does not allow; `violations` lists it."""
 
     def __init__(self, violations: tuple[Violation, ...]) -> None:
         super().__init__(violations)
@@ -99,7 +99,7 @@ class BrokerOptions(TypedDict, total=False):
 
 @define(eq=False)
 class _Served:
-    """A connection and what carries it."""
+    """A connection and the stream that carries it."""
 
     connection: Connection
     wire: SocketStream | MemoryStream
@@ -120,7 +120,7 @@ class EmbeddedBroker:
 
     Use it as ``async with EmbeddedBroker() as broker`` on Trio or asyncio, or as
     ``with EmbeddedBroker.in_thread() as broker`` beside synchronous code; clients connect to `url`, or in memory with
-    `connect`. It behaves as RabbitMQ 3.10 does, with its reply codes and texts; docs/testing.md lists what is not modelled.
+    `connect`. It behaves as RabbitMQ 3.10 does, with its reply codes and texts; docs/testing.md lists the differences.
 
     Leaving the block raises `ProtocolViolated` when a client sent illegal bytes, unless ``strict=False``, or unless
     another error leaves the block. With `rng` and without TCP (``listen=False``), everything that happens depends on
@@ -199,16 +199,17 @@ class EmbeddedBroker:
         self.loop_thread.enter()
         self._sooner = anyio.Event()
         failure: Exception | None = None
+        if self._listen:  # outside of the task group, so that a port in use is no ExceptionGroup
+            self._port = Port(self._host, self._wanted_port)
+            self._port.listen()
         try:
             async with anyio.create_task_group() as tasks:
                 self._tasks = tasks
-                if self._listen:
-                    self._port = Port(self._host, self._wanted_port)
                 self._start()
                 tasks.start_soon(self._keep_time)
                 try:
                     yield
-                except Exception as error:  # noqa: BLE001 - raised below: it leaves bare, not in a group
+                except Exception as error:  # noqa: BLE001 - raised below, without an ExceptionGroup
                     failure = error
                 self._stop()
                 tasks.cancel_scope.cancel()
@@ -351,7 +352,7 @@ class EmbeddedBroker:
             await anyio.sleep(LINGER)
             served.wire.close_now()
         except (anyio.BrokenResourceError, anyio.ClosedResourceError, ssl.SSLError):
-            # Nobody hears us any more; what the client sent before is read to its end all the same.
+            # The client reads no more; the bytes that it sent before are read to their end all the same.
             while True:
                 connection.take_output()
                 if connection.ending is not None:
@@ -396,7 +397,7 @@ class EmbeddedBroker:
         self._tasks.start_soon(self._serve, wire, self._admit(wire))
         return client
 
-    # --- what it saw -------------------------------------------------------------------------------------------------
+    # --- observations -------------------------------------------------------------------------------------------------
 
     @property
     def log(self) -> tuple[Enqueued, ...]:
@@ -405,7 +406,7 @@ class EmbeddedBroker:
 
     @property
     def violations(self) -> tuple[Violation, ...]:
-        """What clients sent and should not have."""
+        """The bytes and methods that clients sent and that AMQP does not allow."""
         return tuple(self._violations)
 
     @property
@@ -442,12 +443,12 @@ class EmbeddedBroker:
 
     @runs_in_loop
     def delete_queue(self, name: str, vhost: str = "/") -> None:
-        """Delete a queue; what it had not confirmed is acked (F1)."""
+        """Delete a queue; its unconfirmed publishes are acked (F1)."""
         self._vhost(vhost).delete_queue(self._queue(name, vhost))
 
     @runs_in_loop
     def kill_queue(self, name: str, vhost: str = "/") -> None:
-        """End a queue's process abnormally: what it had not confirmed is nacked, what was synced stays (F2)."""
+        """End a queue's process abnormally: its unconfirmed publishes are nacked, its synced messages stay (F2)."""
         self._queue(name, vhost).die()
 
     @runs_in_loop
@@ -511,7 +512,7 @@ class EmbeddedBroker:
 
     @runs_in_loop
     def alarm(self, on: bool = True, reason: str = "low on memory") -> None:
-        """Raise or clear a resource alarm: whoever publishes now is blocked, and not read (F7)."""
+        """Raise or clear a resource alarm: a client that publishes now is blocked, and its socket is not read (F7)."""
         self._alarm = reason if on else None
         for served in tuple(self._served.values()):
             served.connection.set_alarm(self._alarm)
@@ -519,12 +520,12 @@ class EmbeddedBroker:
 
     @runs_in_loop
     def stall_confirms(self, on: bool = True) -> None:
-        """Have every queue behave as a quorum queue without a leader: nothing is stored or confirmed until it is over."""
+        """Have every queue behave as a quorum queue without a leader: nothing is stored or confirmed until `stall_confirms(False)`."""
         self._node.stall(on)
 
     @runs_in_loop
     def sync(self) -> None:
-        """Make everything safe that waits for a sync, and confirm it."""
+        """Sync every queue now: the messages that wait for a sync become safe and are confirmed."""
         self._node.sync()
 
     @runs_in_loop
@@ -557,14 +558,14 @@ class EmbeddedBroker:
 
     @runs_in_loop
     def send_bytes(self, data: bytes, number: int | None = None) -> None:
-        """Send anything at all to every client, or to one: the hostile broker."""
+        """Send these bytes to every client, or to the client with this number: a hostile broker."""
         for served in tuple(self._served.values()):
             if number in (None, served.connection.number):
                 served.connection.send_bytes(data)
 
     @runs_in_loop
     def crash(self) -> None:
-        """Die as by a power cut: connections are reset, the port refuses, what was not safe is lost."""
+        """Die as by a power cut: connections are reset, the port refuses, messages that were not safe are lost."""
         self._stop()
         self._alarm = None
         self._node.crash()
