@@ -42,10 +42,10 @@ TOPOLOGY = (
     Queue("jobs"),
     Queue("quorum", arguments={"x-queue-type": "quorum"}),
     Queue("small", arguments={"x-max-length": 4, "x-overflow": "reject-publish"}),
-    Binding("jobs", "work", "jobs"),
-    Binding("jobs", "work", "both"),
-    Binding("small", "work", "both"),
-    Binding("quorum", "work", "quorum"),
+    Binding(source="work", destination="jobs", routing_key="jobs"),
+    Binding(source="work", destination="jobs", routing_key="both"),
+    Binding(source="work", destination="small", routing_key="both"),
+    Binding(source="work", destination="quorum", routing_key="quorum"),
 )
 #: Virtual seconds that a run lasts at least.
 LEAST = 120.0
