@@ -7,14 +7,12 @@ set its outcome. The supervisor does everything about links. `run()` connects th
 from __future__ import annotations
 
 import math
-import os
 import random
 import threading
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
 from typing import Literal, Self, Unpack
-from weakref import WeakSet
 
 import anyio
 import anyio.abc
@@ -35,34 +33,31 @@ from warrener._publishing.envelopes import (
     with_message_fields,
 )
 from warrener._publishing.handles import PublishHandle, error_of
-from warrener._publishing.ledger import Delivery, Ledger
+from warrener._publishing.ledger import Ledger
+from warrener._publishing.many import ManyPublishes
+from warrener._publishing.place import Place
 from warrener._publishing.running import running
 from warrener._publishing.sender import Sender
 from warrener._publishing.streams import Changes, Outcomes, Streams
+from warrener._publishing.watching import present_status, until_connected
 from warrener._settings.settings import Settings, SettingsFields
 from warrener._supervision.supervisor import Supervisor
 from warrener.drivers.base import Driver, Peer
 from warrener.errors import (
-    DeadlineExceeded,
-    Fault,
     FaultKind,
-    GaveUp,
     InvalidMessage,
     ProducerClosed,
     PublishError,
     SettingsError,
-    Unreachable,
-    connect_error,
 )
-from warrener.machine import Policy, states
+from warrener.machine import Policy
 from warrener.records import ClosingReport, ConnectionState, Message, Receipt, Status
+from warrener.tracing import instrument
 
 __all__ = ["PUBLISH_TIMEOUT", "MessageFields", "Producer", "open_producer", "running"]
 
 #: Number of messages that `publish_many` accepts before it lets other tasks run.
 MANY_STRIDE = 128
-#: `Producer._thread` in a process forked from the one in which the producer runs; no thread has this number.
-FORKED = -1
 
 
 class Producer:
@@ -90,6 +85,7 @@ class Producer:
         self._envelopes = Envelopes(message_ids(rng))
         self._publish_timeout = self.settings.publish_timeout
         self._streams = Streams()
+        self._place = Place()
         self._run_called = False
         self._report = ClosingReport()
         self._around: AbstractAsyncContextManager[Producer] | None = None
@@ -99,8 +95,6 @@ class Producer:
         self._admission: Admission | None = None
         self._sender: Sender | None = None
         self._supervisor: Supervisor | None = None
-        #: The thread in which `run()` was called.
-        self._thread = 0
         s = self.settings
         self._ledger = Ledger(
             max_buffered=s.max_buffered,
@@ -142,10 +136,11 @@ class Producer:
             why = "it was closed before it ran" if self._finished is None else "run() may be called once"
             raise RuntimeError(f"this producer cannot run: {why}; make another Producer")
         self._run_called = True
+        instrument(self)
         s = self.settings
         self._backend = backend()
         self._finished = anyio.Event()
-        self._thread = threading.get_ident()
+        self._place.enter()
         supervisor = Supervisor(
             name=self.name,
             driver=self._driver,
@@ -177,12 +172,11 @@ class Producer:
         supervisor.publishing = sender
         supervisor.watch(lambda: self._streams.changed(self.status))
         self._supervisor, self._admission, self._sender = supervisor, admission, sender
-        _running_here.add(self)
         try:
             await supervisor.run(started=task_status.started)
         finally:
             supervisor.finalize()
-            _running_here.discard(self)
+            self._place.leave()
             self._report = ClosingReport(
                 confirmed=self._ledger.counters.confirmed,
                 unconfirmed=tuple(sender.unconfirmed),
@@ -200,7 +194,7 @@ class Producer:
             self._close_unused()
             await anyio.lowlevel.checkpoint()
             return self._report
-        self._check_place()
+        self._place.check()
         if not self._finished.is_set():
             # In this order: with an empty ledger `stop_accepting` posts "drained", which counts only after the stop.
             self._supervisor.stop(drain=True)
@@ -216,7 +210,7 @@ class Producer:
         if self._supervisor is None or self._sender is None:
             self._close_unused()
             return
-        self._check_place()
+        self._place.check()
         self._supervisor.stop(drain=False)
         self._sender.stop_accepting()
 
@@ -244,7 +238,7 @@ class Producer:
         Always a checkpoint.
         """
         sender, backend = self._sender, self._backend
-        if sender is None or backend is None or threading.get_ident() != self._thread:
+        if sender is None or backend is None or threading.get_ident() != self._place.thread:
             raise self._not_here()
         await backend.checkpoint_if_cancelled()
         called = backend.clock()
@@ -292,89 +286,30 @@ class Producer:
         call; messages that are not written by then end as `NotSent`.
         """
         sender, backend = self._sender, self._backend
-        if sender is None or backend is None or threading.get_ident() != self._thread:
+        if sender is None or backend is None or threading.get_ident() != self._place.thread:
             raise self._not_here()
         await backend.checkpoint_if_cancelled()
         deadline = backend.clock() + seconds(timeout, self._publish_timeout)
-        shared = _shared_fields(fields)
-        batch = Batch()
+        many = ManyPublishes(sender, self._envelopes, deadline, fields)
         try:
             if isinstance(messages, AsyncIterable):
                 async for message in messages:
-                    await self._admit(sender, backend, batch, message, deadline, shared)
+                    if not many.take(message):
+                        await many.wait()
             else:
                 for taken, message in enumerate(messages):
                     if taken % MANY_STRIDE == MANY_STRIDE - 1:
                         await anyio.lowlevel.checkpoint()
-                    if not self._admit_now(sender, backend, batch, message, deadline, shared):
-                        await self._admit_later(sender, batch)
-            if batch.left:
-                await backend.park(batch, Batch.forget)
+                    if not many.take(message):
+                        await many.wait()
+            if many.batch.left:
+                await backend.park(many.batch, Batch.forget)
             else:
                 await anyio.lowlevel.checkpoint()
         except BaseException:
-            for delivery in batch.deliveries():
-                sender.cancelled(delivery)
+            many.cancel()
             raise
-        return batch.outcomes()
-
-    async def _admit(
-        self,
-        sender: Sender,
-        backend: Backend,
-        batch: Batch,
-        message: Body | Message,
-        deadline: float,
-        shared: MessageFields | None,
-    ) -> None:
-        if not self._admit_now(sender, backend, batch, message, deadline, shared):
-            await self._admit_later(sender, batch)
-
-    def _admit_now(
-        self,
-        sender: Sender,
-        backend: Backend,
-        batch: Batch,
-        message: Body | Message,
-        deadline: float,
-        shared: MessageFields | None,
-    ) -> bool:
-        """Put the message, or the error with which it is refused, into the batch. False: it has to wait for capacity."""
-        called = backend.clock()
-        if shared is None and not isinstance(message, Message):
-            raise InvalidMessage("", "publish_many of bodies needs a routing_key or an exchange for all of them")
-        try:
-            delivery = self._envelopes.delivery(message, deadline, shared or {})
-        except InvalidMessage as refused:
-            batch.items.append(refused)
-            return True
-        batch.items.append(delivery)
-        if sender.fast_path(delivery, called):
-            batch.watch(delivery)
-            return True
-        admission = sender.admission
-        refusal = admission.refused(delivery)
-        if refusal is None and called >= deadline:
-            admission.give_back(delivery)
-            refusal = DeadlineExceeded(delivery.message_id, "its turn came after the deadline")
-        if refusal is not None:
-            batch.items[-1] = refusal
-            return True
-        if not admission.try_accept(delivery):
-            return False
-        sender.accepted(delivery, called)
-        batch.watch(delivery)
-        return True
-
-    async def _admit_later(self, sender: Sender, batch: Batch) -> None:
-        """Wait until the last message of the batch is accepted or refused."""
-        delivery = batch.items[-1]
-        assert isinstance(delivery, Delivery)
-        refusal = await sender.admission.wait(delivery)
-        if refusal is not None:
-            batch.items[-1] = refusal
-        else:
-            batch.watch(delivery)
+        return many.batch.outcomes()
 
     @with_message_fields
     def publish_nowait(
@@ -382,7 +317,7 @@ class Producer:
     ) -> PublishHandle:
         """Accept one message without waiting; raise `BufferFull` if there is no capacity. The handle has the outcome."""
         sender, backend = self._sender, self._backend
-        if sender is None or backend is None or threading.get_ident() != self._thread:
+        if sender is None or backend is None or threading.get_ident() != self._place.thread:
             raise self._not_here()
         called = backend.clock()
         delivery = self._envelopes.delivery(body, called + seconds(timeout, self._publish_timeout), fields)
@@ -397,26 +332,15 @@ class Producer:
         return PublishHandle(sender, delivery)
 
     def _not_here(self) -> Exception:
-        """Return the error for a publish to a producer that does not run, or runs elsewhere."""
+        """Return the error for a call to a producer that does not run, or runs elsewhere."""
         if self._sender is None:
             if self._run_called:
                 return ProducerClosed("", "the producer is closed")
             return RuntimeError(
-                "the producer is not running: await nursery.start(producer.run) first, or use `async with` on it"
+                "the producer is not running yet: await nursery.start(producer.run), or task_group.start(producer.run) with "
+                "anyio, first; or use `async with` on it. asyncio.create_task(producer.run()) only schedules the start"
             )
-        if self._thread == FORKED:
-            return RuntimeError(
-                f"this producer runs in the process from which process {os.getpid()} was forked, and cannot be used here; "
-                "make a new Producer in this process"
-            )
-        return RuntimeError(
-            "this producer runs in the event loop of another thread, and nothing was accepted; call it in that loop, "
-            "for instance with anyio.from_thread.run, or use a producer of its own in each thread"
-        )
-
-    def _check_place(self) -> None:
-        if threading.get_ident() != self._thread:
-            raise self._not_here()
+        return self._place.error()
 
     # --- looking ----------------------------------------------------------------------------------------------------
 
@@ -429,38 +353,8 @@ class Producer:
 
     def status(self) -> Status:
         """The producer at this instant: O(1), without side effects; it dials nothing."""
-        supervisor, ledger = self._supervisor, self._ledger
-        state = self.connection_state
-        if supervisor is None:
-            return Status(
-                connection_state=state, reconnect_attempts=0, consecutive_failures=0, circuit_breaker="closed",
-                healthy=False, blocked=False, in_flight=0, buffered=0, retry_in=None, last_fault=None,
-                endpoint=str(self.settings.endpoint), heartbeat=None, link=0,
-            )  # fmt: skip
-        record, peer = supervisor.record, supervisor.peer
-        blocked = isinstance(record.state, states.Up) and record.state.blocked
-        breaker = "closed" if record.breaker is None else record.breaker.state
-        healthy = (
-            state is ConnectionState.CONNECTED
-            and not blocked
-            and breaker != "open"
-            and (self._backend is None or not ledger.overdue(self._backend.clock()))
-        )
-        return Status(
-            connection_state=state,
-            reconnect_attempts=record.attempts,
-            consecutive_failures=record.failures,
-            circuit_breaker=breaker,
-            healthy=healthy,
-            blocked=blocked,
-            in_flight=ledger.in_flight,
-            buffered=ledger.buffered,
-            retry_in=supervisor.retry_in,
-            last_fault=record.last_fault,
-            endpoint=str(self.settings.endpoint),
-            heartbeat=None if peer is None else peer.heartbeat,
-            link=record.link,
-        )
+        now = 0.0 if self._backend is None else self._backend.clock()
+        return present_status(self.connection_state, self._supervisor, self._ledger, self.settings, now)
 
     @property
     def peer(self) -> Peer | None:
@@ -475,43 +369,14 @@ class Producer:
         """
         if self._supervisor is None:
             raise self._not_here()
-        self._check_place()
-        await anyio.lowlevel.checkpoint()
-        supervisor = self._supervisor
-        changed = anyio.Event()
-
-        def note() -> None:
-            changed.set()
-
-        stop = supervisor.watch(note)
-        try:
-            with anyio.move_on_after(timeout):
-                while True:
-                    record = supervisor.record
-                    fault = record.last_fault
-                    if isinstance(record.state, (states.Closed, states.Closing)) or record.draining:
-                        raise ProducerClosed("", "the producer is closed", last_fault=fault)
-                    if isinstance(record.state, states.Up) and not record.state.blocked:
-                        return
-                    if isinstance(record.state, states.GaveUp):
-                        raise GaveUp("", "the reconnect attempts are used up", last_fault=fault)
-                    if isinstance(record.state, states.Waiting) and fault is not None and fault.permanent:
-                        raise connect_error(fault)
-                    changed = anyio.Event()
-                    await changed.wait()
-            if isinstance(supervisor.record.state, states.Up):
-                raise Unreachable(Fault(FaultKind.UNREACHABLE, f"the broker has blocked publishers for {timeout:g} s"))
-            fault = supervisor.record.last_fault
-            why = f"; last fault: {fault}" if fault is not None else ""
-            raise Unreachable(Fault(FaultKind.UNREACHABLE, f"no connection within {timeout:g} s{why}"))
-        finally:
-            stop()
+        self._place.check()
+        await until_connected(self._supervisor, timeout)
 
     def reconnect(self) -> bool:
         """Hint that the broker is back: dial now, or dial again after giving up. False if ignored (one hint per second)."""
         if self._supervisor is None or self._finished is None or self._finished.is_set():
             return False
-        self._check_place()
+        self._place.check()
         return self._supervisor.reconnect()
 
     @asynccontextmanager
@@ -566,11 +431,6 @@ async def open_producer(
         yield producer
 
 
-def _shared_fields(fields: MessageFields) -> MessageFields | None:
-    """Return the fields of all bodies of a `publish_many`; None if they name no destination."""
-    return fields if fields.get("routing_key") or fields.get("exchange") else None
-
-
 def _driver(driver: str | Driver) -> Driver:
     if not isinstance(driver, str):
         return driver
@@ -583,19 +443,3 @@ def _driver(driver: str | Driver) -> Driver:
 
         return AiormqDriver()
     raise SettingsError(f"driver must be 'native', 'aiormq' or a Driver, not {driver!r}")
-
-
-#: The producers that run in this process.
-_running_here: WeakSet[Producer] = WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    """The loops, tasks and sockets of these producers belong to the parent process."""
-    for producer in _running_here:
-        producer._thread = FORKED  # noqa: SLF001 - this module's own class
-    _running_here.clear()
-
-
-_register: Callable[..., None] | None = getattr(os, "register_at_fork", None)
-if _register is not None:  # Windows has no fork
-    _register(after_in_child=_after_fork_in_child)

@@ -43,7 +43,7 @@ from warrener.ml.settings import MLSettings
 from warrener.ml.task_counters import TASK_TYPES, TaskCounters
 from warrener.ml.topology import topology
 from warrener.records import ClosingReport, Receipt, Status
-from warrener.tracing import publish_span
+from warrener.tracing import caller
 
 __all__ = ["MLProducer"]
 
@@ -235,17 +235,15 @@ class MLProducer:
         own = None if isinstance(payload, EmbedBatch) else payload.options.backend
         route = celery.route_of(payload, self.settings.backend_for(payload, backend or own))
         kwargs = wire_form(payload, lambda chosen: self.settings.backend_for(payload, backend or chosen))
-        broker = self.producer.settings.endpoint
-        with publish_span(self.settings.exchange, route.routing_key, trace, broker=broker) as span:
+        with caller(trace) as headers:
             message = celery.task_message(
                 route,
                 kwargs,
                 task_id=celery.task_id_of(task_id),
                 exchange=self.settings.exchange,
                 origin=self._origin,
-                trace=span.headers,
+                trace=headers,
             )
-            span.sending(message)
             self.counters.sending(kind, len(message.body))
             return await self.producer.publish(message, timeout=timeout)
 

@@ -1,4 +1,4 @@
-"""Tools for tests of programs that publish: brokers of one's own, real and embedded, and faults to inflict on them.
+"""Tools for tests of programs that publish: a private RabbitMQ, an embedded broker, a fault proxy, a scripted driver.
 
 Nothing here is for production. Importing this package loads none of it; each name is loaded when it is first used.
 """

@@ -18,22 +18,24 @@ Result = TypeVar("Result")
 
 
 class LoopThread:
-    """Where an object lives: the thread of its event loop and, when that is not the user's thread, the way there."""
+    """The thread of an object's event loop and, when that is not the user's thread, the portal to it."""
 
     def __init__(self) -> None:
         self._thread: int | None = None
         self.portal: BlockingPortal | None = None
 
     def enter(self) -> None:
-        """Make the present thread the home."""
+        """Make the present thread the loop's thread."""
         self._thread = threading.get_ident()
 
     def call(self, function: Callable[[], Result]) -> Result:
-        """Call a plain function at home, and wait for it when that is another thread."""
+        """Call a plain function in the loop's thread, and wait for it when that is another thread."""
         if self._thread in (None, threading.get_ident()):
             return function()
         if self.portal is None:
-            raise RuntimeError("called from another thread: use in_thread() for that")
+            raise RuntimeError(
+                "this was called from another thread than that of its event loop; make it with in_thread() to call it from there"
+            )
         return self.portal.call(function)
 
 

@@ -14,7 +14,7 @@ from warrener.testing._streams import CHUNK, MemoryStream, SocketStream
 
 __all__ = ["Line", "Pace", "Signal", "Way"]
 
-#: Seconds: what one paced piece takes at most, so that a slow line is an even trickle.
+#: Seconds that the longest piece takes, so that a slow line is even.
 PIECE = 0.01
 #: Seconds: how far the writer may run ahead of its pace before it sleeps. A sleep for each piece would cost a fast line
 #: more than the piece itself.
@@ -103,7 +103,7 @@ class Line:
         """Take bytes from the source until it ends."""
         way, data = self.way, None
         while data != b"":
-            # Half the window at least: else what is read and sent falls into ever smaller pieces.
+            # Half the window at least: otherwise the pieces that are read and sent become ever smaller.
             await self.signal.until(lambda: not way.frozen and self._held <= self.window // 2)
             try:
                 data = await self.source.receive(min(CHUNK, self.window - self._held))
@@ -118,7 +118,7 @@ class Line:
             self.signal.change()
 
     async def write(self) -> None:
-        """Send on what was read, each piece when it is due, until the end of the stream or of the connection."""
+        """Forward the bytes, each piece when it is due, until the end of the stream or of the connection."""
         way = self.way
         while True:
             await self.signal.until(lambda: bool(self._queue) and not way.frozen)

@@ -1,8 +1,8 @@
 """Byte streams for the test tools: TCP sockets that can be reset, and bounded pipes in memory.
 
 anyio's own socket streams close politely; a test wants the impolite ends as well: a RST instead of a FIN, a port that
-refuses because nobody listens and nobody else can take it, half-closed directions. And anyio has no in-memory byte
-stream with a bounded window, which is what a peer with a full receive buffer looks like.
+refuses and that no other program can take, half-closed directions. And anyio has no in-memory byte
+stream with a bounded window, which is how a peer with a full receive buffer behaves.
 
 Both streams are `anyio.abc.ByteStream`s with one method more: `close_now`, a plain function, so that a fault happens at
 one instant and not at some checkpoint.
@@ -70,12 +70,12 @@ class SocketStream(ByteStream):
             self._raw.shutdown(socket.SHUT_WR)
 
     async def aclose(self) -> None:
-        """Close with a FIN (or what the kernel makes of it, a RST, when bytes are unread)."""
+        """Close with a FIN; where bytes are unread, the kernel sends a RST."""
         self.close_now()
         await checkpoint()
 
     def close_now(self, *, reset: bool = False) -> None:
-        """Close at once, with a RST when asked; what the kernel still held is dropped then. Idempotent."""
+        """Close at once, with a RST when asked, which drops the bytes that the kernel still holds. Idempotent."""
         if self._closed:
             return
         self._closed = True
@@ -110,9 +110,9 @@ async def connect(host: str, port: int) -> SocketStream:
 
 
 class Port:
-    """A TCP port of one's own on one address, that listens or refuses.
+    """One TCP port on one address, that listens or refuses.
 
-    While it refuses, a socket stays bound to it: nobody else can be given the port, and a client that redials it cannot
+    While it refuses, a socket stays bound to it: no other program can be given the port, and a client that redials it cannot
     be given it as its own source port and so connect to itself.
     """
 
@@ -154,7 +154,7 @@ class Port:
             self.listening = True
 
     def refuse(self) -> None:
-        """Refuse connections from now on; those that nobody accepted yet are reset."""
+        """Refuse connections from now on; connections that were not accepted yet are reset."""
         if self.listening:
             self.listening = False
             anyio.notify_closing(self._raw)
@@ -244,18 +244,18 @@ class MemoryStream(ByteStream):
             self._out.change()
 
     async def send_eof(self) -> None:
-        """End this direction; the other side reads what is on its way, then the end."""
+        """End this direction; the other side reads the bytes on their way, then the end."""
         await checkpoint()
         self._out.finished = True
         self._out.change()
 
     async def aclose(self) -> None:
-        """Close: the other side reads what is on its way, then the end."""
+        """Close: the other side reads the bytes on their way, then the end."""
         self.close_now()
         await checkpoint()
 
     def close_now(self, *, reset: bool = False, keep: int = 0) -> None:
-        """Close at once. A reset drops what the other side has not read, but for the first `keep` bytes."""
+        """Close at once. A reset drops the bytes that the other side has not read, except the first `keep`."""
         if self._closed:
             return
         self._closed = True

@@ -1,8 +1,8 @@
 """`FaultProxy`: a TCP proxy that misbehaves to order, between a client and any broker.
 
-Every fault is a plain function, in force from the instant of its call, on the connections that live and on those to
-come; `heal` ends them all. Directions are seen from the client: ``"up"`` is what it sends, ``"down"`` what it receives,
-None both.
+Each fault is a plain function. It is in force from the instant of its call, on open connections and on later ones;
+`heal` ends all faults. Directions are seen from the client: ``"up"`` carries the bytes that the client sends, ``"down"``
+the bytes that it receives, None means both.
 
 Each direction of a connection is a reader and a writer with a short queue between them, so that latency delays bytes
 without slowing the stream. What the proxy holds is bounded by `window` bytes a direction; a side that is not read soon
@@ -114,7 +114,7 @@ class FaultProxy:
                 tasks.start_soon(self._accept, self._port)
                 try:
                     yield
-                except Exception as error:  # noqa: BLE001 - raised below: it leaves bare, not in a group
+                except Exception as error:  # noqa: BLE001 - raised below, without an ExceptionGroup
                     failure = error
                 tasks.cancel_scope.cancel()
         finally:
@@ -172,7 +172,7 @@ class FaultProxy:
 
     @property
     def port(self) -> int:
-        """Where clients connect to, on 127.0.0.1."""
+        """The TCP port for clients, on 127.0.0.1."""
         if self._port is None:
             raise RuntimeError("the proxy is not running")
         return self._port.number
@@ -189,29 +189,29 @@ class FaultProxy:
     @property
     @runs_in_loop
     def connections(self) -> int:
-        """How many connections are open through it."""
+        """The number of connections that are open through the proxy."""
         return len(self._pairs)
 
     @property
     def accepted(self) -> int:
-        """How many connections it has accepted so far."""
+        """The number of connections that the proxy has accepted so far."""
         return self._accepted
 
     @runs_in_loop
     def forwarded(self, direction: Direction) -> int:
-        """Return how many bytes it has passed on in a direction, over all connections."""
+        """Return the number of bytes forwarded in a direction, over all connections."""
         return self._ways[direction].forwarded
 
     @runs_in_loop
     def swallowed(self, direction: Direction) -> int:
-        """Return how many bytes went into a black hole."""
+        """Return the number of bytes that a black hole has swallowed in a direction."""
         return self._ways[direction].swallowed
 
     # --- faults ------------------------------------------------------------------------------------------------------
 
     @runs_in_loop
     def latency(self, seconds: float, direction: Direction | None = None) -> None:
-        """Delay what arrives from now on."""
+        """Delay each byte that arrives from now on by `seconds`."""
         self._set("latency", seconds, direction)
 
     @runs_in_loop
@@ -231,14 +231,14 @@ class FaultProxy:
 
     @runs_in_loop
     def thaw(self, direction: Direction | None = None) -> None:
-        """End `freeze`; what was held goes on its way."""
+        """End `freeze`; the bytes that were held are forwarded."""
         self._set("frozen", False, direction)
 
     @runs_in_loop
     def black_hole(self, on: bool = True, direction: Direction | None = None) -> None:
-        """Read everything and forward nothing; new connections are accepted and hear nothing.
+        """Read all bytes and forward none; new connections are accepted and receive nothing.
 
-        What was swallowed is gone: a connection that lived through a black hole is broken.
+        The swallowed bytes are lost, so a connection that was open during a black hole is broken afterwards.
         """
         self._set("black_hole", on, direction)
 
@@ -259,7 +259,7 @@ class FaultProxy:
 
     @runs_in_loop
     def fin(self) -> None:
-        """End every connection in order, to both sides."""
+        """End every connection by FIN, to both sides."""
         self._cut(reset=False)
 
     @runs_in_loop
@@ -269,12 +269,12 @@ class FaultProxy:
 
     @runs_in_loop
     def late_close(self, seconds: float) -> None:
-        """Pass on the end of a stream only after a while."""
+        """Pass on the end of a stream `seconds` later."""
         self._set("late_close", seconds, None)
 
     @runs_in_loop
     def refuse(self, on: bool = True) -> None:
-        """Refuse new connections, or accept them again; open ones stay."""
+        """Refuse new connections, or accept them again; open connections stay."""
         if self._port is None or self._tasks is None:
             raise RuntimeError("the proxy is not running")
         if on:
@@ -285,7 +285,7 @@ class FaultProxy:
 
     @runs_in_loop
     def heal(self) -> None:
-        """End every fault; connections that were cut stay so."""
+        """End all faults; connections that were cut stay cut."""
         for way in self._ways.values():
             way.latency, way.bandwidth, way.slice, way.late_close = 0.0, math.inf, None, 0.0
             way.frozen = way.black_hole = False

@@ -72,21 +72,20 @@ def declare(declaration: Declaration) -> Request:
                 },
             )
         case Binding():
-            return Request(commands.Queue.Bind, _binding(declaration))
+            return _binding(declaration, commands.Queue.Bind, commands.Exchange.Bind)
 
 
 def unbind(binding: Binding) -> Request:
     """Return the request that ends a binding."""
-    return Request(commands.Queue.Unbind, _binding(binding))
+    return _binding(binding, commands.Queue.Unbind, commands.Exchange.Unbind)
 
 
-def _binding(binding: Binding) -> Mapping[str, Any]:
-    return {
-        "queue": binding.queue,
-        "exchange": binding.exchange,
-        "routing_key": binding.routing_key,
-        "arguments": binding.arguments,
-    }
+def _binding(binding: Binding, of_queue: type[Method], of_exchange: type[Method]) -> Request:
+    key: dict[str, Any] = {"routing_key": binding.routing_key, "arguments": binding.arguments}
+    if isinstance(binding.destination, Exchange):
+        return Request(of_exchange, {"destination": binding.destination.name, "source": binding.source} | key)
+    # An empty name is the queue that was declared last on this channel: a server-named one.
+    return Request(of_queue, {"queue": binding.destination.name, "exchange": binding.source} | key)
 
 
 def purge(queue: str) -> Request:

@@ -1,4 +1,4 @@
-"""The broker's side of one channel: publishes and their confirms, topology, consumers and what they hold.
+"""The broker's side of one channel: publishes and their confirms, topology, consumers and their unacked messages.
 
 RabbitMQ's order of checks is kept, because it decides which refusal a client hears: for a publish the size, the
 permission (403 before 404), the exchange, the user id, the expiration; then the return, the routing, and the confirm.
@@ -18,6 +18,7 @@ from warrener.testing.broker import _codec as codec
 from warrener.testing.broker._codec import Content, IllegalBytes, Method, RawFrame
 from warrener.testing.broker._confirms import Confirms
 from warrener.testing.broker._model import (
+    DELAYED,
     EXCHANGE_TYPES,
     NAMES,
     Entry,
@@ -101,7 +102,7 @@ class Incoming:
 
 
 class Channel:
-    """One channel: its publishes and their confirms, its consumers and what they hold."""
+    """One channel: its publishes and their confirms, its consumers and their unacked messages."""
 
     def __init__(self, connection: Connection, number: int) -> None:
         assert connection.vhost is not None
@@ -255,7 +256,7 @@ class Channel:
         )
 
     def end(self) -> None:
-        """Stop the consumers, give back what is not acked, forget the confirms."""
+        """Stop the consumers, requeue the unacked messages, forget the confirms."""
         if self.ended:
             return
         self.ended = True
@@ -301,7 +302,8 @@ class Channel:
             _check_expiration(properties.expiration)
         tag = self.confirms.next_tag() if self.confirms is not None else 0
         message = Message(exchange.name, fields.routing_key, body, properties, content.raw_properties)
-        queues = vhost.route(exchange, fields.routing_key, message.headers)
+        later = vhost.deliver_later(exchange, message, self.connection.number)
+        queues = [] if later else vhost.route(exchange, fields.routing_key, message.headers)
         if not queues and fields.mandatory:
             self._send_content(
                 codec.encode_method(
@@ -386,7 +388,7 @@ class Channel:
         return self._deliveries
 
     def _release_tags(self, tag: int, multiple: bool) -> list[Held]:
-        """Take what a client's ack, nack or reject is about, oldest first; raises 406 where there is none."""
+        """Take the messages that a client's ack, nack or reject names, oldest first; refuse with 406 where there is none."""
         if multiple:
             tags = [held for held in self.unacked if tag == 0 or held <= tag]
         else:
@@ -528,8 +530,7 @@ class Channel:
             self._not_the_default(name)
             self.vhost.exchange(name)
         else:
-            if fields.exchange_type not in EXCHANGE_TYPES:
-                raise Refusal(503, f"unknown exchange type '{fields.exchange_type}'")
+            self._check_exchange_type(fields.exchange_type, name, tables["arguments"])
             self._not_the_default(name)
             self._permit(CONFIGURE, "exchange", name)
             if name not in self.vhost.exchanges:
@@ -544,6 +545,15 @@ class Channel:
             )
         if not fields.nowait:
             self.send("exchange.declare_ok")
+
+    def _check_exchange_type(self, kind: str, name: str, arguments: codec.TypedTable) -> None:
+        if kind == DELAYED and self.vhost.node.delayed_messages:
+            if arguments.get("x-delayed-type", (None, None))[1] not in EXCHANGE_TYPES:
+                raise precondition_failed(
+                    f"Invalid argument, 'x-delayed-type' must be an existing exchange type (exchange '{name}')"
+                )
+        elif kind not in EXCHANGE_TYPES:
+            raise Refusal(503, f"unknown exchange type '{kind}'")
 
     def _exchange_delete(self, fields: Any, _: Tables) -> None:
         name = _clean(fields.exchange)
@@ -633,7 +643,7 @@ class Channel:
         name = self._queue_name(fields.queue)
         self._permit(CONFIGURE, "queue", name)
         count = 0
-        if name in self.vhost.queues:  # deleting what is not there is no mistake
+        if name in self.vhost.queues:  # deleting a missing queue is no error
             queue = self.vhost.queue(name, self.connection.number)
             count = self.vhost.delete_queue(queue, if_unused=fields.if_unused, if_empty=fields.if_empty)
         if not fields.nowait:
@@ -658,7 +668,7 @@ class Channel:
     def _transaction(self, _fields: Any, _: Tables) -> None:
         raise Refusal(540, "transactions: not modelled by the embedded broker")
 
-    #: What each method does; those that are missing are not a client's to send.
+    #: What each method does; a method that is missing here is one that clients may not send.
     _HANDLERS: ClassVar[dict[str, Callable[[Channel, Any, Tables], None]]] = {
         "basic.ack": _ack,
         "basic.cancel": _cancel,

@@ -3,7 +3,7 @@
 The client's own wire code is fast and may be wrong; this one is slow and suspicious, and shares no line with it, so that
 a mistake in one is seen by the other. Every frame is checked against the grammar before `pamqp` decodes it, because
 pamqp itself is lenient: it takes a short string that runs past the end of its frame, and ignores bytes that are left
-over. Here each length is held against what remains of the frame, nothing may be left over, field tables are walked to
+over. Here each length is compared with the rest of the frame, no byte may be left over, field tables are walked to
 their last byte (field types as RabbitMQ has them, https://www.rabbitmq.com/amqp-0-9-1-errata), and content headers may
 set no undefined flag (AMQP 0-9-1, 2.3.5 and 4.2).
 
@@ -95,7 +95,7 @@ class Framer:
         self._residue = bytearray()
 
     def feed(self, data: bytes) -> None:
-        """Take bytes from the client; `frames` hands out what they complete."""
+        """Take bytes from the client; `next` returns the frames that they complete."""
         self._residue += data
 
     @property

@@ -9,8 +9,8 @@ The rules are those of RabbitMQ's channel process, as its source (3.10) has them
   up to the highest of them; the others go out one by one, ascending;
 * a single ack is never ``multiple``.
 
-So a return may be followed by the confirms of other messages before its own ack comes (F3). How many waiting answers
-the channel sees before its next method is chance in RabbitMQ; here a `Coalescing` decides.
+So a return may be followed by the confirms of other messages before its own ack comes (F3). In RabbitMQ timing decides how many
+waiting answers the channel sees before its next method; here a `Coalescing` decides it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Coalescing(Protocol):
 
 
 class EveryBatch:
-    """Take nothing between methods and all when idle: one flush for what arrived together. The default."""
+    """The default: take no answer between methods and all answers when idle, so answers that arrive together are one flush."""
 
     def taken(self, waiting: int, *, idle: bool) -> int:
         """See `Coalescing`."""
@@ -67,7 +67,7 @@ class Confirm:
 
 
 class Confirms(Generic[QueueKey]):
-    """The confirms of one channel: which queues each tag waits for, and what is settled and not yet sent."""
+    """The confirms of one channel: the queues that each tag waits for, and the settled tags whose ack or nack is not sent yet."""
 
     def __init__(self) -> None:
         #: Tags in ascending order, each with the queues that have not answered.
@@ -120,7 +120,7 @@ class Confirms(Generic[QueueKey]):
                 self._confirmed.append(tag)
 
     def flush(self) -> Iterator[Confirm]:
-        """Hand out what is to be sent now."""
+        """Yield the acks and nacks that are to be sent now."""
         confirmed, self._confirmed = sorted(self._confirmed), []
         rejected, self._rejected = sorted(self._rejected), []
         if len(confirmed) == 1:

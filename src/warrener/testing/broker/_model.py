@@ -1,4 +1,4 @@
-"""What a broker keeps: virtual hosts, users, exchanges, queues, messages, and the log of every enqueue.
+"""The state of a broker: virtual hosts, users, exchanges, queues, messages, and the log of every enqueue.
 
 No sockets and no bytes here; `protocol` turns methods into calls. A call that RabbitMQ would refuse raises `Refusal`
 with RabbitMQ's reply code and text (3.10, compared in tests/testing/test_against_rabbitmq.py).
@@ -8,11 +8,11 @@ Theory of the queue. A publish is *enqueued* (it is in the queue, and in the log
 
 * classic queue: a persistent message in a durable queue is safe, and acked, when the queue next syncs (batches, up to
   `sync_interval` seconds; 0 syncs at once); everything else is acked on enqueue and never safe;
-* quorum queue: safe on enqueue, whatever its delivery mode ("enqueued" means "at a majority" here); acked in the same
+* quorum queue: each message is safe on enqueue, persistent or not ("enqueued" means "at a majority" here); acked in the same
   batches;
-* while `stalled` (a quorum queue that lost its leader), nothing is enqueued and nothing settled: what arrives is held,
+* while `stalled` (a quorum queue that lost its leader), nothing is enqueued and nothing settled: new publishes are held,
   and is lost in a crash;
-* a deleted queue acks what it had not settled (F1), a classic queue process that dies nacks it though the synced part
+* a deleted queue acks its unsettled publishes (F1), a classic queue process that dies nacks them though the synced part
   stays (F2).
 """
 
@@ -45,8 +45,10 @@ NAMES = {
 #: Reply codes that close a channel; all others close the connection (AMQP 0-9-1, 1.2).
 SOFT = frozenset({311, 312, 313, 403, 404, 405, 406})
 EXCHANGE_TYPES = ("direct", "fanout", "topic", "headers")
+#: The type of exchange that the plugin rabbitmq_delayed_message_exchange adds, where the broker has it.
+DELAYED = "x-delayed-message"
 #: The arguments that each type of queue knows (RabbitMQ 3.10). One that only other types know is refused, one that
-#: nobody knows is ignored; a second declaration must repeat those that its type knows.
+#: no type knows is ignored; a second declaration must repeat those that its type knows.
 _COMMON_ARGUMENTS = frozenset({
     "x-expires", "x-message-ttl", "x-dead-letter-exchange", "x-dead-letter-routing-key", "x-max-length",
     "x-max-length-bytes", "x-overflow", "x-single-active-consumer", "x-queue-type",
@@ -86,7 +88,7 @@ def precondition_failed(text: str) -> Refusal:
 
 
 def access_refused(text: str) -> Refusal:
-    """Return the refusal for what a user may not do."""
+    """Return the refusal for an action that the user has no permission for."""
     return Refusal(403, text)
 
 
@@ -123,7 +125,7 @@ class Enqueued:
     queue: str
     #: blake2b of the body, 16 bytes.
     body_hash: bytes = field(repr=lambda data: data.hex())
-    #: The broker's number of the connection; 0 for what the broker moved itself (dead letters).
+    #: The broker's number of the connection; 0 for a dead letter, which the broker moved itself.
     connection: int
     #: Seconds of the broker's clock.
     at: float
@@ -141,7 +143,7 @@ class Entry:
     #: Survives a crash.
     safe: bool = False
     redelivered: bool = False
-    #: How often a consumer gave it back; what a quorum queue's delivery limit counts.
+    #: How often a consumer gave it back; a quorum queue's delivery limit counts this.
     returns: int = 0
 
     @property
@@ -151,7 +153,7 @@ class Entry:
 
 
 class Consumer(Protocol):
-    """Whoever takes messages; the protocol's channels implement it."""
+    """A receiver of messages; the protocol's channels implement it."""
 
     tag: str
 
@@ -195,6 +197,11 @@ class Exchange:
     internal: bool
     arguments: TypedTable
     bindings: dict[tuple[str, str, str, str], Bound] = field(factory=dict["tuple[str, str, str, str]", "Bound"])
+
+    @property
+    def matching(self) -> str:
+        """How it compares keys; a delayed exchange does as the type that its arguments name."""
+        return str(self.arguments["x-delayed-type"][1]) if self.type == DELAYED else self.type
 
 
 @frozen
@@ -241,7 +248,10 @@ class Queue:
         self.consumers: list[Consumer] = []
         self.exclusive_consumer = False
         self.deleted = False
-        self.stalled = False
+        #: Seconds that an ack waits beyond the sync.
+        self.confirm_delay = 0.0
+        #: Why nothing is enqueued or settled: every queue is stalled ("node"), or this one ("queue").
+        self._stalls: set[str] = set()
         self._held: list[tuple[Message, Settle | None, int]] = []
         self._unsynced: list[Entry] = []
         self._sync_timer: Timer | None = None
@@ -253,6 +263,11 @@ class Queue:
     def argument(self, name: str) -> Any:
         """Return the value of a declared argument, or None."""
         return self.arguments.get(name, (None, None))[1]
+
+    @property
+    def stalled(self) -> bool:
+        """Whether publishes are held, neither enqueued nor settled."""
+        return bool(self._stalls)
 
     def __str__(self) -> str:
         return f"queue '{self.name}' in vhost '{self.vhost.name}'"
@@ -320,7 +335,11 @@ class Queue:
 
     def _settle(self, entry: Entry, accepted: bool) -> None:
         settle, entry.settle = entry.settle, None
-        if settle is not None:
+        if settle is None:
+            return
+        if accepted and self.confirm_delay:
+            self.node.timers.after(self.confirm_delay, lambda: settle(self, True))
+        else:
             settle(self, accepted)
 
     def _insert(self, entry: Entry) -> None:
@@ -351,7 +370,7 @@ class Queue:
             self._sync_timer = self.node.timers.after(wait, self.sync)
 
     def sync(self) -> None:
-        """Make safe, and ack, what was enqueued since the last sync."""
+        """Make the messages safe that were enqueued since the last sync, and ack them."""
         if self._sync_timer is not None:
             self._sync_timer.cancel()
             self._sync_timer = None
@@ -360,10 +379,10 @@ class Queue:
             entry.safe = True
             self._settle(entry, True)
 
-    def stall(self, on: bool) -> None:
-        """Lose the leader, or find it again: then what was held is enqueued and settled."""
-        self.stalled = on
-        if not on:
+    def stall(self, on: bool, why: str = "queue") -> None:
+        """Lose the leader, or find it again: then the held publishes are enqueued and settled."""
+        (self._stalls.add if on else self._stalls.discard)(why)
+        if not self._stalls:
             held, self._held = self._held, []
             for message, settle, connection in held:
                 self.publish(message, settle, connection)
@@ -417,7 +436,7 @@ class Queue:
         self._arm_expiry()
 
     def requeue(self, entries: Iterable[Entry]) -> None:
-        """Put back what a consumer did not ack, in its old place; a quorum queue counts it against its limit."""
+        """Put unacked messages back in their old places; a quorum queue counts it against its limit."""
         limit = self.argument("x-delivery-limit")
         for entry in entries:
             if self.unacked.pop(entry, self) is self or self.deleted:  # a crash or a purge took it meanwhile
@@ -431,7 +450,7 @@ class Queue:
         self.pump()
 
     def discard(self, entry: Entry, *, rejected: bool) -> None:
-        """Forget what a consumer acked, or dead-letter what it rejected."""
+        """Forget a message that a consumer acked, or dead-letter one that it rejected."""
         if self.unacked.pop(entry, self) is not self and rejected and not self.deleted:
             self._dead_letter(entry.message, "rejected")
 
@@ -483,7 +502,7 @@ class Queue:
     # --- the end -----------------------------------------------------------------------------------------------------
 
     def end(self) -> None:
-        """Delete: what was not settled is acked (F1), consumers are told."""
+        """Delete: unsettled publishes are acked (F1), consumers are told."""
         self.deleted = True
         for timer in (self._sync_timer, self._expiry_timer, self._disuse_timer):
             if timer is not None:
@@ -598,7 +617,7 @@ class Vhost:
         if known is None:
             _check_queue(what, durable=durable, exclusive=exclusive, auto_delete=auto_delete, arguments=arguments)
             queue = Queue(self, name, durable=durable, owner=owner, auto_delete=auto_delete, arguments=arguments)
-            queue.stalled = self.node.stalled
+            queue.stall(self.node.stalled, "node")
             self.queues[name] = queue
             return queue
         if known.owner != owner:
@@ -654,7 +673,7 @@ class Vhost:
     # --- routing -----------------------------------------------------------------------------------------------------
 
     def route(self, exchange: Exchange, key: str, headers: dict[str, Any]) -> list[Queue]:
-        """Return the queues that a message goes to, each once; an alternate exchange takes what goes nowhere (F1)."""
+        """Return the queues that a message goes to, each once; an alternate exchange takes messages without a destination (F1)."""
         found: dict[str, Queue] = {}
         seen: set[str] = set()
         pending = [exchange]
@@ -683,12 +702,29 @@ class Vhost:
             return
         for bound in exchange.bindings.values():
             if (
-                exchange.type == "fanout"
-                or (exchange.type == "direct" and bound.key == key)
-                or (exchange.type == "topic" and _topic_matches(bound.key.split("."), key.split(".")))
-                or (exchange.type == "headers" and _headers_match(bound.arguments, headers))
+                exchange.matching == "fanout"
+                or (exchange.matching == "direct" and bound.key == key)
+                or (exchange.matching == "topic" and _topic_matches(bound.key.split("."), key.split(".")))
+                or (exchange.matching == "headers" and _headers_match(bound.arguments, headers))
             ):
                 yield bound.kind, bound.destination
+
+    def deliver_later(self, exchange: Exchange, message: Message, connection: int) -> bool:
+        """Keep a message of a delayed exchange for the milliseconds of its header ``x-delay``; say whether it has one.
+
+        As with RabbitMQ's plugin, the publisher hears that it was routed nowhere (a mandatory publish is returned, then
+        acked), and the queues get it afterwards.
+        """
+        delay = message.headers.get("x-delay")
+        if exchange.type != DELAYED or not isinstance(delay, int) or delay <= 0:
+            return False
+
+        def deliver() -> None:
+            for queue in self.route(exchange, message.routing_key, message.headers):
+                queue.publish(message, None, connection)
+
+        self.node.timers.after(delay / 1000, deliver)
+        return True
 
     def dead_letter(self, source: Queue, message: Message, reason: str, target: str, key: str) -> None:
         """Publish a dead message on, with the ``x-death`` header; not round in a circle without a rejection."""
@@ -731,7 +767,7 @@ class Vhost:
 
 
 class Node:
-    """One broker: what outlives a connection. `log` survives everything."""
+    """One broker: the state that outlives connections. `log` survives everything."""
 
     def __init__(
         self,
@@ -742,7 +778,7 @@ class Node:
         wall_clock: Callable[[], datetime],
     ) -> None:
         self.timers = timers
-        #: The only source of rng, injected; None makes every choice the same one.
+        #: The only source of randomness, injected; with None every choice is the same.
         self.rng = rng
         #: Seconds; the longest wait of a persistent message in a classic queue for its sync.
         self.sync_interval = sync_interval
@@ -752,10 +788,12 @@ class Node:
         self.users: dict[str, User] = {"guest": User("guest", "guest", {"/": (".*", ".*", ".*")})}
         self.log: list[Enqueued] = []
         self.stalled = False
+        #: Whether it has the plugin rabbitmq_delayed_message_exchange.
+        self.delayed_messages = False
         self._generated = 0
 
     def generated_name(self, prefix: str) -> str:
-        """Return a name for what a client left unnamed."""
+        """Return a name for a queue or consumer that the client left unnamed."""
         self._generated += 1
         return f"{prefix}{self._generated:022d}"
 
@@ -785,7 +823,7 @@ class Node:
         self.stalled = on
         for vhost in self.vhosts.values():
             for queue in tuple(vhost.queues.values()):
-                queue.stall(on)
+                queue.stall(on, "node")
 
     def sync(self) -> None:
         """Sync every queue, as an orderly stop does."""
@@ -794,7 +832,7 @@ class Node:
                 queue.sync()
 
     def crash(self) -> None:
-        """Keep what a power cut leaves: durable exchanges and queues, and in those the safe messages."""
+        """Keep what survives a power cut: durable exchanges and queues, and in those the safe messages."""
         for vhost in self.vhosts.values():
             for queue in tuple(vhost.queues.values()):
                 queue.forget_unsafe()

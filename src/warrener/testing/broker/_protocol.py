@@ -1,18 +1,18 @@
 """The broker's side of one connection, without I/O: bytes in by `receive`, bytes out by `take_output`.
 
-What the client may rely on and where it comes from (RabbitMQ 3.10 unless said otherwise):
+The behaviour that clients see, as in RabbitMQ 3.10 unless said otherwise:
 
 * Life: protocol header, Start/Start-Ok, Tune/Tune-Ok, Open/Open-Ok within `Tuning.handshake_timeout` or the socket
   closes without a word; Close/Close-Ok in either direction, crossed ones included (I30).
 * Channels process methods one after another: checks, return, route, settle later. A refusal with a soft code closes the
   channel, after which neither its publishes nor its confirms are looked at (F5); other refusals close the connection.
-* An alarm stops nobody until a publish's header or body frame arrives; then connection.blocked goes out (to clients that
+* An alarm stops no client until a publish's header or body frame arrives; then connection.blocked goes out (to clients that
   know it) and the connection is not read any more, our own heartbeats go on, and the client's silence is not counted (F7).
 * Heartbeats: one is sent after T/2 without output; the client is dropped, without a Close, when two checks at intervals
   of T in a row have seen nothing from it, that is after 2T to 3T (F8).
 
-Bytes that AMQP does not allow are *violations*: recorded with what was wrong, answered as RabbitMQ does, and raised to
-whoever wrote the client when the broker's block is left. An ordinary refusal (404, 406 …) is none.
+Bytes that AMQP does not allow are *violations*: recorded with the reason, answered as RabbitMQ does, and raised
+as `ProtocolViolated` when the broker's ``async with`` body ends. An ordinary refusal (404, 406 …) is no violation.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ class Connection:
         return bool(self._output)
 
     def send_bytes(self, data: bytes) -> None:
-        """Send anything at all; also what a broker should not (hostile mode)."""
+        """Send these bytes, legal or not (a hostile broker)."""
         self._sent += len(data)
         self._output += data
         self._on_output()
@@ -185,7 +185,7 @@ class Connection:
         self.send_bytes(codec.encode_method(channel, name, **fields))
 
     def lost(self) -> None:
-        """The socket is gone: give back what was not acked, delete what was exclusive."""
+        """The socket is closed: requeue the unacked messages, delete the exclusive queues."""
         self.phase = ConnectionPhase.CLOSED
         self.ending = self.ending or "lost"
         self._output.clear()

@@ -1,6 +1,6 @@
 """`EmbeddedBroker`: the model and the protocol, served over TCP or in memory, with the controls of a test.
 
-NOT FOR PRODUCTION. It keeps everything in memory, has one thread, believes its owner, and exists to be broken on purpose.
+NOT FOR PRODUCTION. It keeps everything in memory, has one thread, obeys its owner, and is made to be broken on purpose.
 
 One task per connection reads, one writes, one keeps the broker's time; the rest are plain functions. The controls are
 plain functions too: each takes effect at the instant of its call, and each may be called from another thread when the
@@ -27,6 +27,7 @@ from attrs import define, field, frozen
 
 from warrener.testing._loop_thread import LoopThread, runs_in_loop
 from warrener.testing._streams import CHUNK, MemoryStream, Port, SocketStream, memory_stream_pair
+from warrener.testing.broker._codec import TypedTable
 from warrener.testing.broker._confirms import Coalescing, EveryBatch, RandomCoalescing
 from warrener.testing.broker._model import Enqueued, Node, Queue, User, Vhost
 from warrener.testing.broker._protocol import Connection, ConnectionPhase, Intercept, Tuning, Violation
@@ -37,16 +38,19 @@ if TYPE_CHECKING:
 
 __all__ = ["BrokerOptions", "Client", "EmbeddedBroker", "Ended", "ProtocolViolated"]
 
-#: Seconds that a closed connection waits for the client's end, to hear what else the client has to say.
+#: Seconds that a closed connection waits for the client's end, to read the client's last bytes.
 LINGER = 1.0
 
 
 class ProtocolViolated(AssertionError):
-    """A client of the broker sent what AMQP 0-9-1 does not allow; `violations` tells what."""
+    """A client of the broker sent what AMQP 0-9-1 does not allow; `violations` lists it."""
 
     def __init__(self, violations: tuple[Violation, ...]) -> None:
-        super().__init__("; ".join(str(violation) for violation in violations))
+        super().__init__(violations)
         self.violations = violations
+
+    def __str__(self) -> str:
+        return "; ".join(str(violation) for violation in self.violations)
 
 
 @frozen
@@ -92,11 +96,12 @@ class BrokerOptions(TypedDict, total=False):
     strict: bool
     tls: ssl.SSLContext | None
     listen: bool
+    delayed_messages: bool
 
 
 @define(eq=False)
 class _Served:
-    """A connection and what carries it."""
+    """A connection and the stream that carries it."""
 
     connection: Connection
     wire: SocketStream | MemoryStream
@@ -117,7 +122,7 @@ class EmbeddedBroker:
 
     Use it as ``async with EmbeddedBroker() as broker`` on Trio or asyncio, or as
     ``with EmbeddedBroker.in_thread() as broker`` beside synchronous code; clients connect to `url`, or in memory with
-    `connect`. It behaves as RabbitMQ 3.10 does, with its reply codes and texts; docs/testing.md lists what is not modelled.
+    `connect`. It behaves as RabbitMQ 3.10 does, with its reply codes and texts; docs/testing.md lists the differences.
 
     Leaving the block raises `ProtocolViolated` when a client sent illegal bytes, unless ``strict=False``, or unless
     another error leaves the block. With `rng` and without TCP (``listen=False``), everything that happens depends on
@@ -136,12 +141,14 @@ class EmbeddedBroker:
         strict: bool = True,
         tls: ssl.SSLContext | None = None,
         listen: bool = True,
+        delayed_messages: bool = False,
     ) -> None:
         """Make a broker; it serves inside its block.
 
         `tuning` is what it proposes to clients; `rng`, where given, draws the points at which confirms are flushed
         and the waits for a sync; `coalescing` draws the former another way. `sync_interval` (seconds) is the longest
         that a persistent message in a classic queue, or any message in a quorum queue, waits for its ack. `tls` serves TLS.
+        `delayed_messages` adds the exchange type ``x-delayed-message`` of RabbitMQ's plugin.
         """
         self.tuning = tuning if tuning is not None else Tuning()
         self.strict = strict
@@ -154,6 +161,7 @@ class EmbeddedBroker:
         self._timers = Timers(anyio.current_time)
         self._timers.on_sooner = self._wake_clock
         self._node = Node(self._timers, rng=rng, sync_interval=sync_interval, wall_clock=_wall_clock)
+        self._node.delayed_messages = delayed_messages
         self._port: Port | None = None
         self._tasks: TaskGroup | None = None
         self._running: Any = None
@@ -206,7 +214,7 @@ class EmbeddedBroker:
                 tasks.start_soon(self._keep_time)
                 try:
                     yield
-                except Exception as error:  # noqa: BLE001 - raised below: it leaves bare, not in a group
+                except Exception as error:  # noqa: BLE001 - raised below, without an ExceptionGroup
                     failure = error
                 self._stop()
                 tasks.cancel_scope.cancel()
@@ -349,7 +357,7 @@ class EmbeddedBroker:
             await anyio.sleep(LINGER)
             served.wire.close_now()
         except (anyio.BrokenResourceError, anyio.ClosedResourceError, ssl.SSLError):
-            # Nobody hears us any more; what the client sent before is read to its end all the same.
+            # The client reads no more; the bytes that it sent before are read to their end all the same.
             while True:
                 connection.take_output()
                 if connection.ending is not None:
@@ -394,7 +402,7 @@ class EmbeddedBroker:
         self._tasks.start_soon(self._serve, wire, self._admit(wire))
         return client
 
-    # --- what it saw -------------------------------------------------------------------------------------------------
+    # --- observations -------------------------------------------------------------------------------------------------
 
     @property
     def log(self) -> tuple[Enqueued, ...]:
@@ -403,7 +411,7 @@ class EmbeddedBroker:
 
     @property
     def violations(self) -> tuple[Violation, ...]:
-        """What clients sent and should not have."""
+        """The bytes and methods that clients sent and that AMQP does not allow."""
         return tuple(self._violations)
 
     @property
@@ -432,20 +440,32 @@ class EmbeddedBroker:
     @runs_in_loop
     def declare_queue(self, name: str, vhost: str = "/", arguments: dict[str, str | int] | None = None) -> None:
         """Make a durable queue, as a client would."""
-        typed = {
-            key: ("longstr" if isinstance(value, str) else "signedint", value)
-            for key, value in (arguments or {}).items()
-        }
-        self._vhost(vhost).declare_queue(name, 0, durable=True, exclusive=False, auto_delete=False, arguments=typed)
+        self._vhost(vhost).declare_queue(
+            name, 0, durable=True, exclusive=False, auto_delete=False, arguments=_typed_arguments(arguments)
+        )
+
+    @runs_in_loop
+    def declare_exchange(
+        self, name: str, kind: str = "direct", vhost: str = "/", arguments: dict[str, str | int] | None = None
+    ) -> None:
+        """Make a durable exchange, as a client would."""
+        self._vhost(vhost).declare_exchange(
+            name, kind, durable=True, auto_delete=False, internal=False, arguments=_typed_arguments(arguments)
+        )
+
+    @runs_in_loop
+    def bind_queue(self, queue: str, exchange: str, routing_key: str = "", vhost: str = "/") -> None:
+        """Bind a queue to an exchange, as a client would."""
+        self._vhost(vhost).bind(exchange, "queue", queue, routing_key, {})
 
     @runs_in_loop
     def delete_queue(self, name: str, vhost: str = "/") -> None:
-        """Delete a queue; what it had not confirmed is acked (F1)."""
+        """Delete a queue; its unconfirmed publishes are acked (F1)."""
         self._vhost(vhost).delete_queue(self._queue(name, vhost))
 
     @runs_in_loop
     def kill_queue(self, name: str, vhost: str = "/") -> None:
-        """End a queue's process abnormally: what it had not confirmed is nacked, what was synced stays (F2)."""
+        """End a queue's process abnormally: its unconfirmed publishes are nacked, its synced messages stay (F2)."""
         self._queue(name, vhost).die()
 
     @runs_in_loop
@@ -509,20 +529,31 @@ class EmbeddedBroker:
 
     @runs_in_loop
     def alarm(self, on: bool = True, reason: str = "low on memory") -> None:
-        """Raise or clear a resource alarm: whoever publishes now is blocked, and not read (F7)."""
+        """Raise or clear a resource alarm: a client that publishes now is blocked, and its socket is not read (F7)."""
         self._alarm = reason if on else None
         for served in tuple(self._served.values()):
             served.connection.set_alarm(self._alarm)
             served.change()
 
     @runs_in_loop
-    def stall_confirms(self, on: bool = True) -> None:
-        """Have every queue behave as a quorum queue without a leader: nothing is stored or confirmed until it is over."""
+    def stall_confirms(self, on: bool = True, queue: str | None = None, vhost: str = "/") -> None:
+        """Have every queue, or the one named, behave as a quorum queue without a leader.
+
+        Nothing is stored or confirmed there until `stall_confirms(False)`.
+        """
+        if queue is not None:
+            self._queue(queue, vhost).stall(on)
+            return
         self._node.stall(on)
 
     @runs_in_loop
+    def delay_confirms(self, seconds: float, queue: str, vhost: str = "/") -> None:
+        """Have one queue confirm this much later than it stores; 0 ends it."""
+        self._queue(queue, vhost).confirm_delay = seconds
+
+    @runs_in_loop
     def sync(self) -> None:
-        """Make everything safe that waits for a sync, and confirm it."""
+        """Sync every queue now: the messages that wait for a sync become safe and are confirmed."""
         self._node.sync()
 
     @runs_in_loop
@@ -555,14 +586,14 @@ class EmbeddedBroker:
 
     @runs_in_loop
     def send_bytes(self, data: bytes, number: int | None = None) -> None:
-        """Send anything at all to every client, or to one: the hostile broker."""
+        """Send these bytes to every client, or to the client with this number: a hostile broker."""
         for served in tuple(self._served.values()):
             if number in (None, served.connection.number):
                 served.connection.send_bytes(data)
 
     @runs_in_loop
     def crash(self) -> None:
-        """Die as by a power cut: connections are reset, the port refuses, what was not safe is lost."""
+        """Die as by a power cut: connections are reset, the port refuses, messages that were not safe are lost."""
         self._stop()
         self._alarm = None
         self._node.crash()
@@ -607,6 +638,12 @@ class EmbeddedBroker:
 
     def _queue(self, name: str, vhost: str) -> Queue:
         return self._vhost(vhost).queues[name]
+
+
+def _typed_arguments(arguments: dict[str, str | int] | None) -> TypedTable:
+    return {
+        key: ("longstr" if isinstance(value, str) else "signedint", value) for key, value in (arguments or {}).items()
+    }
 
 
 def _client(connection: Connection) -> Client:

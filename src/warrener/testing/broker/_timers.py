@@ -1,4 +1,4 @@
-"""Timers as a heap, driven by whoever owns the clock: virtual seconds under a MockClock, real ones elsewhere."""
+"""Timers as a heap, driven by the owner of the clock: virtual seconds under a MockClock, real seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Timers:
         return self._heap[0].due if self._heap else math.inf
 
     def fire(self) -> None:
-        """Run what is due, in order; timers set meanwhile run in a later call."""
+        """Run the timers that are due, in order; a timer that is set meanwhile runs in a later call."""
         now = self.clock()
         due: list[Timer] = []
         while self._heap and self._heap[0].due <= now:
