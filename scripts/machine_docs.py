@@ -1,4 +1,4 @@
-"""Write docs/state-machine_table.md, docs/state-diagram.dot and docs/state-diagram.svg anew, from the machine itself.
+"""Write docs/state-table.md, docs/state-diagram.dot and docs/state-diagram.svg anew, from the machine itself.
 
     python scripts/machine_docs.py
 
@@ -17,7 +17,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 
 def main() -> None:
     """Write the three files."""
-    (DOCS / "state-machine_table.md").write_text(machine_table.markdown(), encoding="utf-8")
+    (DOCS / "state-table.md").write_text(machine_table.markdown(), encoding="utf-8")
     source = DOCS / "state-diagram.dot"
     source.write_text(machine_table.dot(), encoding="utf-8")
     subprocess.run(["dot", "-Tsvg", str(source), "-o", str(DOCS / "state-diagram.svg")], check=True)

@@ -16,8 +16,8 @@ HOW = "run: python scripts/machine_docs.py"
 
 
 def test_the_page_is_what_the_code_prints() -> None:
-    """docs/state-machine_table.md was printed by this very machine."""
-    assert machine_table.markdown() == (DOCS / "state-machine_table.md").read_text(encoding="utf-8"), HOW
+    """docs/state-table.md was printed by this very machine."""
+    assert machine_table.markdown() == (DOCS / "state-table.md").read_text(encoding="utf-8"), HOW
 
 
 def test_the_diagram_is_what_the_code_prints() -> None:

@@ -1,4 +1,4 @@
-"""One test for each line of docs/state-machine_table.md, named for the line; what is expected is written here by hand."""
+"""One test for each line of docs/state-table.md, named for the line; what is expected is written here by hand."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ CLOSES = (91.0, 93.0, 95.0, 97.0, 99.0)
 
 def dropping(fault: Fault, *orders: object, **changes: Any) -> Expected:
     """Aborting, with what comes before the abort and after it split by the word ABORT."""
-    at = effects.index("ABORT")
+    at = orders.index("ABORT")
     announce = "Announce(before, after, its fault)"
     orders = (*orders[:at], effects.AbortLink(3, fault), *orders[at + 1 :], announce)
     return then(states.Dropping(3, fault), *orders, last_fault=fault, **changes)
@@ -299,7 +299,7 @@ EXPECTED: dict[str, Expected] = {
     "Waiting | ReconnectRequested": then(
         states.Dialing(4), effects.CancelTimer("retry"), *NEXT_DIAL, attempts=3, hinted_at=100.0
     ),
-    "Waiting, GaveUp: hinted within the second | ReconnectRequested": then(None),
+    "Waiting, GaveUp: less than 1 s after the last hint | ReconnectRequested": then(None),
     "Waiting: draining | Drained / DrainTimerFired": then(CLOSED, *END),
     "GaveUp | ReconnectRequested": then(states.Dialing(4), *NEXT_DIAL, attempts=0, hinted_at=100.0),
     "Closing | LinkOpened": then(None, effects.CloseLink(3)),
@@ -334,7 +334,7 @@ def expected_step(row: machine_table.Row, expected: Expected) -> Step:
             FAIL: effects.FailPending(cause),
             FINISH: effects.Finish(cause),
         }
-    orders = tuple(fill[effect] if isinstance(effect, str) else effect for effect in expected.effects)
+    orders = tuple(fill[effect] if isinstance(effect, str) else effect for effect in expected.orders)
     return Step(record, orders)  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""A guided walk: nine events in ten are about the live link, and a naive model of the world says what must come out.
+"""A guided walk: nine events in ten are about the live link, and a simple model of the link says which answer is right.
 
 Random lists of events pass with a planted bug (a `PublishingBlocked` forgotten while `Restoring`), since they hardly ever
 get a link up; a walk that follows the machine's own orders finds it at once.
@@ -35,10 +35,10 @@ GONE = Fault(FaultKind.CHANNEL_CLOSED, "NOT_FOUND", reply_code=404)
 
 POLICY = Policy(backoff=Backoff(jitter=0, attempts=4), breaker=Breaker(threshold=3, cooldown=20.0, probes=2))
 
-#: What the machine cannot see: how far the world is with the link that was ordered last.
+#: Not visible to the machine: how far the link is that was ordered last.
 NONE, DIALED, OPENED, LET_IN = "no link", "dialed", "opened", "let in"
 
-#: LinkListener and timers of a link that is gone, from a task or a timer that did not hear of it in time.
+#: Reports and timers of a link that has ended, from a task or a timer that was late.
 OLD: tuple[Callable[[int, float], Event], ...] = (
     events.LinkOpened,
     events.LinkClosed,
@@ -57,7 +57,7 @@ OLD: tuple[Callable[[int, float], Event], ...] = (
 )
 
 
-class World(RuleBasedStateMachine):
+class Walk(RuleBasedStateMachine):
     """One producer and its broker. The model: where the link is, what was ordered, and counts kept by hand."""
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ class World(RuleBasedStateMachine):
         self.ending = False  # told to close or abort the link
         self.blocked = False
         self.proven = False
-        self.sender = "shut"
+        self.sender = "stopped"
         self.timers: dict[str, object] = {}
         self.attempts = 0
         self.failures = 0
@@ -87,7 +87,7 @@ class World(RuleBasedStateMachine):
         self.permits: list[Permit] = []
         self.storm: list[float] = []
         self.hinted_at = -10.0
-        self.circuit, self.run, self.out, self.generation = "closed", 0, set[Permit](), 0
+        self.breaker, self.run, self.out, self.generation = "closed", 0, set[Permit](), 0
 
     # --- feeding the machine, and doing what it orders ---------------------------------------------------------------
 
@@ -120,8 +120,8 @@ class World(RuleBasedStateMachine):
                 self.sender = "paused"
             case effects.StopPublishing(link):
                 assert link == self.link
-                assert self.sender != "shut"
-                self.sender = "shut"
+                assert self.sender != "stopped"
+                self.sender = "stopped"
             case effects.CloseLink(link) | effects.AbortLink(link):
                 assert link == self.link
                 assert self.phase is not NONE
@@ -151,16 +151,16 @@ class World(RuleBasedStateMachine):
 
     def count_failure(self, permit: Permit | None = None, *, of_a_publish: bool = False) -> None:
         self.failures += 1
-        if of_a_publish and permit is None and self.circuit == "half_open":
+        if of_a_publish and permit is None and self.breaker == "half_open":
             return
         if permit is not None and permit not in self.out:
             return
         self.run += 1
-        if self.circuit == "half_open" or (self.circuit == "closed" and self.run >= 3):
+        if self.breaker == "half_open" or (self.breaker == "closed" and self.run >= 3):
             self.enter("open")
 
-    def enter(self, circuit: str) -> None:
-        self.circuit, self.out = circuit, set()
+    def enter(self, state: str) -> None:
+        self.breaker, self.out = state, set()
         self.generation += 1
 
     @property
@@ -272,7 +272,7 @@ class World(RuleBasedStateMachine):
     @precondition(lambda self: self.alive and self.phase is OPENED and not self.ending)
     def topology_restored(self) -> None:
         self.phase = LET_IN
-        if self.circuit == "open":
+        if self.breaker == "open":
             self.enter("half_open")
         self.feed(events.TopologyRestored(self.link, self.at))
         assert self.sender == ("paused" if self.blocked else "open")
@@ -371,7 +371,7 @@ class World(RuleBasedStateMachine):
     @precondition(lambda self: "cooldown" in self.timers and not self.stopped)
     def cooldown_timer_fires(self) -> None:
         generation = self.timers.pop("cooldown")
-        assert (generation, self.circuit) == (self.generation, "open")
+        assert (generation, self.breaker) == (self.generation, "open")
         self.enter("half_open")
         self.feed(events.CooldownTimerFired(self.generation - 1, self.at))
 
@@ -393,12 +393,12 @@ class World(RuleBasedStateMachine):
     @precondition(lambda self: self.alive and not self.stopped and not self.gave_up)
     def is_asked(self) -> None:
         # The clock of the walk does not drive the cooldown: whoever asks in time is refused, so only half open matters.
-        if self.circuit == "open" and self.at >= (self.record.breaker or Breaker()).opened_at + 20.0:
+        if self.breaker == "open" and self.at >= (self.record.breaker or Breaker()).opened_at + 20.0:
             self.enter("half_open")
         (answer, *_) = self.feed(events.AdmissionRequested(self.at))
-        if self.circuit == "closed":
+        if self.breaker == "closed":
             assert answer == effects.Admit(None)
-        elif self.circuit == "half_open" and len(self.out) < 2:
+        elif self.breaker == "half_open" and len(self.out) < 2:
             assert isinstance(answer, effects.Admit)
             assert answer.permit is not None
             assert answer.permit not in self.permits
@@ -437,15 +437,15 @@ class World(RuleBasedStateMachine):
         breaker = self.record.breaker
         if breaker is None or self.stopped or self.finished:
             return
-        assert (breaker.state, breaker.failures) == (self.circuit, self.run)
+        assert (breaker.state, breaker.failures) == (self.breaker, self.run)
         assert {permit.number for permit in self.out} == breaker.outstanding
 
     @invariant()
-    def the_gate_follows_the_link(self) -> None:
+    def the_sender_follows_the_link(self) -> None:
         if self.up and not self.stopped:
             assert self.sender == ("paused" if self.blocked else "open")
         elif self.phase is NONE or self.phase is DIALED or self.phase is OPENED:
-            assert self.sender == "shut" or self.stopped
+            assert self.sender == "stopped" or self.stopped
 
     @invariant()
     def every_wait_has_its_timer(self) -> None:
@@ -458,10 +458,10 @@ class World(RuleBasedStateMachine):
         if self.finished:
             assert not self.timers
         elif not self.stopped:
-            assert ("cooldown" in self.timers) == (self.circuit == "open")
+            assert ("cooldown" in self.timers) == (self.breaker == "open")
 
     @invariant()
-    def the_state_is_where_the_world_is(self) -> None:
+    def the_state_agrees_with_the_model(self) -> None:
         state = self.record.state
         if self.finished:
             assert state == states.Closed(self.link)
@@ -494,5 +494,5 @@ class World(RuleBasedStateMachine):
         assert record == self.record
 
 
-TestWorld = World.TestCase
-TestWorld.settings = settings(stateful_step_count=100)
+TestWalk = Walk.TestCase
+TestWalk.settings = settings(stateful_step_count=100)

@@ -1,9 +1,9 @@
 """The table of transitions and its pictures, printed by running `transition` over representative records and events.
 
-Nothing here repeats the machine: a row exists because the function was called and did something. What is written down
-by hand is the choice of representatives, one record for each case that a state distinguishes, and the words for it.
-docs/state-table.md, docs/state-diagram.dot and docs/state-diagram.svg hold what this module prints; a test compares
-them, and `python scripts/machine_docs.py` writes them anew.
+Nothing here repeats the rules of the machine: a row of the table exists because `transition` was called and answered.
+Written by hand are only the representatives, one record for each case that a state distinguishes, and a phrase for each
+case. `python scripts/machine_docs.py` writes docs/state-table.md, docs/state-diagram.dot and docs/state-diagram.svg. A
+test compares these files with the output of this module.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
     "rows",
 ]
 
-#: The instant of every event in the table, the link that it is about, and what is lost or refused.
+#: The instant of every event in the table, the link that the event is about, and the faults of the events.
 AT = 100.0
 LINK = 3
 LOST = Fault(FaultKind.CONNECTION_LOST, "connection reset")
@@ -43,7 +43,7 @@ PASSWORD = Fault(FaultKind.AUTHENTICATION, "ACCESS_REFUSED", reply_code=403)
 MISMATCH = Fault(FaultKind.TOPOLOGY, "PRECONDITION_FAILED", reply_code=406, entity="queue 'tasks'")
 NO_EXCHANGE = Fault(FaultKind.CHANNEL_CLOSED, "NOT_FOUND", reply_code=404)
 
-#: One failure short of tripping, tripped, cooled, and cooled with its one probe under way.
+#: A breaker with one failure less than its threshold, an open one, a half-open one, and one whose only probe is out.
 EDGE = Breaker(failures=4)
 OPEN = Breaker(state="open", failures=5, generation=1, opened_at=AT - 10)
 HALF_OPEN = Breaker(state="half_open", failures=5, generation=2, opened_at=AT - 30)
@@ -53,7 +53,7 @@ PROBING = Breaker(state="half_open", failures=5, generation=2, opened_at=AT - 30
 
 @frozen
 class Row:
-    """One answer of the machine: in a state, under a condition (`given`, "" for the plain case), to an occasion."""
+    """One answer of the machine. `given` is a condition beside the state; it is "" in the plain case."""
 
     given: str
     occasion: str
@@ -64,40 +64,40 @@ class Row:
 
     @property
     def state(self) -> str:
-        """The name of the state that is left, or stayed in."""
+        """The name of the state before the event."""
         return type(self.record.state).__name__
 
     @property
     def then(self) -> str:
-        """What is true afterwards: the state, where it changed, and every other field that did."""
+        """The state and the other fields of the record after the event, if they changed."""
         return _then(self.record, self.step.record)
 
     @property
     def orders(self) -> str:
-        """What is to be done, in order."""
+        """The effects in their order."""
         return _orders(self.step.effects)
 
 
 @frozen
 class Line:
-    """One line of the table: rows of several states, or several occasions, that say the same."""
+    """One line of the table: rows of several states or events with the same answer."""
 
     rows: tuple[Row, ...]
 
     @property
     def condition(self) -> str:
-        """The states, and what else must be true, e.g. ``Restoring, Up: attempts used up``."""
-        states, given = ", ".join(dict.fromkeys(row.state for row in self.rows)), self.rows[0].given
-        return f"{states}: {given}" if given else states
+        """The states and the condition, for example ``Restoring, Up: attempts used up``."""
+        names, given = ", ".join(dict.fromkeys(row.state for row in self.rows)), self.rows[0].given
+        return f"{names}: {given}" if given else names
 
     @property
     def occasion(self) -> str:
-        """The events, e.g. ``Drained / DrainTimerFired``."""
+        """The events, for example ``Drained / DrainTimerFired``."""
         return " / ".join(dict.fromkeys(row.occasion for row in self.rows))
 
     @property
     def name(self) -> str:
-        """How tests and conversations call the line."""
+        """The name of the line in the tests."""
         return f"{self.condition} | {self.occasion}"
 
 
@@ -110,12 +110,12 @@ _CLOSES = tuple(AT - seconds for seconds in (9, 7, 5, 3, 1))
 
 
 def _plain(state: states.State) -> Record:
-    """Return the record of a producer that has lost a link before: third link, second attempt, one failure."""
+    """Return the record of a producer that has lost a link: it is at link 3, with 2 attempts and 1 failure."""
     return Record(state=state, attempts=2, failures=1, breaker=Breaker(failures=1), last_fault=LOST, at=AT - 20)
 
 
 def _situations(state: states.State) -> Iterator[tuple[str, Record, Policy]]:
-    """Yield what the state distinguishes: the plain case first, each other one with the words for it."""
+    """Yield the cases that the state distinguishes: the plain case first, each other one with a phrase for it."""
     plain = _plain(state)
     if isinstance(state, states.Idle):
         yield "", Record(), _STAY
@@ -123,7 +123,7 @@ def _situations(state: states.State) -> Iterator[tuple[str, Record, Policy]]:
     yield "", plain, _STAY
     seeking = isinstance(state, (states.Dialing, states.Restoring, states.Up, states.Dropping, states.Waiting))
     if isinstance(state, (states.Waiting, states.GaveUp)):
-        yield "hinted within the second", evolve(plain, hinted_at=AT - 0.5), _STAY
+        yield "less than 1 s after the last hint", evolve(plain, hinted_at=AT - 0.5), _STAY
     if isinstance(state, (states.Dialing, states.Restoring, states.Up)):
         yield "blocked", evolve(plain, state=evolve(state, blocked=True)), _STAY
     if isinstance(state, states.Up):
@@ -166,7 +166,7 @@ _STATES: tuple[states.State, ...] = (
     states.Closed(LINK),
 )
 
-#: For each class of event: the plain occasion first, then those that some state treats otherwise.
+#: The events: of each class the plain one first, then the variants that have another answer in some state.
 _OCCASIONS: tuple[tuple[str, Callable[[int], events.Event]], ...] = (
     ("StartRequested", lambda _: events.StartRequested(AT)),
     ("LinkOpened", lambda link: events.LinkOpened(link, AT)),
@@ -203,7 +203,7 @@ _OCCASIONS: tuple[tuple[str, Callable[[int], events.Event]], ...] = (
 
 
 def rows() -> tuple[Row, ...]:
-    """Return every row that says something: not where nothing happens, nor where a plainer row says the same."""
+    """Return the rows of the table. A row is left out if nothing happens, or if a plainer row has the same answer."""
     listed: dict[tuple[str, str, str], tuple[str, str]] = {}
     kept: list[Row] = []
     for row in every_row():
@@ -215,7 +215,7 @@ def rows() -> tuple[Row, ...]:
 
 
 def lines() -> tuple[Line, ...]:
-    """Return the rows in order, those of several states that say the same brought together."""
+    """Return the rows in order; rows of several states with the same answer become one line."""
     by_occasion: dict[tuple[str, str, str, str], list[Row]] = {}
     for row in rows():
         by_occasion.setdefault((row.given, row.occasion, row.then, row.orders), []).append(row)
@@ -226,7 +226,7 @@ def lines() -> tuple[Line, ...]:
 
 
 def every_row() -> Iterator[Row]:
-    """Yield each representative record with each occasion, also where nothing happens."""
+    """Yield each representative record with each event, also if nothing happens."""
     for state in _STATES:
         for given, record, policy in _situations(state):
             for occasion, event_on in _OCCASIONS:
@@ -235,7 +235,7 @@ def every_row() -> Iterator[Row]:
 
 
 def _looked_up(listed: dict[tuple[str, str, str], tuple[str, str]], row: Row) -> tuple[str, str]:
-    """Return what a reader would find so far who looks under the most special condition first."""
+    """Return the answer that a reader finds in the rows so far, with the most special condition first."""
     given = row.given
     while True:
         for occasion in (row.occasion, row.occasion.partition(",")[0]):
@@ -335,7 +335,7 @@ class BreakerRow:
 
 
 def breaker_rows() -> tuple[BreakerRow, ...]:
-    """Return what the breaker's functions answer, for each of its states; lines where nothing happens are left out."""
+    """Return the answers of the breaker's functions for each of its states; a row is left out if nothing happens."""
     situations = (
         ("closed", Breaker(failures=1)),
         *((words.replace("breaker ", ""), each) for words, each in _BREAKERS),
@@ -381,22 +381,22 @@ def _page() -> Iterator[str]:
     yield ""
     yield "<!-- Printed by running the code: python scripts/machine_docs.py. Do not edit. -->"
     yield ""
-    yield "Each row was made by calling `warrener.machine.transition` with a record and an event that stand for many."
-    yield "An event that a state does not list changes nothing there, and so does every event that carries the number of"
-    yield "an old link. A line with a more special condition, or a more special occasion, is there only where it differs"
-    yield "from the plainer one; look for the special condition first."
-    yield "Durations are those of the default policy, with two attempts made since the connection was last proven"
-    yield "healthy. `StartRetryTimer(2 to 4 s)`: the supervisor draws the delay from that range."
+    yield "Each row was made by calling `warrener.machine.transition` with one record and one event."
+    yield "An event that is not listed for a state changes nothing in that state. An event with the number of an earlier"
+    yield "link changes nothing in any state. A line with a special condition, or with a variant of an event, is in the"
+    yield "table only if its answer differs from the plainer line: look for the special condition first."
+    yield "The durations are those of the default policy, two attempts after the last link that was proven."
+    yield "`StartRetryTimer(2 to 4 s)`: the supervisor draws the delay from that range."
     yield ""
     yield "![The states and what leads from one to another](state-diagram.svg)"
     yield ""
-    yield "| state | users see | meaning |"
+    yield "| state | public state | meaning |"
     yield "|---|---|---|"
     for state in _STATES:
         meaning = " ".join((type(state).__doc__ or "").split("\n\n", maxsplit=1)[0].split())
         yield f"| {type(state).__name__} | {connection_state(state).value} | {meaning} |"
     yield ""
-    yield "While a drain is under way (`record.draining`), users see CLOSING, whatever the state."
+    yield "During a drain (`record.draining`) users see CLOSING in every state."
     yield ""
     yield "| while | when | then | do |"
     yield "|---|---|---|---|"
@@ -406,7 +406,8 @@ def _page() -> Iterator[str]:
     yield ""
     yield "## The breaker"
     yield ""
-    yield "Called with a threshold of 5, a cooldown of 30 s and 1 probe. Results of an older generation change nothing."
+    yield "The breaker of the table has a threshold of 5, a cooldown of 30 s and 1 probe. A result from an earlier generation"
+    yield "changes nothing."
     yield ""
     yield "| while | call | then | answer |"
     yield "|---|---|---|---|"
@@ -416,7 +417,7 @@ def _page() -> Iterator[str]:
 
 
 def edges() -> dict[tuple[str, str], tuple[str, ...]]:
-    """Return the classes of event that lead from one state to another, in the order of the table."""
+    """Return, for each pair of states, the classes of events that lead from the first to the second."""
     found: dict[tuple[str, str], dict[str, None]] = {}
     for row in rows():
         before, after = type(row.record.state).__name__, type(row.step.record.state).__name__
@@ -432,7 +433,7 @@ def mermaid() -> str:
     return "\n".join([*text, "    Closed --> [*]", ""])
 
 
-#: How the diagram shows what users see of a state.
+#: The colour of each public state in the diagram.
 _FILL = {
     "DISCONNECTED": "#f6d5d0",
     "CONNECTING": "#fbe9c3",
@@ -442,18 +443,18 @@ _FILL = {
 }
 
 
-#: The way of a healthy link, drawn straight down; everything else bends around it.
+#: The path of a healthy link, drawn straight down.
 _SPINE = (("Idle", "Dialing"), ("Dialing", "Restoring"), ("Restoring", "Up"))
 
 
 _LEGEND = (
-    "Colour: what users see. Dashed: the ways to the end. "
+    "Colour: the public state. Dashed: the ways to Closed. "
     "A drain changes no state; it ends with Drained or DrainTimerFired."
 )
 
 
 def dot() -> str:
-    """Return the diagram in Graphviz's language; states in one colour look the same to users."""
+    """Return the diagram in the language of Graphviz; states with one colour have the same public state."""
     text = [
         "digraph machine {",
         '    graph [rankdir=TB, nodesep=0.5, ranksep=0.6, fontname="Helvetica", bgcolor=white, labelloc=b, fontsize=12,',

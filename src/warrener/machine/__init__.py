@@ -2,10 +2,10 @@
 
     step = transition(record, event, policy)
 
-A *record* is all that is remembered, an *event* is a fact that has happened, a *policy* is what was configured. The
-answer is the next record and a tuple of *effects*, orders for somebody who can do things. Nothing in this package reads
-a clock, draws a number, logs, waits or touches a socket, so whoever wants to know what happens when a link dies while
-a drain is under way and the breaker is half open can ask:
+A *record* holds everything that the machine remembers. An *event* is a fact that has happened. A *policy* holds the
+settings. The answer is the next record and a tuple of *effects*: orders that the owner of the record carries out.
+Nothing in this package reads a clock, draws a random number, logs, waits or touches a socket. A test or a tool can
+therefore ask at any time what the machine would do:
 
     >>> from warrener.errors import Fault, FaultKind
     >>> record = initial()
@@ -20,27 +20,28 @@ a drain is under way and the breaker is half open can ask:
     >>> [type(effect).__name__ for effect in step.effects]
     ['StopPublishing', 'CancelTimer', 'StartRetryTimer', 'Announce']
 
-**Grammar.** Tense tells the kind. States are true now (`states.Up`), events have happened (`events.LinkLost`), effects
-are orders (`effects.Dial`). All are frozen attrs classes; `State`, `Event` and `Effect` are their unions, so a type
-checker proves a `match` complete.
+**Grammar.** The form of a name tells its kind. States are true now (`states.Up`), events have happened
+(`events.LinkLost`), effects are orders (`effects.Dial`). All are frozen attrs classes. `State`, `Event` and `Effect`
+are their unions, so a type checker can prove that a `match` handles every case.
 
-**Time and rng.** Each event carries the monotonic instant `at` at which it happened. A timer is an effect that asks
-for an event later. A delay that is to be drawn leaves as a range (`StartRetryTimer.shortest`, `.longest`), and whoever
-owns the record draws.
+**Time and chance.** Each event carries the monotonic instant `at` at which it happened. A timer is an effect that asks
+for an event later. A random delay is an effect with a range, for example `StartRetryTimer(link, 0.5, 1.0)`: the owner
+draws a number between the two.
 
-**Numbers.** A *link* is one TCP and AMQP life: 1, 2, 3 … Facts and timers of a link carry its number, and those of an
-old one change nothing. The same holds for the breaker's generations. So the owner may be late, may report twice, and may
-fail to stop a timer in time; no flag is needed to protect the machine from that.
+**Numbers.** A *link* is one TCP connection with its AMQP session; links have the numbers 1, 2, 3 … The events of a link
+and of its timers carry that number, and an event with an old number changes nothing. The generations of the breaker work
+the same way. An owner may therefore report late, report twice, or fail to stop a timer in time.
 
-**What the owner owes.** One task holds the record and feeds events one at a time. It performs the effects in order,
-without waiting in between; what takes time is begun, and answers with an event. Every `Dial` is answered by `LinkOpened`
-or by one end (`DialFailed`, `LinkLost`, `LinkClosed`), every opened link by one end, every `Start…Timer` by its event
-unless it is cancelled or replaced. A `Permit` is answered by `PublishConfirmed`, `PublishNacked` or `PermitReleased`.
+**Duties of the owner.** One task holds the record and feeds it one event at a time. The task carries out the effects in
+their order, without a pause between them. An effect that takes time is only started, and answers with an event later.
+Every `Dial` is answered by `LinkOpened` or by one end (`DialFailed`, `LinkLost`, `LinkClosed`), every opened link by one
+end, and every `Start…Timer` by its event, unless the timer is cancelled or replaced. A `Permit` is answered by
+`PublishConfirmed`, `PublishNacked` or `PermitReleased`.
 
-**What the machine owes** is listed at the top of `warrener.machine._transitions`, and tabulated in docs/state-table.md,
-which is printed from it (`markdown`, `mermaid` and `dot` in `warrener._cli.machine`).
+**Duties of the machine.** `warrener.machine._transitions` lists the invariants. docs/state-table.md has every
+transition as a table; `warrener machine` prints it by running the code.
 
-The breaker (`admit`, `succeeded`, `failed`, `released`) and the backoff (`retry_delay`) stand on their own as well.
+The breaker (`admit`, `succeeded`, `failed`, `released`) and the backoff (`retry_delay`) can be used without the rest.
 """
 
 from __future__ import annotations

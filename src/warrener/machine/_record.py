@@ -1,4 +1,4 @@
-"""The record that `transition` maps to the next one, the policy that it reads, and the step that it answers with."""
+"""The values around `transition`: the record, the policy, and the step that it returns."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ __all__ = ["Policy", "Record", "Step", "connection_state", "initial"]
 
 @frozen
 class Policy:
-    """What does not change while a producer lives; durations are seconds.
+    """The settings of the machine; they never change while a producer runs. Durations are in seconds.
 
-    Raises `SettingsError` where a duration is negative or not a number.
+    Raises `SettingsError` if a duration is negative or not a number.
     """
 
     backoff: Backoff = field(factory=Backoff)
-    #: The breaker as it starts out; None turns it off.
+    #: The breaker at the start; None: there is no breaker.
     breaker: Breaker | None = field(factory=Breaker)
-    #: A link that has been up for so long is proven: the attempts start again from 0.
+    #: A link that was up for this time is proven: the count of attempts is set to 0.
     stable_for: float = 10.0
     drain_timeout: float = 10.0
-    #: For the close handshake; afterwards the link is aborted.
+    #: The longest time for the close handshake; after it the link is aborted.
     close_timeout: float = 3.0
-    #: For the abort; afterwards the machine is closed whether or not the link's end was reported.
+    #: The longest time for the abort; after it the machine is closed, even if the end of the link was not reported.
     abort_timeout: float = 1.0
-    #: When the attempts are used up: "stay" until a hint revives the producer, or "raise" out of `run()`.
+    #: When all attempts are used: "stay" until `reconnect()` is called, or "raise" an error from `run()`.
     when_exhausted: Literal["stay", "raise"] = "stay"
 
     def __attrs_post_init__(self) -> None:
-        """Refuse what cannot be meant."""
+        """Refuse values that make no sense."""
         for name in ("stable_for", "drain_timeout", "close_timeout", "abort_timeout"):
             if not getattr(self, name) >= 0:
                 raise SettingsError(f"{name} must be 0 seconds or more, not {getattr(self, name)}")
@@ -49,24 +49,24 @@ class Policy:
 
 @frozen
 class Record:
-    """Everything that the machine remembers. Only `transition` makes the next one; one owner holds it."""
+    """Everything that the machine remembers. Only `transition` makes the next record; one owner holds it."""
 
     state: State = field(factory=Idle)
-    #: Dials since the connection was last proven healthy, the first one at start not counted.
+    #: Dials since a link was last proven; the dial at the start does not count.
     attempts: int = 0
-    #: Failures since the last ack, by the breaker's rules, counted also where the breaker is off.
+    #: Failures since the last ack, counted by the rules of the breaker, and also if there is no breaker.
     failures: int = 0
-    #: None where the breaker is off, and before the start.
+    #: None if there is no breaker, and before the start.
     breaker: Breaker | None = None
-    #: The newest fault; never forgotten, so that a status can quote it after all has been mended.
+    #: The newest fault. It stays after the connection works again, so that a status can show it.
     last_fault: Fault | None = None
-    #: Asked to close and settling what was accepted; the states go on meanwhile, and users see CLOSING.
+    #: A drain is under way: accepted messages get their outcome. The states change as usual; users see CLOSING.
     draining: bool = False
-    #: When the last hint was heeded.
+    #: When `ReconnectRequested` last led to a dial.
     hinted_at: float = -math.inf
-    #: When the broker closed channels of this link, as far back as it matters; at most six instants.
+    #: The instants of the last channel closes on this link; at most six.
     channel_closes: tuple[float, ...] = ()
-    #: The newest instant that changed the record; an older one is treated as this one (I21).
+    #: The newest instant that changed the record. Time does not run backwards: an older instant is treated as this one.
     at: float = -math.inf
 
     @property
@@ -77,21 +77,21 @@ class Record:
 
 @frozen
 class Step:
-    """The answer of `transition`: what is true now, and what is to be done about it, in this order."""
+    """The answer of `transition`: the next record, and the orders in their order."""
 
     record: Record
     effects: tuple[Effect, ...] = ()
 
 
 def initial() -> Record:
-    """Return the record of a producer of which nothing has been asked yet."""
+    """Return the record of a producer that has not been started."""
     return Record()
 
 
 def connection_state(subject: Record | State) -> ConnectionState:
-    """Return the one of the five public states that the machine's finer state belongs to.
+    """Return the public state, one of five, for a state of the machine.
 
-    Give it the record to have a drain shown as CLOSING: the machine goes on reconnecting while it drains.
+    For a record with a drain under way the answer is CLOSING; the machine's own state goes on changing meanwhile.
     """
     if isinstance(subject, Record):
         if subject.draining and not isinstance(subject.state, states.Closed):

@@ -1,39 +1,38 @@
-"""The transition function: one record and one event in, the next record and a list of orders out.
+"""The transition function: it takes one record and one event, and returns the next record and a tuple of effects.
 
-**The machine.** A producer holds at most one link at a time. It dials; an opened link has its topology declared;
-then publishers are let in. When the link dies, it waits and dials again, until the attempts are used up. Closing is
-asked for from outside and may be preceded by a drain, during which everything goes on as usual.
+Theory of operation
+===================
+
+A producer has at most one link at a time. The machine dials, declares the topology on the open link, and then starts
+publishing. When the link is lost, the machine waits and dials again, until all attempts are used. The owner can ask it to
+close, with or without a drain. During a drain the machine dials and reconnects as usual.
 
     Idle -> Dialing -> Restoring -> Up -> Dropping -> Waiting -> Dialing …    GaveUp    Closing -> Closed
 
-The functions below are the whole truth about it: one for each state, in it one case for each event, and the events
-that a state ignores are listed by name, so that a new event does not type-check until every state has decided about it.
-docs/state-table.md is printed by running them.
+There is one function for each state, and in it one case for each event. The events that a state ignores are listed by
+name: a new event fails the type check until every state has a case for it. docs/state-table.md is printed by running
+these functions.
 
-**What must stay true.**
+Invariants:
 
-* Pure (I1). No clock: the instant of an event is `event.at`. No rng: a delay leaves as a range.
-* Total (I2). Any event may come in any state; what makes no sense there changes nothing.
-* *Old numbers change nothing* (I14). Each fact about a link or its timers carries the link's number. The guard is in
-  one place, at the top of `transition`; below it, an event that has a link is about the present one. A timer that could
-  not be stopped in time, or a report that was under way when its link died, needs no other care.
-* Time does not run backwards (I21): an event older than the last one is treated as simultaneous with it.
-* `Closed` is absorbing, and what gave up comes back only by a hint (I22). At most one link is dialed or alive (I23):
-  a `Dial` is ordered only where there is no link, and every dial ends in exactly one of `DialFailed`, `LinkLost`,
-  `LinkClosed`.
-* The attempts start again from 0 only when a link has *proven* itself, by a confirm or by staying up for `stable_for`
-  (R13, I25). A broker that accepts and then drops cannot make the producer spin, because a TCP connection, a handshake
-  and a declared topology prove nothing.
-* The breaker gates publishers, never a dial (R15). It follows the link only in this: a link that comes up makes an open
-  breaker half open.
+* The core is pure. The time of an event is `event.at`; a random delay is an effect with a range.
+* Every event has an answer. An event that makes no sense in a state changes nothing.
+* Old numbers change nothing. Each event about a link or its timers carries the number of the link. The check stands once,
+  at the top of `transition`; below it, an event with a link is about the present link.
+* Time does not run backwards. An event that is older than the last one is treated as if it had happened with it.
+* `Closed` is final. `GaveUp` ends only by `ReconnectRequested` or `StopRequested`.
+* One link at a time. `Dial` is ordered only if there is no link, and every dial ends with exactly one of `DialFailed`,
+  `LinkLost` and `LinkClosed`.
+* Attempts reset only when proven. A link is proven by a confirm, or by being up for `stable_for`. A TCP connection, a
+  handshake and a declared topology prove nothing, so a broker that accepts and then drops cannot cause fast dials.
+* The breaker refuses new calls only, and never delays a dial. A link that comes up makes an open breaker half open.
 
-**What is a failure** (one each, in a row, for the breaker and for `Record.failures`): a failed dial; a link lost before
-or after it was up; a link dropped because a confirm is overdue; a nack. Never one: an orderly end announced by the broker
-(320), our own close, a refused topology, closed channels, being blocked. A confirm sets the count
-to 0.
+A failure is one of these, and each counts once: a failed dial, a lost link, a link that is replaced because confirms are
+missing, a nack. These are no failures: a shutdown that the broker announces (320), our own close, a refused topology, a
+closed channel, a blocked connection. A confirm sets the count to 0.
 
-**Order of effects.** What concerns the sender comes first, so that nothing is written to a link that is gone; then links
-and timers; then `Announce`, when everything that a status shows has been done; `Finish` is the last ever.
+Order of effects: first the effects for the sender, so that nothing is written to a link that is gone; then links and
+timers; then `Announce`, when everything that a status shows is done. `Finish` is the last effect of all.
 """
 
 from __future__ import annotations
@@ -49,9 +48,9 @@ from warrener.machine.breaker import Breaker, Permit, admit, cooled, failed, rel
 
 __all__ = ["transition"]
 
-#: Hints are heeded at most once in so many seconds.
+#: The shortest time in seconds between two `ReconnectRequested` that are obeyed.
 HINT_GAP = 1.0
-#: A link is replaced when the broker closes more than `CHANNEL_CLOSES` channels within `CHANNEL_WINDOW` seconds.
+#: The storm limit: a link is replaced when more than `CHANNEL_CLOSES` channels are closed within `CHANNEL_WINDOW` seconds.
 CHANNEL_CLOSES = 5
 CHANNEL_WINDOW = 10.0
 
@@ -59,14 +58,14 @@ _OVERDUE = Fault(FaultKind.CONFIRM_OVERDUE, "no confirm within confirm_timeout; 
 _STORM = Fault(FaultKind.CHANNEL_STORM, "the broker closed more than 5 channels within 10 s; the link is replaced")
 _UNANSWERED = Fault(FaultKind.CLOSED, "the close handshake was not answered within close_timeout")
 
-#: Nothing may run once everything is closed; a timer that does not run is none the worse for being stopped.
+#: Cancelling a timer that does not run does nothing.
 _CANCEL_ALL = tuple(effects.CancelTimer(timer) for timer in get_args(effects.Timer))
 
 
 def transition(record: Record, event: events.Event, policy: Policy) -> Step:
-    """Return what is true after `event`, and what is to be done about it. Never raises; changes none of its arguments.
+    """Return the record after `event`, and the effects. Never raises; changes none of its arguments.
 
-    An event that changes nothing is answered with the very same record.
+    If the event changes nothing, the answer holds the same record object.
     """
     link: int | None = getattr(event, "link", None)
     if link is not None and link != record.state.link:
@@ -219,7 +218,7 @@ def _while_up(record: Record, state: states.Up, event: events.Event, at: float, 
             sender = effects.PausePublishing(state.link) if blocked else effects.StartPublishing(state.link)
             return Step(_next(record, at, after), (sender, effects.Announce(state, after)))
         case events.ConfirmOverdue():
-            # A broker that has blocked us owes no confirms (R9); a silent one is found by its heartbeats.
+            # A blocked broker fails nothing: it owes no confirms. If it is silent, missing heartbeats show it.
             return Step(record) if state.blocked else _drop(record, state, _OVERDUE, at, failure=True)
         case events.ChannelClosed(fault=fault):
             return _channel_closed(record, state, fault, at)
@@ -237,7 +236,7 @@ def _while_up(record: Record, state: states.Up, event: events.Event, at: float, 
 def _while_dropping(record: Record, state: states.Dropping, event: events.Event, at: float, policy: Policy) -> Step:
     match event:
         case events.LinkLost() | events.LinkClosed():
-            # What made us drop the link is the cause, and was counted then; how its end looks is our own doing.
+            # The cause is the fault for which the link was aborted; it was counted then.
             return _retry(record, state.fault, at, policy, failure=False)
         case events.StopRequested() | events.Drained() | events.DrainTimerFired():
             return _stop(record, state, event, at, policy)
@@ -282,7 +281,7 @@ def _while_closing(record: Record, state: states.Closing, event: events.Event, a
         case events.LinkClosed() | events.LinkLost() | events.DialFailed():
             return _closed(record, at)
         case events.LinkOpened():
-            # The dial ended well just before it was cancelled: the order to close did not reach a link, so repeat it.
+            # The dial ended just before it was cancelled, so `CloseLink` did not reach a link. Order it again.
             return Step(record, (effects.CloseLink(state.link),))
         case events.CloseTimerFired():
             if state.aborted:
@@ -322,18 +321,18 @@ def _once_closed(record: Record, event: events.Event) -> Step:
             assert_never(event)
 
 
-# --- what several states share: the life of a link ------------------------------------------------------------------
+# --- shared by several states: dialing and losing a link --------------------------------------------------------
 
 
 def _dial(record: Record, *, attempts: int, first: tuple[effects.Effect, ...] = ()) -> Step:
-    """Dial the next link. `record` already carries the instant; its state is the one that is left."""
+    """Dial the next link. `record` already has the new instant; its state is the one before the dial."""
     dialing = states.Dialing(record.state.link + 1)
     orders = (*first, effects.Dial(dialing.link), effects.Announce(record.state, dialing))
     return Step(_next(record, record.at, dialing, attempts=attempts, channel_closes=()), orders)
 
 
 def _come_up(record: Record, state: states.Restoring, at: float, policy: Policy) -> Step:
-    """Let publishers in, or hold them back where the broker has blocked us already."""
+    """Start publishing, or pause it if the broker has blocked the connection already."""
     up = states.Up(state.link, state.blocked)
     breaker = record.breaker
     cooldown: tuple[effects.Effect, ...] = ()
@@ -346,7 +345,7 @@ def _come_up(record: Record, state: states.Restoring, at: float, policy: Policy)
 
 
 def _channel_closed(record: Record, state: states.Restoring | states.Up, fault: Fault, at: float) -> Step:
-    """Remember the instant; the driver opens the next channel on the same link, unless this happens too often."""
+    """Remember the instant, and replace the link at the storm limit. Below it the driver opens the next channel."""
     recent = tuple(instant for instant in record.channel_closes if at - instant < CHANNEL_WINDOW)
     noted = _next(record, at, last_fault=fault, channel_closes=(*recent, at))
     if len(recent) < CHANNEL_CLOSES:
@@ -355,7 +354,7 @@ def _channel_closed(record: Record, state: states.Restoring | states.Up, fault: 
 
 
 def _drop(record: Record, state: states.Restoring | states.Up, fault: Fault, at: float, *, failure: bool) -> Step:
-    """Give a link up that is still there: abort it, and await its end before the next dial."""
+    """Replace a link that is still alive: abort it, and wait for its end before the next dial."""
     dropping = states.Dropping(state.link, fault)
     sender: tuple[effects.Effect, ...] = ()
     if isinstance(state, states.Up):
@@ -370,7 +369,7 @@ def _drop(record: Record, state: states.Restoring | states.Up, fault: Fault, at:
 def _retry(
     record: Record, fault: Fault, at: float, policy: Policy, *, failure: bool, first: tuple[effects.Effect, ...] = ()
 ) -> Step:
-    """There is no link any more: wait for the next attempt, or give up where the attempts are used up."""
+    """The link has ended: wait for the next attempt, or give up if all attempts are used."""
     state, backoff = record.state, policy.backoff
     failures, breaker, tripped = _count(record, at, None) if failure else (None, None, ())
     if backoff.attempts is None or record.attempts < backoff.attempts:
@@ -381,7 +380,7 @@ def _retry(
         return Step(after, (*first, timer, *tripped, effects.Announce(state, waiting, fault)))
     if record.draining or policy.when_exhausted == "raise":
         after = _next(record, at, failures=failures, breaker=breaker, last_fault=fault)
-        # Whoever asked to close is told by the closing report; an error would be news to nobody.
+        # During a drain, the closing report of `aclose()` tells the result; `run()` raises nothing.
         ending = None if record.draining else fault
         return _closed(after, at, fault=fault, first=(*first, effects.FailPending(fault)), ending=ending)
     gave_up = states.GaveUp(state.link)
@@ -390,11 +389,11 @@ def _retry(
 
 
 def _unless_proven(state: states.Up) -> tuple[effects.Effect, ...]:
-    """Stop the stable timer, which runs until a link has proven itself."""
+    """Cancel the stable timer, which runs until the link is proven."""
     return () if state.proven else (effects.CancelTimer("stable"),)
 
 
-# --- what several states share: closing ------------------------------------------------------------------------------
+# --- shared by several states: closing --------------------------------------------------------------------------
 
 
 def _stop(
@@ -404,7 +403,7 @@ def _stop(
     at: float,
     policy: Policy,
 ) -> Step:
-    """Begin to drain, or end the drain, or close without one."""
+    """Begin a drain, end it, or close without a drain."""
     if isinstance(event, events.StopRequested):
         if event.drain and record.draining:
             return Step(record)
@@ -422,7 +421,7 @@ def _close(
     at: float,
     policy: Policy,
 ) -> Step:
-    """Close the link, cancel the dial, or await the end of a link that is being aborted already."""
+    """Close the link, cancel the dial, or wait for the end of a link that is being aborted already."""
     orders: tuple[effects.Effect, ...]
     match state:
         case states.Waiting():
@@ -430,7 +429,7 @@ def _close(
         case states.Dialing() | states.Restoring():
             orders = (effects.CloseLink(state.link),)
         case states.Up():
-            # Nothing is written behind connection.close; what is in flight may still be confirmed before it is answered.
+            # No publish is written after `connection.close`. Confirms can still arrive until the broker answers it.
             sender = () if state.blocked else (effects.PausePublishing(state.link),)
             orders = (*sender, *_unless_proven(state), effects.CloseLink(state.link))
         case states.Dropping():
@@ -449,22 +448,22 @@ def _closed(
     first: tuple[effects.Effect, ...] = (),
     ending: Fault | None = None,
 ) -> Step:
-    """Everything ends here, once; `ending` is what `run()` raises."""
+    """Enter `Closed`. `ending` is the fault that `run()` raises."""
     closed = states.Closed(record.state.link)
     orders = (*first, *_CANCEL_ALL, effects.Announce(record.state, closed, fault), effects.Finish(ending))
     return Step(_next(record, at, closed), orders)
 
 
-# --- what several states share: failures, confirms and the breaker ------------------------------------------------------
+# --- shared by several states: failures, confirms and the breaker -------------------------------------------------
 
 
 def _loss_counts(fault: Fault) -> bool:
-    """Whether the loss of an open link is a failure: not where it was announced, ours, or about the topology."""
+    """Say whether the loss of an open link is a failure. A shutdown, our own close and a refused topology are none."""
     return not (fault.orderly or fault.kind is FaultKind.TOPOLOGY)
 
 
 def _count(record: Record, at: float, permit: Permit | None) -> tuple[int, Breaker | None, tuple[effects.Effect, ...]]:
-    """Count one failure: the failures in a row, the breaker after it, and the timer that a trip starts."""
+    """Count one failure. Return the failures in a row, the breaker, and the timer if the breaker has opened."""
     failures, breaker = record.failures + 1, record.breaker
     if breaker is None:
         return failures, None, ()
@@ -475,7 +474,7 @@ def _count(record: Record, at: float, permit: Permit | None) -> tuple[int, Break
 
 
 def _nacked(record: Record, permit: Permit | None, at: float) -> Step:
-    """A refusal is a failure of the publish; a half-open breaker listens to its probes only."""
+    """Count a nack as a failure. A half-open breaker counts only the nacks of its probes."""
     breaker = record.breaker
     if permit is None and breaker is not None and breaker.state == "half_open":
         return Step(_next(record, at, failures=record.failures + 1))
@@ -484,7 +483,7 @@ def _nacked(record: Record, permit: Permit | None, at: float) -> Step:
 
 
 def _confirmed(record: Record, state: states.Up, permit: Permit | None, at: float) -> Step:
-    """The link is proven, the failures in a row are over, and a probe closes the breaker."""
+    """Mark the link as proven, set the failures to 0, and let a probe close the breaker."""
     breaker = record.breaker
     after = None if breaker is None else succeeded(breaker, permit, at)
     if state.proven and record.failures == 0 and after is breaker:
@@ -496,7 +495,7 @@ def _confirmed(record: Record, state: states.Up, permit: Permit | None, at: floa
 def _ask_breaker(
     record: Record, event: events.AdmissionRequested | events.PermitReleased | events.CooldownTimerFired, at: float
 ) -> Step:
-    """What concerns the breaker alone. A breaker that is closed, or off, admits without a permit."""
+    """Handle the events that concern the breaker alone. A breaker that is closed, or off, admits without a permit."""
     breaker = record.breaker
     if breaker is None or (breaker.state == "closed" and isinstance(event, events.AdmissionRequested)):
         return Step(record, (effects.Admit(None),) if isinstance(event, events.AdmissionRequested) else ())
@@ -529,7 +528,7 @@ def _next(
     hinted_at: float | None = None,
     channel_closes: tuple[float, ...] | None = None,
 ) -> Record:
-    """Return the record with what is given and the rest as it was; `attrs.evolve` takes several times as long."""
+    """Return the record with the given fields changed. `attrs.evolve` would take several times as long."""
     return Record(
         record.state if state is None else state,
         record.attempts if attempts is None else attempts,

@@ -1,8 +1,8 @@
-"""How long to wait before the next dial: a range in seconds, from which the owner draws.
+"""The delay before the next dial, as a range of seconds. The owner of the record draws a number from the range.
 
-The range leaves here and the draw is made elsewhere, so that the machine stays a function of its arguments (I1). A
-delay d = min(cap, initial * factor ** n) becomes [(1 - jitter) * d, d] (R13, I24): jitter 0 gives exactly the sequence
-1, 2, 4, 8, 16, 32, 60, 60, 60, 60; jitter 1 is full jitter. Nothing is ever below `min_gap`, full jitter included.
+Delays stay in range: the delay d = min(cap, initial * factor ** n) becomes the range [(1 - jitter) * d, d]. With jitter
+0 and a cap of 60 seconds the sequence is exactly 1, 2, 4, 8, 16, 32, 60, 60 …; jitter 1 is called full jitter. No delay
+is shorter than `min_gap`, whatever the jitter.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ __all__ = ["Backoff", "retry_delay", "slowest_delay"]
 
 @frozen
 class Backoff:
-    """Exponential backoff with jitter; seconds.
+    """Exponential backoff with jitter; durations are in seconds.
 
-    Raises `SettingsError` where the values contradict each other (R26).
+    Raises `SettingsError` if the values contradict each other.
     """
 
     initial: float = field(default=1.0, converter=float)
     factor: float = field(default=2.0, converter=float)
     cap: float = field(default=60.0, converter=float)
-    #: Dials in a row, the one at start not counted, until the producer gives up; None: never.
+    #: The producer gives up after this number of dials in a row (the dial at the start does not count); None: never.
     attempts: int | None = 10
     #: 0 to 1: a delay d is drawn from [(1 - jitter) * d, d].
     jitter: float = field(default=0.5, converter=float)
@@ -34,7 +34,7 @@ class Backoff:
     min_gap: float = field(default=0.1, converter=float)
 
     def __attrs_post_init__(self) -> None:
-        """Refuse what cannot be meant."""
+        """Refuse values that make no sense."""
         if not 0 < self.initial < math.inf:
             raise SettingsError(f"backoff: initial must be more than 0 seconds, not {self.initial}")
         if not self.initial <= self.cap < math.inf:
@@ -52,7 +52,7 @@ class Backoff:
 def retry_delay(backoff: Backoff, attempt: int) -> tuple[float, float]:
     """Return the shortest and the longest delay, in seconds, before reconnect attempt `attempt` (0 is the first).
 
-    Defined for every attempt, however large: beyond the cap it is the cap (I24).
+    Every attempt has an answer, however large its number is: the delay never exceeds the cap.
     """
     try:
         delay = backoff.initial * backoff.factor**attempt
@@ -62,7 +62,7 @@ def retry_delay(backoff: Backoff, attempt: int) -> tuple[float, float]:
 
 
 def slowest_delay(backoff: Backoff) -> tuple[float, float]:
-    """Return the range at the cap: for refusals that time does not mend, which are never retried hot (R17)."""
+    """Return the range at the cap. It is for lasting refusals, for example a wrong password."""
     return _spread(backoff, backoff.cap)
 
 

@@ -1,20 +1,20 @@
-"""The circuit breaker: a pure record, its own settings and its present state in one.
+"""The circuit breaker: one pure record with its settings and its present state.
 
-It gates publishers and nothing else: the dial loop is paced by backoff alone and never asks (R15). What a user passes
-as a setting is simply a closed breaker. Three states:
+The breaker refuses new calls only: it never delays a dial, because the backoff alone separates dials. The setting that
+a user gives is a closed breaker. There are three states:
 
-* *closed*: everybody is admitted. Failures in a row are counted, an ack sets the count to 0, and the failure that makes
-  it `threshold` trips the breaker.
-* *open*: nobody is admitted until `cooldown` seconds after the trip. Failures go on being counted; they do not extend
-  the cooldown.
-* *half open*: `probes` permits may be out at once. A probe's ack closes the breaker, a probe's failure opens it for a
-  fresh cooldown, and so does a failure of the connection itself; a probe that was never written, or was cancelled,
-  gives its permit back.
+* *closed*: every call is admitted. Failures in a row are counted, and an ack sets the count to 0. The breaker opens when
+  the count reaches `threshold`.
+* *open*: no call is admitted until `cooldown` seconds after the opening. Failures are still counted; they do not make
+  the cooldown longer.
+* *half open*: at most `probes` calls are admitted at once, each with a permit; such a call is a *probe*. The ack of a
+  probe closes the breaker. The failure of a probe, or of the connection, opens it again for a whole cooldown. A probe
+  that is cancelled, or never written, returns its permit.
 
-What must stay true (I26): every change of state starts a new *generation*, a permit belongs to the generation that
-granted it, and a result from an older generation changes nothing. So a call that began long before the trip can
-neither close nor open what came after it, and no flag is needed to keep late callers out. Within a generation a permit
-counts once: it is outstanding, and then it is settled or given back. Time is an argument (`at`, monotonic seconds).
+Invariants: permits are counted. Every change of state starts a new *generation*. A permit belongs to the generation that
+granted it, and a result from an older generation changes nothing: a call that began before the breaker opened can neither
+close nor open it later. Within its generation a permit is outstanding once, and then it has a result or is returned.
+Time is an argument (`at`, in monotonic seconds).
 """
 
 from __future__ import annotations
@@ -30,31 +30,31 @@ __all__ = ["Breaker", "BreakerState", "Permit", "admit", "cooled", "failed", "re
 
 BreakerState: TypeAlias = Literal["closed", "open", "half_open"]
 
-#: Seconds after which a caller may try again while every probe is out: its outcome is near, but not known.
+#: Seconds after which a caller may try again while every permit is out: the result of a probe is not known yet.
 PROBE_PATIENCE = 1.0
 
 
 @frozen
 class Permit:
-    """The right to write one message; results of an older generation are ignored."""
+    """The right to write one message while the breaker is half open."""
 
     generation: int
-    #: Which permit of its generation, from 1; 0 for all that a closed breaker grants, since it does not count them.
+    #: The number of the permit in its generation, from 1; 0 for every permit of a closed breaker, which counts none.
     number: int
 
 
 @frozen
 class Breaker:
-    """A consecutive-failure breaker: three settings, and the state that starts out closed.
+    """A breaker that counts failures in a row: three settings, and the state, which is closed at the start.
 
-    Raises `SettingsError` where a setting makes no sense.
+    Raises `SettingsError` if a setting makes no sense.
     """
 
-    #: Failures in a row that trip it.
+    #: The number of failures in a row that opens the breaker.
     threshold: int = 5
-    #: Seconds from a trip to half open.
+    #: Seconds from open to half open.
     cooldown: float = 30.0
-    #: Permits that may be outstanding at once while half open.
+    #: The number of permits that can be outstanding at once while the breaker is half open.
     probes: int = 1
 
     state: BreakerState = field(default="closed", kw_only=True)
@@ -62,15 +62,15 @@ class Breaker:
     failures: int = field(default=0, kw_only=True)
     #: Grows by one with every change of `state`.
     generation: int = field(default=0, kw_only=True)
-    #: The instant of the last trip; means nothing while closed.
+    #: The instant at which the breaker last opened; without meaning while it is closed.
     opened_at: float = field(default=-math.inf, kw_only=True)
-    #: Numbers of the permits that are out; at most `probes`, and none unless half open.
+    #: The numbers of the permits that are out: at most `probes`, and only while the breaker is half open.
     outstanding: frozenset[int] = field(default=frozenset(), kw_only=True)
-    #: How many permits this generation has granted: the number of the last one.
+    #: The number of permits that this generation has granted.
     issued: int = field(default=0, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
-        """Refuse what cannot be meant; one comparison where all is well, since each failure makes a new record."""
+        """Refuse values that make no sense. Valid values cost one comparison, because each failure makes a new record."""
         if self.threshold >= 1 <= self.probes and 0 <= self.cooldown < math.inf:
             return
         if self.threshold < 1:
@@ -81,10 +81,10 @@ class Breaker:
 
 
 def admit(breaker: Breaker, at: float) -> tuple[Breaker, Permit | None]:
-    """Ask for a permit at instant `at`; None means: fail fast.
+    """Ask for a permit at instant `at`. None: the call is refused.
 
-    An open breaker whose cooldown is over becomes half open here, so the answer is right even where the timer that
-    should have said so is late.
+    An open breaker whose cooldown is over becomes half open here. The answer is therefore right even if the cooldown
+    timer is late.
     """
     match breaker.state:
         case "closed":
@@ -96,16 +96,16 @@ def admit(breaker: Breaker, at: float) -> tuple[Breaker, Permit | None]:
 
 
 def cooled(breaker: Breaker) -> Breaker:
-    """Make an open breaker half open: its cooldown is over, or a link has come up. Others stay as they are."""
+    """Make an open breaker half open: its cooldown is over, or a link is up. A breaker in another state does not change."""
     if breaker.state != "open":
         return breaker
     return _enter(breaker, "half_open", breaker.failures, breaker.opened_at)
 
 
 def succeeded(breaker: Breaker, permit: Permit | None, at: float) -> Breaker:
-    """Take an ack into account; `permit` is None for a message that was written without one.
+    """Count an ack. `permit` is None for a message without a permit.
 
-    `at` is there so that results have one shape; an ack needs no instant.
+    `at` is not used: it makes the signature equal to that of `failed`.
     """
     if permit is not None:
         if not _valid(breaker, permit):
@@ -116,7 +116,7 @@ def succeeded(breaker: Breaker, permit: Permit | None, at: float) -> Breaker:
 
 
 def failed(breaker: Breaker, permit: Permit | None, at: float) -> Breaker:
-    """Take a failure into account; `permit` is None for a failure of the connection: a dial, a link."""
+    """Count a failure. `permit` is None for a failure of the connection, which is a failed dial or a lost link."""
     if permit is not None and not _valid(breaker, permit):
         return breaker
     failures = breaker.failures + 1
@@ -126,26 +126,26 @@ def failed(breaker: Breaker, permit: Permit | None, at: float) -> Breaker:
 
 
 def released(breaker: Breaker, permit: Permit) -> Breaker:
-    """Take back a permit that was not used; a second time, or from an older generation, changes nothing."""
+    """Take back a permit that was not used. A permit that is not outstanding changes nothing."""
     if breaker.state != "half_open" or not _valid(breaker, permit):
         return breaker
     return _with(breaker, breaker.failures, breaker.outstanding - {permit.number}, breaker.issued)
 
 
 def retry_after(breaker: Breaker, at: float) -> float:
-    """Return the seconds after which asking again may help: 0 where a permit is to be had now."""
+    """Return the seconds after which a caller can ask again; 0: a permit is free now."""
     match breaker.state:
         case "closed":
             return 0.0
         case "open":
-            # Rounding must not make the wait longer than the cooldown itself.
+            # Rounding must not make the answer longer than the cooldown.
             return min(breaker.cooldown, max(0.0, breaker.opened_at + breaker.cooldown - at))
         case "half_open":
             return 0.0 if len(breaker.outstanding) < breaker.probes else PROBE_PATIENCE
 
 
 def _valid(breaker: Breaker, permit: Permit) -> bool:
-    """Whether a result for this permit still says something: its generation lasts, and it is out."""
+    """Say whether a result for this permit counts: its generation is the present one, and the permit is out."""
     if permit.generation != breaker.generation:
         return False
     return breaker.state == "closed" or permit.number in breaker.outstanding
@@ -173,7 +173,7 @@ def _enter(breaker: Breaker, state: BreakerState, failures: int, opened_at: floa
 
 
 def _with(breaker: Breaker, failures: int, outstanding: frozenset[int], issued: int) -> Breaker:
-    """Change what may change within a generation; `attrs.evolve` takes several times as long."""
+    """Change the fields that change within a generation. `attrs.evolve` would take several times as long."""
     return Breaker(
         breaker.threshold,
         breaker.cooldown,

@@ -1,4 +1,4 @@
-"""What to do: the orders that `transition` answers with. The owner performs them in order, without a checkpoint."""
+"""The effects: orders that `transition` gives. The owner carries them out in their order, without a checkpoint between."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 
-#: The timers; of each kind at most one runs.
+#: The kinds of timers. Of each kind at most one runs.
 Timer: TypeAlias = Literal["retry", "stable", "cooldown", "drain", "close"]
 
 
@@ -47,21 +47,21 @@ class Dial:
 
 @frozen
 class ReplayTopology:
-    """Declare the topology on the link; `TopologyRestored` follows, or `LinkLost` with a topology fault."""
+    """Declare the topology on the link. `TopologyRestored` follows, or `LinkLost` with a topology fault."""
 
     link: int
 
 
 @frozen
 class CloseLink:
-    """End the link, or the dial, in good order; `LinkClosed` follows."""
+    """Close the link with the AMQP handshake, or cancel the dial. `LinkClosed` follows."""
 
     link: int
 
 
 @frozen
 class AbortLink:
-    """End the link without a handshake; `LinkLost` (or `LinkClosed`, while closing) follows."""
+    """Cut the link without a handshake. `LinkLost` follows, or `LinkClosed` while the producer closes."""
 
     link: int
     fault: Fault
@@ -69,21 +69,21 @@ class AbortLink:
 
 @frozen
 class StartPublishing:
-    """Let publishers in, on this link."""
+    """Publish messages on this link."""
 
     link: int
 
 
 @frozen
 class PausePublishing:
-    """Hold publishers back, link alive: the broker has blocked us. What is in flight stays pending."""
+    """Publish nothing more for now; the link stays. Messages in flight wait for their confirms."""
 
     link: int
 
 
 @frozen
 class StopPublishing:
-    """No link for publishers: what is in flight is settled by the delivery mode, the rest waits."""
+    """The link can no longer be used. Messages in flight are treated by the delivery mode; the other ones wait."""
 
     link: int
     fault: Fault
@@ -91,14 +91,14 @@ class StopPublishing:
 
 @frozen
 class FailPending:
-    """Gave up: what was not written ends `GaveUp`, what was written `Unconfirmed`, at once."""
+    """End every waiting message at once: `GaveUp` if it was not written, `Unconfirmed` if it was."""
 
     fault: Fault
 
 
 @frozen
 class StartRetryTimer:
-    """Draw a delay in [shortest, longest] seconds; `RetryTimerFired(link)` follows."""
+    """Draw a delay between `shortest` and `longest` seconds. `RetryTimerFired(link)` follows after it."""
 
     link: int
     shortest: float
@@ -115,7 +115,7 @@ class StartStableTimer:
 
 @frozen
 class StartCooldownTimer:
-    """The breaker has tripped: `CooldownTimerFired(generation)` follows after `delay` seconds; replaces a running one."""
+    """`CooldownTimerFired(generation)` follows after `delay` seconds. A cooldown timer that runs is replaced."""
 
     generation: int
     delay: float
@@ -130,7 +130,7 @@ class StartDrainTimer:
 
 @frozen
 class StartCloseTimer:
-    """`CloseTimerFired(link)` follows after `delay` seconds; replaces a running one."""
+    """`CloseTimerFired(link)` follows after `delay` seconds. A close timer that runs is replaced."""
 
     link: int
     delay: float
@@ -145,23 +145,23 @@ class CancelTimer:
 
 @frozen
 class Admit:
-    """Answers `AdmissionRequested`: write this one as a probe. `permit` is None where the breaker is closed or off."""
+    """Answers `AdmissionRequested` with yes. `permit` is None if the breaker is closed or off."""
 
     permit: Permit | None
 
 
 @frozen
 class Refuse:
-    """Answers `AdmissionRequested`: fail fast; `retry_after` is seconds, infinite where no link is being sought."""
+    """Answers `AdmissionRequested` with no. `retry_after` is in seconds, and infinite if no dial will follow."""
 
     retry_after: float
 
 
 @frozen
 class Announce:
-    """The state has changed: log it, tell those who watch. The one place from which transitions are reported.
+    """The state has changed: log the change and wake the readers of `changes()`.
 
-    Where a drain begins, `before` and `after` are the same state: what users see has changed (`connection_state`).
+    When a drain begins, `before` and `after` are the same state: users now see CLOSING (`connection_state`).
     """
 
     before: State
@@ -171,9 +171,9 @@ class Announce:
 
 @frozen
 class Finish:
-    """Everything is closed: what is left is settled, and `run()` ends.
+    """Everything is closed: end the messages that are left, and end `run()`.
 
-    Where a fault is given (`when_exhausted="raise"`), `run()` raises its error.
+    If `fault` is given (`when_exhausted="raise"`), `run()` raises the error for it.
     """
 
     fault: Fault | None = None

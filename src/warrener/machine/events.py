@@ -1,4 +1,4 @@
-"""What has happened: the facts that are fed to `transition`. Each carries the monotonic instant `at`, in seconds."""
+"""The events: facts that have happened. `transition` takes one. Each carries the monotonic instant `at`, in seconds."""
 
 from __future__ import annotations
 
@@ -48,7 +48,10 @@ class StartRequested:
 
 @frozen
 class StopRequested:
-    """Close: with `drain`, what was accepted is settled first, within the drain timer, over reconnects if need be."""
+    """`aclose()` was called. With `drain`, accepted messages get their outcome first, within `drain_timeout`.
+
+    During the drain the machine reconnects as usual.
+    """
 
     at: float
     drain: bool
@@ -56,21 +59,21 @@ class StopRequested:
 
 @frozen
 class ReconnectRequested:
-    """A hint that the broker is back: dial now. Heeded once a second; nothing on a live link."""
+    """`reconnect()` was called: dial now. At most one such event a second is obeyed. It does nothing to a live link."""
 
     at: float
 
 
 @frozen
 class AdmissionRequested:
-    """A publish asks to be let in while the breaker is not closed; answered by `Admit` or `Refuse` in the same step."""
+    """A new publish asks for admission. `Admit` or `Refuse` answers in the same step."""
 
     at: float
 
 
 @frozen
 class PermitReleased:
-    """A probe was never written, or was cancelled: its permit goes back."""
+    """The message with this permit was not written, or was cancelled: its permit is free again."""
 
     permit: Permit
     at: float
@@ -78,7 +81,7 @@ class PermitReleased:
 
 @frozen
 class Drained:
-    """Nothing accepted is unsettled any more."""
+    """Every accepted message has its outcome."""
 
     at: float
 
@@ -88,7 +91,7 @@ class Drained:
 
 @frozen
 class RetryTimerFired:
-    """Time for the next attempt."""
+    """The delay before the next dial is over."""
 
     link: int
     at: float
@@ -96,7 +99,7 @@ class RetryTimerFired:
 
 @frozen
 class StableTimerFired:
-    """The link has been up for `stable_for`."""
+    """The link was up for `stable_for`."""
 
     link: int
     at: float
@@ -104,7 +107,7 @@ class StableTimerFired:
 
 @frozen
 class CooldownTimerFired:
-    """The breaker has been open for its cooldown; `generation` names the trip."""
+    """The breaker was open for its cooldown; `generation` says which opening it was."""
 
     generation: int
     at: float
@@ -112,14 +115,14 @@ class CooldownTimerFired:
 
 @frozen
 class DrainTimerFired:
-    """The drain has taken `drain_timeout`."""
+    """The drain has lasted `drain_timeout`."""
 
     at: float
 
 
 @frozen
 class CloseTimerFired:
-    """The close handshake, or the abort, has taken its time."""
+    """The close handshake has lasted `close_timeout`, or the abort has lasted `abort_timeout`."""
 
     link: int
     at: float
@@ -130,7 +133,7 @@ class CloseTimerFired:
 
 @frozen
 class LinkOpened:
-    """The handshake is done and the publishing channel confirms."""
+    """The handshake has ended, and the publishing channel is in confirm mode."""
 
     link: int
     at: float
@@ -138,7 +141,7 @@ class LinkOpened:
 
 @frozen
 class DialFailed:
-    """One pass over all addresses ended without a link."""
+    """One pass over all addresses has ended without a link."""
 
     link: int
     fault: Fault
@@ -147,7 +150,7 @@ class DialFailed:
 
 @frozen
 class LinkLost:
-    """A link that had been opened is gone, and already closed on our side."""
+    """A link that was open has ended, and its socket is closed."""
 
     link: int
     fault: Fault
@@ -156,7 +159,7 @@ class LinkLost:
 
 @frozen
 class LinkClosed:
-    """A link or a dial that we ended on purpose is gone (answers `CloseLink`)."""
+    """A link or a dial that `CloseLink` ended is gone."""
 
     link: int
     at: float
@@ -164,7 +167,7 @@ class LinkClosed:
 
 @frozen
 class TopologyRestored:
-    """Everything is declared; publishers may come in."""
+    """The whole topology is declared; publishing can start."""
 
     link: int
     at: float
@@ -172,7 +175,7 @@ class TopologyRestored:
 
 @frozen
 class ChannelClosed:
-    """The broker closed a publishing channel; the driver replaces it on the same link."""
+    """The broker closed a publishing channel. The driver opens the next channel on the same link."""
 
     link: int
     fault: Fault
@@ -181,7 +184,7 @@ class ChannelClosed:
 
 @frozen
 class PublishingBlocked:
-    """The broker sent connection.blocked, or channel.flow(false)."""
+    """The broker sent `connection.blocked` or `channel.flow(false)`."""
 
     link: int
     at: float
@@ -189,7 +192,7 @@ class PublishingBlocked:
 
 @frozen
 class PublishingUnblocked:
-    """The broker sent connection.unblocked, or channel.flow(true)."""
+    """The broker sent `connection.unblocked` or `channel.flow(true)`."""
 
     link: int
     at: float
@@ -197,7 +200,7 @@ class PublishingUnblocked:
 
 @frozen
 class ConfirmOverdue:
-    """The oldest publish of the link has waited longer than `confirm_timeout`, blocked time not counted."""
+    """A message has waited on the link for its confirm longer than `confirm_timeout`; blocked time does not count."""
 
     link: int
     at: float
@@ -205,7 +208,7 @@ class ConfirmOverdue:
 
 @frozen
 class PublishConfirmed:
-    """The broker acked. Only sent where it changes something: breaker not clean, or link not yet proven."""
+    """The broker acked a message. The owner may leave the event out where it would change nothing in the record."""
 
     link: int
     at: float
@@ -214,7 +217,7 @@ class PublishConfirmed:
 
 @frozen
 class PublishNacked:
-    """The broker nacked."""
+    """The broker nacked a message."""
 
     link: int
     at: float

@@ -1,4 +1,4 @@
-"""What is true now: the states of the machine, finer than the five that users see (`connection_state`)."""
+"""The states of the machine: what is true now. `connection_state` maps each to one of the five states that users see."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Closed", "Closing", "Dialing", "Dropping", "GaveUp", "Idle", "Restor
 
 @frozen
 class Idle:
-    """Nothing has been asked for yet."""
+    """`run()` has not been called yet."""
 
     #: Every state has a link number; before the first link it is 0.
     link: ClassVar[int] = 0
@@ -21,23 +21,23 @@ class Idle:
 
 @frozen
 class Waiting:
-    """No link; the retry timer of link `link` (the last one tried) runs."""
+    """There is no link. The retry timer runs; `link` is the number of the last link that was tried."""
 
     link: int
 
 
 @frozen
 class Dialing:
-    """Link `link` is being opened: name resolution to confirm.select-ok."""
+    """Link `link` is being opened: from name resolution to `confirm.select-ok`."""
 
     link: int
-    #: The broker may block us in the same segment that ends the handshake, before `LinkOpened` is posted.
+    #: The broker has blocked the connection already: its frame can arrive together with the end of the handshake.
     blocked: bool = False
 
 
 @frozen
 class Restoring:
-    """The link is open; the topology is being declared on it. Publishers are not let in yet."""
+    """The link is open, and the topology is being declared on it. Nothing is published yet."""
 
     link: int
     blocked: bool = False
@@ -45,17 +45,17 @@ class Restoring:
 
 @frozen
 class Up:
-    """Publishers are let in, unless the broker has blocked them."""
+    """Messages are published, unless the broker has blocked the connection."""
 
     link: int
     blocked: bool = False
-    #: A confirm has arrived on this link, or it has been up for `stable_for`: the attempts were reset.
+    #: A confirm has arrived on this link, or the link was up for `stable_for`: the count of attempts was set to 0.
     proven: bool = False
 
 
 @frozen
 class Dropping:
-    """The link is being aborted because of `fault`; its end (`LinkLost`) is awaited before the next dial."""
+    """The link is being aborted because of `fault`. The next dial waits for its end (`LinkLost`)."""
 
     link: int
     fault: Fault
@@ -63,23 +63,23 @@ class Dropping:
 
 @frozen
 class GaveUp:
-    """The attempts are used up; only `ReconnectRequested` or `StopRequested` leave this state."""
+    """All attempts are used. Only `ReconnectRequested` or `StopRequested` ends this state."""
 
     link: int
 
 
 @frozen
 class Closing:
-    """Drained, or not asked to drain: the link is being closed; the close timer runs."""
+    """The drain is over, or there was none. The link is being closed, and the close timer runs."""
 
     link: int
-    #: The close handshake took too long; the link is being aborted.
+    #: The close handshake took longer than `close_timeout`; the link is being aborted.
     aborted: bool = False
 
 
 @frozen
 class Closed:
-    """Final: nothing leaves this state."""
+    """The end: no event changes this state."""
 
     link: int
 

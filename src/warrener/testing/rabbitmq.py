@@ -8,7 +8,7 @@ and virtual hosts.
 What must stay true:
 
 - *Nothing is left behind, whatever way the owner ends.* The broker and its epmd live in one process group. A keeper
-  (`_keeper.py`) outside of it reads a pipe that only the owner holds open; at its end, be it by `close`, by an exit in
+  (`_watchdog.py`) outside of it reads a pipe that only the owner holds open; at its end, be it by `close`, by an exit in
   the middle of everything or by SIGKILL, it kills the group and removes the folder. There is no other clean-up path.
 - *The ports stay free while the broker is down.* They are taken from below the range that the kernel gives to outgoing
   connections: a client that redials a dead port inside that range can be given the very port as its own and connect to
@@ -461,7 +461,7 @@ class PrivateRabbitMQ:
         options = ("-port", str(self._epmd_port), "-address", "127.0.0.1")
         keeper = subprocess.Popen(
             [
-                *(sys.executable, "-I", "-S", Path(__file__).with_name("_keeper.py"), self._folder),
+                *(sys.executable, "-I", "-S", Path(__file__).with_name("_watchdog.py"), self._folder),
                 *self._command(epmd, *options),
             ],
             stdin=subprocess.PIPE,
