@@ -253,9 +253,9 @@ async def test_over_tls(
     driver: Driver, endpoint: Endpoint, listener: RecordingReports, queue_name: str, authority: tuple[trustme.CA, Path]
 ) -> None:
     """A verified certificate; reading and writing at once go well, and the peer says how it is secured."""
-    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
-    secured = TLSListener(listener, _server_context(authority[0], "127.0.0.1"), standard_compatible=False)
-    port = listener.extra(SocketAttribute.local_port)
+    server = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    secured = TLSListener(server, _server_context(authority[0], "127.0.0.1"), standard_compatible=False)
+    port = server.extra(SocketAttribute.local_port)
     async with relaying(secured, endpoint.port):
         secure = Endpoint(host="127.0.0.1", port=port, tls=True, cafile=str(authority[1]))
         peer = await _publish_much(driver, secure, listener, queue_name)
@@ -773,7 +773,7 @@ async def test_a_confirm_for_an_unknown_tag_ends_the_link(driver: Driver, listen
 
 
 @pytest.mark.parametrize(
-    "bytes",
+    "octets",
     [b"\x01\x00\x00\x7f\xff\xff\xff", b"\x09\x00\x00\x00\x00\x00\x00\xce", b"\x08\x00\x01\x00\x00\x00\x00\xce",
      b"\x08\x00\x00\x00\x00\x00\x00\x00", b"\x01\x00\x00\x00\x00\x00\x04\x00\x63\x00\x63\xce"],
     ids=["over frame_max", "unknown type", "heartbeat on a channel", "no end byte", "unknown method"],

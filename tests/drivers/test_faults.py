@@ -123,7 +123,7 @@ def test_a_refused_declaration_names_what_was_declared(code: int, kind: FaultKin
 
 
 @pytest.mark.parametrize(
-    ("bytes", "hint"),
+    ("octets", "hint"),
     [(b"HTTP/1.1", "15672"), (b"\x15\x03\x03\x00\x02\x02\x28\x00", "amqps"), (b"AMQP\x00\x01\x00\x00", "0.1.0.0"),
      (b"SSH-2.0-", "port")],
 )  # fmt: skip

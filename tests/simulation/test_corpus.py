@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
-from tests.simulation import corpus, reach, schedule
+from tests.simulation import corpus, coverage, schedule
 from tests.simulation.__main__ import main, run_corpus
 from tests.simulation.checks import Evidence, Finding
 from tests.simulation.corpus import Summary, figures, run_seed, shrink, smoke, subset
@@ -131,15 +131,15 @@ def test_a_failing_seed_is_printed_with_the_way_to_see_it_again(
 
 def test_every_row_of_the_matrix_is_in_the_table() -> None:
     """Rows 1 to 55 once each, and the six sequences; each is met, tested or excluded, five excluded at most."""
-    names = [row.name for row in reach.ROWS]
+    names = [row.name for row in coverage.ROWS]
 
     assert [str(number) for number in range(1, 56)] == names[:55]
     assert ["F3", "F4", "F7", "I30", "F11", "R11"] == names[55:]
-    assert all(row.met is not None or row.tests or row.excluded for row in reach.ROWS)
-    assert len([row for row in reach.ROWS if row.excluded]) <= reach.MOST_EXCLUSIONS
+    assert all(row.met is not None or row.tests or row.excluded for row in coverage.ROWS)
+    assert len([row for row in coverage.ROWS if row.excluded]) <= coverage.MOST_EXCLUSIONS
 
 
-@pytest.mark.parametrize("test", sorted({test for row in reach.ROWS for test in row.tests}))
+@pytest.mark.parametrize("test", sorted({test for row in coverage.ROWS for test in row.tests}))
 def test_a_test_that_reaches_a_row_exists(test: str) -> None:
     """Each test that the table names is there."""
     path, name = test.split("::")
@@ -150,9 +150,9 @@ def test_a_test_that_reaches_a_row_exists(test: str) -> None:
 
 def test_a_row_that_is_never_met_is_missing() -> None:
     """The table says NEVER, and the names of what is missing are those that runs have to meet."""
-    lines, missing = reach.table({"1": 3}, 10)
+    lines, missing = coverage.table({"1": 3}, 10)
 
-    assert {row.name for row in reach.ROWS if row.met is not None} - {"1"} == set(missing)
+    assert {row.name for row in coverage.ROWS if row.met is not None} - {"1"} == set(missing)
     assert "3 of 10 seeds" in lines[0]
     assert "NEVER" in lines[1]
 

@@ -122,7 +122,7 @@ class Trace:
         self.links: dict[int, LinkTask] = {}
         #: When the broker closed a channel, by link and channel, and with which code.
         self.channel_ends: dict[tuple[int, int], tuple[float, int | None]] = {}
-        #: What was seen on the way, by name; `reach` turns these into rows.
+        #: What was seen on the way, by name; `coverage` turns these into rows.
         self.seen: set[str] = set()
 
     def note(self, what: str) -> None:

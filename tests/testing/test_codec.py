@@ -37,7 +37,7 @@ def test_decodes_what_is_legal() -> None:
     assert (3, "m", payload(CONTENT)[12:]) == (content.body_size, content.properties.message_id, content.raw_properties)
 
 
-@pytest.mark.parametrize("bytes", [DECLARE, CONTENT])
+@pytest.mark.parametrize("octets", [DECLARE, CONTENT])
 def test_every_truncation_and_every_octet_more_is_illegal(octets: bytes) -> None:
     """pamqp itself takes both in silence."""
     whole = payload(octets)
@@ -51,7 +51,7 @@ def test_every_truncation_and_every_octet_more_is_illegal(octets: bytes) -> None
 
 
 @pytest.mark.parametrize(
-    ("bytes", "code"),
+    ("octets", "code"),
     [
         (b"\x04", 501),  # no such type of frame
         (b"\x08\x00\x01\x00\x00\x00\x00\xce", 501),  # a heartbeat that is not on channel 0

@@ -213,7 +213,7 @@ def _argument(argument_type: str, value: Any, name: str) -> bytes:
             return long_string(value.encode() if isinstance(value, str) else value or b"")
         case "table":
             return table(value, name=name)
-        case "byte":
+        case "octet":
             return _OCTET.pack(value or 0)
         case "short":
             return _SHORT.pack(value or 0)
@@ -364,7 +364,7 @@ def _read_argument(cursor: _Cursor, argument_type: str) -> Any:
             return cursor.long_octets().decode(errors="backslashreplace")
         case "table":
             return cursor.table()
-        case "byte":
+        case "octet":
             return cursor.unpack(_OCTET)
         case "short":
             return cursor.unpack(_SHORT)

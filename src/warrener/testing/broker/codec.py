@@ -119,20 +119,22 @@ class Framer:
         residue = self._residue
         if len(residue) < 7:
             if residue and residue[0] not in (METHOD, HEADER, BODY, HEARTBEAT):
-                raise IllegalOctets(501, f"type {residue[0]}, all bytes = <<>>: unknown_frame")
+                raise IllegalOctets(501, f"type {residue[0]}, all octets = <<>>: unknown_frame")
             return None
         kind, channel, size = struct.unpack_from(">BHI", residue)
         if kind not in (METHOD, HEADER, BODY, HEARTBEAT):
-            raise IllegalOctets(501, f"type {kind}, all bytes = <<>>: unknown_frame")
+            raise IllegalOctets(501, f"type {kind}, all octets = <<>>: unknown_frame")
         if self.frame_max and size + OVERHEAD > self.frame_max:
             limit = self.frame_max - OVERHEAD
-            raise IllegalOctets(501, f"type {kind}, all bytes = <<>>: {{frame_too_large,{size},{limit}}}")
+            raise IllegalOctets(501, f"type {kind}, all octets = <<>>: {{frame_too_large,{size},{limit}}}")
         if kind == HEARTBEAT and (channel or size):
             raise IllegalOctets(501, f"heartbeat frame on channel {channel} with {size} bytes")
         if len(residue) < size + OVERHEAD:
             return None
         if residue[size + 7] != FRAME_END:
-            raise IllegalOctets(501, f"type {kind}, all bytes = <<>>: {{invalid_frame_end_marker,{residue[size + 7]}}}")
+            raise IllegalOctets(
+                501, f"type {kind}, all octets = <<>>: {{invalid_frame_end_marker,{residue[size + 7]}}}"
+            )
         payload = bytes(residue[7 : size + 7])
         del residue[: size + OVERHEAD]
         return RawFrame(kind, channel, payload)
@@ -230,7 +232,7 @@ _NUMBERS = {
     b"f": ("float", "f"),
     b"d": ("double", "d"),
 }
-_FIXED = {"byte": 1, "short": 2, "long": 4, "longlong": 8, "timestamp": 8}
+_FIXED = {"octet": 1, "short": 2, "long": 4, "longlong": 8, "timestamp": 8}
 
 _METHODS: dict[int, type[base.Frame]] = dict(commands.INDEX_MAPPING)
 
@@ -344,7 +346,7 @@ def encode_method(channel: int, name: str, /, **fields: common.FieldValue) -> by
 
 
 _EMPTY: dict[str, common.FieldValue] = {
-    "byte": 0, "short": 0, "long": 0, "longlong": 0, "shortstr": "", "longstr": "", "table": {}, "timestamp": 0,
+    "octet": 0, "short": 0, "long": 0, "longlong": 0, "shortstr": "", "longstr": "", "table": {}, "timestamp": 0,
 }  # fmt: skip
 
 
