@@ -177,14 +177,15 @@ def gather(want: Want, reader: Reader) -> Gathered:
 
     scan = scanning()
     rows, unfinished_here = choose(scan, oldest, picked)
-    more = seen == want.scan or next(scan, None) is not None
+    judged_to = scanned_to  # the next line goes on behind a row that was not judged
+    more = next(scan, None) is not None or seen == want.scan
     picked += rows
     unfinished |= unfinished_here
     if more:
         rows, unfinished_here = choose(reader.newest(want.rows // 8), want, picked)
         picked += rows
         unfinished |= unfinished_here
-    return Gathered(tuple(picked), scanned_to, more, unfinished)
+    return Gathered(tuple(picked), judged_to, more, unfinished)
 
 
 # --- what becomes of a row ----------------------------------------------------------------------------------------

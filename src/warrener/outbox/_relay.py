@@ -125,6 +125,8 @@ class Relay:
         self._retry_at = -math.inf
         self._call_began: float | None = None
         self._count_at = -math.inf
+        #: Whether something was written since the rows were counted.
+        self._uncounted = True
         self._counts: OutboxStatus | None = None
         self._last_confirm: datetime | None = None
         self._report_age = _OLD_BACKLOG
@@ -249,9 +251,7 @@ class Relay:
         while True:
             now = clock()
             self._follow_link(now)
-            if self._down_since is None and not self._stopping:
-                for run in self._window.runs(now):
-                    tasks.start_soon(self._publish, run)
+            self._start_runs(tasks)
             work, pending = self._next_work(now)
             if work is not None:
                 await self._do(work, pending, now)
@@ -261,6 +261,12 @@ class Relay:
                 return  # the store is away: `_finish` tries once more
             else:
                 await self._nap(now)
+
+    def _start_runs(self, tasks: anyio.abc.TaskGroup) -> None:
+        assert self._backend is not None
+        if self._down_since is None and not self._stopping:
+            for run in self._window.runs(self._backend.clock()):
+                tasks.start_soon(self._publish, run, tasks)
 
     def _follow_link(self, now: float) -> None:
         status = self._producer.status()
@@ -288,7 +294,7 @@ class Relay:
                 settlement=self._window.orders() if self._window.has_orders else Settlement(),
                 renew=now >= self._renew_at and len(self._window) > 0,
                 want=want,
-                count=now >= self._count_at,
+                count=now >= self._count_due() or self._flush_due,
                 flushed_to=min((position for position, _ in self._flush_waiters), default=None)
                 if self._flush_due
                 else None,
@@ -326,6 +332,7 @@ class Relay:
         for one, answer in zip(pending, done.stored, strict=True):
             self._answer(one, answer)
             self._rows_may_wait = True
+        self._uncounted = self._uncounted or bool(pending or work.settlement or done.claimed.rows)
         self._apply(work, done, began)
 
     def _apply(self, work: Work, done: Done, began: float) -> None:
@@ -363,8 +370,9 @@ class Relay:
     def _count_taken(self, counts: OutboxStatus, began: float) -> None:
         assert self._backend is not None
         now = self._backend.clock()
-        # Counting a large outbox takes long: never more than a tenth of the time.
-        self._count_at = now + max(1.0, 10 * (now - began))
+        # Counting a large outbox takes long: never more than a twentieth of the time.
+        self._count_at = now + max(0.1, 20 * (now - began))
+        self._uncounted = False
         self._counts = counts
         age = counts.oldest_age or 0.0
         if age < _OLD_BACKLOG:
@@ -375,6 +383,10 @@ class Relay:
                 "%s: the oldest of %d rows in the outbox has waited %.0f s for its confirm",
                 self._producer.name, counts.backlog, age,
             )  # fmt: skip
+
+    def _count_due(self) -> float:
+        """When to count next: other processes write as well, so also where this one wrote nothing."""
+        return self._count_at + (0.0 if self._uncounted else 1.0)
 
     def _report(self, settlement: Settlement) -> None:
         if settlement.confirmed:
@@ -399,7 +411,7 @@ class Relay:
         due = min(
             self._window.wakes_at(),
             self._renew_at if len(self._window) else math.inf,
-            self._count_at,
+            self._count_due(),
             math.inf if self._down_since is None else self._down_since + _GIVE_BACK_AFTER,
         )
         if due <= now:
@@ -412,7 +424,7 @@ class Relay:
 
     # --- tasks beside it --------------------------------------------------------------------------------------------
 
-    async def _publish(self, run: Run) -> None:
+    async def _publish(self, run: Run, tasks: anyio.abc.TaskGroup) -> None:
         messages = [_message(flagged, row.message, row.possible_duplicate) for row in run.rows]
         outcomes: Sequence[Receipt | PublishError]
         try:
@@ -421,6 +433,8 @@ class Relay:
             outcomes = [error] * len(messages)
         assert self._backend is not None
         self._window.landed(run, outcomes, self._backend.clock())
+        # The coordinator may be waiting for the disk; the next rows of these keys need not wait for it.
+        self._start_runs(tasks)
         self._wake()
 
     async def _watch_link(self) -> None:
