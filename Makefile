@@ -1,135 +1,177 @@
-# Each target does its own set-up: a virtual environment with the locked packages, and RabbitMQ where it is needed.
-# The scripts say how; what is there already is not touched.
+# Each target does its own set-up: the part of the virtual environment that it needs, and RabbitMQ where it needs one.
+# The scripts say how; what is there already is not touched, and nothing outside of this folder and the user's cache is.
 
 VENV := .venv
 BIN := $(VENV)/bin
-ENVIRONMENT := $(VENV)/.installed
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/warrener
+RABBITMQ4 := $(CACHE)/rabbitmq4
+REPORTS := build/tests
 PYTEST := $(BIN)/python -m pytest -q
-TESTS := $(BIN)/python scripts/run_tests.py
-# Made once and shared by all checkouts; root's own, so `make clean` leaves it alone.
-RABBITMQ4 := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/warrener/rabbitmq4
+#: The locked packages of these groups of pyproject.toml, in $(VENV).
+NEEDS = @scripts/venv.sh $(VENV)
+#: The output of each target in one piece, where this make can do that.
+APART := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
+# The programs that the scripts unpacked, after the machine's own.
+export PATH := $(PATH):$(CACHE)/bin:$(CACHE)/rabbitmq/usr/lib/rabbitmq/bin:$(CACHE)/rabbitmq/usr/lib/erlang/bin
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 
-# --- what to run -----------------------------------------------------------------------------------------------------
+# --- to try it out ---------------------------------------------------------------------------------------------------
 
 .PHONY: demo
-demo: $(ENVIRONMENT) $(if $(filter embedded,$(BROKER)),,rabbitmq) ## publish through a broker that is killed, and account for every message (BROKER=embedded: without RabbitMQ)
-	@$(BIN)/warrener demo $(if $(filter embedded,$(BROKER)),--embedded)
+demo: ## publish through a broker that is killed, and account for every message (BROKER=embedded: without RabbitMQ)
+	$(NEEDS) run
+ifeq ($(BROKER),embedded)
+	@echo "Broker: the embedded one, as asked"
+	@$(BIN)/warrener demo --embedded
+else
+	@scripts/rabbitmq.sh --which && embedded= || embedded=--embedded; $(BIN)/warrener demo $$embedded
+endif
 
 .PHONY: serve
-serve: $(ENVIRONMENT) rabbitmq ## a private RabbitMQ and the ML producer service, to try with curl; BIND=host:port
+serve: ## a private RabbitMQ and the ML producer service, to try with curl; BIND=host:port
+	$(NEEDS) run serve
+	@scripts/rabbitmq.sh
 	@$(BIN)/python scripts/serve.py $(if $(BIND),--bind $(BIND))
 
-.PHONY: test
-test: lint types layers ## everything below, then all tests but the very long ones, against a real RabbitMQ too
-	@$(MAKE) rabbitmq graphviz
-	@$(MAKE) fuzz SECONDS=60
-	@$(MAKE) simulation
-	@$(TESTS)
+# --- the loop --------------------------------------------------------------------------------------------------------
 
-.PHONY: test-pure
-test-pure: $(ENVIRONMENT) ## only the tests that need no broker
-	@$(PYTEST) -n 2 -m "not full and not broker"
+.PHONY: check
+check: ## lint, types, layers, and the tests that need no broker with few examples; a minute
+	$(NEEDS) run test check
+	@rm -rf $(REPORTS)
+	@$(MAKE) -j2 -k $(APART) _pure lint types layers DEPTH=check PROFILE=quick; $(BIN)/python scripts/count_tests.py $$? $(REPORTS)
+
+.PHONY: test
+test: ## all tests but the very long ones, against a real RabbitMQ too, 20 s of fuzzing and 500 seeds; five minutes
+	$(NEEDS) run test check
+	@scripts/rabbitmq.sh
+	@rm -rf $(REPORTS)
+	@$(MAKE) -j3 -k $(APART) _pure _broker types lint layers fuzz simulation SECONDS=20 SEEDS=500; $(BIN)/python scripts/count_tests.py $$? $(REPORTS)
 
 .PHONY: test-full
-test-full: lint types layers ## all tests, with three times the examples of CI, and the mutation tests of the core
-	@$(MAKE) rabbitmq graphviz chromium
-	@HYPOTHESIS_PROFILE=full $(TESTS) --full
-	@$(MAKE) planted-bugs
-	@$(MAKE) mutation
+test-full: ## everything: all copies, 1,000 examples, 2,000 seeds, 5 minutes of fuzzing, planted bugs, mutants, the operations kit
+	$(NEEDS) run test check docs deep
+	@scripts/rabbitmq.sh
+	@scripts/program.sh chromium || echo "Going on without Chromium: the tests of the status page are skipped." >&2
+	@scripts/program.sh promtool || echo "Going on without promtool: the alerts' tests are skipped." >&2
+	@rm -rf $(REPORTS)
+	@status=0; \
+	$(MAKE) -j3 -k $(APART) _pure _broker types lint layers fuzz DEPTH=full PROFILE=full SECONDS=300 || status=1; \
+	$(MAKE) -k simulation planted-bugs mutation || status=1; \
+	$(BIN)/python scripts/count_tests.py $$status $(REPORTS)
 
-.PHONY: test-rabbit4
-test-rabbit4: $(ENVIRONMENT) rabbitmq4 ## the drivers and the embedded broker against RabbitMQ 4, from a Debian 13 in a folder (needs root)
-	@$(PYTEST) --rabbitmq $(RABBITMQ4) tests/drivers/test_conformance.py tests/testing/test_against_rabbitmq.py tests/testing/test_rabbitmq.py
+# What a test is marked with decides where it runs; see CONTRIBUTING.md.
+DEPTH := test
+SELECT_check := not full and not slow
+SELECT_test := not full
+SELECT_full := slow or not slow
 
-.PHONY: conformance
-conformance: $(ENVIRONMENT) rabbitmq rabbitmq4 ## the drivers on this machine's RabbitMQ, on RabbitMQ 4 and on the embedded broker, as one matrix
-	@$(PYTEST) --rabbitmq here --rabbitmq $(RABBITMQ4) tests/drivers/test_conformance.py tests/testing/test_drivers_on_embedded.py
+.PHONY: _pure
+_pure:
+	@$(if $(PROFILE),HYPOTHESIS_PROFILE=$(PROFILE)) $(PYTEST) -n 2 -m "not broker and ($(SELECT_$(DEPTH)))" --junit-xml=$(REPORTS)/pure.xml
 
-.PHONY: mutation
-mutation: $(ENVIRONMENT) graphviz ## plant small bugs in the pure core, and see that its tests notice (some twenty minutes)
-	@$(BIN)/python scripts/mutation.py
-
-.PHONY: simulation
-simulation: SEEDS ?= 2000
-simulation: $(ENVIRONMENT) ## simulate years of outages in virtual time, and judge every promise (SEEDS=2000; some two minutes on two processors)
-	@$(BIN)/python -m tests.simulation --seeds $(SEEDS)
-
-.PHONY: soak
-soak: SEEDS ?= 20000
-soak: FIRST ?= 100000
-soak: $(ENVIRONMENT) ## the same with as many seeds as asked (SEEDS=20000), and others (FIRST=100000)
-	@nice $(BIN)/python -m tests.simulation --seeds $(SEEDS) --first $(FIRST)
-
-.PHONY: planted-bugs
-planted-bugs: $(ENVIRONMENT) ## plant known bugs of other clients, and see that the simulation catches each
-	@$(BIN)/python scripts/planted_bugs.py
+# One test after another, on one private RabbitMQ that they share.
+.PHONY: _broker
+_broker:
+	@$(if $(PROFILE),HYPOTHESIS_PROFILE=$(PROFILE)) $(PYTEST) -m "broker and ($(SELECT_$(DEPTH)))" --junit-xml=$(REPORTS)/broker.xml
 
 .PHONY: lint
-lint: $(ENVIRONMENT) ## ruff: rules and format
+lint: ## ruff: rules and format
+	$(NEEDS) check
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --quiet --check .
 
 .PHONY: types
-types: $(ENVIRONMENT) ## mypy and pyright, both strict
+types: ## mypy and pyright, both strict
+	$(NEEDS) test check
 	@$(BIN)/mypy --no-error-summary
 	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
 
 .PHONY: layers
-layers: $(ENVIRONMENT) ## import-linter: who may know whom
+layers: ## import-linter: who may know whom
+	$(NEEDS) check
 	@$(BIN)/lint-imports --no-logo >$(VENV)/layers.log || { cat $(VENV)/layers.log; exit 1; }
 
 .PHONY: format
-format: $(ENVIRONMENT) ## let ruff format and repair what it can
+format: ## let ruff format and repair what it can
+	$(NEEDS) check
 	@$(BIN)/ruff format --quiet .
 	@$(BIN)/ruff check --fix .
 
-.PHONY: bench
-bench: $(ENVIRONMENT) rabbitmq ## measure against the peers; table, JSON, plots (QUICK=1: 3 minutes; PIN=1: broker and clients on CPUs of their own; DOCUMENT=1: into docs/performance.md)
-	@$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(if $(PIN),--pin) $(if $(DOCUMENT),--document)
+.PHONY: test-pythons
+test-pythons: ## the tests of `make test` on each Python from 3.11 to 3.14 that this machine has (uv or pyenv)
+	@scripts/pythons.sh
+
+.PHONY: test-rabbit4
+test-rabbit4: rabbitmq4 ## the drivers and the embedded broker against RabbitMQ 4, from a Debian 13 in a folder (needs root)
+	$(NEEDS) run test
+	@$(PYTEST) --rabbitmq $(RABBITMQ4) tests/drivers/test_conformance.py tests/testing/test_against_rabbitmq.py tests/testing/test_rabbitmq.py
+
+.PHONY: conformance
+conformance: rabbitmq4 ## the drivers on this machine's RabbitMQ, on RabbitMQ 4 and on the embedded broker, as one matrix
+	$(NEEDS) run test
+	@scripts/rabbitmq.sh
+	@$(PYTEST) --rabbitmq here --rabbitmq $(RABBITMQ4) tests/drivers/test_conformance.py tests/testing/test_drivers_on_embedded.py
+
+# --- what runs as long as asked --------------------------------------------------------------------------------------
 
 .PHONY: fuzz
 fuzz: SECONDS ?= 1800
-fuzz: $(ENVIRONMENT) ## throw octets at warrener.wire, guided by coverage (SECONDS=1800; `make test` has a minute of it)
+fuzz: ## throw bytes at what takes them from outside, guided by coverage (SECONDS=1800, divided among the targets)
+	$(NEEDS) run test
 	@$(BIN)/python tests/fuzz/wire.py --seconds $(SECONDS)
 
+.PHONY: simulation
+simulation: SEEDS ?= 2000
+simulation: FIRST ?= 0
+simulation: ## simulate years of outages in virtual time, and judge every promise (SEEDS=2000 FIRST=0)
+	$(NEEDS) run test
+	@$(BIN)/python -m tests.simulation --seeds $(SEEDS) --first $(FIRST)
+
+.PHONY: planted-bugs
+planted-bugs: ## plant known bugs of other clients, and see that the simulation catches each
+	$(NEEDS) run test
+	@$(BIN)/python scripts/planted_bugs.py
+
+.PHONY: mutation
+mutation: ## plant small bugs in the pure core, and see that its tests notice (some twenty minutes)
+	$(NEEDS) run test deep
+	@$(BIN)/python scripts/mutation.py
+
+.PHONY: bench
+bench: ## measure against the peers; table, JSON, plots (QUICK=1: 3 minutes; PIN=1: broker and clients on CPUs of their own; DOCUMENT=1: into docs/performance.md)
+	$(NEEDS) run test bench
+	@scripts/rabbitmq.sh
+	@$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(if $(PIN),--pin) $(if $(DOCUMENT),--document)
+
+# --- around it -------------------------------------------------------------------------------------------------------
+
 .PHONY: docs
-docs: $(ENVIRONMENT) ## the pages as HTML, in docs/_build
+docs: ## the pages as HTML, in docs/_build
+	$(NEEDS) run test docs
 	@$(BIN)/python -m sphinx -q -n -W --keep-going -b html docs docs/_build && echo "docs/_build/index.html"
 
+.PHONY: news
+news: ## what the fragments in newsfragments/ will add to CHANGELOG.md
+	$(NEEDS) docs
+	@$(BIN)/towncrier build --draft --version Unreleased
+
 .PHONY: lock
-lock: $(ENVIRONMENT) ## write requirements-dev.lock anew from pyproject.toml
+lock: ## write requirements-dev.lock anew from pyproject.toml
+	$(NEEDS) run
 	@$(BIN)/python -m pip install --quiet uv
 	@scripts/lock.sh $(BIN)/uv requirements-dev.lock
 
 .PHONY: clean
-clean: ## remove the environment and all caches
-	@rm -rf $(VENV) build dist .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+clean: ## remove the environment and all caches of this folder; what was unpacked is in $(CACHE)
+	@rm -rf $(VENV) $(VENV).lock build dist .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 
 .PHONY: help
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r target does; do printf '  make %-12s %s\n' "$$target" "$$does"; done
 
-# --- set-up ----------------------------------------------------------------------------------------------------------
-
-$(ENVIRONMENT): pyproject.toml requirements-dev.lock scripts/venv.sh
-	@scripts/venv.sh $(VENV)
-	@touch $@
-
-.PHONY: rabbitmq
-rabbitmq:
-	@scripts/rabbitmq.sh
-
 .PHONY: rabbitmq4
 rabbitmq4:
 	@scripts/rabbitmq4.sh $(RABBITMQ4)
-
-.PHONY: graphviz
-graphviz:
-	@scripts/graphviz.sh
-
-.PHONY: chromium
-chromium:
-	@scripts/chromium.sh

@@ -15,9 +15,21 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.raw import shake_hands
-from benchmarks.report import ASYNCIO, TRIO, as_json, comparison, document, one_at_a_time, targets
+from benchmarks.report import ASYNCIO, TRIO, as_json, comparisons, document, one_at_a_time, targets
 from benchmarks.report import machine as describe
-from benchmarks.runner import ALONE, AMQPLIB, LIMIT, LINEUP, ROOT, Runner, Series, Sweep, install_node_peers, missing
+from benchmarks.runner import (
+    ALONE,
+    AMQPLIB,
+    GUARANTEES,
+    LIMIT,
+    LINEUP,
+    ROOT,
+    Runner,
+    Series,
+    Sweep,
+    install_node_peers,
+    missing,
+)
 from warrener.testing.rabbitmq import PrivateRabbitMQ, RabbitMQMissing
 from warrener.topology import Queue
 
@@ -105,15 +117,32 @@ def _measure(runner: Runner, names: list[str], options: argparse.Namespace, abou
         until=began + (60 if quick else 360),
         progress=progress,
     )
+    bare: dict[str, Series] = {}
+    guarantees: dict[str, Series] = {}
     singles: dict[str, Series] = {}
     alone: dict[str, Any] = {}
     sweep: Sweep = {}
     if not options.only:
+        bare = runner.compare(
+            clients,
+            rounds=1 if quick else 3,
+            count=options.count or (4_000 if quick else 15_000),
+            until=began + (90 if quick else 540),
+            progress=lambda text: progress(f"bare: {text}"),
+            equal=False,
+        )
+        guarantees = runner.compare(
+            GUARANTEES,
+            rounds=1 if quick else 5,
+            count=options.count or (4_000 if quick else 20_000),
+            until=began + (110 if quick else 640),
+            progress=lambda text: progress(f"guarantees: {text}"),
+        )
         singles = runner.compare(
             [name for name in (LIMIT, TRIO, ASYNCIO, AMQPLIB) if name in clients],
             rounds=2 if quick else 5,
             count=300 if quick else 1_000,
-            until=began + (80 if quick else 420),
+            until=began + (125 if quick else 720),
             progress=lambda text: progress(f"one at a time: {text}"),
             in_flight=1,
         )
@@ -122,14 +151,14 @@ def _measure(runner: Runner, names: list[str], options: argparse.Namespace, abou
             if found is not None:
                 alone[measure] = found
                 progress(f"{measure}: {', '.join(f'{key} {value:.4g}' for key, value in found.items())}")
-        sweep = runner.sweep(_sweeps(quick=quick), until=began + (150 if quick else 780), progress=progress)
-    return as_json(about, clients, singles, sweep, alone)
+        sweep = runner.sweep(_sweeps(quick=quick), until=began + (190 if quick else 1080), progress=progress)
+    return as_json(about, clients, bare, guarantees, singles, sweep, alone)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run; never fails because of a figure, a missing peer or a missing broker."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="about three minutes in place of about fifteen")
+    parser.add_argument("--quick", action="store_true", help="about four minutes in place of about twenty")
     parser.add_argument("--only", metavar="CLIENTS", help="the comparison alone, of these clients, joined by ';'")
     parser.add_argument("--rounds", type=int, help="how often each client runs, at most")
     parser.add_argument("--count", type=int, help="confirmed messages of the fast clients in a round")
@@ -159,7 +188,7 @@ def main(arguments: list[str] | None = None) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     written = options.out / "results.json"
     written.write_text(json.dumps(results, indent=1) + "\n")
-    parts = (describe(results), comparison(results), one_at_a_time(results), targets(results))
+    parts = (describe(results), *comparisons(results), one_at_a_time(results), targets(results))
     print("\n" + "\n\n".join(parts))
     try:
         from benchmarks.plots import draw

@@ -6,6 +6,14 @@ const WITNESSES = 16;
 const [name, argument] = process.argv.slice(2);
 const load = JSON.parse(argument);
 const body = Buffer.alloc(load.size);
+let messages = 0;
+// Equal work: mandatory, and a message_id of 32 characters that no other message has.
+const options = load.equal
+  ? () => ({ persistent: true, mandatory: true, messageId: (messages += 1).toString(16).padStart(32, "0") })
+  : () => ({ persistent: true });
+const unexpectedReturn = () => {
+  throw new Error("the broker returned a message");
+};
 const meter = { confirmed: 0, nextMark: load.warm_up, began: null, took: null, latencies: [] };
 
 const instant = () => {
@@ -42,19 +50,20 @@ const clients = {
   amqplib: async () => {
     const connection = await require("amqplib").connect(load.url);
     const channel = await connection.createConfirmChannel();
+    channel.on("return", unexpectedReturn);
     await all(
       () =>
         new Promise((resolve, reject) =>
-          channel.sendToQueue(load.queue, body, { persistent: true }, (error) => (error ? reject(error) : resolve())),
+          channel.sendToQueue(load.queue, body, options(), (error) => (error ? reject(error) : resolve())),
         ),
     );
     await connection.close();
   },
   "amqp-connection-manager": async () => {
     const connection = require("amqp-connection-manager").connect([load.url]);
-    const channel = connection.createChannel();
+    const channel = connection.createChannel({ setup: (channel) => channel.on("return", unexpectedReturn) });
     await channel.waitForConnect();
-    await all(() => channel.sendToQueue(load.queue, body, { persistent: true }));
+    await all(() => channel.sendToQueue(load.queue, body, options()));
     await connection.close();
   },
 };

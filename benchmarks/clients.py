@@ -1,24 +1,27 @@
 """Every client in Python: ``python -m benchmarks.clients NAME LOAD`` runs one and writes what it measured.
 
-Each is used as its documentation says, with persistent messages and publisher confirms, and each message's confirm is
-awaited by whoever published it. Beyond that everything is at its default.
+Each is used as its documentation says, with persistent messages and publisher confirms, and the task that published a message
+awaits its confirm. `Load.equal` adds the same work for each of the pipelining clients (benchmarks/load.py); the rest is at its
+default.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
 import anyio
 import trio
 
-from benchmarks.load import WITNESSES, Load, Meter, say
-from benchmarks.raw import blast
+from benchmarks.load import WITNESSES, Load, Meter, message_ids, say, unexpected_return
+from benchmarks.raw import blast, frames_with
 
 Publish = Callable[[], Awaitable[object]]
 
@@ -49,7 +52,9 @@ def _warrener_settings(load: Load) -> dict[str, Any]:
     return {"max_in_flight": max(10_000, load.in_flight), "max_buffered": max(10_000, load.in_flight)}
 
 
-def _warrener(backend: str, driver: str, **options: Any) -> Callable[[Load], Meter]:
+def _warrener(
+    backend: str, driver: str, fields: Mapping[str, Any] = MappingProxyType({}), **options: Any
+) -> Callable[[Load], Meter]:
     def client(load: Load) -> Meter:
         from warrener import open_producer
 
@@ -58,7 +63,7 @@ def _warrener(backend: str, driver: str, **options: Any) -> Callable[[Load], Met
         async def main() -> None:
             async with open_producer(load.url, driver=driver, **_warrener_settings(load)) as producer:
                 await producer.wait_connected(60)
-                publish = partial(producer.publish, body, routing_key=load.queue)
+                publish = partial(producer.publish, body, routing_key=load.queue, **{"mandatory": load.equal, **fields})
                 async with anyio.create_task_group() as tasks:
                     for number in range(load.in_flight):
                         tasks.start_soon(_role(number), publish, meter)
@@ -77,7 +82,7 @@ def _warrener_many(load: Load) -> Meter:
 
     async def batches(producer: Any) -> None:
         while not meter.done:
-            messages = (Message(body, routing_key=load.queue) for _ in range(load.in_flight // 2))
+            messages = (Message(body, routing_key=load.queue, mandatory=load.equal) for _ in range(load.in_flight // 2))
             receipts = await producer.publish_many(messages)
             assert all(type(receipt) is Receipt for receipt in receipts)
             meter.confirm(len(receipts))
@@ -106,14 +111,19 @@ def _aiormq(load: Load) -> Meter:
     import aiormq
 
     body = bytes(load.size)
-    properties = aiormq.spec.Basic.Properties(delivery_mode=2)
+    bare = aiormq.spec.Basic.Properties(delivery_mode=2)
+    ids = message_ids()
 
     async def main() -> Meter:
         connection = await aiormq.connect(load.url)
         channel = await connection.channel(publisher_confirms=True)
-        meter = await _on_asyncio(
-            load, lambda: channel.basic_publish(body, routing_key=load.queue, properties=properties)
-        )
+        channel.on_return_callbacks.add(unexpected_return)
+
+        def publish() -> Awaitable[object]:
+            properties = aiormq.spec.Basic.Properties(delivery_mode=2, message_id=next(ids)) if load.equal else bare
+            return channel.basic_publish(body, routing_key=load.queue, properties=properties, mandatory=load.equal)
+
+        meter = await _on_asyncio(load, publish)
         await connection.close()
         return meter
 
@@ -129,13 +139,19 @@ def _aio_pika(load: Load) -> Meter:
         connection = await aio_pika.connect_robust(load.url)
         async with connection:
             channel = await connection.channel(publisher_confirms=True)
+            channel.return_callbacks.add(unexpected_return)
             exchange = channel.default_exchange
-            return await _on_asyncio(
-                load,
-                lambda: exchange.publish(
-                    aio_pika.Message(body, delivery_mode=aio_pika.DeliveryMode.PERSISTENT), routing_key=load.queue
-                ),
-            )
+            ids = message_ids()
+
+            def publish() -> Awaitable[object]:
+                message = aio_pika.Message(
+                    body,
+                    delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+                    message_id=next(ids) if load.equal else None,
+                )
+                return exchange.publish(message, routing_key=load.queue, mandatory=load.equal)
+
+            return await _on_asyncio(load, publish)
 
     return asyncio.run(main())
 
@@ -148,7 +164,8 @@ def _pika_select(load: Load) -> Meter:
     import pika
 
     meter, body = Meter(load), bytes(load.size)
-    properties = pika.BasicProperties(delivery_mode=2)
+    bare = pika.BasicProperties(delivery_mode=2)
+    ids = message_ids()
     outstanding: dict[int, float] = {}
     last_tag = 0
 
@@ -170,13 +187,15 @@ def _pika_select(load: Load) -> Meter:
         while not meter.done and len(outstanding) < load.in_flight:
             last_tag += 1
             outstanding[last_tag] = time.perf_counter() if last_tag % load.in_flight < WITNESSES else 0.0
-            channel.basic_publish("", load.queue, body, properties)
+            properties = pika.BasicProperties(delivery_mode=2, message_id=next(ids)) if load.equal else bare
+            channel.basic_publish("", load.queue, body, properties, mandatory=load.equal)
         if meter.done and not outstanding:
             connection.close()
 
     def on_channel(opened: Any) -> None:
         nonlocal channel
         channel = opened
+        channel.add_on_return_callback(unexpected_return)
         channel.confirm_delivery(on_confirm, callback=lambda _frame: fill())
 
     channel: Any = None
@@ -249,6 +268,14 @@ CLIENTS: dict[str, Callable[[Load], Meter]] = {
     "pika BlockingConnection": _pika_blocking,
     "kombu": _kombu,
     "amqpstorm": _amqpstorm,
+    # What one guarantee costs: each line is the one above it and one thing more, or the library with one thing less.
+    "raw frames: persistent": frames_with(),
+    "raw frames: + mandatory": frames_with(mandatory=True),
+    "raw frames: + message_id": frames_with(mandatory=True, message_id=True),
+    "raw frames: + return token": frames_with(mandatory=True, message_id=True, token=True),
+    "warrener, Trio: not mandatory": _warrener("trio", "native", {"mandatory": False}),
+    "warrener, Trio: return token": _warrener("trio", "native", {"message_id": "of the caller"}),
+    "warrener, Trio: no deadline": _warrener("trio", "native", {"timeout": math.inf}),
 }
 
 

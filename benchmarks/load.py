@@ -3,6 +3,10 @@
 A client keeps `in_flight` messages unconfirmed, `warm_up` confirms long uncounted, then `count` counted: the meter runs
 in the steady state only, so neither the connecting nor the starting of 500 tasks is part of a figure. A client that can
 have only one message in flight ignores `in_flight`.
+
+A load is *equal* or *bare*. Equal: each client asks the broker for the same work and listens to the same answers: persistent,
+mandatory, a message_id of 32 characters that no other message has, and a handler for returned messages. Bare: persistent and
+confirmed, nothing else; warrener still sends its message_id, which cannot be turned off.
 """
 
 from __future__ import annotations
@@ -11,6 +15,8 @@ import json
 import resource
 import sys
 import time
+from collections.abc import Iterator
+from itertools import count
 
 from attrs import asdict, define, field, frozen
 
@@ -28,10 +34,22 @@ class Load:
     warm_up: int
     in_flight: int = 500
     size: int = 256
+    #: Whether each message is mandatory and has a message_id; see the module's text.
+    equal: bool = True
 
     def to_json(self) -> str:
         """Return the load as the one argument of a client."""
         return json.dumps(asdict(self))
+
+
+def message_ids() -> Iterator[str]:
+    """Return ids as the library makes them: 32 characters, the last ones a counter."""
+    return (f"{number:032x}" for number in count(1))
+
+
+def unexpected_return(*_: object) -> None:
+    """Handle a returned message; no load has one, so one ends the client with an error."""
+    raise RuntimeError("the broker returned a message")
 
 
 def processor_seconds() -> float:

@@ -8,7 +8,14 @@ from __future__ import annotations
 import socket
 import struct
 import time
+from collections.abc import Callable
+from functools import partial
 from urllib.parse import urlsplit
+
+import pamqp.body
+import pamqp.frame
+import pamqp.header
+from pamqp import commands
 
 from benchmarks.load import Load, Meter
 from warrener.records import Credentials, Envelope, Returned
@@ -18,8 +25,8 @@ from warrener.wire.channel import Publisher
 _ACK = struct.Struct(">BHIIQBB")
 
 
-class _NoReports:
-    """Nobody listens: the acks are counted straight from the bytes."""
+class _NoHandler:
+    """Ignores what the session says: the acks are counted straight from the bytes."""
 
     def confirmed(self, channel: int, tag: int, multiple: bool) -> None: ...
 
@@ -35,7 +42,7 @@ def shake_hands(url: str) -> tuple[socket.socket, Session, Publisher]:
     assert parts.port is not None
     peer = socket.create_connection((parts.hostname, parts.port), timeout=60)
     peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    session = Session(Credentials("guest", "guest"), _NoReports(), heartbeat=0)
+    session = Session(Credentials("guest", "guest"), _NoHandler(), heartbeat=0)
     channel = 0
     while True:
         while data := session.data_to_send():
@@ -47,10 +54,33 @@ def shake_hands(url: str) -> tuple[socket.socket, Session, Publisher]:
                 return peer, session, session.publisher(channel)
 
 
+#: Returns the frames of one message.
+Encode = Callable[[Session, Publisher, Load], bytes]
+
+
 def encoded(session: Session, publisher: Publisher, load: Load) -> bytes:
-    """Return the frames of one message."""
-    publisher.publish(Envelope(routing_key=load.queue), "0" * 32, bytes(load.size), None)
+    """Return the frames of one message as the library makes them; mandatory where the load says equal work."""
+    publisher.publish(Envelope(routing_key=load.queue, mandatory=load.equal), "0" * 32, bytes(load.size), None)
     return b"".join(iter(session.data_to_send, b""))
+
+
+def frames_with(*, mandatory: bool = False, message_id: bool = False, token: bool = False) -> Callable[[Load], Meter]:
+    """Return a blaster whose messages are persistent and have these things beside, whatever the load says."""
+
+    def encode(_: Session, publisher: Publisher, load: Load) -> bytes:
+        properties = commands.Basic.Properties(
+            delivery_mode=2,
+            message_id="0" * 32 if message_id else None,
+            headers={"x-warrener-token": "0" * 32} if token else None,
+        )
+        parts = (
+            commands.Basic.Publish(routing_key=load.queue, mandatory=mandatory),
+            pamqp.header.ContentHeader(body_size=load.size, properties=properties),
+            pamqp.body.ContentBody(bytes(load.size)),
+        )
+        return b"".join(pamqp.frame.marshal(part, publisher.wire_number) for part in parts)
+
+    return partial(blast, encode=encode)
 
 
 class Acks:
@@ -83,11 +113,11 @@ class Acks:
                 self._above.add(tag)
 
 
-def blast(load: Load) -> Meter:
+def blast(load: Load, encode: Encode = encoded) -> Meter:
     """Keep `in_flight` messages unconfirmed; the latency is noted where that is one at a time."""
     peer, session, publisher = shake_hands(load.url)
     with peer:
-        one = encoded(session, publisher, load)
+        one = encode(session, publisher, load)
         frames = memoryview(one * min(load.in_flight, max(1, 4_000_000 // len(one))))
         meter, acks, sent, seen = Meter(load), Acks(), 0, 0
         alone = load.in_flight == 1

@@ -66,6 +66,18 @@ LINEUP: dict[str, float] = {
     "amqpstorm": 0.01,
 }
 
+#: What one guarantee costs: run as a comparison of its own, each line beside the ones above it.
+GUARANTEES: dict[str, float] = {
+    "raw frames: persistent": 1,
+    "raw frames: + mandatory": 1,
+    "raw frames: + message_id": 1,
+    "raw frames: + return token": 1,
+    "warrener, Trio": 1,
+    "warrener, Trio: not mandatory": 1,
+    "warrener, Trio: return token": 1,
+    "warrener, Trio: no deadline": 1,
+}
+
 
 @frozen
 class Figures:
@@ -164,10 +176,18 @@ class Runner:
     complain: Callable[[str], None] = print
 
     def run(
-        self, name: str, *, count: int, warm_up: int, in_flight: int = 500, size: int = 256, timeout: float = 120
+        self,
+        name: str,
+        *,
+        count: int,
+        warm_up: int,
+        in_flight: int = 500,
+        size: int = 256,
+        equal: bool = True,
+        timeout: float = 120,
     ) -> Figures | None:
         """Run one client once, `timeout` seconds long; None when it failed, which is told and nothing else."""
-        load = Load(self.url, self.queue, count=count, warm_up=warm_up, in_flight=in_flight, size=size)
+        load = Load(self.url, self.queue, count=count, warm_up=warm_up, in_flight=in_flight, size=size, equal=equal)
         if name in CLIENTS:
             command = [sys.executable, "-m", "benchmarks.clients", name, load.to_json()]
         else:
@@ -209,6 +229,7 @@ class Runner:
         until: float,
         progress: Callable[[str], None],
         in_flight: int = 500,
+        equal: bool = True,
     ) -> dict[str, Series]:
         """Run the clients in alternation; a client that failed once is left out.
 
@@ -220,8 +241,8 @@ class Runner:
                 progress(f"{number} of {rounds} rounds: the time is up")
                 break
             for name in list(results):
-                share = max(100, round(count * LINEUP[name]))
-                figures = self.run(name, count=share, warm_up=share // 4, in_flight=in_flight)
+                share = max(100, round(count * (LINEUP | GUARANTEES)[name]))
+                figures = self.run(name, count=share, warm_up=share // 4, in_flight=in_flight, equal=equal)
                 if figures is None:
                     del results[name]
                     continue

@@ -3,12 +3,12 @@
 
     scripts/mutation.py [--one-in N] [--processes N] [--minutes N] [--keep FOLDER] [PATTERN ...]
 
-The core is `warrener.machine` and `warrener._publishing.ledger.ledger`; what is mutated, and with which tests, stands in `pyproject.toml`
-under `[tool.mutmut]`. A mutant is *killed* when a test fails, or when it makes the tests run far longer than usual (a
+The core is `warrener.machine` and `warrener._publishing.ledger`; `[tool.mutmut]` in `pyproject.toml` says what is
+mutated, and with which tests. A mutant is *killed* when a test fails, or when it makes the tests run far longer than usual (a
 loop that no longer ends). The run fails when fewer than 95 % are killed, when a survivor is not among those that
-docs/mutation.md gives a reason for (known by their function and the lines that they change, so that an edit elsewhere
-does not disturb them), or when the bounded time is over before half of the mutants were tried; what was not tried by
-then is said.
+docs/mutation.md gives a reason for, or when the bounded time is over before half of the mutants were tried; the number
+of the others is then printed. A survivor is known by its room, its function and the lines that it changes: neither an edit
+elsewhere, nor a move to another file or class of the room, disturbs its explanation.
 
 `--one-in 5` tries every fifth mutant; a PATTERN (`*retry_delay*`) tries the mutants whose names match. `--keep FOLDER`
 keeps the copy in that folder and, the next time, tests only what has changed since: for work on the tests themselves.
@@ -80,10 +80,21 @@ def results(folder: Path) -> dict[str, int | None]:
 
 
 def place_of(name: str) -> str:
-    """Return the function that a mutant is in: `delivery.Ledger.next` for `warrener._publishing.ledger.ledger.xǁLedgerǁnext__mutmut_3`."""
-    module, _, function = name.removeprefix("warrener.").rpartition(".")
+    """Return the function that a mutant is in, by its room and without its file.
+
+    `ledger.Ledger.next` for `warrener._publishing.ledger.outcomes.xǁLedgerǁnext__mutmut_3`: a function that moves to
+    another file of the room keeps its explanation.
+    """
+    module, _, function = name.rpartition(".")
+    room = module.split(".")[-2]
     function = function.rpartition("__mutmut_")[0]
-    return f"{module.removeprefix('_publishing.ledger.')}.{'.'.join(function.split('ǁ')[1:]) if 'ǁ' in function else function.removeprefix('x_')}"
+    return f"{room}.{'.'.join(function.split('ǁ')[1:]) if 'ǁ' in function else function.removeprefix('x_')}"
+
+
+def key_of(change: str) -> str:
+    """Return what a change is known by: its room, the function's own name, and the lines; a class may be renamed."""
+    place, _, lines = change.removeprefix("@@ ").partition("\n")
+    return "\n".join([f"{place.partition('.')[0]}.{place.rpartition('.')[2]}", lines])
 
 
 def changes(folder: Path, names: list[str]) -> dict[str, str]:
@@ -111,13 +122,12 @@ def changes(folder: Path, names: list[str]) -> dict[str, str]:
     return found
 
 
-def explained() -> set[str]:
-    """Return the changes that docs/mutation.md gives a reason for."""
-    if not EXPLAINED.exists():
-        return set()
-    found: set[str] = set()
+def explained() -> dict[str, str]:
+    """Return the changes that docs/mutation.md gives a reason for, by what they are known by."""
+    found: dict[str, str] = {}
     for block in re.findall(r"```diff\n(.*?)```", EXPLAINED.read_text(), re.DOTALL):
-        found.update("@@ " + part.strip() for part in block.split("@@ ") if part.strip())
+        changes = ["@@ " + part.strip() for part in block.split("@@ ") if part.strip()]
+        found.update({key_of(change): change for change in changes})
     return found
 
 
@@ -186,15 +196,15 @@ def report(folder: Path, found: dict[str, int | None], names: list[str], complet
     survivors = sorted(name for name, status in tried.items() if status not in _KILLED | _TOO_LONG)
     known = explained()
     changed = changes(folder, survivors)
-    unknown = [name for name in survivors if changed[name] not in known]
+    unknown = [name for name in survivors if key_of(changed[name]) not in known]
     print(f"{killed.total()} of {len(tried)} mutants killed ({rate:.1%}) in {seconds / 60:.1f} min; {len(found)} exist")
     print(f"{len(survivors)} survived, {len(survivors) - len(unknown)} of them with a reason in docs/mutation.md")
     for name in unknown:
         print(f"  without a reason, {'no test reaches it' if tried[name] in _UNREACHED else 'survived'}: {name}")
         print(changed[name])
     if complete and not names:
-        for change in sorted(known - set(changed.values())):
-            print(f"no longer among the survivors, though docs/mutation.md has it:\n{change}")
+        for key in sorted(known.keys() - set(map(key_of, changed.values()))):
+            print(f"no longer among the survivors, though docs/mutation.md has it:\n{known[key]}")
     if not complete:
         print(f"the time was over: {len(chosen) - len(tried)} of {len(chosen)} were not tried")
     return int(rate < ENOUGH or bool(unknown) or len(tried) * 2 < len(chosen))

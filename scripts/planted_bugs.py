@@ -13,11 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,12 +44,28 @@ if __name__ == "__main__":
 """
 
 
+def hunks(patch: str) -> Iterator[tuple[str, str]]:
+    """Yield what each hunk of a patch replaces, and by what; its file and its line numbers are for readers only."""
+    for file in re.split(r"^diff --git .*\n", patch, flags=re.MULTILINE)[1:]:
+        for hunk in re.split(r"^@@.*\n", file, flags=re.MULTILINE)[1:]:
+            lines = [line or " " for line in hunk.splitlines()]
+            yield tuple("\n".join(line[1:] for line in lines if line[0] in kept) for kept in (" -", " +"))  # type: ignore[misc]
+
+
+def plant(patch: Path, source: Path) -> None:
+    """Apply the patch to the one file that has its lines, wherever that file is now; exits where there is not one."""
+    for before, after in hunks(patch.read_text()):
+        places = [path for path in sorted(source.rglob("*.py")) for _ in range(path.read_text().count(before))]
+        if len(places) != 1:
+            where = ", ".join(str(path.relative_to(source)) for path in places) or "nowhere"
+            raise SystemExit(f"{patch.name} no longer applies; write it anew. These lines are in {where}:\n{before}")
+        places[0].write_text(places[0].read_text().replace(before, after))
+
+
 def planted(patch: Path, folder: Path) -> Path:
     """Copy the library, apply the patch, and return the folder to import it from; exits where it does not apply."""
     shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
-    applied = subprocess.run(["git", "apply", patch], cwd=folder, capture_output=True, text=True, check=False)
-    if applied.returncode:
-        raise SystemExit(f"{patch.name} no longer applies; write it anew:\n{applied.stderr}")
+    plant(patch, folder / "src")
     return folder / "src"
 
 
@@ -55,8 +73,8 @@ def ask(program: str, source: Path, *arguments: str) -> object:
     """Run a program against the copy, and return the JSON that it prints last; text, where it fails."""
     script = source.parent / "ask.py"
     script.write_text(program)
-    environment = os.environ | {"PYTHONPATH": str(source), "PYTHONDONTWRITEBYTECODE": "1"}
-    # A folder outside of any repository, or git would take the copy for a part of it.
+    # The planted copy of the library; the simulation itself from here.
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(source), str(ROOT))), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
         asked = subprocess.run(
             [sys.executable, script, *arguments],

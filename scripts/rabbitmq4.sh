@@ -13,16 +13,21 @@ if [ "$(id -u)" != 0 ]; then
     echo "RabbitMQ 4 was not tested: its Debian 13 lives in a chroot, which only root can make and enter." >&2
     exit 1
 fi
-if ! command -v debootstrap >/dev/null; then "$(dirname "$0")/apt-install.sh" debootstrap; fi
+"$(dirname "$0")/program.sh" debootstrap
+PATH=$PATH:${XDG_CACHE_HOME:-$HOME/.cache}/warrener/bin
 
 mirror() {
-    apt-get indextargets --format '$(SITE)' 'Created-By: Packages' 'Origin: Debian' 'Label: Debian' 'Component: main' |
+    apt-get indextargets "$@" --format '$(SITE)' 'Created-By: Packages' 'Origin: Debian' 'Label: Debian' 'Component: main' |
         sort -u | head -n 1
 }
 site=$(mirror)
 if [ -z "$site" ]; then
-    apt-get update -qq >/dev/null 2>&1 </dev/null || true
-    site=$(mirror)
+    # A fresh machine has no lists of packages; these are this set-up's own.
+    lists=$(mktemp -d)
+    if apt-get update -qq -o "Dir::State::Lists=$lists" >"$lists/log" 2>&1 </dev/null; then
+        site=$(mirror -o "Dir::State::Lists=$lists")
+    fi
+    rm -rf "$lists"
 fi
 if [ -z "$site" ]; then
     echo "RabbitMQ 4 was not tested: apt knows no Debian mirror here to take Debian 13 from." >&2
@@ -30,24 +35,31 @@ if [ -z "$site" ]; then
 fi
 
 mkdir -p "$(dirname "$folder")"
-work=$(mktemp -d "$folder.XXXXXX")
+# As in unpack.sh: of two at once the second waits, and what a killed one left is removed by the next.
+exec 9>"$folder.lock"
+flock 9
+if [ -e "$folder/usr/lib/rabbitmq/bin/rabbitmq-server" ]; then exit 0; fi
+rm -rf --one-file-system "$folder".making.*
+work=$(mktemp -d "$folder.making.XXXXXX")
 trap 'rm -rf --one-file-system "$work"' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
 echo "Making $folder: Debian 13 with RabbitMQ 4, from $site (some minutes, once) ..."
 new=$work/root
-# Chained, since a failing line does not end a function that is asked `if ! …`.
-build() {
-    debootstrap --variant=minbase trixie "$new" "$site" &&
-        # No service of it ever starts: the tests run the broker themselves.
-        printf '#!/bin/sh\nexit 101\n' >"$new/usr/sbin/policy-rc.d" &&
-        chmod 755 "$new/usr/sbin/policy-rc.d" &&
-        DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8 chroot "$new" \
-            apt-get install -y -qq --no-install-recommends rabbitmq-server &&
-        chroot "$new" apt-get clean
-}
-if ! build >"$work/log" 2>&1 </dev/null; then
+cat >"$work/build" <<'SCRIPT'
+set -eu
+debootstrap --variant=minbase trixie "$1" "$2"
+# No service of it ever starts: the tests run the broker themselves.
+printf '#!/bin/sh\nexit 101\n' >"$1/usr/sbin/policy-rc.d"
+chmod 755 "$1/usr/sbin/policy-rc.d"
+export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
+chroot "$1" apt-get install -y -qq --no-install-recommends rabbitmq-server
+chroot "$1" apt-get clean
+SCRIPT
+# In namespaces of their own: what it mounts and starts ends with it, and it ends with this script, also by SIGKILL.
+if ! unshare --mount --pid --fork --kill-child --mount-proc --propagation private \
+    sh "$work/build" "$new" "$site" >"$work/log" 2>&1 </dev/null; then
     tail -n 20 "$work/log" >&2
     echo "Making $folder failed." >&2
     exit 1

@@ -1,4 +1,4 @@
-"""The pytest plugin of `warrener`: three synchronous fixtures, for test suites of programs that publish.
+"""The pytest plugin of `warrener`: synchronous fixtures, for test suites of programs that publish.
 
 They are synchronous, and their servers run on threads, so that they work under anyio's plugin, pytest-trio,
 pytest-asyncio and none of them: a fixture that holds a task group open breaks under runners that set up and tear down in
@@ -28,13 +28,29 @@ class ProducerFactory(Protocol):
         ...
 
 
-@pytest.fixture
-def warrener_broker() -> Iterator[EmbeddedBroker]:
-    """A fresh embedded broker on a thread; a client that sends it illegal bytes fails the test."""
+def _broker() -> Iterator[EmbeddedBroker]:
     from warrener.testing import EmbeddedBroker
 
     with EmbeddedBroker.in_thread() as broker:
         yield broker
+
+
+@pytest.fixture
+def warrener_broker() -> Iterator[EmbeddedBroker]:
+    """A new embedded broker for each test, on a thread; a client that sends it illegal bytes fails the test."""
+    yield from _broker()
+
+
+@pytest.fixture(scope="module")
+def warrener_broker_per_module() -> Iterator[EmbeddedBroker]:
+    """One embedded broker for all tests of a module; illegal bytes fail the module's last test."""
+    yield from _broker()
+
+
+@pytest.fixture(scope="session")
+def warrener_broker_per_session() -> Iterator[EmbeddedBroker]:
+    """One embedded broker for the whole run; illegal bytes fail the last test."""
+    yield from _broker()
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """A RabbitMQ producer for Trio and anyio that survives its broker and tells the truth about each message."""
 
-from warrener._publishing.producer import Changes, Outcomes, Producer, PublishHandle, open_producer
+from warrener._publishing.handles import PublishHandle
+from warrener._publishing.producer import Producer, open_producer
+from warrener._publishing.streams import Changes, Outcomes
 from warrener._settings.settings import Settings
 from warrener.drivers.base import Driver, Link, LinkDown, LinkListener, LinkOptions, Peer
 from warrener.errors import (

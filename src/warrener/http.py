@@ -2,10 +2,14 @@
 
     app = Starlette(routes=[Mount("/rabbitmq", health_app(producer))])
 
-``/health`` (the state, in the shape that the dashboards of this producer's predecessor read), ``/livez`` (the process
-runs; it never fails because the broker is away, or a supervisor would restart healthy programs in a storm), ``/readyz``
-(publishes can succeed now; one word says why not) and ``/metrics``. Reading them changes nothing, dials nothing and
-costs the same whatever the broker does. None of them shows a host, a user, a URL or a text of the broker's.
+* ``/health``: the state of the producer, in the shape that the dashboards of its predecessor read.
+* ``/livez``: 200 while the process runs. An absent broker never makes it fail: a process manager would restart healthy
+  programs, all at once.
+* ``/readyz``: 200 while publishes can succeed; otherwise 503 and one word that says why.
+* ``/metrics``: Prometheus, where prometheus_client is installed.
+
+A request to them changes nothing, dials nothing and costs the same whatever the broker does. No answer holds a host, a
+user, a URL or a text of the broker.
 """
 
 from __future__ import annotations
@@ -13,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from warrener.errors import SettingsError
 from warrener.records import ConnectionState, Status
 
 try:
@@ -22,7 +25,7 @@ try:
     from starlette.responses import JSONResponse, PlainTextResponse, Response
     from starlette.routing import Route
 except ModuleNotFoundError:
-    raise SettingsError("HTTP needs starlette: pip install 'warrener[http]'") from None
+    raise ImportError("warrener.http needs starlette: pip install 'warrener[http]'") from None
 
 if TYPE_CHECKING:
     from warrener.metrics import Measured
@@ -42,7 +45,7 @@ _FRESH = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
 
 class HasStatus(Protocol):
-    """What health is read from: a `Producer`, or an `MLProducer`."""
+    """A `Producer`, or an `MLProducer`."""
 
     def status(self) -> Status:
         """The producer at this instant."""
@@ -63,7 +66,7 @@ def health(status: Status) -> dict[str, object]:
 
 
 def condition(status: Status) -> str:
-    """Return in a word or two how a producer is, from a closed set; "ready" is the good one."""
+    """Return the condition of a producer in one or two words of a closed set; "ready" means that publishes can succeed."""
     match status.connection_state:
         case ConnectionState.CONNECTED:
             if status.blocked:
@@ -81,8 +84,8 @@ def condition(status: Status) -> str:
 def health_endpoint(producer: HasStatus) -> Callable[[Request], Response]:
     """Return the handler of the health endpoint: 200 when healthy, 503 when not.
 
-    The header ``Producer-Condition`` says why in a word, because the body's shape is fixed: it tells "gave up", which
-    only `reconnect()` or a restart ends, from an outage that ends by itself.
+    The header ``Producer-Condition`` names the condition, because the shape of the body is fixed. So "gave up", which only
+    `reconnect()` or a restart ends, differs from an outage that ends by itself.
     """
 
     def endpoint(_request: Request) -> Response:
@@ -94,12 +97,12 @@ def health_endpoint(producer: HasStatus) -> Callable[[Request], Response]:
 
 
 def metrics_endpoint(*collectors: Any) -> Callable[[Request], Response]:
-    """Return the handler that answers a Prometheus scrape with what the collectors yield."""
+    """Return the handler that answers a Prometheus scrape with the metrics of the collectors."""
     try:
         from prometheus_client import CollectorRegistry
         from prometheus_client.exposition import choose_encoder
     except ModuleNotFoundError:
-        raise SettingsError("metrics need prometheus_client: pip install 'warrener[metrics]'") from None
+        raise ImportError("metrics need prometheus_client: pip install 'warrener[metrics]'") from None
     registry = CollectorRegistry(auto_describe=False)
     for collector in collectors:
         registry.register(collector)
@@ -129,18 +132,18 @@ def health_routes(producer: HasStatus, health_path: str = "/health") -> list[Rou
 
 
 def health_app(producer: Measured) -> Starlette:
-    """Return an app with ``/health``, ``/livez``, ``/readyz`` and, where prometheus_client is there, ``/metrics``."""
+    """Return an app with ``/health``, ``/livez``, ``/readyz`` and, where prometheus_client is installed, ``/metrics``."""
     routes = health_routes(producer)
     try:
         from warrener.metrics import ProducerCollector
-    except SettingsError:
+    except ImportError:
         return Starlette(routes=routes)
     scrape = in_loop(metrics_endpoint(ProducerCollector(producer)))
     return Starlette(routes=[*routes, Route("/metrics", scrape, methods=["GET"])])
 
 
 def in_loop(endpoint: Callable[[Request], Response]) -> Callable[[Request], Any]:
-    """Make a coroutine function of a plain one: Starlette would run that in a thread."""
+    """Return a coroutine function that calls the plain `endpoint`: Starlette would call that one in a thread."""
 
     async def run(request: Request) -> Response:
         return endpoint(request)

@@ -1,26 +1,30 @@
 """Prometheus metrics of any producer, under the prefix ``warrener_``.
 
-    registry.register(ProducerCollector(producer))        # prometheus_client's REGISTRY, or one of your own
+    registry.register(ProducerCollector(producer))        # prometheus_client's REGISTRY, or your own registry
 
-Nothing is measured here: a scrape reads the producer's plain counters and its `status()`, which costs the same whatever
-has happened before, waits for nothing and changes nothing. All labels come from closed sets, so a broker cannot make
-series; every series is there from the start, at zero.
+Each series has the label ``producer``, the producer's name, so several producers can share a registry.
+
+A scrape reads the producer's plain counters and its `status()`. It always costs the same, waits for nothing and changes
+nothing. The values of all other labels come from closed sets, so a broker cannot make series. Every series exists from the
+start, at zero.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import count
 from typing import TYPE_CHECKING, Protocol
+from weakref import WeakValueDictionary
 
 from warrener._histogram import Histogram
-from warrener.errors import FaultKind, SettingsError
+from warrener.errors import FaultKind
 from warrener.records import ConnectionState, Status
 
 try:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
     from prometheus_client.registry import Collector
 except ModuleNotFoundError:
-    raise SettingsError("metrics need prometheus_client: pip install 'warrener[metrics]'") from None
+    raise ImportError("metrics need prometheus_client: pip install 'warrener[metrics]'") from None
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,14 +37,14 @@ BREAKER_STATES: Mapping[str, int] = {"closed": 0, "open": 1, "half_open": 2}
 _OUTCOMES = ("confirmed", "rejected", "nacked", "unknown")
 
 _COUNTERS: Mapping[str, tuple[str, str]] = {
-    "accepted": ("publishes_accepted", "Publishes that the producer took responsibility for"),
-    "cancelled": ("publishes_cancelled", "Publishes cancelled before anything was handed to the network"),
-    "resent": ("publishes_resent", "Attempts beyond the first, each of a message whose fate was unknown"),
+    "accepted": ("publishes_accepted", "Publishes that the producer accepted"),
+    "cancelled": ("publishes_cancelled", "Publishes cancelled before they were begun"),
+    "resent": ("publishes_resent", "Attempts beyond the first, each of a message without an outcome"),
     "returned": ("publishes_returned", "Messages that the broker returned because no queue took them"),
-    "late": ("confirms_late", "Answers that came after the deadline of their publish"),
-    "anomalies": ("anomalies", "Facts that a correct broker does not state, such as a tag settled twice"),
+    "late": ("confirms_late", "Confirms that came after the deadline of their publish"),
+    "anomalies": ("anomalies", "Answers that a correct broker does not give, such as two confirms of one tag"),
     "state_changes": ("connection_state_changes", "Changes of the connection's state, the machine's finer ones included"),
-    "reconnect_attempts": ("reconnection_attempts", "Dials made to get a connection back"),
+    "reconnect_attempts": ("reconnection_attempts", "Dials after the first one"),
     "breaker_trips": ("circuit_breaker_trips", "How often the circuit breaker opened"),
     "dials_failed": ("dials_failed", "Dials that ended without a link"),
     "links_lost": ("links_lost", "Links that were lost after they had been opened"),
@@ -48,11 +52,16 @@ _COUNTERS: Mapping[str, tuple[str, str]] = {
 
 
 class Measured(Protocol):
-    """What a collector reads of a producer."""
+    """The part of a producer that a collector reads."""
+
+    @property
+    def name(self) -> str:
+        """The value of the label ``producer``."""
+        ...
 
     @property
     def counters(self) -> Mapping[str, int]:
-        """What has happened since the start."""
+        """Numbers of events since the start."""
         ...
 
     @property
@@ -93,15 +102,15 @@ def histogram(name: str, text: str, labels: Sequence[str], items: Iterable[tuple
     for values, item in items:
         below = 0
         buckets: list[tuple[str, float]] = []
-        for bound, count in zip((*map(str, item.bounds), "+Inf"), item.counts, strict=True):
-            below += count
+        for bound, observed in zip((*map(str, item.bounds), "+Inf"), item.counts, strict=True):
+            below += observed
             buckets.append((bound, below))
         family.add_metric(list(values), buckets, item.total)
     return family
 
 
 def connection_families(producer: Measured, prefix: str) -> Iterator[Metric]:
-    """Yield what is the same for the library's collector and the ML service's, under their own prefixes."""
+    """Yield the metrics that the library and the ML service have in common, under the prefix of either."""
     status = producer.status()
     yield labelled(
         GaugeMetricFamily(f"{prefix}connection_state", "1 for the present state", labels=["state"]),
@@ -110,9 +119,7 @@ def connection_families(producer: Measured, prefix: str) -> Iterator[Metric]:
     yield gauge(
         f"{prefix}circuit_breaker_state", "0 closed, 1 open, 2 half-open", BREAKER_STATES[status.circuit_breaker]
     )
-    yield gauge(
-        f"{prefix}reconnect_attempts", "Dials since the connection was last proven healthy", status.reconnect_attempts
-    )
+    yield gauge(f"{prefix}reconnect_attempts", "Dials since the connection was last stable", status.reconnect_attempts)
     yield labelled(
         CounterMetricFamily(
             f"{prefix}connection_errors", "Dials and links that ended by a fault, by its kind", labels=["error_type"]
@@ -121,15 +128,43 @@ def connection_families(producer: Measured, prefix: str) -> Iterator[Metric]:
     )
 
 
-class ProducerCollector(Collector):
-    """Collects from one producer; register it once, in any registry."""
+#: The labels that are in use, so that two producers with equal names are told apart.
+_labels: WeakValueDictionary[str, Measured] = WeakValueDictionary()
 
-    def __init__(self, producer: Measured) -> None:
-        self._producer = producer
+
+def _label_of(producer: Measured) -> str:
+    """Return the producer's name; the second producer of that name gets ``name#2``."""
+    labels = (producer.name if number == 1 else f"{producer.name}#{number}" for number in count(1))
+    return next(label for label in labels if _labels.setdefault(label, producer) is producer)
+
+
+class ProducerCollector(Collector):
+    """Collects from one or several producers, for any registry.
+
+    One collector for all producers of a registry is best: it emits each metric once, with a sample for each producer.
+    """
+
+    def __init__(self, *producers: Measured) -> None:
+        self._producers = [(_label_of(producer), producer) for producer in producers]
+
+    def describe(self) -> Iterable[Metric]:
+        """Return nothing: a registry refuses a second collector that describes the same names."""
+        return ()
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics as they are now."""
-        producer = self._producer
+        for same in zip(*(self._collect(*pair) for pair in self._producers), strict=True):
+            whole = same[0]
+            for other in same[1:]:
+                whole.samples.extend(other.samples)
+            yield whole
+
+    def _collect(self, label: str, producer: Measured) -> Iterator[Metric]:
+        for metric in self._unlabelled(producer):
+            metric.samples = [sample._replace(labels={"producer": label, **sample.labels}) for sample in metric.samples]
+            yield metric
+
+    def _unlabelled(self, producer: Measured) -> Iterator[Metric]:
         counters, status = producer.counters, producer.status()
         yield from connection_families(producer, "warrener_")
         yield labelled(

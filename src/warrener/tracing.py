@@ -1,36 +1,32 @@
-"""Spans around a publish, when opentelemetry-api is installed; without it the caller's trace context is passed on as it is.
+"""OpenTelemetry spans for every producer, where opentelemetry-api is installed (extra ``otel``) and a provider is set.
 
-The span follows the messaging conventions of OpenTelemetry for RabbitMQ. Only W3C trace context (``traceparent``,
-``tracestate``) goes into a message: baggage may be private, and stays at home.
+Set the tracer provider before the producer runs. Then each call is a span by the semantic conventions for messaging
+(https://opentelemetry.io/docs/specs/semconv/messaging/rabbitmq/), and each message carries the trace context of its span:
+
+* `publish`: a span "publish", of the type send, from the call to its outcome.
+* `publish_many`: one span of that kind for all messages, with their number.
+* `publish_nowait`: a span "create", of the type create, which ends when the message is accepted.
+
+Only W3C trace context (``traceparent``, ``tracestate``) goes into a message. Baggage may be private, so it does not.
+A producer without a provider costs nothing: its methods are replaced only when there is one.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
-from warrener.records import Endpoint, Message
+from attrs import evolve
 
-__all__ = ["PublishSpan", "publish_span", "trace_context"]
+from warrener.records import Message, Receipt
+
+__all__ = ["caller", "instrument", "trace_context"]
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
 #: W3C Trace Context, 3.3.1.5: at least 512 characters should be propagated.
 _LONGEST_STATE = 512
-
-
-class PublishSpan(Protocol):
-    """What the caller of `publish_span` is given."""
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """What the message has to carry for its consumer to go on with the trace; may be empty."""
-        ...
-
-    def sending(self, message: Message) -> None:
-        """Note what is being sent: ids and sizes, never content."""
-        ...
 
 
 def trace_context(headers: Mapping[str, str]) -> dict[str, str]:
@@ -43,70 +39,150 @@ def trace_context(headers: Mapping[str, str]) -> dict[str, str]:
     return {"traceparent": parent} | ({"tracestate": state} if usable else {})
 
 
-class _Untraced:
-    __slots__ = ("headers",)
+@contextmanager
+def caller(incoming: Mapping[str, str] | None) -> Iterator[Mapping[str, str]]:
+    """Make `incoming`, the trace context of a caller, the current context; yield the context as headers of a message.
 
-    def __init__(self, headers: Mapping[str, str]) -> None:
-        self.headers = headers
+    Without opentelemetry the headers are `incoming` itself, so that the consumer can go on with the caller's trace.
+    """
+    try:
+        from opentelemetry import context
+    except ModuleNotFoundError:
+        yield incoming or {}
+        return
+    if not incoming:
+        yield _injected()
+        return
+    token = context.attach(_propagator().extract(incoming))
+    try:
+        yield _injected()
+    finally:
+        context.detach(token)
 
-    def sending(self, message: Message) -> None:
-        pass
+
+def instrument(producer: Any) -> None:
+    """Replace the publishing methods of this `Producer` by traced ones, if a tracer provider is set."""
+    try:
+        from opentelemetry import trace
+    except ModuleNotFoundError:
+        return
+    provider = trace.get_tracer_provider()
+    if isinstance(provider, trace.ProxyTracerProvider):  # nobody has set one
+        return
+    traced = _Traced(producer, provider.get_tracer("warrener"))
+    vars(producer).update(
+        publish=traced.publish, publish_many=traced.publish_many, publish_nowait=traced.publish_nowait
+    )
+
+
+def _propagator() -> Any:
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    return TraceContextTextMapPropagator()
+
+
+def _injected() -> dict[str, str]:
+    """Return the current context as headers of a message."""
+    headers: dict[str, str] = {}
+    _propagator().inject(headers)
+    return headers
 
 
 class _Traced:
-    __slots__ = ("_span", "headers")
+    """The publishing methods of one producer, each in a span."""
 
-    def __init__(self, span: Any, headers: Mapping[str, str]) -> None:
-        self._span = span
-        self.headers = headers
+    def __init__(self, producer: Any, tracer: Any) -> None:
+        # The bound methods of the class: `instrument` puts this object's methods before them.
+        self._publish = producer.publish
+        self._publish_many = producer.publish_many
+        self._publish_nowait = producer.publish_nowait
+        self._tracer = tracer
+        self._endpoint = producer.settings.endpoint
 
-    def sending(self, message: Message) -> None:
-        self._span.set_attribute("messaging.message.id", message.message_id)
-        self._span.set_attribute("messaging.message.body.size", len(message.body))
-        if message.correlation_id:
-            self._span.set_attribute("messaging.message.conversation_id", message.correlation_id)
+    async def publish(self, body: Any, **options: Any) -> Receipt:
+        """`Producer.publish` in a span."""
+        with self._span("publish", "send", _fields(body, options)) as span:
+            receipt: Receipt = await self._publish(_carrying(body, _injected(), options), **options)
+            span.set_attribute("messaging.message.id", receipt.message_id)
+            return receipt
 
+    async def publish_many(self, messages: Any, **options: Any) -> Sequence[Any]:
+        """`Producer.publish_many` in one span."""
+        timeout = {name: options.pop(name) for name in ("timeout",) if name in options}
+        with self._span("publish", "send", options) as span:
+            context = _injected()
+            if options:  # bodies that share these fields
+                _carrying(b"", context, options)
+            elif isinstance(messages, AsyncIterable):
+                messages = _each_async(messages, context)
+            elif isinstance(messages, Iterable):
+                messages = (_carrying(message, context, {}) for message in messages)
+            outcomes: Sequence[Any] = await self._publish_many(messages, **timeout, **options)
+            span.set_attribute("messaging.batch.message_count", len(outcomes))
+            return outcomes
 
-@contextmanager
-def publish_span(
-    exchange: str, routing_key: str, incoming: Mapping[str, str] | None = None, *, broker: Endpoint | None = None
-) -> Iterator[PublishSpan]:
-    """Be the span of one publish; `incoming` is the trace context of whoever asked for it (see `trace_context`).
+    def publish_nowait(self, body: Any, **options: Any) -> Any:
+        """`Producer.publish_nowait`, with a span that ends when the message is accepted."""
+        with self._span("create", "create", _fields(body, options)) as span:
+            handle = self._publish_nowait(_carrying(body, _injected(), options), **options)
+            span.set_attribute("messaging.message.id", handle.message_id)
+            return handle
 
-    Without `incoming` the span is a child of the current one, if there is one. `broker` gives the server's address.
-
-    What the block raises is noted as ``error.type`` and goes on.
-    """
-    incoming = incoming or {}
-    try:
-        from opentelemetry import trace
+    @contextmanager
+    def _span(self, operation: str, kind: str, fields: Mapping[str, Any]) -> Iterator[Any]:
         from opentelemetry.trace import SpanKind, Status, StatusCode
-        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-    except ModuleNotFoundError:
-        yield _Untraced(incoming)
-        return
 
-    propagator = TraceContextTextMapPropagator()
-    with trace.get_tracer("warrener").start_as_current_span(
-        f"publish {exchange or 'amq.default'}",
-        context=propagator.extract(incoming) if incoming else None,
-        kind=SpanKind.PRODUCER,
-        attributes={
+        exchange, routing_key = fields.get("exchange") or "", fields.get("routing_key") or ""
+        # None: the messages of a batch have each their own.
+        destination = (":".join(filter(None, (exchange, routing_key))) or "amq.default") if fields else None
+        attributes = {
             "messaging.system": "rabbitmq",
-            "messaging.operation.name": "publish",
-            "messaging.operation.type": "send",
-            "messaging.destination.name": ":".join(part for part in (exchange, routing_key) if part),
-            "messaging.rabbitmq.destination.routing_key": routing_key,
-            **({} if broker is None else {"server.address": broker.host, "server.port": broker.port}),
-        },
-        record_exception=False,
-        set_status_on_exception=False,
-    ) as span:
-        headers: dict[str, str] = {}
-        propagator.inject(headers)
-        try:
-            yield _Traced(span, headers)
-        except BaseException as error:
-            span.set_attribute("error.type", type(error).__name__)
-            span.set_status(Status(StatusCode.ERROR))
-            raise
+            "messaging.operation.name": operation,
+            "messaging.operation.type": kind,
+            "messaging.destination.name": destination,
+            "messaging.rabbitmq.destination.routing_key": routing_key or None,
+            "messaging.message.body.size": fields.get("body_size"),
+            "messaging.message.conversation_id": fields.get("correlation_id"),
+            "server.address": self._endpoint.host,
+            "server.port": self._endpoint.port,
+        }
+        with self._tracer.start_as_current_span(
+            operation if destination is None else f"{operation} {destination}",
+            kind=SpanKind.PRODUCER,
+            attributes={name: value for name, value in attributes.items() if value is not None},
+            record_exception=False,
+            set_status_on_exception=False,
+        ) as span:
+            try:
+                yield span
+            except BaseException as error:
+                # The class only: the text may quote the broker.
+                span.set_attribute("error.type", type(error).__name__)
+                span.set_status(Status(StatusCode.ERROR))
+                raise
+
+
+def _fields(body: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that a span shows."""
+    message = body if isinstance(body, Message) else None
+    found = {
+        name: options.get(name) if message is None else getattr(message, name)
+        for name in ("exchange", "routing_key", "correlation_id")
+    }
+    size = (
+        len(message.body if message is not None else body) if message or isinstance(body, bytes | bytearray) else None
+    )
+    return found | {"body_size": size}
+
+
+def _carrying(body: Any, context: Mapping[str, str], options: dict[str, Any]) -> Any:
+    """Add the trace context to the headers: those of a message, else those among `options`. Return message or body."""
+    if isinstance(body, Message):
+        return evolve(body, headers={**body.headers, **context})
+    options["headers"] = {**(options.get("headers") or {}), **context}
+    return body
+
+
+async def _each_async(messages: AsyncIterable[Any], context: Mapping[str, str]) -> AsyncIterator[Any]:
+    async for message in messages:
+        yield _carrying(message, context, {})

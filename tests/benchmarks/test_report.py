@@ -27,7 +27,7 @@ def rounds(*rates: float, cpu: float = 10.0) -> Series:
 def results(**clients: Series) -> dict[str, Any]:
     """What a run writes, of these clients alone."""
     about = {"when": "now", "cores": 2, "processor": "P", "system": "S", "python": "3", "node": "n", "rabbitmq": "r"}
-    return report.as_json(about | {"load_average": 0.5}, clients, {}, {}, {})
+    return report.as_json(about | {"load_average": 0.5}, clients, {}, {}, {}, {}, {})
 
 
 def test_the_warm_up_is_not_counted() -> None:
@@ -59,17 +59,19 @@ def test_acks_count_each_message_once(confirms: list[tuple[int, bool]], piece: i
 
 def test_ratios_are_taken_within_the_rounds() -> None:
     """A drift of the machine meets both: the median of the ratios, not the ratio of the medians."""
-    table = report.comparison(results(**{"raw blaster": rounds(100, 1000, 400), "amqplib": rounds(50, 800, 300)}))
+    table = report.comparison(
+        results(**{"raw blaster": rounds(100, 1000, 400), "amqplib": rounds(50, 800, 300)}), "clients"
+    )
     (row,) = [line for line in table.splitlines() if line.startswith("| amqplib")]
     assert [cell.strip() for cell in row.split("|")][2:4] == ["300", "0.75"]
 
 
 def test_a_target_is_met_or_named() -> None:
     """A figure within its bound is met, one beyond it is not; what was not measured is left out."""
-    clients = {"warrener, Trio": rounds(1000, cpu=4), "amqplib": rounds(1000, cpu=10)}
+    clients = {"warrener, Trio": rounds(900, cpu=4), "amqplib": rounds(1000, cpu=10)}
     table = report.targets(results(**clients))
-    assert "| Trio: CPU × amqplib | ≤ 0.75 | 0.40 | yes |" in table
-    assert "| Trio: throughput × amqplib | ≥ 1.05 | 1.00 | **no** |" in table
+    assert "| publish on Trio: CPU × amqplib | ≤ 0.65 | 0.40 | yes |" in table
+    assert "| publish on Trio: throughput × amqplib | ≥ 1 | 0.90 | **no** |" in table
     assert "pika" not in table
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from warrener._cli import check, demo, demo_broker
 from warrener._cli import machine as machine_table
 from warrener._cli.main import main
 
@@ -84,7 +85,7 @@ def test_completion_without_its_package_says_which_extra(
     assert capsys.readouterr().err == "warrener completion: shtab is missing: pip install 'warrener[cli]'\n"
 
 
-@pytest.mark.parametrize("package", ["typed_settings", "starlette", "hypercorn", "prometheus_client"])
+@pytest.mark.parametrize("package", ["starlette", "hypercorn", "prometheus_client"])
 def test_serve_without_a_package_says_which_extra(package: str) -> None:
     """One line, status 2, no traceback, whatever part is missing."""
     code = (
@@ -98,12 +99,76 @@ def test_serve_without_a_package_says_which_extra(package: str) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_check_and_machine_need_the_base_install_only() -> None:
-    """The module of the command line imports no optional package."""
-    code = (
-        "import sys; import warrener._cli.main, warrener._cli.check, warrener._cli.demo, warrener._cli.publish; "
-        "print(sorted({'rich', 'starlette', 'prometheus_client', 'hypercorn', 'opentelemetry', 'typed_settings',"
-        " 'shtab'} & {name.partition('.')[0] for name in sys.modules}))"
+#: What the extras bring, and aiormq, which only its driver imports.
+OPTIONAL = {
+    "aiormq", "cattrs", "h11", "hypercorn", "hypothesis", "opentelemetry", "prometheus_client", "psycopg", "pytest",
+    "rich", "shtab", "starlette", "uvicorn",
+}  # fmt: skip
+
+
+def loaded_by(module: str) -> set[str]:
+    """Return the names of all modules that the import of one loads, in a fresh interpreter."""
+    code = f"import sys; import {module}; print(*sys.modules)"
+    return set(
+        subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True, text=True).stdout.split()
     )
+
+
+@pytest.mark.parametrize("module", ["warrener", "warrener._cli.main"])
+def test_an_import_loads_neither_aiormq_nor_an_extra(module: str) -> None:
+    """The library and the parser of the command line start with the base install, and quickly."""
+    assert set() == OPTIONAL & {name.partition(".")[0] for name in loaded_by(module)}
+
+
+def test_the_command_line_loads_the_ml_producer_only_when_it_runs() -> None:
+    """The parser knows every command and imports nothing of warrener.ml or warrener.testing."""
+    loaded = loaded_by("warrener._cli.main")
+    assert set() == {name for name in loaded if name.startswith(("warrener.ml", "warrener.testing"))}
+
+
+@pytest.mark.parametrize(
+    ("found", "text"),
+    [
+        ([b"a", b"b"], "1 of 3 messages are missing: the queue held 2"),
+        ([], "3 of 3 messages are missing: the queue held 0"),
+        ([b"a", b"b", b"c", b"c"], "3 messages were published, and the queue held 4"),
+        ([b"a", b"c", b"b"], "the 3 messages were read in another order than they were published"),
+        ([b"a", b"b", b"x"], "1 of 3 messages were read with another body than they were published with"),
+    ],
+)
+def test_check_says_how_the_messages_that_it_read_differ(found: list[bytes], text: str) -> None:
+    """A sentence that is printed behind FAIL says what failed."""
+    assert text == check._difference(found, [b"a", b"b", b"c"])
+
+
+@pytest.mark.parametrize(
+    ("module", "package", "extra"),
+    [
+        ("warrener.http", "starlette", "http"),
+        ("warrener.metrics", "prometheus_client", "metrics"),
+        ("warrener.ml.app", "starlette", "http"),
+        ("warrener.ml.metrics", "prometheus_client", "metrics"),
+        ("warrener.testing.strategies", "hypothesis", "testing"),
+    ],
+)
+def test_a_missing_extra_is_an_import_error_that_names_it(module: str, package: str, extra: str) -> None:
+    """Code that treats an add-on as optional catches ImportError, as for every other package."""
+    code = f"""
+import sys; sys.modules[{package!r}] = None
+try:
+    import {module}
+except ImportError as error:
+    print(error)
+"""
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True, text=True)
-    assert done.stdout == "[]\n"
+    assert f"pip install 'warrener[{extra}]'" in done.stdout
+
+
+def test_the_demo_uses_the_embedded_broker_where_there_is_no_rabbitmq(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line says which broker it is."""
+    monkeypatch.setattr(demo_broker, "rabbitmq_is_missing", lambda: True)
+    monkeypatch.setattr(demo, "_tell", lambda *_args, **_options: 0)
+    assert main(["demo"]) == 0
+    assert "Broker: the embedded broker of warrener, on port " in capsys.readouterr().out

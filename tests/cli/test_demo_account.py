@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
-from warrener._cli import demo
-from warrener._cli.demo import Account
+from warrener._cli import demo_view
+from warrener._cli.demo_account import Account
 from warrener._publishing.producer import Producer
 from warrener.errors import CircuitOpen, NotSent, PublishError, Unconfirmed
 from warrener.records import Receipt
@@ -43,7 +43,7 @@ def test_a_balanced_account_has_no_faults() -> None:
     ("change", "words"),
     [
         (lambda account: account.found.pop("once"), "1 confirmed messages lost"),
-        (lambda account: account.found.update({"once": 1}), "1 duplicates that nobody was told of"),
+        (lambda account: account.found.update({"once": 1}), "1 duplicates that were not flagged"),
         (
             lambda account: account.found.update({"refused": 1}),
             "1 messages in a queue that were reported as not delivered",
@@ -52,7 +52,10 @@ def test_a_balanced_account_has_no_faults() -> None:
         (lambda account: account.outcomes.pop("unsure"), "1 messages without an outcome"),
         (lambda account: account.called.add("forgotten"), "1 messages without an outcome"),
         (lambda account: account.counters.update({"accepted": 4}), "1 accepted messages unaccounted for"),
-        (lambda account: account.counters.update({"confirmed": 3}), "1 confirms between the producer's count and ours"),
+        (
+            lambda account: account.counters.update({"confirmed": 3}),
+            "1 confirms of difference between the producer's count and the publishers'",
+        ),
         (lambda account: account.outcomes.update({"twice": _receipt("twice")}), "nothing was re-sent"),
         (lambda account: account.outcomes.update({"refused": NotSent("refused", "x")}), "nothing failed fast"),
         (lambda account: setattr(account, "alarm_seen", False), "the alarm was not seen"),
@@ -69,8 +72,8 @@ def test_the_account_is_printed_as_sums() -> None:
     """The printed account shows both sums, what was lost and what is there twice."""
     text = "\n".join(_account().lines())
     for part in (
-        "4  = 3 accepted + 1 turned away",
-        "3  = 2 confirmed + 1 reported",
+        "4  = 3 accepted + 1 refused at the call",
+        "3  = 2 confirmed + 1 ended with an error",
         "lost             0",
         "duplicates       1",
     ):
@@ -78,15 +81,15 @@ def test_the_account_is_printed_as_sums() -> None:
 
 
 @pytest.mark.parametrize("view", ["plain", "rich"])
-def test_both_views_show_the_figures(view: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_both_views_show_the_numbers(view: str, capsys: pytest.CaptureFixture[str]) -> None:
     """With rich or without, the view shows state, breaker, attempts, in flight, confirmed, re-sent and failed fast."""
     if view == "rich":
         pytest.importorskip("rich")
     status = Producer("amqp://localhost").status()
-    opened = demo._rich_view() if view == "rich" else demo._open_view(plain=True)
+    opened = demo_view._rich_view() if view == "rich" else demo_view.open_view(plain=True)
     with opened as shown:
         shown.say("something happened")
-        shown.show(demo._Figures(status=status, confirmed=71, resent=72, failed_fast=73))
+        shown.show(demo_view.Snapshot(status=status, confirmed=71, resent=72, failed_fast=73))
     printed = capsys.readouterr().out
     for part in ("something happened", "DISCONNECTED", "breaker", "attempts", "in flight", "71", "72", "73"):
         assert part in printed

@@ -19,7 +19,7 @@ from typing import Any
 import kombu
 import pytest
 
-from warrener._cli import publish
+from warrener._cli import publish_run, publish_view
 from warrener._cli.main import main
 from warrener.testing.broker import EmbeddedBroker
 
@@ -310,7 +310,7 @@ def test_what_could_not_be_written_down_is_not_passed_over(broker, run, monkeypa
     ]
     arguments = ("--format=messages", "--resume=place", write("in.jsonl", *lines))
     with monkeypatch.context() as patch:
-        patch.setattr(publish._Run, "_open", full)
+        patch.setattr(publish_run.Run, "_open", full)
         status, said = run(*arguments)
     assert 1 == status
     assert "not confirmed, and not written down: " in said
@@ -472,9 +472,9 @@ def test_the_bar_shows_count_rate_and_latency(monkeypatch) -> None:
     """With rich: what is confirmed, how fast, and how long a confirm takes."""
     screen = io.StringIO()
     monkeypatch.setattr(sys, "stderr", screen)
-    figures = publish._Figures(confirmed=1234, octets=50, seconds=2.0)
-    with publish._bar(100) as view:
-        view.show("617/s, 1.6 ms to confirm", figures)
+    progress = publish_run.Progress(confirmed=1234, bytes_read=50, seconds=2.0)
+    with publish_view._bar(100) as view:
+        view.show("617/s, 1.6 ms to confirm", progress)
     shown = screen.getvalue()
     assert [part for part in ("1,234 confirmed", "617/s, 1.6 ms to confirm") if part not in shown] == []
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from warrener import publish_input
+from warrener._cli import publish_input
 from warrener._cli.publish_input import BadInput, Target, described, pieces, size_of
 from warrener.errors import Nacked
 from warrener.records import Message

@@ -1,4 +1,4 @@
-"""The tap of the aiormq driver: frames in any split, and the exact mark of what may have reached the network."""
+"""The transport of the aiormq driver: frames in any split, and the exact mark of what may have reached the network."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 from pamqp.heartbeat import Heartbeat
 
-from warrener.drivers.aiormq import _transport as wire
-from warrener.drivers.aiormq._engine import properties_of
+from warrener.drivers.aiormq import _frames as frames
+from warrener.drivers.aiormq._encoding import properties_of
+from warrener.drivers.aiormq._frames import FrameFilter
 from warrener.drivers.aiormq._link import AiormqLink
-from warrener.drivers.aiormq._transport import Epoch, FilteringTransport, FrameFilter, Parcel
+from warrener.drivers.aiormq._transport import Epoch, FilteringTransport, Parcel
 from warrener.drivers.base import Lane, LinkDown
 from warrener.errors import Fault, FaultKind
 from warrener.records import Envelope
 
 
-class _Facts:
+class _Recorder:
     """A filter that writes down what it takes from the stream."""
 
     def __init__(self) -> None:
         self.seen: list[Any] = []
-        self.filter = FrameFilter({wire.BLOCKED: self._take}, self._content, self._confirm)
+        self.filter = FrameFilter({frames.BLOCKED: self._take}, self._content, self._confirm)
 
     def _take(self, channel: int, frame: bytes) -> bytes | None:
         self.seen.append(("method", channel, frame))
@@ -73,30 +74,30 @@ _SEEN = [(1, 7, True, False), ("method", 0, _BLOCKED), (1, 9, False, True), (2, 
 
 @given(cuts=st.lists(st.integers(0, len(_STREAM)), max_size=20))
 def test_frames_in_any_split(cuts: list[int]) -> None:
-    """However the bytes arrive, the same facts are taken and the same whole frames are passed on."""
-    facts = _Facts()
+    """However the bytes arrive, the same events are taken and the same whole frames are passed on."""
+    recorder = _Recorder()
     edges = [0, *sorted(cuts), len(_STREAM)]
-    passed = [facts.filter.feed(_STREAM[a:b]) for a, b in pairwise(edges) if b > a]
-    assert facts.seen == _SEEN
+    passed = [recorder.filter.feed(_STREAM[a:b]) for a, b in pairwise(edges) if b > a]
+    assert recorder.seen == _SEEN
     assert b"".join(passed) == b"".join(_OTHERS)
-    assert not facts.filter.in_frame
+    assert not recorder.filter.in_frame
 
 
-def test_frames_octet_by_octet() -> None:
+def test_frames_byte_by_byte() -> None:
     """One byte at a time too, and nothing is passed on before its frame is whole."""
-    facts = _Facts()
-    passed = [facts.filter.feed(_STREAM[at : at + 1]) for at in range(len(_STREAM))]
-    assert facts.seen == _SEEN
+    recorder = _Recorder()
+    passed = [recorder.filter.feed(_STREAM[at : at + 1]) for at in range(len(_STREAM))]
+    assert recorder.seen == _SEEN
     assert [each for each in passed if each] == _OTHERS
 
 
-def test_a_frame_over_the_limit_is_refused_by_its_first_octets() -> None:
+def test_a_frame_over_the_limit_is_refused_by_its_first_bytes() -> None:
     """Seven bytes suffice; the limit before the tuning is 8192, end byte and all."""
     at_limit = struct.pack(">BHI", 3, 1, 8192 - 8) + bytes(8192 - 8) + b"\xce"
     start = _OTHERS[0]
-    _Facts().filter.feed(start + at_limit)
+    _Recorder().filter.feed(start + at_limit)
     with pytest.raises(LinkDown) as down:
-        _Facts().filter.feed(start + struct.pack(">BHI", 3, 1, 8192 - 7))
+        _Recorder().filter.feed(start + struct.pack(">BHI", 3, 1, 8192 - 7))
     assert down.value.fault.kind is FaultKind.ILLEGAL_FRAME
 
 
@@ -129,32 +130,34 @@ def _publish(tag: int, epoch: Epoch, body: bytes) -> tuple[Parcel, bytes]:
 
 @pytest.fixture
 def anyio_backend() -> str:
-    """The tap lives on asyncio alone."""
+    """The transport lives on asyncio alone."""
     return "asyncio"
 
 
 @pytest.mark.anyio
-async def test_offered_is_marked_before_the_send_that_holds_the_last_octet() -> None:
+async def test_offered_is_marked_before_the_send_that_holds_the_last_byte() -> None:
     """While a send is under way, what it completes is written, and what it only begins is not."""
     stream = _Stream()
     sent: list[int] = []
-    tap = FilteringTransport(stream, _Facts().filter, lambda _, octets: octets, sent.append, lambda _: None, 30.0, 30.0)  # type: ignore[arg-type]
-    streams = tap.start()  # kept: a stream writer that is let go closes its transport
+    transport = FilteringTransport(
+        stream, _Recorder().filter, lambda _, data: data, sent.append, lambda _: None, 30.0, 30.0
+    )  # type: ignore[arg-type]
+    streams = transport.start()  # kept: a stream writer that is let go closes its transport
     epoch = Epoch(1, Lane.MAIN, None)  # type: ignore[arg-type]
     for tag, size in ((1, 10), (2, 300_000), (3, 10)):
-        parcel, octets = _publish(tag, epoch, bytes(size))
-        tap.expect(parcel)
-        tap.write(octets)
+        parcel, data = _publish(tag, epoch, bytes(size))
+        transport.expect(parcel)
+        transport.write(data)
     assert (epoch.assigned, epoch.written) == (3, 0)
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         while not stream.batches:
             await anyio.lowlevel.checkpoint()
         assert (epoch.written, sent) == (1, [])
         stream.taken.set()
-        await tap.wait_flushed()
+        await transport.wait_flushed()
     assert (epoch.written, sent) == (3, [10, 300_010])
-    tap.abort()
-    await tap.wait_aborted()
+    transport.abort()
+    await transport.wait_aborted()
     del streams
 
 
@@ -162,21 +165,21 @@ async def test_offered_is_marked_before_the_send_that_holds_the_last_octet() -> 
 async def test_answers_that_nobody_takes_are_bounded() -> None:
     """A broker that asks without end and reads nothing costs no memory: it broke the protocol."""
     stream = _Stream()
-    tap = FilteringTransport(
-        stream, _Facts().filter, lambda _, octets: octets, lambda _: None, lambda _: None, 30.0, 30.0
+    transport = FilteringTransport(
+        stream, _Recorder().filter, lambda _, data: data, lambda _: None, lambda _: None, 30.0, 30.0
     )  # type: ignore[arg-type]
-    streams = tap.start()  # kept: a stream writer that is let go closes its transport
+    streams = transport.start()  # kept: a stream writer that is let go closes its transport
     flow_ok = pamqp.frame.marshal(commands.Channel.FlowOk(True), 1)
-    tap.inject(flow_ok)
-    with anyio.fail_after(10):
+    transport.inject(flow_ok)
+    with anyio.fail_after(60):
         while not stream.batches:
             await anyio.lowlevel.checkpoint()
     with pytest.raises(LinkDown) as down:
         for _ in range(20_000):
-            tap.inject(flow_ok)
+            transport.inject(flow_ok)
     assert down.value.fault.kind is FaultKind.ILLEGAL_FRAME
-    tap.abort()
-    await tap.wait_aborted()
+    transport.abort()
+    await transport.wait_aborted()
     del streams
 
 
@@ -186,15 +189,17 @@ async def test_nothing_is_sent_on_a_channel_that_the_broker_closed() -> None:
     stream = _Stream()
     stream.taken.set()
     sent: list[int] = []
-    tap = FilteringTransport(stream, _Facts().filter, lambda _, octets: octets, sent.append, lambda _: None, 30.0, 30.0)  # type: ignore[arg-type]
-    streams = tap.start()  # kept: a stream writer that is let go closes its transport
+    transport = FilteringTransport(
+        stream, _Recorder().filter, lambda _, data: data, sent.append, lambda _: None, 30.0, 30.0
+    )  # type: ignore[arg-type]
+    streams = transport.start()  # kept: a stream writer that is let go closes its transport
     epoch = Epoch(1, Lane.MAIN, None, closed=True)  # type: ignore[arg-type]
-    parcel, octets = _publish(1, epoch, b"late")
-    tap.expect(parcel)
-    tap.write(octets)
-    await tap.wait_flushed()
-    tap.abort()
-    await tap.wait_aborted()
+    parcel, data = _publish(1, epoch, b"late")
+    transport.expect(parcel)
+    transport.write(data)
+    await transport.wait_flushed()
+    transport.abort()
+    await transport.wait_aborted()
     del streams
     assert (stream.batches, sent, epoch.written) == ([], [4], 0)
 

@@ -447,7 +447,7 @@ async def test_tls_to_a_plain_amqp_port(serve: Serve, cafile: str) -> None:
     port = await serve(amqp)
     fault = await _refused(dial(Endpoint("localhost", port, tls=True, cafile=cafile)))
     assert (fault.kind, "does not speak TLS" in fault.text) == (FaultKind.TLS, True)
-    assert [octets[:1] for octets in seen] == [b"\x16"]
+    assert [data[:1] for data in seen] == [b"\x16"]
 
 
 @sockets

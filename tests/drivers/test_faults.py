@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from warrener.drivers import _faults
-from warrener.drivers._faults import Phase, closed_by_broker, fault_of
+from warrener.drivers._faults import DialPhase, closed_by_broker, fault_of
 from warrener.drivers.base import LinkDown
 from warrener.errors import Fault, FaultKind
 
@@ -42,36 +42,36 @@ _AWAY = FaultKind.UNREACHABLE
 @pytest.mark.parametrize(
     ("error", "phase", "kind"),
     [
-        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), Phase.DIALING, _AWAY),
-        (ConnectionRefusedError(errno.ECONNREFUSED, "x"), Phase.DIALING, _AWAY),
-        (OSError(errno.EHOSTUNREACH, "x"), Phase.DIALING, _AWAY),
-        (FileNotFoundError(errno.ENOENT, "x"), Phase.DIALING, _AWAY),
-        (PermissionError(errno.EACCES, "x"), Phase.DIALING, _AWAY),
-        (TimeoutError(), Phase.DIALING, _AWAY),
-        (TimeoutError(errno.ETIMEDOUT, "x"), Phase.DIALING, _AWAY),
-        (TimeoutError(), Phase.GREETING, FaultKind.HANDSHAKE_TIMEOUT),
-        (TimeoutError(), Phase.AUTHENTICATING, FaultKind.HANDSHAKE_TIMEOUT),
-        (TimeoutError(errno.ETIMEDOUT, "x"), Phase.UP, _LOST),
-        (ConnectionResetError(errno.ECONNRESET, "x"), Phase.GREETING, _AWAY),
-        (ConnectionResetError(errno.ECONNRESET, "x"), Phase.UP, _LOST),
-        (BrokenPipeError(errno.EPIPE, "x"), Phase.UP, _LOST),
-        (anyio.EndOfStream(), Phase.GREETING, _AWAY),
-        (anyio.EndOfStream(), Phase.UP, _LOST),
-        (anyio.BrokenResourceError(), Phase.UP, _LOST),
-        (_caused(anyio.BrokenResourceError(), _untrusted()), Phase.DIALING, FaultKind.TLS),
-        (anyio.ClosedResourceError(), Phase.UP, _LOST),
-        (_untrusted(), Phase.DIALING, FaultKind.TLS),
-        (_tls(ssl.SSLError, "WRONG_VERSION_NUMBER"), Phase.DIALING, FaultKind.TLS),
-        (_tls(ssl.SSLError, "TLSV1_ALERT_PROTOCOL_VERSION"), Phase.DIALING, FaultKind.TLS),
-        (_tls(ssl.SSLEOFError, "UNEXPECTED_EOF_WHILE_READING"), Phase.DIALING, _AWAY),
-        (_tls(ssl.SSLEOFError, "UNEXPECTED_EOF_WHILE_READING"), Phase.UP, _LOST),
-        (_tls(ssl.SSLError, "TLSV13_ALERT_CERTIFICATE_REQUIRED"), Phase.GREETING, FaultKind.TLS),
-        (ExceptionGroup("all", [ConnectionRefusedError(errno.ECONNREFUSED, "x")]), Phase.DIALING, _AWAY),
-        (ZeroDivisionError("secret"), Phase.UP, _LOST),
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), DialPhase.DIALING, _AWAY),
+        (ConnectionRefusedError(errno.ECONNREFUSED, "x"), DialPhase.DIALING, _AWAY),
+        (OSError(errno.EHOSTUNREACH, "x"), DialPhase.DIALING, _AWAY),
+        (FileNotFoundError(errno.ENOENT, "x"), DialPhase.DIALING, _AWAY),
+        (PermissionError(errno.EACCES, "x"), DialPhase.DIALING, _AWAY),
+        (TimeoutError(), DialPhase.DIALING, _AWAY),
+        (TimeoutError(errno.ETIMEDOUT, "x"), DialPhase.DIALING, _AWAY),
+        (TimeoutError(), DialPhase.GREETING, FaultKind.HANDSHAKE_TIMEOUT),
+        (TimeoutError(), DialPhase.AUTHENTICATING, FaultKind.HANDSHAKE_TIMEOUT),
+        (TimeoutError(errno.ETIMEDOUT, "x"), DialPhase.UP, _LOST),
+        (ConnectionResetError(errno.ECONNRESET, "x"), DialPhase.GREETING, _AWAY),
+        (ConnectionResetError(errno.ECONNRESET, "x"), DialPhase.UP, _LOST),
+        (BrokenPipeError(errno.EPIPE, "x"), DialPhase.UP, _LOST),
+        (anyio.EndOfStream(), DialPhase.GREETING, _AWAY),
+        (anyio.EndOfStream(), DialPhase.UP, _LOST),
+        (anyio.BrokenResourceError(), DialPhase.UP, _LOST),
+        (_caused(anyio.BrokenResourceError(), _untrusted()), DialPhase.DIALING, FaultKind.TLS),
+        (anyio.ClosedResourceError(), DialPhase.UP, _LOST),
+        (_untrusted(), DialPhase.DIALING, FaultKind.TLS),
+        (_tls(ssl.SSLError, "WRONG_VERSION_NUMBER"), DialPhase.DIALING, FaultKind.TLS),
+        (_tls(ssl.SSLError, "TLSV1_ALERT_PROTOCOL_VERSION"), DialPhase.DIALING, FaultKind.TLS),
+        (_tls(ssl.SSLEOFError, "UNEXPECTED_EOF_WHILE_READING"), DialPhase.DIALING, _AWAY),
+        (_tls(ssl.SSLEOFError, "UNEXPECTED_EOF_WHILE_READING"), DialPhase.UP, _LOST),
+        (_tls(ssl.SSLError, "TLSV13_ALERT_CERTIFICATE_REQUIRED"), DialPhase.GREETING, FaultKind.TLS),
+        (ExceptionGroup("all", [ConnectionRefusedError(errno.ECONNREFUSED, "x")]), DialPhase.DIALING, _AWAY),
+        (ZeroDivisionError("secret"), DialPhase.UP, _LOST),
     ],
     ids=lambda value: getattr(value, "name", None) or type(value).__name__,
 )
-def test_each_exception_has_a_kind(error: BaseException, phase: Phase, kind: FaultKind) -> None:
+def test_each_exception_has_a_kind(error: BaseException, phase: DialPhase, kind: FaultKind) -> None:
     """One row per exception and phase; what the exception itself says is not trusted to be fit for a log."""
     fault = fault_of(error, phase, seconds=10)
     assert fault.kind is kind
@@ -82,26 +82,26 @@ def test_each_exception_has_a_kind(error: BaseException, phase: Phase, kind: Fau
 def test_a_link_down_keeps_its_fault() -> None:
     """What was mapped once is not mapped again."""
     fault = Fault(FaultKind.TLS, "as it was")
-    assert fault_of(LinkDown(fault), Phase.UP) is fault
+    assert fault_of(LinkDown(fault), DialPhase.UP) is fault
 
 
 @pytest.mark.parametrize(
     ("code", "phase", "kind"),
     [
-        (403, Phase.GREETING, FaultKind.AUTHENTICATION),
-        (403, Phase.AUTHENTICATING, FaultKind.AUTHENTICATION),
-        (403, Phase.OPENING, FaultKind.VHOST),
-        (530, Phase.OPENING, FaultKind.VHOST),
-        (402, Phase.OPENING, FaultKind.VHOST),
-        (530, Phase.PREPARING, FaultKind.CLOSED_BY_BROKER),
-        (530, Phase.UP, FaultKind.CLOSED_BY_BROKER),
-        (320, Phase.AUTHENTICATING, FaultKind.CLOSED_BY_BROKER),
-        (320, Phase.UP, FaultKind.CLOSED_BY_BROKER),
-        (541, Phase.UP, FaultKind.CLOSED_BY_BROKER),
-        (999, Phase.UP, FaultKind.CLOSED_BY_BROKER),
+        (403, DialPhase.GREETING, FaultKind.AUTHENTICATION),
+        (403, DialPhase.AUTHENTICATING, FaultKind.AUTHENTICATION),
+        (403, DialPhase.OPENING, FaultKind.VHOST),
+        (530, DialPhase.OPENING, FaultKind.VHOST),
+        (402, DialPhase.OPENING, FaultKind.VHOST),
+        (530, DialPhase.PREPARING, FaultKind.CLOSED_BY_BROKER),
+        (530, DialPhase.UP, FaultKind.CLOSED_BY_BROKER),
+        (320, DialPhase.AUTHENTICATING, FaultKind.CLOSED_BY_BROKER),
+        (320, DialPhase.UP, FaultKind.CLOSED_BY_BROKER),
+        (541, DialPhase.UP, FaultKind.CLOSED_BY_BROKER),
+        (999, DialPhase.UP, FaultKind.CLOSED_BY_BROKER),
     ],
 )
-def test_the_phase_decides_what_a_close_means(code: int, phase: Phase, kind: FaultKind) -> None:
+def test_the_phase_decides_what_a_close_means(code: int, phase: DialPhase, kind: FaultKind) -> None:
     """The same code is a refused login, a refused virtual host, or just an end (F10)."""
     fault = closed_by_broker(code, "TEXT", phase)
     assert (fault.kind, fault.reply_code) == (kind, code)
@@ -110,8 +110,8 @@ def test_the_phase_decides_what_a_close_means(code: int, phase: Phase, kind: Fau
 
 def test_only_a_shutdown_is_orderly() -> None:
     """320 is announced; 541 is not."""
-    assert closed_by_broker(320, "", Phase.UP).orderly
-    assert not closed_by_broker(541, "", Phase.UP).orderly
+    assert closed_by_broker(320, "", DialPhase.UP).orderly
+    assert not closed_by_broker(541, "", DialPhase.UP).orderly
 
 
 @pytest.mark.parametrize(("code", "kind"), [(c, FaultKind.TOPOLOGY) for c in (403, 404, 405, 406)] + [(541, FaultKind.CHANNEL_CLOSED)])  # fmt: skip
@@ -123,33 +123,33 @@ def test_a_refused_declaration_names_what_was_declared(code: int, kind: FaultKin
 
 
 @pytest.mark.parametrize(
-    ("octets", "hint"),
+    ("data", "hint"),
     [(b"HTTP/1.1", "15672"), (b"\x15\x03\x03\x00\x02\x02\x28\x00", "amqps"), (b"AMQP\x00\x01\x00\x00", "0.1.0.0"),
      (b"SSH-2.0-", "port")],
 )  # fmt: skip
-def test_the_first_octets_choose_the_hint(octets: bytes, hint: str) -> None:
+def test_the_first_bytes_choose_the_hint(data: bytes, hint: str) -> None:
     """A peer that is no broker is told apart by what it says first."""
-    fault = _faults.not_amqp(octets)
+    fault = _faults.not_amqp(data)
     assert fault.kind is FaultKind.PROTOCOL
     assert hint in fault.text
 
 
-@pytest.mark.parametrize("phase", list(Phase))
-def test_nothing_is_asserted_about_a_login_that_got_no_answer(phase: Phase) -> None:
+@pytest.mark.parametrize("phase", list(DialPhase))
+def test_nothing_is_asserted_about_a_login_that_got_no_answer(phase: DialPhase) -> None:
     """EOF and silence never make a permanent fault; after Start-Ok they hint at the credentials."""
     for fault in (_faults.end_of_stream(phase), _faults.timed_out(phase, 10)):
         assert not fault.permanent
-        assert ("possible authentication failure" in fault.text) == (phase is Phase.AUTHENTICATING)
+        assert ("possible authentication failure" in fault.text) == (phase is DialPhase.AUTHENTICATING)
 
 
 def test_the_user_that_the_broker_quotes_is_not_shown() -> None:
     """RabbitMQ's refusals hold the user's name."""
     text = "NOT_ALLOWED - access to vhost 'v' refused for user 'who-user'"
-    assert "who-user" not in closed_by_broker(530, text, Phase.OPENING).text
+    assert "who-user" not in closed_by_broker(530, text, DialPhase.OPENING).text
 
 
-@given(text=st.text(), code=st.integers(0, 65535), phase=st.sampled_from(Phase))
-def test_the_brokers_text_is_one_safe_line(text: str, code: int, phase: Phase) -> None:
+@given(text=st.text(), code=st.integers(0, 65535), phase=st.sampled_from(DialPhase))
+def test_the_brokers_text_is_one_safe_line(text: str, code: int, phase: DialPhase) -> None:
     """Whatever the broker says, no fault holds a control character or grows without bound."""
     for fault in (
         closed_by_broker(code, text, phase),

@@ -16,7 +16,7 @@ from pamqp.heartbeat import Heartbeat
 
 from tests.drivers.pipes import PipeEnd, pipe
 from tests.drivers.recording import Peer, RecordingReports
-from tests.wire.far_side import StrictReader, ack, octets
+from tests.wire.far_side import StrictReader, ack, marshalled
 from warrener.drivers._dial import Dialed
 from warrener.drivers.base import Lane, LinkDown, LinkOptions
 from warrener.drivers.native import NativeDriver, NativeLink
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.trio
 
 ENDPOINT = Endpoint()
 ENVELOPE = Envelope(routing_key="tasks")
-BEAT = octets(Heartbeat())
+BEAT = marshalled(Heartbeat())
 
 Script = Callable[["Far"], Awaitable[None]]
 
@@ -160,7 +160,7 @@ async def test_an_idle_link_wakes_for_heartbeats_only(autojump_clock: trio.testi
         count = 0
 
         def before_task_step(self, task: trio.lowlevel.Task) -> None:
-            if "NativeLink" in task.name:
+            if "drivers.native" in task.name:
                 self.count += 1
 
     async def script(far: Far) -> None:
@@ -189,12 +189,12 @@ async def test_silence(autojump_clock: trio.testing.MockClock) -> None:
     assert "Connection.Close" not in far.names
 
 
-async def test_any_octet_is_a_sign_of_life(autojump_clock: trio.testing.MockClock) -> None:
+async def test_any_byte_is_a_sign_of_life(autojump_clock: trio.testing.MockClock) -> None:
     """Bytes of an unfinished frame reset the silence, but not the frame's own deadline (R12)."""
 
     async def script(far: Far) -> None:
-        for octet in octets(commands.Connection.Blocked("x" * 200)):
-            await far.stream.send(bytes([octet]))
+        for byte in marshalled(commands.Connection.Blocked("x" * 200)):
+            await far.stream.send(bytes([byte]))
             await trio.sleep(15)
 
     began = 0.0
@@ -208,7 +208,7 @@ async def test_any_octet_is_a_sign_of_life(autojump_clock: trio.testing.MockCloc
 
 async def test_a_whole_frame_starts_the_next_ones_deadline(autojump_clock: trio.testing.MockClock) -> None:
     """A slow stream of whole frames, each with the start of the next, is alive."""
-    frame = octets(commands.Connection.Blocked("x"))
+    frame = marshalled(commands.Connection.Blocked("x"))
 
     async def script(far: Far) -> None:
         await far.stream.send(frame[:5])
@@ -317,7 +317,7 @@ async def test_what_is_published_meanwhile_goes_out_together(autojump_clock: tri
     assert len(sends) <= 3  # the writer had taken its method before; then at most one send, and the close
 
 
-async def test_a_message_in_parts_is_offered_with_its_last_octets(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_message_in_parts_is_offered_with_its_last_bytes(autojump_clock: trio.testing.MockClock) -> None:
     """While a large message is on its way it is not written yet, the ones before it are (I18)."""
     async with linked(does_nothing, window=1000, close_timeout=1, abort_timeout=1) as (link, far):
         link.publish(Lane.MAIN, ENVELOPE, "m", b"small", None)
@@ -370,7 +370,7 @@ async def test_last_words_are_heard(autojump_clock: trio.testing.MockClock) -> N
             link.publish(Lane.MAIN, ENVELOPE, "m", b"", None)
             await trio.testing.wait_all_tasks_blocked()
             far.stream.break_inward()
-            far.stream.outward.data += ack(1) + octets(commands.Connection.Close(320, "CONNECTION_FORCED", 0, 0))
+            far.stream.outward.data += ack(1) + marshalled(commands.Connection.Close(320, "CONNECTION_FORCED", 0, 0))
             link.publish(Lane.MAIN, ENVELOPE, "m", b"", None)
             far.stream.outward.change()
             await trio.sleep_forever()
@@ -445,18 +445,18 @@ async def test_one_deadline_for_the_whole_handshake(
     """A peer that stops anywhere before qos-ok, or drips its bytes, costs `connect_timeout` and no more."""
     near, far = pipe()
     script = (
-        octets(commands.Connection.Start(server_properties={}, mechanisms="PLAIN", locales="en_US")),
-        octets(commands.Connection.Tune(2047, 131072, 60)),
-        octets(commands.Connection.OpenOk()),
-        octets(commands.Channel.OpenOk(), 1),
-        octets(commands.Confirm.SelectOk(), 1),
-        octets(commands.Basic.QosOk(), 1),
+        marshalled(commands.Connection.Start(server_properties={}, mechanisms="PLAIN", locales="en_US")),
+        marshalled(commands.Connection.Tune(2047, 131072, 60)),
+        marshalled(commands.Connection.OpenOk()),
+        marshalled(commands.Channel.OpenOk(), 1),
+        marshalled(commands.Confirm.SelectOk(), 1),
+        marshalled(commands.Basic.QosOk(), 1),
     )
 
     async def serve() -> None:
         pieces = b"".join(script[:frames]) if not drip else b"".join(script)
-        for octet in pieces:
-            await far.send(bytes([octet]))
+        for byte in pieces:
+            await far.send(bytes([byte]))
             await trio.sleep(10 / (len(b"".join(script[: frames + 1])) - 1.5) if drip else 0)
 
     async with trio.open_nursery() as nursery:
@@ -670,7 +670,7 @@ async def test_the_brokers_close_is_answered(autojump_clock: trio.testing.MockCl
     assert far.names[-1] == "Connection.CloseOk"
 
 
-async def test_after_an_illegal_frame_not_one_octet(autojump_clock: trio.testing.MockClock) -> None:
+async def test_after_an_illegal_frame_not_one_byte(autojump_clock: trio.testing.MockClock) -> None:
     """A broken protocol ends the link; what waited to be sent is not sent (R18)."""
 
     async def script(far: Far) -> None:
@@ -766,8 +766,8 @@ async def test_a_channel_and_its_connection_closed_in_one_read(
 
     async def script(far: Far) -> None:
         await far.stream.send(
-            octets(commands.Channel.Close(404, "NOT_FOUND", 60, 40), 1)
-            + octets(commands.Connection.Close(320, "CONNECTION_FORCED", 0, 0))
+            marshalled(commands.Channel.Close(404, "NOT_FOUND", 60, 40), 1)
+            + marshalled(commands.Connection.Close(320, "CONNECTION_FORCED", 0, 0))
         )
 
     with pytest.raises(LinkDown) as raised:
@@ -788,7 +788,7 @@ async def test_nothing_is_published_behind_a_flow_ok(autojump_clock: trio.testin
     listener = RecordingReports()
 
     async def script(far: Far) -> None:
-        stop, answer = octets(commands.Channel.Flow(False), 1), ack(1)
+        stop, answer = marshalled(commands.Channel.Flow(False), 1), ack(1)
         far.reader.feed(await far.stream.receive())  # the publish, which is to be confirmed
         await far.stream.send(stop + answer if stop_first else answer + stop)
         await far.read_on()

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """See whether the fuzzer would find a wrong length: plant one in a copy of the package and fuzz that for a minute.
 
-    python fuzz/planted.py [NAME …]
+    python tests/fuzz/planted.py [NAME …]
 
 Each defect is one line that a hurried change might bring: a length that is compared with the wrong bound, or not at all.
 Prints one line for each; the status is 1 when one was not found.

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Record the corpus: what a private RabbitMQ sends in real sessions, turn by turn, into fuzz/corpus.
+"""Record the corpus: what a private RabbitMQ sends in real sessions, turn by turn, into tests/fuzz/corpus.
 
-    python fuzz/record.py
+    python tests/fuzz/record.py
 
 The client is the one that `tests.wire.replay` replays, over a plain socket. Names and figures of the machine and of the
 broker's build are taken out, byte for byte, so that the files say nothing about where they were made.
@@ -25,7 +25,7 @@ from tests.wire.far_side import CREDENTIALS  # noqa: E402
 
 from warrener.records import Credentials  # noqa: E402
 from warrener.testing.rabbitmq import PrivateRabbitMQ  # noqa: E402
-from warrener.wire import Phase, Session  # noqa: E402
+from warrener.wire import Session, SessionPhase  # noqa: E402
 
 CORPUS = ROOT / "tests" / "fuzz" / "corpus"
 #: Seconds without a byte that end a turn.
@@ -38,9 +38,9 @@ _DELETE_EXCHANGE = (
 Misfortune = Callable[[int], None]
 
 
-def scrub(octets: bytes) -> bytes:
+def scrub(data: bytes) -> bytes:
     """Replace the node's name by as many x."""
-    return re.sub(rb"[\w.-]+@[\w.-]+", lambda found: b"x" * len(found[0]), octets)
+    return re.sub(rb"[\w.-]+@[\w.-]+", lambda found: b"x" * len(found[0]), data)
 
 
 def record(port: int, misfortune: Misfortune, *, turns: int = 18, session: Session | None = None) -> bytes:
@@ -49,7 +49,7 @@ def record(port: int, misfortune: Misfortune, *, turns: int = 18, session: Sessi
     if session is not None:
         client.session = session
     said: list[bytes] = []
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as peer:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as peer:
         for turn in range(turns):
             misfortune(turn)
             if turn:
@@ -60,18 +60,18 @@ def record(port: int, misfortune: Misfortune, *, turns: int = 18, session: Sessi
             heard = b""
             while select.select([peer], [], [], QUIET)[0]:
                 try:
-                    octets = peer.recv(65536)
+                    data = peer.recv(65536)
                 except OSError:
                     break
-                if not octets:
+                if not data:
                     break
-                heard += octets
-                client.note(client.session.receive(octets))
+                heard += data
+                client.note(client.session.receive(data))
                 while data := client.session.data_to_send():
                     with suppress(OSError):
                         peer.sendall(data)
             said.append(heard)
-            if client.session.phase is Phase.OVER:
+            if client.session.phase is SessionPhase.OVER:
                 break
     return replay.TURN.join(scrub(heard) for heard in said)
 
@@ -104,10 +104,10 @@ def main() -> None:
                 broker.port, lambda _turn: None, session=Session(CREDENTIALS, replay.Sink(), vhost="missing")
             ),
         }
-    for name, octets in sessions.items():
-        replay.check(octets)
-        (CORPUS / name).write_bytes(octets)
-        print(f"{name}: {len(octets)} bytes")
+    for name, data in sessions.items():
+        replay.check(data)
+        (CORPUS / name).write_bytes(data)
+        print(f"{name}: {len(data)} bytes")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """Fuzz `warrener.wire` by coverage: any bytes from the broker, in any pieces; see tests/wire/replay.py for what must hold.
 
-    python fuzz/wire.py [--seconds 600] [--source FOLDER]
+    python tests/fuzz/wire.py [--seconds 600] [--source FOLDER]
 
-Starts from the recorded sessions in fuzz/corpus, keeps what reaches new edges in build/fuzz, and says at the end how many
+Starts from the recorded sessions in tests/fuzz/corpus, keeps what reaches new edges in build/fuzz, and says at the end how many
 executions there were and how many edges were reached. The status is 1 when something did not hold; the bytes that did it
-are then in build/fuzz/finds, and `python fuzz/wire.py --replay FILE` shows what they do.
+are then in build/fuzz/finds, and `python tests/fuzz/wire.py --replay FILE` shows what they do.
 
-`--source` fuzzes another copy of the package; fuzz/planted.py uses it to see whether a planted defect is found.
+`--source` fuzzes another copy of the package; tests/fuzz/planted.py uses it to see whether a planted defect is found.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ class Bench:
             self.now + timeout,
             token,
         )
-        self.ledger.accept(delivery, self.now)
+        self.ledger.accept(delivery)
         self.accepted.append(delivery)
         return delivery
 
@@ -91,10 +91,10 @@ class Bench:
         """Write what the ledger says, as the owner does, and at most `limit` of it."""
         written: list[Delivery] = []
         while len(written) < limit and (delivery := self.ledger.next(self.now)) is not None:
-            channel = self.channels[self.ledger.lane_of(delivery)]
+            channel = self.channels[delivery.lane]
             self.last_tag[channel] += 1
             tag = self.last_tag[channel]
-            self.ledger.sent(delivery, channel, tag, self.now)
+            self.ledger.published(delivery, channel, tag, self.now)
             self.wire[self.ledger.link, channel, tag] = delivery
             written.append(delivery)
         return written
@@ -106,23 +106,23 @@ class Bench:
         return deliveries
 
     def ack(self, tag: int, *, multiple: bool = False, channel: int = 1) -> list[Delivery]:
-        return self.ledger.confirmed(channel, tag, multiple, self.now)
+        return self.ledger.confirmed(channel, tag, multiple)
 
     def nack(self, tag: int, *, multiple: bool = False, channel: int = 1) -> list[Delivery]:
-        return self.ledger.nacked(channel, tag, multiple, self.now)
+        return self.ledger.nacked(channel, tag, multiple)
 
     def lose(self, *, written: int = 1_000_000, fault: Fault = LOST) -> list[Delivery]:
         """Lose the link; on each channel, tags up to `written` may have left."""
-        return self.ledger.link_lost(fault, lambda _channel: written, self.now)
+        return self.ledger.link_lost(fault, lambda _channel: written)
 
     def close_channel(
         self, fault: Fault = NOT_FOUND, *, lane: Lane = Lane.MAIN, written: int = 1_000_000
     ) -> list[Delivery]:
-        return self.ledger.channel_closed(lane, self.channels.pop(lane), fault, written, self.now)
+        return self.ledger.channel_closed(self.channels.pop(lane), fault, written)
 
-    def bounce(self, delivery: Delivery, *, channel: int = 1, code: int = 312) -> list[Delivery]:
+    def bounce(self, delivery: Delivery, *, channel: int = 1, code: int = 312) -> None:
         """Have the broker return the delivery."""
-        return self.ledger.returned(channel, evolve(returned_of(delivery), reply_code=code), self.now)
+        self.ledger.returned(channel, evolve(returned_of(delivery), reply_code=code))
 
 
 def returned_of(

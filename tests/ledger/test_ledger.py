@@ -68,7 +68,7 @@ def test_nothing_is_written_past_a_shut_gate(shut: str) -> None:
     elif shut != "no link":
         bench.up()
     if shut == "blocked":
-        bench.ledger.pause(bench.now)
+        bench.ledger.pause()
     if shut == "window":
         bench.publish(1)
     if shut == "channel":
@@ -126,7 +126,7 @@ def test_a_tag_out_of_step_is_refused(channel: int, tag: int) -> None:
     bench = Bench()
     delivery = bench.accept()
     with pytest.raises(RuntimeError, match=f"tag {tag} on channel {channel}"):
-        bench.ledger.sent(delivery, channel, tag, bench.now)
+        bench.ledger.published(delivery, channel, tag, bench.now)
     assert bench.ledger.next(bench.now) is delivery
 
 
@@ -135,19 +135,19 @@ def test_only_what_is_next_can_be_sent() -> None:
     bench = Bench()
     first, second = bench.accept(), bench.accept()
     with pytest.raises(RuntimeError, match="m2"):
-        bench.ledger.sent(second, 1, 1, bench.now)
+        bench.ledger.published(second, 1, 1, bench.now)
     bench.write(1)
     with pytest.raises(RuntimeError, match="m1"):
-        bench.ledger.sent(first, 1, 2, bench.now)
+        bench.ledger.published(first, 1, 2, bench.now)
     suspect = bench.open(Lane.SUSPECT)
     with pytest.raises(RuntimeError, match="m2"):
-        bench.ledger.sent(second, suspect, 1, bench.now)
+        bench.ledger.published(second, suspect, 1, bench.now)
 
 
 def test_what_cannot_be_framed_ends_without_a_tag() -> None:
     """`refuse` resolves as `InvalidMessage`, quotes the last fault, and the next tag is still 1."""
     bench = Bench()
-    bench.ledger.last_fault = LOST
+    bench.ledger.settlement.last_fault = LOST
     bad, good = bench.accept(), bench.accept()
     assert bench.ledger.refuse(bad, "the header is too long") == [bad]
     assert isinstance(bad.outcome, InvalidMessage)
@@ -179,7 +179,7 @@ def test_each_way_out_of_the_buffer_makes_room() -> None:
     bench.publish(1)
     delivery = bench.accept()
     assert bench.ledger.full(0)
-    bench.ledger.cancel(delivery, bench.now)
+    bench.ledger.cancel(delivery)
     assert not bench.ledger.full(0)
     delivery = bench.accept(timeout=1.0)
     bench.now += 1.0
@@ -227,8 +227,8 @@ def test_the_dead_leave_the_buffer() -> None:
     bench = Bench(up=False)
     waiting = bench.accept(timeout=math.inf)
     for _ in range(10_000):
-        bench.ledger.cancel(bench.accept(), bench.now)
-    assert len(bench.ledger._fresh.entries) < 200
+        bench.ledger.cancel(bench.accept())
+    assert len(bench.ledger._unsent.entries) < 200
     assert bench.ledger.buffered == 1
     bench.up()
     assert bench.write() == [waiting]
@@ -303,8 +303,8 @@ def test_facts_about_a_channel_that_is_not_open_change_nothing() -> None:
     for channel in (1, 3):
         assert bench.ack(1, channel=channel, multiple=True) == []
         assert bench.nack(1, channel=channel) == []
-        assert bench.bounce(delivery, channel=channel) == []
-        assert bench.ledger.channel_closed(Lane.MAIN, channel, NOT_FOUND, 9, bench.now) == []
+        bench.bounce(delivery, channel=channel)
+        assert bench.ledger.channel_closed(channel, NOT_FOUND, 9) == []
     assert bench.ledger.counters.stale == 8
     assert bench.ack(1, channel=2) == [delivery]
     assert isinstance(delivery.outcome, Receipt)
@@ -319,7 +319,7 @@ def test_a_returned_message_is_unroutable_whatever_follows(answer: str, at_least
     """A return resolves nothing; then ack, nack, loss, deadline and close all end as `Unroutable` (I12)."""
     bench = Bench(at_least_once=at_least_once)
     (delivery,) = bench.publish(1)
-    assert bench.bounce(delivery) == []
+    bench.bounce(delivery)
     assert delivery.outcome is None
     bench.now += 60.0
     resolved = {
@@ -374,7 +374,7 @@ def test_a_return_without_its_token_falls_back_to_what_is_unique(token: str | No
     delivery = bench.accept(message_id="mine", token="t1", body=b"12345")
     bench.publish(1)
     digest = hashlib.blake2b(b"12345", digest_size=16).digest()
-    bench.ledger.returned(1, returned_of(delivery, token=token, body_hash=digest), bench.now)
+    bench.ledger.returned(1, returned_of(delivery, token=token, body_hash=digest))
     bench.ack(2, multiple=True)
     assert isinstance(delivery.outcome, Unroutable)
 
@@ -396,7 +396,7 @@ def test_a_return_that_does_not_agree_makes_nobody_unroutable(differs: str) -> N
         5 if differs == "size" else 4,
         b"not its hash" if differs == "hash" else b"",
     )
-    bench.ledger.returned(1, returned, bench.now)
+    bench.ledger.returned(1, returned)
     assert bench.ledger.counters.anomalies == 1
     bench.ack(2, multiple=True)
     # Where it can have been its own, the ack is no longer proof; where it cannot, it still is.
@@ -415,7 +415,7 @@ def test_a_return_of_nobody_downgrades_only_the_candidates() -> None:
     refused = bench.accept()
     bench.write()
     bench.bounce(known)
-    bench.ledger.returned(1, returned_of(candidate, token=None, message_id=None), bench.now)
+    bench.ledger.returned(1, returned_of(candidate, token=None, message_id=None))
     later = bench.publish(1)
     assert kinds(bench.nack(5)) == [Nacked]
     assert kinds(bench.ack(6, multiple=True)) == [Unconfirmed, Receipt, Receipt, Unroutable, Receipt]
@@ -429,7 +429,7 @@ def test_doubt_ends_with_the_epoch() -> None:
     """A message that was in doubt and is sent again is judged by its new attempt."""
     bench = Bench()
     (delivery,) = bench.publish(1)
-    bench.ledger.returned(1, returned_of(delivery, message_id=None), bench.now)
+    bench.ledger.returned(1, returned_of(delivery, message_id=None))
     bench.lose()
     bench.up()
     bench.write()
@@ -468,7 +468,7 @@ def test_messages_sent_after_the_first_return_are_found_too(window: int) -> None
         bench.bounce(delivery)
         answered = round_ - window + 1
         assert kinds(bench.ack(answered)) == [Receipt if answered < window else Unroutable]
-        epoch = bench.ledger._epochs[1]
+        epoch = bench.ledger._in_flight.epochs[1]
         assert sum(map(len, (epoch.open_ids or {}).values())) <= 2 * window + 64
         assert len(epoch.open_tokens) <= 2 * window + 64
 
@@ -481,7 +481,7 @@ def test_returns_and_anomalies_are_counted() -> None:
     for count in (1, 2):
         bench.bounce(one)
         bench.bounce(two) if count == 1 else None
-        bench.ledger.returned(1, returned_of(two, token=None, message_id="nobody"), bench.now)
+        bench.ledger.returned(1, returned_of(two, token=None, message_id="nobody"))
         assert bench.ledger.counters.anomalies == 2 * count
     assert bench.ledger.counters.returned == 6
 
@@ -558,7 +558,7 @@ def test_each_channel_has_its_own_offered() -> None:
     bench.write()
     (plain,) = bench.publish(1)
 
-    bench.ledger.link_lost(LOST, {2: 1, 3: 0}.__getitem__, bench.now)
+    bench.ledger.link_lost(LOST, {2: 1, 3: 0}.__getitem__)
 
     assert (plain.attempts, plain.unanswered) == (1, 1)
     assert (suspect.attempts, suspect.suspected) == (1, 0)
@@ -639,7 +639,7 @@ def test_a_callers_absence_does_not_make_a_neighbour_guilty() -> None:
     abandoned, third = bench.publish(2)
     bench.now += 1.0
     bench.ledger.expire(bench.now)
-    bench.ledger.cancel(abandoned, bench.now)
+    bench.ledger.cancel(abandoned)
     assert bench.close_channel() == [abandoned]
     assert kinds([expired, abandoned]) == [Unconfirmed, Unconfirmed]
     assert third.outcome is None
@@ -669,7 +669,7 @@ def test_a_crowd_goes_on_as_suspects_one_at_a_time() -> None:
     bench.ack(1, channel=channel)
     assert three.outcome == Receipt("m3", 2, True, 1)
     assert bench.ack(1, channel=2) == [bystander]
-    assert bench.ledger.empty
+    assert not bench.ledger.pending
     books_balance(bench.ledger, bench.accepted)
 
 
@@ -732,7 +732,7 @@ def test_a_suspect_stays_one_on_the_next_link() -> None:
     for suspect in suspects:
         assert bench.write() == [suspect]
         bench.ack(suspect.tag, channel=2)
-    assert bench.ledger.empty
+    assert not bench.ledger.pending
 
 
 def test_at_most_once_has_no_suspects() -> None:
@@ -751,7 +751,7 @@ def test_at_most_once_has_no_suspects() -> None:
 def test_a_deadline_before_writing_is_a_not_sent() -> None:
     """`DeadlineExceeded`, with the last fault and the reason, at the deadline and not before (I19, I20)."""
     bench = Bench(up=False)
-    bench.ledger.last_fault = LOST
+    bench.ledger.settlement.last_fault = LOST
     delivery = bench.accept(timeout=5.0)
     assert bench.ledger.next_wakeup() == 105.0
     assert bench.ledger.expire(104.999) == []
@@ -771,7 +771,7 @@ def test_the_reason_says_what_held_it_back(state: str, words: str) -> None:
     bench.publish(1)
     delivery = bench.accept(timeout=1.0)
     if state == "blocked":
-        bench.ledger.pause(bench.now)
+        bench.ledger.pause()
     bench.ledger.expire(bench.now + 1.0)
     assert words in str(delivery.outcome)
 
@@ -808,12 +808,12 @@ def test_a_deadline_in_flight_leaves_a_tombstone() -> None:
     assert bench.ledger.expire(bench.now) == [delivery]
     told = delivery.outcome
     assert isinstance(told, Unconfirmed)
-    assert (bench.ledger.in_flight, bench.ledger.empty) == (1, True)
+    assert (bench.ledger.in_flight, bench.ledger.pending) == (1, 0)
     bench.accept()
     assert bench.write() == []
     assert bench.ack(1) == []
     assert delivery.outcome is told
-    assert list(bench.ledger.late) == [Outcome("m1", Receipt("m1", 1, False, 1))]
+    assert list(bench.ledger.settlement.late) == [Outcome("m1", Receipt("m1", 1, False, 1))]
     assert len(bench.write()) == 1
     assert (bench.ledger.counters.unknown, bench.ledger.counters.confirmed, bench.ledger.counters.late) == (1, 0, 1)
     books_balance(bench.ledger, bench.accepted)
@@ -837,7 +837,7 @@ def test_a_tombstone_gets_one_late_outcome_and_is_not_sent_again(answer: str, ki
         "unsent": lambda: bench.lose(written=0),
     }[answer]()
     assert resolved == []
-    assert [type(each.result) for each in bench.ledger.late] == [kind]
+    assert [type(each.result) for each in bench.ledger.settlement.late] == [kind]
     bench.lose()
     bench.up()
     assert bench.write() == []
@@ -852,7 +852,7 @@ def test_each_late_answer_is_counted() -> None:
     bench.ack(1)
     bench.ack(2)
     assert bench.ledger.counters.late == 2
-    assert [each.message_id for each in bench.ledger.late] == ["m1", "m2"]
+    assert [each.message_id for each in bench.ledger.settlement.late] == ["m1", "m2"]
 
 
 def test_unroutable_at_the_deadline_needs_no_second_word() -> None:
@@ -862,7 +862,7 @@ def test_unroutable_at_the_deadline_needs_no_second_word() -> None:
     bench.bounce(delivery)
     bench.ledger.expire(bench.now + 5.0)
     assert bench.ack(1) == []
-    assert list(bench.ledger.late) == []
+    assert list(bench.ledger.settlement.late) == []
     assert bench.ledger.in_flight == 0
 
 
@@ -889,8 +889,8 @@ def test_the_confirm_clock_stands_still_while_blocked() -> None:
     """No overdue while blocked, however long; it starts anew at the end of it, once (R9)."""
     bench = Bench(confirm_timeout=30.0)
     bench.publish(1, timeout=math.inf)
-    bench.ledger.pause(110.0)
-    bench.ledger.pause(111.0)
+    bench.ledger.pause()
+    bench.ledger.pause()
     assert not bench.ledger.overdue(10_000.0)
     assert bench.ledger.next_wakeup() == math.inf
     bench.ledger.resume(500.0)
@@ -914,7 +914,7 @@ def test_a_new_link_starts_unblocked_with_its_own_clock() -> None:
     """Blocked ends with the link (I33), and an unblocked of the old one does not stretch the clock of the new."""
     bench = Bench()
     bench.publish(1, timeout=math.inf)
-    bench.ledger.pause(bench.now)
+    bench.ledger.pause()
     bench.lose()
     bench.up()
     assert len(bench.write()) == 1
@@ -926,7 +926,7 @@ def test_blocked_holds_back_and_goes_on_in_order() -> None:
     """Nothing new is written, what is in flight is still confirmed, and the order stays (I33)."""
     bench = Bench()
     (flying,) = bench.publish(1)
-    bench.ledger.pause(bench.now)
+    bench.ledger.pause()
     waiting = [bench.accept() for _ in range(3)]
     assert bench.write() == []
     assert bench.ack(1) == [flying]
@@ -941,8 +941,8 @@ def test_cancelled_before_hand_over_is_gone() -> None:
     """Nothing was sent and no tag is used; saying it again changes nothing (I36)."""
     bench = Bench(up=False)
     gone, stays = bench.accept(), bench.accept()
-    assert bench.ledger.cancel(gone, bench.now) is True
-    assert bench.ledger.cancel(gone, bench.now) is True
+    assert bench.ledger.cancel(gone) is True
+    assert bench.ledger.cancel(gone) is True
     assert gone.outcome is None
     assert not gone.abandoned
     bench.up()
@@ -956,15 +956,15 @@ def test_cancelled_after_hand_over_is_tracked() -> None:
     bench = Bench()
     (delivery,) = bench.publish(1)
     delivery.waiter = object()
-    assert bench.ledger.cancel(delivery, bench.now) is False
-    assert bench.ledger.cancel(delivery, bench.now) is False
+    assert bench.ledger.cancel(delivery) is False
+    assert bench.ledger.cancel(delivery) is False
     assert delivery.abandoned
     assert delivery.waiter is None
-    assert not bench.ledger.empty
+    assert bench.ledger.pending
     assert bench.ledger.expire(bench.now + 60.0) == []
     assert bench.ack(1) == [delivery]
-    assert list(bench.ledger.late) == [Outcome("m1", Receipt("m1", 1, False, 1))]
-    assert bench.ledger.cancel(delivery, bench.now) is False
+    assert list(bench.ledger.settlement.late) == [Outcome("m1", Receipt("m1", 1, False, 1))]
+    assert bench.ledger.cancel(delivery) is False
     books_balance(bench.ledger, bench.accepted)
 
 
@@ -975,9 +975,11 @@ def test_a_late_receipt_tells_of_the_first_attempt() -> None:
     bench.lose()
     bench.up()
     bench.write()
-    bench.ledger.cancel(delivery, bench.now)
+    bench.ledger.cancel(delivery)
     bench.ack(1)
-    assert list(bench.ledger.late) == [Outcome("m1", Receipt("m1", attempts=2, possible_duplicate=True, link=2))]
+    assert list(bench.ledger.settlement.late) == [
+        Outcome("m1", Receipt("m1", attempts=2, possible_duplicate=True, link=2))
+    ]
 
 
 @pytest.mark.parametrize(("written", "kind"), [(1, Unconfirmed), (0, NotSent)])
@@ -985,9 +987,9 @@ def test_abandoned_is_never_sent_again(written: int, kind: type) -> None:
     """The link is lost: it ends there, `Unconfirmed` if it may have left, else not sent."""
     bench = Bench()
     (delivery,) = bench.publish(1)
-    bench.ledger.cancel(delivery, bench.now)
+    bench.ledger.cancel(delivery)
     assert bench.lose(written=written) == [delivery]
-    assert [type(each.result) for each in bench.ledger.late] == [kind]
+    assert [type(each.result) for each in bench.ledger.settlement.late] == [kind]
     bench.up()
     assert bench.write() == []
     books_balance(bench.ledger, bench.accepted)
@@ -999,11 +1001,11 @@ def test_cancelled_while_waiting_to_be_sent_again() -> None:
     (delivery,) = bench.publish(1)
     delivery.waiter = object()
     bench.lose()
-    assert bench.ledger.cancel(delivery, bench.now) is False
+    assert bench.ledger.cancel(delivery) is False
     assert delivery.abandoned
     assert delivery.waiter is None
-    assert [type(each.result) for each in bench.ledger.late] == [Unconfirmed]
-    assert bench.ledger.empty
+    assert [type(each.result) for each in bench.ledger.settlement.late] == [Unconfirmed]
+    assert not bench.ledger.pending
     bench.up()
     assert bench.write() == []
     books_balance(bench.ledger, bench.accepted)
@@ -1014,7 +1016,7 @@ def test_cancelling_what_was_unmade_is_gone() -> None:
     bench = Bench()
     (delivery,) = bench.publish(1)
     bench.lose(written=0)
-    assert bench.ledger.cancel(delivery, bench.now) is True
+    assert bench.ledger.cancel(delivery) is True
     books_balance(bench.ledger, bench.accepted)
 
 
@@ -1023,7 +1025,7 @@ def test_an_outcome_is_not_cancelled() -> None:
     bench = Bench()
     (delivery,) = bench.publish(1)
     bench.ack(1)
-    assert bench.ledger.cancel(delivery, bench.now) is False
+    assert bench.ledger.cancel(delivery) is False
     assert not delivery.abandoned
 
 
@@ -1036,15 +1038,15 @@ def test_the_end_resolves_everything(way: str, kind: type) -> None:
     bench = Bench(max_in_flight=3)
     flying, returned, third = bench.publish(3)
     bench.bounce(returned)
-    bench.ledger.cancel(third, bench.now)
+    bench.ledger.cancel(third)
     waiting = bench.accept()
     end = bench.ledger.give_up if way == "give up" else lambda fault, now: bench.ledger.close(now, fault)
     assert end(LOST, bench.now) == [flying, returned, third, waiting]
     assert kinds([flying, returned, third, waiting]) == [Unconfirmed, Unroutable, Unconfirmed, kind]
     assert isinstance(waiting.outcome, NotSent)
     assert waiting.outcome.last_fault is LOST
-    assert [each.message_id for each in bench.ledger.late] == ["m3"]
-    assert bench.ledger.empty
+    assert [each.message_id for each in bench.ledger.settlement.late] == ["m3"]
+    assert not bench.ledger.pending
     assert bench.ledger.in_flight == 0
     assert bench.ledger.next_wakeup() == math.inf
     books_balance(bench.ledger, bench.accepted)
@@ -1076,7 +1078,7 @@ def test_the_reason_of_not_sent_falls_back_to_the_last_fault() -> None:
     """`close` without a fault quotes what the owner knows."""
     bench = Bench(up=False)
     delivery = bench.accept()
-    bench.ledger.last_fault = LOST
+    bench.ledger.settlement.last_fault = LOST
     bench.ledger.close(bench.now)
     assert isinstance(delivery.outcome, ProducerClosed)
     assert delivery.outcome.last_fault is LOST

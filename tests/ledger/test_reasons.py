@@ -57,7 +57,7 @@ def tells(kind: type[PublishError], reason: str, fault: Fault | None = None) -> 
 
 def late(bench: Bench) -> Receipt | PublishError:
     """The one outcome whose caller had left."""
-    (outcome,) = bench.ledger.late
+    (outcome,) = bench.ledger.settlement.late
     assert outcome.message_id == "m1"
     return outcome.result
 
@@ -105,11 +105,11 @@ def returned_after_a_lost_attempt() -> Receipt | PublishError | None:
     return delivery.outcome
 
 
-@tells(Unconfirmed, "acked, after a return that may have been its own and may have been another's")
+@tells(Unconfirmed, "the broker acked it after a return that may be of this message or of another one")
 def acked_in_doubt() -> Receipt | PublishError | None:
     bench = Bench()
     (delivery,) = bench.publish(1)
-    bench.ledger.returned(1, returned_of(delivery, token=None, message_id=None), bench.now)
+    bench.ledger.returned(1, returned_of(delivery, token=None, message_id=None))
     bench.ack(1)
     return delivery.outcome
 
@@ -162,16 +162,16 @@ def a_suspect_to_the_end() -> Receipt | PublishError | None:
 def left_and_perhaps_sent() -> Receipt | PublishError | None:
     bench = Bench()
     (delivery,) = bench.publish(1)
-    bench.ledger.cancel(delivery, bench.now)
+    bench.ledger.cancel(delivery)
     bench.lose()
     return late(bench)
 
 
-@tells(NotSent, "its caller had left, and the link ended before it was sent", LOST)
+@tells(NotSent, "its caller had left, and the link ended before it was written", LOST)
 def left_and_not_sent() -> Receipt | PublishError | None:
     bench = Bench()
     (delivery,) = bench.publish(1)
-    bench.ledger.cancel(delivery, bench.now)
+    bench.ledger.cancel(delivery)
     bench.lose(written=0)
     return late(bench)
 
@@ -181,15 +181,15 @@ def left_while_it_waited_to_be_sent_again() -> Receipt | PublishError | None:
     bench = Bench()
     (delivery,) = bench.publish(1)
     bench.lose()
-    bench.ledger.last_fault = LOST
-    bench.ledger.cancel(delivery, bench.now)
+    bench.ledger.settlement.last_fault = LOST
+    bench.ledger.cancel(delivery)
     return late(bench)
 
 
 @tells(DeadlineExceeded, "its deadline passed while there was no connection", EARLIER)
 def expired_without_a_connection() -> Receipt | PublishError | None:
     bench = Bench(up=False)
-    bench.ledger.last_fault = EARLIER
+    bench.ledger.settlement.last_fault = EARLIER
     delivery = bench.accept()
     bench.ledger.expire(bench.now + 60)
     return delivery.outcome
@@ -198,7 +198,7 @@ def expired_without_a_connection() -> Receipt | PublishError | None:
 @tells(DeadlineExceeded, "its deadline passed while the broker blocked publishers")
 def expired_while_blocked() -> Receipt | PublishError | None:
     bench = Bench()
-    bench.ledger.pause(bench.now)
+    bench.ledger.pause()
     delivery = bench.accept()
     bench.ledger.expire(bench.now + 60)
     return delivery.outcome
@@ -215,7 +215,7 @@ def expired_in_the_buffer() -> Receipt | PublishError | None:
 @tells(Unconfirmed, "its deadline passed before the broker's confirm")
 def expired_in_flight() -> Receipt | PublishError | None:
     bench = Bench()
-    bench.ledger.last_fault = EARLIER  # from before: it has nothing to do with this publish
+    bench.ledger.settlement.last_fault = EARLIER  # from before: it has nothing to do with this publish
     (delivery,) = bench.publish(1)
     bench.ledger.expire(bench.now + 60)
     return delivery.outcome
@@ -225,7 +225,7 @@ def expired_in_flight() -> Receipt | PublishError | None:
 def expired_in_flight_for_the_second_time() -> Receipt | PublishError | None:
     bench = Bench()
     delivery = lost_once(bench)
-    bench.ledger.last_fault = LOST
+    bench.ledger.settlement.last_fault = LOST
     bench.ledger.expire(bench.now + 60)
     return delivery.outcome
 
@@ -250,7 +250,7 @@ def given_up_before_it_was_sent_again() -> Receipt | PublishError | None:
 @tells(ProducerClosed, "the producer was closed", EARLIER)
 def closed_before_writing() -> Receipt | PublishError | None:
     bench = Bench(up=False)
-    bench.ledger.last_fault = EARLIER
+    bench.ledger.settlement.last_fault = EARLIER
     delivery = bench.accept()
     bench.ledger.close(bench.now)
     return delivery.outcome

@@ -133,7 +133,7 @@ class Walk(RuleBasedStateMachine):
         number = draw.draw(st.sampled_from(notes)).number
         delivery = self.bench.accepted[number]
         before = delivery.outcome
-        assert self.ledger.cancel(delivery, self.bench.now) == self.model.cancel(self.model.notes[number])
+        assert self.ledger.cancel(delivery) == self.model.cancel(self.model.notes[number])
         self.compare([delivery] if delivery.outcome is not before else [])
 
     # --- the owner
@@ -194,7 +194,7 @@ class Walk(RuleBasedStateMachine):
         if channel in self.model.lanes.values():
             self.model.answered(channel, tag, multiple, "C" if acked else "N")
         fact = self.ledger.confirmed if acked else self.ledger.nacked
-        self.compare(fact(channel, tag, multiple, self.bench.now))
+        self.compare(fact(channel, tag, multiple))
 
     def bounce(self, draw: st.DataObject) -> None:
         note = draw.draw(st.sampled_from(self.model.flight))
@@ -205,7 +205,7 @@ class Walk(RuleBasedStateMachine):
         message_id = {"anonymous": None, "nobody": "zz"}.get(how, note.message_id)
         self.model.returned(note.channel, token, message_id, note.key)
         returned = Returned(312, "NO_ROUTE", "", note.key, message_id, token, 4)
-        self.compare(self.ledger.returned(note.channel, returned, self.bench.now))
+        self.ledger.returned(note.channel, returned)
 
     def written(self, draw: st.DataObject, channel: int) -> int:
         """Mostly everything; otherwise the last few tags had not left."""
@@ -236,7 +236,7 @@ class Walk(RuleBasedStateMachine):
             self.ledger.resume(self.bench.now)
             self.model.resume(self.bench.now)
         elif draw.draw(mostly):
-            self.ledger.pause(self.bench.now)
+            self.ledger.pause()
             self.model.paused = True
         else:
             self.ledger.resume(self.bench.now)
@@ -268,7 +268,7 @@ class Walk(RuleBasedStateMachine):
         assert ledger.in_flight + len(model.again) + len(model.suspects) <= MAX_IN_FLIGHT
         assert len(model.fresh) <= MAX_BUFFERED
         assert ledger.pending == model.pending()
-        assert ledger.empty == (model.pending() == 0)
+        assert (ledger.pending == 0) == (model.pending() == 0)
         counters = ledger.counters
         assert [counters.confirmed, counters.unknown, counters.nacked, counters.rejected] == [
             model.letters[c] for c in "CUNR"
@@ -280,9 +280,9 @@ class Walk(RuleBasedStateMachine):
         """The same late outcomes, in any order within a step."""
         if not hasattr(self, "model"):
             return
-        late = sorted((each.message_id, said(each.result)) for each in self.ledger.late)
+        late = sorted((each.message_id, said(each.result)) for each in self.ledger.settlement.late)
         assert late == sorted(self.model.late)
-        self.ledger.late.clear()
+        self.ledger.settlement.late.clear()
         self.model.late.clear()
 
     @invariant()

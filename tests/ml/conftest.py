@@ -34,7 +34,8 @@ UP = Status(
 class FakeProducer:
     """Has the methods of `Producer` that are used around it; a test sets what they say."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "fake") -> None:
+        self.name = name
         self.now = UP
         self.settings = Settings.resolve("amqp://ml:hunter2@broker.internal/", environ={})
         self.published: list[tuple[Message, float | None]] = []
@@ -178,7 +179,7 @@ class Service:
     def wait_end(self) -> int:
         """Return the exit status."""
         status = self.program.wait(timeout=60)
-        self._reader.join(timeout=10)
+        self._reader.join(timeout=60)
         return status
 
 
@@ -196,7 +197,7 @@ def start_service(driver: str) -> Iterator[Callable[..., Service]]:
         print("the service's log:", *service.lines, sep="\n")  # shown by pytest when the test fails
         service.program.kill()
         service.program.wait()
-        service._reader.join(timeout=10)
+        service._reader.join(timeout=60)
         assert service.program.stderr is not None
         service.program.stderr.close()
 

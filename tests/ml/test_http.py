@@ -22,6 +22,7 @@ from warrener.errors import (
     GaveUp,
     InvalidMessage,
     Nacked,
+    NotSent,
     ProducerClosed,
     PublishRefused,
     Unconfirmed,
@@ -102,6 +103,42 @@ async def test_health_shows_no_host_and_no_text_of_the_broker(ml, producer) -> N
         for path in (HEALTH, "/readyz", "/livez", "/metrics"):
             answer = await http.get(path)
             assert "broker.internal" not in answer.text + str(answer.headers)
+
+
+#: What an operator's texts hold and a stranger must not read: host, port, virtual host, exchange and routing key.
+SECRETS = ("broker.internal", "5672", "secret-vhost", "secret-exchange", "secret-key")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        CircuitOpen, BufferFull, GaveUp, ProducerClosed, DeadlineExceeded, Nacked, Unroutable, PublishRefused, Unconfirmed,
+        NotSent,
+    ],
+)  # fmt: skip
+async def test_no_answer_names_the_broker_or_the_destination(ml, producer, error) -> None:
+    """The texts of errors are for the log: a client may be a stranger."""
+    text = "exchange 'secret-exchange' in vhost 'secret-vhost' refused 'secret-key' (broker.internal:5672)"
+    more: dict[str, Any] = {"retry_after": 1.0} if error is CircuitOpen else {}
+    more |= {"reply_code": 404, "reply_text": text, "may_have_been_delivered": True} if error is PublishRefused else {}
+    producer.outcome = error(TASK_ID, text, **more)
+    producer.outcome.last_fault = Fault(FaultKind.UNREACHABLE, text)
+    async with client(ml_app(ml)) as http:
+        answer = await http.post("/v1/ml/tasks/embed", json=SUMMARIZE)
+    assert [] == [word for word in SECRETS if word in answer.text + str(answer.headers)]
+    assert ("not sent" in answer.json()["error"]) == isinstance(producer.outcome, NotSent)
+    assert ("a queue may hold it" in answer.json()["error"]) == answer.json()["may_have_been_delivered"]
+
+
+async def test_the_stream_names_the_kind_of_a_fault_only(ml, producer) -> None:
+    """The status page may be open to strangers, too."""
+    text = "the vhost 'secret-vhost' at broker.internal:5672 is down"
+    producer.becomes(
+        connection_state=ConnectionState.DISCONNECTED, healthy=False, last_fault=Fault(FaultKind.VHOST, text)
+    )
+    event = await first_event(ml_app(ml))
+    assert ("vhost", "vhost") == (event["fault"], event["transitions"][0]["fault"])
+    assert [] == [word for word in SECRETS if word in json.dumps(event)]
 
 
 async def test_reading_health_only_reads(ml, producer) -> None:
@@ -194,13 +231,14 @@ async def test_every_failure_has_its_status_and_says_whether_the_task_may_be_que
     producer.outcome = error
     async with client(ml_app(ml)) as http:
         answer = await http.post("/v1/ml/tasks/summarize", json=SUMMARIZE, headers={"Idempotency-Key": TASK_ID})
-    assert (status, retry_after, {"error": str(error), "task_id": TASK_ID, "may_have_been_delivered": may}) == (
-        answer.status_code, answer.headers.get("retry-after"), answer.json(),
+    told = answer.json()
+    assert (status, retry_after, TASK_ID, may, {"error", "task_id", "may_have_been_delivered"}) == (
+        answer.status_code, answer.headers.get("retry-after"), told["task_id"], told["may_have_been_delivered"], set(told),
     )  # fmt: skip
 
 
 async def test_retry_after_is_when_the_next_dial_is_due(ml, producer) -> None:
-    """A client that comes back then has a rng."""
+    """A client that comes back then may succeed."""
     producer.outcome = BufferFull(TASK_ID, "full")
     producer.becomes(retry_in=16.2)
     async with client(ml_app(ml)) as http:
@@ -295,7 +333,7 @@ async def test_more_tasks_than_allowed_at_once_are_told_to_come_back(ml_with, pr
         async with anyio.create_task_group() as tasks:
             for _ in range(2):
                 tasks.start_soon(post)
-            with anyio.fail_after(10):
+            with anyio.fail_after(60):
                 while len(producer.published) < 2:
                     await anyio.lowlevel.checkpoint()
             await post()
@@ -319,7 +357,7 @@ async def test_bodies_that_do_not_fit_together_are_told_to_come_back(ml_with, pr
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(post)
-            with anyio.fail_after(10):
+            with anyio.fail_after(60):
                 while not producer.published:
                     await anyio.lowlevel.checkpoint()
             await post()
@@ -347,7 +385,7 @@ async def test_the_app_says_when_no_task_is_being_taken_in(ml, producer) -> None
     await app.state.wait_empty()
     async with client(app) as http, anyio.create_task_group() as tasks:
         tasks.start_soon(post, http)
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             while not producer.published:
                 await anyio.lowlevel.checkpoint()
         tasks.start_soon(wait)
@@ -407,7 +445,7 @@ async def first_event(app: Any) -> dict[str, Any]:
             event.update(json.loads(message["body"][6:]))
             gone.set()
 
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         await app(scope, receive, send)
     return event
 
@@ -422,7 +460,7 @@ async def test_the_stream_says_how_the_producer_is(ml, producer) -> None:
     event = await first_event(ml_app(ml))
     assert {
         "condition": "disconnected", "state": "DISCONNECTED", "breaker": "open", "attempts": 3, "retry_in": 2.5,
-        "in_flight": 7, "fault": "reset",
+        "in_flight": 7, "fault": "connection lost",
     }.items() <= event.items()  # fmt: skip
     assert ["disconnected"] == [transition["condition"] for transition in event["transitions"]]
     assert 1 == len(event["samples"])

@@ -55,7 +55,7 @@ def test_a_true_account_has_no_faults() -> None:
         ({"a": answer(503)}, {"a": 1}, "1 refused, and in a queue"),
         ({}, {"a": 1}, "1 in a queue, and nobody was answered"),
         ({"a": answer(202)}, {"a": 2}, "1 twice in a queue, and nobody was told"),
-        ({"a": answer(503, seconds=60)}, {}, "1 answered later than 5 s"),
+        ({"a": answer(503, seconds=60)}, {}, "1 answered later than 34 s"),
         ({"a": answer(500)}, {}, "1 with another status"),
     ],
 )

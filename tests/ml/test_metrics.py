@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.ml.conftest import FakeProducer
 from warrener._histogram import Histogram
 from warrener.errors import FaultKind
 from warrener.metrics import ProducerCollector
-from warrener.ml.counters import FAILURES, STATUSES, TASK_TYPES
 from warrener.ml.metrics import MLCollector
+from warrener.ml.task_counters import FAILURES, STATUSES, TASK_TYPES
 from warrener.records import ConnectionState
 
 pytestmark = pytest.mark.anyio
@@ -69,17 +72,58 @@ async def test_the_library_emits_the_same_ideas_under_its_own_prefix(producer) -
     producer.becomes(in_flight=3)
     producer.reconnect_times.observe(3.0)
     found = scrape(ProducerCollector(producer))
-    assert all(name.startswith("warrener_") for name in found)
-    assert {("confirmed",): 5, ("rejected",): 0, ("nacked",): 0, ("unknown",): 1} == found["warrener_publishes_total"]
+    name = producer.name
+    assert all(series.startswith("warrener_") for series in found)
+    assert {("confirmed", name): 5, ("rejected", name): 0, ("nacked", name): 0, ("unknown", name): 1} == found[
+        "warrener_publishes_total"
+    ]
     assert (9, 2, 3, 4, 3, 2, 1) == (
-        found["warrener_publishes_accepted_total"][()],
-        found["warrener_circuit_breaker_trips_total"][()],
-        found["warrener_publishes_resent_total"][()],
-        found["warrener_connection_state_changes_total"][()],
-        found["warrener_in_flight"][()],
-        found["warrener_connection_errors_total"]["silent",],
-        found["warrener_reconnect_seconds_count"][()],
+        found["warrener_publishes_accepted_total"][name,],
+        found["warrener_circuit_breaker_trips_total"][name,],
+        found["warrener_publishes_resent_total"][name,],
+        found["warrener_connection_state_changes_total"][name,],
+        found["warrener_in_flight"][name,],
+        found["warrener_connection_errors_total"]["silent", name],
+        found["warrener_reconnect_seconds_count"][name,],
     )
+
+
+def in_flight(*collectors: ProducerCollector) -> dict[tuple[str, ...], float]:
+    return scrape(*collectors)["warrener_in_flight"]
+
+
+def test_two_producers_share_a_registry() -> None:
+    """Each series has the producer's name as its label; one collector for both, or one collector each."""
+    first, second = FakeProducer("first"), FakeProducer("second")
+    first.becomes(in_flight=1)
+    second.becomes(in_flight=2)
+    assert {("first",): 1, ("second",): 2} == in_flight(ProducerCollector(first, second))
+    assert {("first",): 1, ("second",): 2} == in_flight(ProducerCollector(first), ProducerCollector(second))
+
+
+def test_each_metric_of_a_shared_collector_is_emitted_once() -> None:
+    """Prometheus allows one TYPE line for each name."""
+    registry = CollectorRegistry()
+    registry.register(ProducerCollector(FakeProducer("first"), FakeProducer("second")))
+    types = [line for line in generate_latest(registry).decode().splitlines() if line.startswith("# TYPE")]
+    assert len(types) == len(set(types))
+
+
+def test_producers_of_one_name_are_told_apart() -> None:
+    """Two series with equal labels would be one series with two values; a name that is free again is used again."""
+    first, second = FakeProducer("same"), FakeProducer("same")
+    assert {("same",), ("same#2",)} == set(in_flight(ProducerCollector(first), ProducerCollector(second)))
+    assert {("same",), ("same#2",)} == set(in_flight(ProducerCollector(first, second)))
+    del first, second
+    gc.collect()
+    assert {("same",)} == set(in_flight(ProducerCollector(FakeProducer("same"))))
+
+
+async def test_the_ml_series_have_no_label_of_the_producer(ml) -> None:
+    """Dashboards read names and labels of ml_producer_* as they are."""
+    registry = CollectorRegistry()
+    registry.register(MLCollector(ml))
+    assert [] == [sample for family in registry.collect() for sample in family.samples if "producer" in sample.labels]
 
 
 @pytest.mark.parametrize("state", list(ConnectionState))

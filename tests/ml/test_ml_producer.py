@@ -122,8 +122,8 @@ async def test_a_failed_call_is_counted_once(ml, producer, error, status, reason
     producer.outcome = error
     with pytest.raises(type(error)):
         await ml.summarize(share_id="s", text="x")
-    assert {("summarize_llm", status): 1} == {key: count for key, count in ml.figures.sent.items() if count}
-    assert {reason: 1} == {key: count for key, count in ml.figures.failures.items() if count}
+    assert {("summarize_llm", status): 1} == {key: count for key, count in ml.counters.sent.items() if count}
+    assert {reason: 1} == {key: count for key, count in ml.counters.failures.items() if count}
 
 
 async def test_a_refused_payload_is_no_task_and_counted_nowhere(ml) -> None:
@@ -131,8 +131,8 @@ async def test_a_refused_payload_is_no_task_and_counted_nowhere(ml) -> None:
     for wrong in ({"text": ""}, {"text": "x", "backend": "gpu"}, {"text": "x", "task_id": "7"}):
         with pytest.raises(InvalidPayload):
             await ml.summarize(share_id="s", **wrong)
-    assert not any(ml.figures.sent.values())
-    assert not any(ml.figures.failures.values())
+    assert not any(ml.counters.sent.values())
+    assert not any(ml.counters.failures.values())
 
 
 async def test_a_cancelled_call_is_neither_success_nor_failure(ml, producer) -> None:
@@ -140,15 +140,15 @@ async def test_a_cancelled_call_is_neither_success_nor_failure(ml, producer) -> 
     producer.hold = anyio.Event()
     with anyio.move_on_after(0):
         await ml.summarize(share_id="s", text="x")
-    assert {("summarize_llm", "cancelled"): 1} == {key: count for key, count in ml.figures.sent.items() if count}
-    assert not any(ml.figures.failures.values())
+    assert {("summarize_llm", "cancelled"): 1} == {key: count for key, count in ml.counters.sent.items() if count}
+    assert not any(ml.counters.failures.values())
 
 
 async def test_attempts_beyond_the_first_are_counted_as_retries(ml, producer) -> None:
     """A receipt says how often the message went over the wire."""
     producer.attempts = 3
     await ml.embed(share_id="s", text="x")
-    assert 2 == ml.figures.retries["embed_vectors"]
+    assert 2 == ml.counters.retries["embed_vectors"]
 
 
 async def test_as_a_block_and_as_a_component(ml_with) -> None:

@@ -1,21 +1,30 @@
-"""Traces: spans by the messaging conventions where OpenTelemetry is there, the caller's context passed on where not."""
+"""Traces: spans by the messaging conventions where a provider is set, the caller's context passed on where not."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import Any
 
+import kombu
 import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from warrener.errors import Nacked
+from warrener import Message, Producer, Settings, Unroutable, open_producer
+from warrener.ml import MLProducer, MLSettings
+from warrener.testing.broker import EmbeddedBroker
 from warrener.tracing import trace_context
 
-pytestmark = pytest.mark.anyio
-
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """Spans do not depend on the backend."""
+    return "trio"
 
 
 @pytest.fixture
@@ -23,57 +32,130 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    monkeypatch.setattr(trace, "get_tracer", provider.get_tracer)
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
     return exporter
 
 
-async def test_a_publish_is_a_span_whose_context_is_in_the_message(ml, producer, spans) -> None:
-    """The span has the conventions' attributes, is a child of the caller's, and the message carries it on."""
-    receipt = await ml.summarize(share_id="s", text="private", trace={"traceparent": PARENT, "tracestate": "a=1"})
+@pytest.fixture
+def broker() -> Iterator[EmbeddedBroker]:
+    with EmbeddedBroker.in_thread() as broker:
+        broker.declare_queue("tasks")
+        yield broker
+
+
+def headers_in(broker: EmbeddedBroker, queue: str = "tasks") -> list[Mapping[str, Any]]:
+    """Empty a queue with an independent client."""
+    with kombu.Connection(broker.url.replace("amqp://", "pyamqp://")) as connection, connection.channel() as channel:
+        return [message.headers for message in iter(lambda: channel.basic_get(queue, no_ack=True), None)]
+
+
+def traceparent(span: Any) -> str:
+    return f"00-{span.context.trace_id:032x}-{span.context.span_id:016x}-{span.context.trace_flags:02x}"
+
+
+@pytest.mark.anyio
+async def test_a_publish_is_a_span_whose_context_is_in_the_message(broker, spans) -> None:
+    """The attributes of the conventions; the headers of the message are kept beside the context."""
+    async with open_producer(broker.url) as producer:
+        receipt = await producer.publish(b"hello", routing_key="tasks", headers={"a": 1}, correlation_id="c")
     (span,) = spans.get_finished_spans()
-    ((message, _),) = producer.published
-    assert ("publish bookmarkai.ml", trace.SpanKind.PRODUCER) == (span.name, span.kind)
+    assert ("publish tasks", trace.SpanKind.PRODUCER) == (span.name, span.kind)
     assert {
         "messaging.system": "rabbitmq",
         "messaging.operation.name": "publish",
         "messaging.operation.type": "send",
-        "messaging.destination.name": "bookmarkai.ml:ml.summarize",
-        "messaging.rabbitmq.destination.routing_key": "ml.summarize",
+        "messaging.destination.name": "tasks",
+        "messaging.rabbitmq.destination.routing_key": "tasks",
         "messaging.message.id": receipt.message_id,
-        "messaging.message.conversation_id": receipt.message_id,
-        "messaging.message.body.size": len(message.body),
-        "server.address": "broker.internal",
-        "server.port": 5672,
+        "messaging.message.conversation_id": "c",
+        "messaging.message.body.size": 5,
+        "server.address": "127.0.0.1",
+        "server.port": broker.port,
     } == dict(span.attributes)
-    assert 0xB7AD6B7169203331 == span.parent.span_id
-    assert f"00-0af7651916cd43dd8448eb211c80319c-{span.context.span_id:016x}-01" == message.headers["traceparent"]
-    assert "a=1" == message.headers["tracestate"]
+    (headers,) = headers_in(broker)
+    assert (1, traceparent(span)) == (headers["a"], headers["traceparent"])
 
 
-async def test_without_a_callers_context_the_span_belongs_to_the_current_one(ml, producer, spans) -> None:
-    """In a program that traces itself nothing has to be handed over."""
-    with trace.get_tracer("gateway").start_as_current_span("share") as outer:
-        await ml.embed(share_id="s", text="x")
-    ((message, _),) = producer.published
+@pytest.mark.anyio
+async def test_a_span_is_a_child_of_the_current_one(broker, spans) -> None:
+    """In a program that traces itself, nothing has to be passed."""
+    async with open_producer(broker.url) as producer:
+        with trace.get_tracer("gateway").start_as_current_span("share") as outer:
+            await producer.publish(Message(b"x", routing_key="tasks"))
     published = spans.get_finished_spans()[0]
     assert outer.context.span_id == published.parent.span_id
-    assert f"{outer.context.trace_id:032x}" == message.headers["traceparent"].split("-")[1]
 
 
-async def test_a_failed_publish_is_a_failed_span_without_text(ml, producer, spans) -> None:
+@pytest.mark.anyio
+async def test_a_batch_is_one_span_and_each_of_its_messages_carries_it(broker, spans) -> None:
+    """Messages, bodies that share their fields, and an async iterable."""
+
+    async def later() -> AsyncIterator[Message]:
+        yield Message(b"e", routing_key="tasks")
+
+    async with open_producer(broker.url) as producer:
+        await producer.publish_many([Message(b"a", routing_key="tasks"), Message(b"b", routing_key="tasks")])
+        await producer.publish_many([b"c", b"d"], routing_key="tasks")
+        await producer.publish_many(later())
+    messages, bodies, stream = spans.get_finished_spans()
+    assert [2, 2, 1] == [span.attributes["messaging.batch.message_count"] for span in (messages, bodies, stream)]
+    assert ("publish", "publish tasks") == (messages.name, bodies.name)
+    expected = [traceparent(span) for span in (messages, messages, bodies, bodies, stream)]
+    assert expected == [headers["traceparent"] for headers in headers_in(broker)]
+
+
+@pytest.mark.anyio
+async def test_publish_nowait_is_a_span_that_ends_with_the_acceptance(broker, spans) -> None:
+    """The message carries it, too."""
+    async with open_producer(broker.url) as producer:
+        await producer.wait_connected()
+        handle = producer.publish_nowait(b"x", routing_key="tasks")
+        (span,) = spans.get_finished_spans()
+        await handle.wait()
+    assert ("create tasks", "create", handle.message_id) == (
+        span.name, span.attributes["messaging.operation.type"], span.attributes["messaging.message.id"],
+    )  # fmt: skip
+    assert [traceparent(span)] == [headers["traceparent"] for headers in headers_in(broker)]
+
+
+@pytest.mark.anyio
+async def test_a_failed_publish_is_a_failed_span_without_text(broker, spans) -> None:
     """error.type is the class; the text, which may quote the broker, stays out."""
-    producer.outcome = Nacked("id", "reason")
-    with pytest.raises(Nacked):
-        await ml.summarize(share_id="s", text="x")
+    async with open_producer(broker.url) as producer:
+        with pytest.raises(Unroutable):
+            await producer.publish(b"x", routing_key="nowhere")
     (span,) = spans.get_finished_spans()
-    assert ("Nacked", trace.StatusCode.ERROR, ()) == (
+    assert ("Unroutable", trace.StatusCode.ERROR, ()) == (
         span.attributes["error.type"], span.status.status_code, tuple(span.events),
     )  # fmt: skip
 
 
-async def test_without_opentelemetry_the_callers_context_is_passed_on(ml, producer, monkeypatch) -> None:
-    """The package is optional; a gateway's trace still reaches the worker."""
-    monkeypatch.setitem(sys.modules, "opentelemetry", None)
+@pytest.mark.anyio
+async def test_without_a_provider_the_methods_are_the_class_s_own(broker) -> None:
+    """A producer that is not traced pays nothing."""
+    async with open_producer(broker.url) as producer:
+        assert Producer.publish is producer.publish.__func__
+        await producer.publish(b"x", routing_key="tasks")
+    assert "traceparent" not in (headers_in(broker)[0] or {})
+
+
+@pytest.mark.anyio
+async def test_an_ml_task_goes_on_with_the_trace_of_its_request(broker, spans) -> None:
+    """The span is a child of the caller's; the message carries the span and the state of the caller."""
+    async with MLProducer(MLSettings(broker=Settings.resolve(broker.url, environ={}))) as ml:
+        await ml.summarize(share_id="s", text="private", trace={"traceparent": PARENT, "tracestate": "a=1"})
+    (span,) = spans.get_finished_spans()
+    (headers,) = headers_in(broker, "ml.summarize")
+    assert ("publish bookmarkai.ml:ml.summarize", 0xB7AD6B7169203331) == (span.name, span.parent.span_id)
+    assert (traceparent(span), "a=1") == (headers["traceparent"], headers["tracestate"])
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("installed", [True, False])
+async def test_without_a_provider_the_callers_context_is_passed_on(ml, producer, monkeypatch, installed) -> None:
+    """A gateway's trace still reaches the worker, with opentelemetry-api or without."""
+    if not installed:
+        monkeypatch.setitem(sys.modules, "opentelemetry", None)
     await ml.summarize(share_id="s", text="x", trace={"traceparent": PARENT})
     await ml.summarize(share_id="s", text="x")
     with_trace, without = (message.headers for message, _ in producer.published)

@@ -201,7 +201,9 @@ async def test_a_broker_absent_at_start_killing_the_process(autojump_clock: Mock
 async def test_dead_for_good_after_the_10th_attempt_with_nobody_told(autojump_clock: MockClock) -> None:
     """Giving up is visible in status, is told to publishers, and a hint revives the producer."""
     driver = ScriptedDriver(*[refuses()] * 11, lives())
-    async with open_producer(URL, driver=driver, backoff=Backoff(jitter=0.0), breaker=None) as producer:
+    async with open_producer(
+        URL, driver=driver, backoff=Backoff(jitter=0.0, cap=60, attempts=10), breaker=None
+    ) as producer:
         with pytest.raises(warrener.GaveUp):
             await producer.wait_connected()
         status = producer.status()
@@ -331,8 +333,11 @@ async def test_50_of_50_calls_admitted_after_the_cooldown(autojump_clock: MockCl
 
 async def test_each_later_failure_retripping(autojump_clock: MockClock) -> None:
     """It tripped 813 times from one event: while open the counter counts on, and that is one trip."""
-    async with open_producer(URL, driver=ScriptedDriver(refuses()), breaker=Breaker(cooldown=10_000)) as producer:
-        await trio.sleep(300)
+    backoff = Backoff(jitter=0.0, cap=60)
+    async with open_producer(
+        URL, driver=ScriptedDriver(refuses()), backoff=backoff, breaker=Breaker(cooldown=10_000)
+    ) as producer:
+        await trio.sleep(303.5)
         assert producer.counters["breaker_trips"] == 1
         assert producer.status().consecutive_failures == 11
 
@@ -386,7 +391,9 @@ def shown_breaker(producer: Producer) -> float:
 async def test_a_stalled_confirm_hanging_the_caller_while_health_says_healthy(autojump_clock: MockClock) -> None:
     """The caller has its deadline, and health turns when the oldest confirm is overdue."""
     driver = ScriptedDriver(lives(answer=silence))
-    async with open_producer(URL, driver=driver, confirm_timeout=5, backoff=Backoff(initial=30, jitter=0)) as producer:
+    async with open_producer(
+        URL, driver=driver, confirm_timeout=5, backoff=Backoff(initial=30, cap=60, jitter=0)
+    ) as producer:
         await producer.wait_connected()
         began = trio.current_time()
         async with trio.open_nursery() as nursery:

@@ -435,7 +435,7 @@ async def test_an_open_breaker_says_how_long_it_stays_open_whatever_is_buffered(
     """
     driver = ScriptedDriver(lives(20.0), refuses())
     async with open_producer(
-        URL, driver=driver, backoff=Backoff(initial=60, jitter=0), breaker=Breaker(threshold=1, cooldown=30)
+        URL, driver=driver, backoff=Backoff(initial=60, cap=60, jitter=0), breaker=Breaker(threshold=1, cooldown=30)
     ) as producer:
         await trio.sleep(19.5)
         driver.link.listener.blocked("memory")
@@ -454,7 +454,9 @@ async def test_an_open_breaker_says_how_long_it_stays_open_whatever_is_buffered(
 async def test_publish_before_run_is_a_runtime_error(autojump_clock: MockClock) -> None:
     """A producer that does not run says so at once."""
     producer = Producer(URL, driver=ScriptedDriver())
-    with pytest.raises(RuntimeError, match="not running"):
+    with pytest.raises(
+        RuntimeError, match=r"await nursery.start.* asyncio.create_task\(producer.run\(\)\) only schedules"
+    ):
         await producer.publish(b"x")
 
 

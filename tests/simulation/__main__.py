@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.simulation.checks import Evidence, judge
-from tests.simulation.corpus import ENOUGH, Summary, figures, processors, run_seeds, shrink, subset
+from tests.simulation.corpus import ENOUGH, Summary, processors, run_seeds, shrink, subset, summarize_corpus
 from tests.simulation.coverage import table
 from tests.simulation.run import simulate
 from tests.simulation.schedule import Plan, draw
@@ -72,7 +72,7 @@ def run_corpus(seeds: Sequence[int], processes: int) -> int:
             failed.append(summary)
             _print_failure(summary, smaller=len(failed) <= SHRUNK)
     took = time.monotonic() - began
-    result = figures(summaries)
+    result = summarize_corpus(summaries)
     lines, missing = table(result.met, result.seeds)
     print("\n".join(lines))
     wrong = result.shortcomings

@@ -17,7 +17,17 @@ from tests.simulation.run import simulate
 from tests.simulation.schedule import Call, Item, Plan, calm, draw
 from tests.simulation.trace import verdict
 
-__all__ = ["Figures", "Summary", "figures", "first_failure", "processors", "run_seed", "run_seeds", "shrink", "smoke"]
+__all__ = [
+    "CorpusSummary",
+    "Summary",
+    "first_failure",
+    "processors",
+    "run_seed",
+    "run_seeds",
+    "shrink",
+    "smoke",
+    "summarize_corpus",
+]
 
 #: Every so many seeds one runs twice, and has to do the same again.
 TWICE = 50
@@ -111,7 +121,7 @@ def first_failure(seeds: Sequence[int], processes: int) -> Summary | None:
 
 
 @frozen
-class Figures:
+class CorpusSummary:
     """What a corpus amounts to; shares are of all seeds."""
 
     seeds: int
@@ -138,12 +148,12 @@ class Figures:
         return short
 
 
-def figures(summaries: Sequence[Summary]) -> Figures:
+def summarize_corpus(summaries: Sequence[Summary]) -> CorpusSummary:
     """Add up what the runs of a corpus were like."""
     met: Counter[str] = Counter()
     for summary in summaries:
         met.update(summary.rows)
-    return Figures(
+    return CorpusSummary(
         seeds=len(summaries),
         least_publishes=min(summary.publishes for summary in summaries),
         least_seconds=min(summary.seconds for summary in summaries),

@@ -15,7 +15,7 @@ from attrs import frozen
 
 from tests.simulation.checks import TICK, Evidence
 from tests.simulation.network import Wire
-from tests.simulation.trace import LinkTask, verdict
+from tests.simulation.trace import LinkRecord, verdict
 from warrener import BufferFull, CircuitOpen, DeadlineExceeded, GaveUp, InvalidMessage, Receipt
 from warrener.errors import FaultKind
 
@@ -42,8 +42,8 @@ def _saw(*names: str) -> Callable[[Evidence], bool]:
     return lambda seen: seen.trace.seen.issuperset(names)
 
 
-def _link(condition: Callable[[LinkTask], bool]) -> Callable[[Evidence], bool]:
-    return lambda seen: any(condition(life) for life in seen.links)
+def _link(condition: Callable[[LinkRecord], bool]) -> Callable[[Evidence], bool]:
+    return lambda seen: any(condition(record) for record in seen.links)
 
 
 def _fault(
@@ -51,15 +51,15 @@ def _fault(
 ) -> Callable[[Evidence], bool]:
     """A link, or a dial, that ended with a fault."""
 
-    def condition(life: LinkTask) -> bool:
-        fault = life.fault
+    def condition(record: LinkRecord) -> bool:
+        fault = record.fault
         return (
             fault is not None
             and fault.kind is kind
             and text in fault.text
             and (code is None or fault.reply_code in code)
-            and (life.opened_at is not None or not (in_flight or opened))
-            and (life.outstanding > 0 or not in_flight)
+            and (record.opened_at is not None or not (in_flight or opened))
+            and (record.outstanding > 0 or not in_flight)
         )
 
     return _link(condition)
@@ -70,10 +70,10 @@ def _wire(condition: Callable[[Wire], bool], kind: FaultKind | None = None) -> C
 
     def met(seen: Evidence) -> bool:
         for wire in seen.network.wires:
-            life = seen.trace.links.get(wire.link)
-            if life is None or life.fault is None or not life.outstanding:
+            record = seen.trace.links.get(wire.link)
+            if record is None or record.fault is None or not record.outstanding:
                 continue
-            if condition(wire) and kind in (None, life.fault.kind):
+            if condition(wire) and kind in (None, record.fault.kind):
                 return True
         return False
 
@@ -88,20 +88,20 @@ def _outcome(kind: type[Exception], text: str = "") -> Callable[[Evidence], bool
 
 def _killed(seen: Evidence) -> bool:
     return any(
-        abs(life.ended_at - at) < 1.0
-        for life in seen.links
-        for at in seen.misfortunes.crashes
-        if life.outstanding and life.ended_at is not None
+        abs(record.ended_at - at) < 1.0
+        for record in seen.links
+        for at in seen.injector.crashes
+        if record.outstanding and record.ended_at is not None
     )
 
 
 def _leaderless(seen: Evidence) -> bool:
     patience = seen.plan.producer.confirm_timeout
     return any(
-        fault.at <= life.overdue[1] <= fault.at + fault.duration + patience
-        for life in seen.links
+        fault.at <= record.overdue[1] <= fault.at + fault.duration + patience
+        for record in seen.links
         for fault in seen.plan.faults
-        if life.overdue is not None and fault.kind == "stall"
+        if record.overdue is not None and fault.kind == "stall"
     )
 
 
@@ -128,7 +128,7 @@ def _killed_nursery(seen: Evidence) -> bool:
     )
 
 
-def _late_octets(seen: Evidence) -> bool:
+def _late_bytes(seen: Evidence) -> bool:
     return any(
         (over := seen.trace.links[link].ended_at) is not None and at > over + TICK
         for enqueues in seen.enqueued.values()
@@ -154,7 +154,7 @@ def _drained_out(seen: Evidence) -> bool:
 
 
 _DIAL = "tests/drivers/test_dial.py"
-_LEDGER = "tests/delivery/test_ledger.py"
+_LEDGER = "tests/ledger/test_ledger.py"
 
 #: Every row by its name, in order.
 ROWS: Final[tuple[Row, ...]] = (
@@ -199,21 +199,21 @@ ROWS: Final[tuple[Row, ...]] = (
     Row("36", "return of nobody's message", _saw("foreign return")),
     Row("37", "ack for a tag that was never assigned", _fault(FaultKind.ILLEGAL_FRAME, text="was confirmed where")),
     Row("38", "a tag settled twice", _saw("settled twice")),
-    Row("39", "no confirm ever", _link(lambda life: life.overdue is not None)),
+    Row("39", "no confirm ever", _link(lambda record: record.overdue is not None)),
     Row("40", "confirm after the deadline", _late_receipt),
     Row("41", "cancelled before it was written", _cancelled(written=False)),
     Row("42", "cancelled in flight", _cancelled(written=True)),
     Row("43", "nursery cancelled", _killed_nursery),
     Row("44", "process killed", None, excluded="there is no outbox yet: what a process holds is lost with it"),
     Row("45", "the wall clock jumps", None, ("tests/simulation/test_corpus.py::test_the_wall_clock_has_no_say",)),
-    Row("46", "the monotonic clock jumps", lambda seen: bool(seen.misfortunes.jumps)),
+    Row("46", "the monotonic clock jumps", lambda seen: bool(seen.injector.jumps)),
     Row("47", "breaker open", _outcome(CircuitOpen)),
     Row("48", "attempts used up", _outcome(GaveUp)),
     Row("49", "buffer full", _outcome(BufferFull)),
     Row("50", "local validation", _outcome(InvalidMessage)),
     Row("51", "credentials expire", _fault(FaultKind.CLOSED_BY_BROKER, text="credentials have expired", opened=True)),
     Row("52", "channel.flow(false)", _saw("flow stopped")),
-    Row("53", "bytes of an abandoned link processed late", _late_octets),
+    Row("53", "bytes of an abandoned link processed late", _late_bytes),
     Row("54", "drain_timeout", _drained_out),
     Row("55", "queue deleted while a confirm is pending", _saw("queue deleted while confirms are pending")),
     Row("F3", "confirms of others between a return and its own", _saw("F3 interleaving")),

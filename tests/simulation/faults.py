@@ -12,8 +12,8 @@ from tests.simulation.network import Network, Wire
 from tests.simulation.schedule import FRAME_MAX, Fault
 from tests.simulation.trace import Trace
 from warrener.testing.broker import EmbeddedBroker, Tuning
-from warrener.testing.broker.codec import Content, Method, encode_frame, encode_method
-from warrener.testing.broker.protocol import Connection, Phase
+from warrener.testing.broker._codec import Content, Method, encode_frame, encode_method
+from warrener.testing.broker._protocol import Connection, ConnectionPhase
 
 __all__ = ["VHOST", "FaultInjector"]
 
@@ -237,7 +237,7 @@ class FaultInjector:
     def _intercept(self, connection: Connection, channel: int, what: Method | Content) -> bool:
         if isinstance(what, Content):
             return False
-        if what.name == "connection.close" and connection.phase is Phase.CLOSING:
+        if what.name == "connection.close" and connection.phase is ConnectionPhase.CLOSING:
             self._trace.see("crossed Closes")
         elif what.name == "connection.start_ok" and "silent login" in self.lasting:
             self._trace.see("silent login")
@@ -427,9 +427,9 @@ class FaultInjector:
         )
         self._tell(self._rng.choice(lies))
 
-    def _tell(self, octets: bytes) -> None:
+    def _tell(self, data: bytes) -> None:
         for broker in self._brokers:
-            broker.send_octets(octets)
+            broker.send_bytes(data)
 
     def _big_frame(self, fault: Fault) -> None:
         self._tell(b"\x01\x00\x01" + (FRAME_MAX * 4).to_bytes(4) + bytes(100))
@@ -441,7 +441,7 @@ class FaultInjector:
         for broker in self._brokers:
             for client in broker.clients:
                 if client.channels:
-                    broker.send_octets(encode_method(client.channels[0], name, **fields), client.number)
+                    broker.send_bytes(encode_method(client.channels[0], name, **fields), client.number)
 
     def _ack_zero(self, fault: Fault) -> None:
         self._trace.see("lie: ack zero")
@@ -462,7 +462,7 @@ class FaultInjector:
         for broker in self._brokers:
             for client in broker.clients:
                 if client.channels:
-                    broker.send_octets(_return_of_nothing(client.channels[0]), client.number)
+                    broker.send_bytes(_return_of_nothing(client.channels[0]), client.number)
 
 
 def _return_of_nothing(channel: int) -> bytes:

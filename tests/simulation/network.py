@@ -24,8 +24,8 @@ from tests.simulation.schedule import NetworkPlan
 from tests.simulation.trace import Trace
 from warrener.drivers._dial import Dialed, dial
 from warrener.records import Endpoint
+from warrener.testing._streams import MemoryStream, memory_stream_pair
 from warrener.testing.broker import EmbeddedBroker
-from warrener.testing.streams import MemoryStream, memory_stream_pair
 
 __all__ = ["Network", "Wire"]
 
@@ -42,17 +42,17 @@ class FrameCounter:
         #: When the unfinished frame began; None between frames.
         self.since: float | None = None
 
-    def feed(self, octets: bytes, now: float) -> None:
+    def feed(self, data: bytes, now: float) -> None:
         """Take the next bytes of the stream."""
         at, ended = 0, False
-        while at < len(octets):
+        while at < len(data):
             if self._left:
-                step = min(self._left, len(octets) - at)
+                step = min(self._left, len(data) - at)
                 self._left -= step
                 at += step
                 ended = ended or not self._left
             else:
-                taken = octets[at : at + 7 - len(self._head)]
+                taken = data[at : at + 7 - len(self._head)]
                 self._head += taken
                 at += len(taken)
                 if len(self._head) == 7:
@@ -78,14 +78,14 @@ class ClientEnd(ByteStream):
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         try:
-            octets = await self._stream.receive(max_bytes)
+            data = await self._stream.receive(max_bytes)
         except (anyio.EndOfStream, anyio.BrokenResourceError):
             if self._frames.since is not None:
                 self._trace.see("partial frame, then the end")
             raise
         self._heard_at = trio.current_time()
-        self._frames.feed(octets, self._heard_at)
-        return octets
+        self._frames.feed(data, self._heard_at)
+        return data
 
     async def send(self, item: bytes) -> None:
         self.sending_since = trio.current_time()
@@ -315,8 +315,8 @@ class Network:
     async def _forward(self, wire: Wire, way: Way, source: MemoryStream, target: MemoryStream) -> None:
         try:
             while True:
-                octets = await source.receive(1 if way.drip else 65536)
-                await self._carry(wire, way, octets, target)
+                data = await source.receive(1 if way.drip else 65536)
+                await self._carry(wire, way, data, target)
         except anyio.EndOfStream:
             await trio.sleep(self._delay(way.latency + self.plan.close_delay))
             await way.wait_thawed()
@@ -332,18 +332,18 @@ class Network:
         except anyio.ClosedResourceError:
             pass
 
-    async def _carry(self, wire: Wire, way: Way, octets: bytes, target: MemoryStream) -> None:
+    async def _carry(self, wire: Wire, way: Way, data: bytes, target: MemoryStream) -> None:
         at = 0
-        while at < len(octets):
+        while at < len(data):
             if way.drip:
                 size, delay = 1, way.drip
             else:
                 # Small pieces where the frames are small; a large body in such pieces would only take its time.
                 most = way.slices if at < 500 else 20 * way.slices
-                size = self._rng.randint(1, most) if way.slices else len(octets)
+                size = self._rng.randint(1, most) if way.slices else len(data)
                 # Of several slices only the first waits for the latency; the others follow on its heels.
-                delay = (self._delay(way.latency) if at == 0 else 0.0) + min(size, len(octets) - at) / way.bandwidth
-            piece = octets[at : at + size]
+                delay = (self._delay(way.latency) if at == 0 else 0.0) + min(size, len(data) - at) / way.bandwidth
+            piece = data[at : at + size]
             at += len(piece)
             if delay > 0:
                 await trio.sleep(delay)

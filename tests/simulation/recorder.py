@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
 
-from tests.simulation.trace import Attempt, LinkTask, Trace
+from tests.simulation.trace import Attempt, LinkRecord, Trace
 from warrener.drivers.base import Driver, Lane, Link, LinkDown, LinkListener, LinkOptions, Peer
 from warrener.errors import Fault, FaultKind
 from warrener.records import Endpoint, Envelope, Returned
 from warrener.topology import Declaration
 
-__all__ = ["TappedDriver", "number_of"]
+__all__ = ["RecordingDriver", "number_of"]
 
 
 def number_of(body: bytes, sizes: dict[bytes, int]) -> int:
@@ -24,7 +24,7 @@ def number_of(body: bytes, sizes: dict[bytes, int]) -> int:
     return int(body[:8]) if len(body) >= 8 else sizes[body]
 
 
-class TappedDriver:
+class RecordingDriver:
     """Opens links through `driver` and writes down what crosses the seam."""
 
     def __init__(self, driver: Driver, trace: Trace, short_bodies: dict[bytes, int], *, chatty: bool) -> None:
@@ -45,32 +45,32 @@ class TappedDriver:
         self.opened += 1
         number = self.opened
         trace = self._trace
-        life = trace.links[number] = LinkTask(number, trace.clock())
-        tapped = TappedReports(listener, trace, life, chatty=self._chatty)
+        record = trace.links[number] = LinkRecord(number, trace.clock())
+        recording = RecordingListener(listener, trace, record, chatty=self._chatty)
         trace.note(f"link {number}: dial")
         try:
-            async with self._driver.open(endpoint, options, tapped) as link:
-                life.opened_at = trace.clock()
+            async with self._driver.open(endpoint, options, recording) as link:
+                record.opened_at = trace.clock()
                 trace.note(f"link {number}: open")
-                yield TappedLink(link, trace, life, tapped, self._short_bodies)
+                yield RecordingLink(link, trace, record, recording, self._short_bodies)
         except LinkDown as down:
-            life.fault = down.fault
+            record.fault = down.fault
             raise
         finally:
-            life.ended_at = trace.clock()
-            life.outstanding = sum(len(attempts) for attempts in tapped.outstanding.values())
-            trace.note(f"link {number}: over, {life.fault}")
+            record.ended_at = trace.clock()
+            record.outstanding = sum(len(attempts) for attempts in recording.outstanding.values())
+            trace.note(f"link {number}: over, {record.fault}")
 
 
-class TappedLink:
+class RecordingLink:
     """A link that writes down what is published on it."""
 
     def __init__(
-        self, link: Link, trace: Trace, life: LinkTask, listener: TappedReports, short_bodies: dict[bytes, int]
+        self, link: Link, trace: Trace, record: LinkRecord, listener: RecordingListener, short_bodies: dict[bytes, int]
     ) -> None:
         self._link = link
         self._trace = trace
-        self._life = life
+        self._record = record
         self._listener = listener
         self._short_bodies = short_bodies
 
@@ -90,7 +90,7 @@ class TappedLink:
         channel = self._listener.channels[lane]
         number = number_of(body, self._short_bodies)
         trace = self._trace
-        link = self._life.number
+        link = self._record.number
         attempt = Attempt(number, link, lane, channel, tag, trace.clock())
         trace.attempts[link, channel, tag] = attempt
         publish = trace.publishes[number]
@@ -121,7 +121,7 @@ class TappedLink:
     async def declare(self, declarations: Iterable[Declaration]) -> None:
         """Declare."""
         await self._link.declare(declarations)
-        self._life.declared_at = self._trace.clock()
+        self._record.declared_at = self._trace.clock()
 
     async def get(self, queue: str, limit: int) -> list[bytes]:
         """Take bodies."""
@@ -133,22 +133,22 @@ class TappedLink:
 
     def abort(self, fault: Fault) -> None:
         """End the link."""
-        self._trace.note(f"link {self._life.number}: aborted: {fault.kind.value}")
-        self._life.aborted_at = self._trace.clock()
+        self._trace.note(f"link {self._record.number}: aborted: {fault.kind.value}")
+        self._record.aborted_at = self._trace.clock()
         if fault.kind is FaultKind.CONFIRM_OVERDUE:
             waiting = [each.at for attempts in self._listener.outstanding.values() for each in attempts.values()]
-            self._life.overdue = (min(waiting, default=None), self._trace.clock())
+            self._record.overdue = (min(waiting, default=None), self._trace.clock())
         self._link.abort(fault)
 
 
-class TappedReports:
+class RecordingListener:
     """LinkListener that are written down on their way to the owner."""
 
-    def __init__(self, listener: LinkListener, trace: Trace, life: LinkTask, *, chatty: bool) -> None:
+    def __init__(self, listener: LinkListener, trace: Trace, record: LinkRecord, *, chatty: bool) -> None:
         self._listener = listener
         self._trace = trace
-        self._life = life
-        self._number = life.number
+        self._record = record
+        self._number = record.number
         self._chatty = chatty
         self.channels: dict[Lane, int] = {}
         self.tokens: dict[str, Attempt] = {}
@@ -211,7 +211,7 @@ class TappedReports:
     def confirmed(self, channel: int, tag: int, multiple: bool) -> None:
         """See `LinkListener`."""
         self._note(f"{channel}: ack {tag}{'+' if multiple else ''}")
-        self._life.acked = True
+        self._record.acked = True
         if self._chatty and multiple:
             self._settle(channel, tag, False, "ack")
             self._listener.confirmed(channel, tag, False)
@@ -242,13 +242,13 @@ class TappedReports:
         """See `LinkListener`."""
         self._note(f" blocked: {reason}")
         self._trace.see("flow stopped" if "flow" in reason else "blocked")
-        self._life.blocked = True
+        self._record.blocked = True
         self._listener.blocked(reason)
 
     def unblocked(self) -> None:
         """See `LinkListener`."""
         self._note(" unblocked")
-        self._life.blocked, self._life.unblocked_at = False, self._trace.clock()
+        self._record.blocked, self._record.unblocked_at = False, self._trace.clock()
         self._listener.unblocked()
 
     def writable(self) -> None:

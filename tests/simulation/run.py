@@ -20,7 +20,7 @@ from trio.testing import MockClock
 
 from tests.simulation.faults import USER, VHOST, FaultInjector
 from tests.simulation.network import Network
-from tests.simulation.recorder import TappedDriver
+from tests.simulation.recorder import RecordingDriver
 from tests.simulation.schedule import FRAME_MAX, LARGEST, Call, Item, Plan, ProducerPlan, stream
 from tests.simulation.trace import Trace
 from tests.simulation.workload import Workload, describe
@@ -70,9 +70,9 @@ class Run:
     ended: list[tuple[int, Ended]] = field(factory=list[tuple[int, Ended]])
     clients_left: int = 0
     network: Network | None = None
-    misfortunes: FaultInjector | None = None
+    injector: FaultInjector | None = None
     workload: Workload | None = None
-    driver: TappedDriver | None = None
+    driver: RecordingDriver | None = None
     #: The most tasks that the producer had at one time.
     peak_tasks: int = 0
     counters: dict[str, int] = field(factory=dict[str, int])
@@ -182,7 +182,7 @@ async def _main(plan: Plan, clock: MockClock) -> Run:
             broker.add_vhost(VHOST)
             broker.add_user(USER, password, VHOST)
         run.network = Network(plan.network, stream(plan.seed, "network"), trace, wires, brokers)
-        run.misfortunes = FaultInjector(brokers, run.network, trace, stream(plan.seed, "misfortunes"), clock, password)
+        run.injector = FaultInjector(brokers, run.network, trace, stream(plan.seed, "injector"), clock, password)
         await _Program(run).play()
         await _aftermath(run, brokers)
         wires.cancel_scope.cancel()
@@ -207,26 +207,26 @@ class _Program:
         short_bodies: dict[bytes, int] = {}
         self._run = run
         plan = run.plan
-        run.driver = TappedDriver(NativeDriver(run.network.dial), run.trace, short_bodies, chatty=plan.chatty)
+        run.driver = RecordingDriver(NativeDriver(run.network.dial), run.trace, short_bodies, chatty=plan.chatty)
         self._producer = Producer(
             _settings(plan.producer, run.password), driver=run.driver, rng=stream(plan.seed, "jitter")
         )
         self._workload = run.workload = Workload(self._producer, run.trace, run.network, plan.seed, short_bodies)
-        self._life = trio.CancelScope()
+        self._scope = trio.CancelScope()
         self._over = trio.Event()
         #: Where the producer's tasks live.
-        self._home: trio.Nursery
+        self._nursery: trio.Nursery
 
     async def play(self) -> None:
         run, plan = self._run, self._run.plan
-        assert run.misfortunes is not None
+        assert run.injector is not None
         async with trio.open_nursery() as watchers:
-            await watchers.start(self._live)
+            await watchers.start(self._run_producer)
             watchers.start_soon(self._listen)
             watchers.start_soon(self._watch)
             watchers.start_soon(self._sample)
             async with trio.open_nursery() as others:
-                others.start_soon(run.misfortunes.run, plan.faults)
+                others.start_soon(run.injector.run, plan.faults)
                 async with trio.open_nursery() as callers:
                     callers.start_soon(self._workload.run, plan.calls, callers)
                     if plan.mode == "liveness":
@@ -245,12 +245,12 @@ class _Program:
 
     # --- the producer -------------------------------------------------------------------------------------------------
 
-    async def _live(self, *, task_status: trio.TaskStatus[None]) -> None:
+    async def _run_producer(self, *, task_status: trio.TaskStatus[None]) -> None:
         run = self._run
         try:
-            with self._life:
+            with self._scope:
                 async with trio.open_nursery() as nursery:
-                    self._home = nursery
+                    self._nursery = nursery
                     await nursery.start(self._producer.run)
                     task_status.started()
         except BaseException as error:
@@ -275,7 +275,7 @@ class _Program:
             case "abort":
                 producer.abort()
             case "kill":
-                self._life.cancel()
+                self._scope.cancel()
         with trio.move_on_after(120):
             await self._over.wait()
         run.report = run.report or await producer.aclose()
@@ -283,10 +283,10 @@ class _Program:
     async def _recover(self, callers: trio.Nursery) -> None:
         """Faults are over: within a bound the link is up, and a publish is confirmed."""
         run, plan = self._run, self._run.plan.producer
-        assert run.misfortunes is not None
+        assert run.injector is not None
         await trio.sleep_until(self._run.plan.healed_at)
         run.trace.note("HEALED")
-        run.misfortunes.heal()
+        run.injector.heal()
         noticed = max(
             3 * plan.heartbeat, plan.frame_timeout + plan.heartbeat, plan.write_stall_timeout, plan.connect_timeout,
             plan.confirm_timeout,
@@ -297,7 +297,7 @@ class _Program:
             # A channel storm that the callers themselves have brought about may be under way in this very instant.
             await self._producer.wait_connected(plan.connect_timeout + plan.cap)
             run.up_again_at = trio.current_time()
-        except ConnectError:
+        except (ConnectError, PublishError):
             run.trace.note("no link within the bound")
         for number in range(PROBES, PROBES + 3):
             run.probes.append(await self._probe(number, callers))
@@ -349,7 +349,7 @@ class _Program:
             status = self._producer.status()
             run.statuses.append((trio.current_time(), status, run.network.holds(status.link)))
             self._weigh(status)
-            run.peak_tasks = max(run.peak_tasks, _count_tasks(self._home))
+            run.peak_tasks = max(run.peak_tasks, _count_tasks(self._nursery))
             await trio.sleep(2.7)
 
     def _weigh(self, status: Status) -> None:
@@ -374,10 +374,10 @@ def _count_tasks(nursery: trio.Nursery) -> int:
 
 async def _aftermath(run: Run, brokers: Sequence[EmbeddedBroker]) -> None:
     """Mend everything, let the network run dry, and take stock of the brokers."""
-    assert run.misfortunes is not None
+    assert run.injector is not None
     run.trace.note("AFTERMATH")
-    run.misfortunes.heal()
-    run.misfortunes.thaw()
+    run.injector.heal()
+    run.injector.thaw()
     # A broker tells nobody when its last client is gone, and virtual time costs nothing.
     while trio.current_time() < LEAST or (any(broker.clients for broker in brokers) and _patient(run)):
         await trio.sleep(5.0)

@@ -257,8 +257,8 @@ def test_a_lie_that_nobody_could_see_through_excuses_those_in_flight() -> None:
     """Where the simulated broker acked what it had not stored, the producer is not blamed for believing it."""
     run = run_of()
     unstored(run)
-    assert run.misfortunes is not None
-    run.misfortunes.credible_lies.append(first(run).called_at)
+    assert run.injector is not None
+    run.injector.credible_lies.append(first(run).called_at)
 
     assert [] == judge(Evidence(run))
 
@@ -267,7 +267,7 @@ def test_evidence_knows_jumps() -> None:
     """A deadline that falls into a jump of the clock is due at its end, and jumped seconds are not waited ones."""
     run = run_of()
     seen: Any = Evidence(run)
-    seen.misfortunes = SimpleNamespace(jumps=[(10.0, 20.0)])
+    seen.injector = SimpleNamespace(jumps=[(10.0, 20.0)])
 
     assert (20.0, 9.0) == (seen.stretched(15.0), seen.stretched(9.0))
     assert (10.0, 5.0, 0.0) == (seen.jumped(5.0, 25.0), seen.jumped(15.0, 25.0), seen.jumped(0.0, 5.0))

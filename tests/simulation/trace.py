@@ -13,7 +13,7 @@ from warrener.drivers.base import Lane
 from warrener.errors import Fault, Nacked, PublishError
 from warrener.records import Receipt
 
-__all__ = ["Attempt", "Event", "LinkTask", "Publish", "Trace", "Verdict", "verdict"]
+__all__ = ["Attempt", "Event", "LinkRecord", "Publish", "Trace", "Verdict", "verdict"]
 
 #: How a publish ended: "confirmed", "rejected", "nacked", "unknown".
 Verdict = str
@@ -88,7 +88,7 @@ class Publish:
 
 
 @define(eq=False)
-class LinkTask:
+class LinkRecord:
     """One link, from the dial to the end of the driver's block."""
 
     number: int
@@ -119,7 +119,7 @@ class Trace:
         self.events: list[Event] = []
         self.publishes: dict[int, Publish] = {}
         self.attempts: dict[tuple[int, int, int], Attempt] = {}
-        self.links: dict[int, LinkTask] = {}
+        self.links: dict[int, LinkRecord] = {}
         #: When the broker closed a channel, by link and channel, and with which code.
         self.channel_ends: dict[tuple[int, int], tuple[float, int | None]] = {}
         #: What was seen on the way, by name; `coverage` turns these into rows.

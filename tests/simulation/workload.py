@@ -11,7 +11,7 @@ from tests.simulation.network import Network
 from tests.simulation.schedule import ADDRESSES, FRAME_MAX, Call, Item
 from tests.simulation.trace import Publish, Trace
 from warrener import Message, Producer, PublishError, Receipt
-from warrener._publishing.producer import PublishHandle
+from warrener._publishing.handles import PublishHandle
 
 __all__ = ["Workload", "body_of"]
 

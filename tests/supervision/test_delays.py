@@ -18,7 +18,7 @@ URL = "amqp://localhost/"
 @given(jitter=st.floats(0, 1), seed=st.integers(), losses=st.lists(st.floats(0.01, 9.0), min_size=1, max_size=8))
 def test_delays_stay_in_their_range_with_jitter(jitter: float, seed: int, losses: list[float]) -> None:
     """Each gap between a failure and the next dial lies in [(1 - jitter) * d, d] and is never under min_gap."""
-    backoff = Backoff(jitter=jitter)
+    backoff = Backoff(jitter=jitter, cap=60)
     script: list[Life] = [lives(seconds) for seconds in losses]
     driver = ScriptedDriver(*script, refuses())
 

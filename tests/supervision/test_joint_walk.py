@@ -18,7 +18,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from tests.delivery.driving import books_balance, returned_of
+from tests.ledger.driving import books_balance, returned_of
+from warrener._publishing.admission import Admission
 from warrener._publishing.ledger import Delivery, Ledger
 from warrener._publishing.sender import Sender
 from warrener.errors import Fault, FaultKind, Nacked, PublishError, Unconfirmed
@@ -128,6 +129,10 @@ class Owner:
         assert self.world.record.breaker is not None
         return retry_after(self.world.record.breaker, self.world.now) or 1.0
 
+    def holds(self, permit: Permit) -> bool:
+        breaker = self.world.record.breaker
+        return breaker is not None and breaker.generation == permit.generation
+
     def confirmed(self, link: int, permit: Permit | None) -> None:
         self.mailbox.append(events.PublishConfirmed(link, self.world.now, permit))
 
@@ -171,9 +176,18 @@ class Joint(RuleBasedStateMachine):
             at_least_once=at_least_once,
             confirm_timeout=CONFIRM_TIMEOUT,
         )
+        parking: Any = Parking(self)
+        owner: Any = self.owner
+        self.admission = Admission(self.ledger, parking, owner, max_block=5.0)
         self.sender = Sender(
-            self.ledger, Parking(self), self.owner, name="p", max_block=5.0, confirm_timeout=CONFIRM_TIMEOUT
-        )  # type: ignore[arg-type]
+            self.ledger,
+            parking,
+            owner,
+            self.admission,
+            name="p",
+            confirm_timeout=CONFIRM_TIMEOUT,
+            tell=lambda _outcome: None,
+        )
         #: Timers that run: when they are due, and what they say then.
         self.timers: dict[str, tuple[float, Callable[[float], events.Event]]] = {}
         self.dialed = 0
@@ -211,7 +225,7 @@ class Joint(RuleBasedStateMachine):
         for effect in step.effects:
             self.perform(effect)
         if self.record is not before:
-            self.ledger.last_fault = self.record.last_fault
+            self.ledger.settlement.last_fault = self.record.last_fault
             self.may_write |= self.breaker(before) != self.breaker(self.record) != "open"
 
     @staticmethod
@@ -226,17 +240,19 @@ class Joint(RuleBasedStateMachine):
                 assert self.dialed == 0, "two dials"
                 sender.accept_again()
                 self.dialed, self.told = link, None
-                self.listener = sender.expect(link)
+                self.listener = sender.expect_link(link)
             case effects.StartPublishing(link):
-                sender.open(link)
+                sender.start_publishing(link)
                 self.may_write = True
             case effects.PausePublishing(link):
-                sender.pause(link)
+                sender.pause_publishing(link)
             case effects.StopPublishing(_, fault):
                 self.write_off()
-                sender.shut(fault)
+                sender.stop_publishing(fault)
             case effects.FailPending(fault):
                 sender.fail_pending(fault)
+            case effects.RefusePublishing(fault):
+                sender.refuse_publishing(fault)
             case effects.CloseLink():
                 self.told = self.told or CLOSED_BY_US
             case effects.AbortLink(_, fault):
@@ -299,6 +315,8 @@ class Joint(RuleBasedStateMachine):
         assert breaker != "open"
         if breaker == "half_open":
             assert delivery.permit is not None
+            assert delivery.permit.number in self.record.breaker.outstanding, "a permit that no longer counts"
+            assert delivery.permit.generation == self.record.breaker.generation
         mine = [each for each in self.attempts if each.delivery is delivery and each.fate != "unsent"]
         assert all(each.fate == "lost" for each in mine), "answered, and sent again"
         assert self.at_least_once or not mine
@@ -358,15 +376,16 @@ class Joint(RuleBasedStateMachine):
             number = len(self.accepted)
             delivery = Delivery(Envelope(routing_key="q"), b"body", str(number), self.now + timeout, f"t{number}")
             self.accepted.append(delivery)
-            if self.sender.write_straight(delivery, self.now):
+            if self.sender.fast_path(delivery, self.now):
                 delivery.waiter = delivery
                 continue
-            refusal = self.sender.refusal(delivery)
-            if refusal is None and self.sender.try_accept(delivery, self.now):
+            refusal = self.admission.refused(delivery)
+            if refusal is None and self.admission.try_accept(delivery):
+                self.sender.accepted(delivery, self.now)
                 if delivery.outcome is None:
                     delivery.waiter = delivery
                 continue
-            self.sender.give_back(delivery)
+            self.admission.give_back(delivery)
             self.accepted.pop()
             if refusal is not None:
                 assert not refusal.may_have_been_delivered
@@ -418,12 +437,12 @@ class Joint(RuleBasedStateMachine):
         self.link = self.newest = ScriptedLink(self.dialed, self)
         self.blocked = False
         self.listener.channel_opened(Lane.MAIN, 1)
-        self.sender.attach(self.link)  # type: ignore[arg-type]
+        self.sender.link_opened(self.link)  # type: ignore[arg-type]
         self.tell(events.LinkOpened(self.dialed, self.now))
 
     def dial_fails(self, _draw: st.DataObject) -> None:
         link, self.dialed = self.dialed, 0
-        self.sender.halt()
+        self.sender.link_ended()
         self.tell(events.LinkClosed(link, self.now) if self.told else events.DialFailed(link, REFUSED, self.now))
 
     def topology_restored(self, _draw: st.DataObject) -> None:
@@ -436,7 +455,7 @@ class Joint(RuleBasedStateMachine):
         for channel, last in link.tags.items():
             unsent = 0 if draw.draw(mostly) else draw.draw(st.integers(0, 2))
             link.offered_tags[channel] = max(0, last - unsent)
-        self.sender.halt()
+        self.sender.link_ended()
         fault = draw.draw(st.sampled_from([LOST, LOST, SHUTDOWN])) if self.told is None else self.told
         if fault is CLOSED_BY_US:
             self.tell(events.LinkClosed(link.number, self.now))
@@ -600,7 +619,7 @@ class Joint(RuleBasedStateMachine):
         """Finished: no timer, no link, and nobody waits."""
         if getattr(self, "finished", False):
             assert not self.timers
-            assert self.ledger.empty
+            assert not self.ledger.pending
             assert self.ledger.in_flight == 0
 
 

@@ -28,7 +28,7 @@ SHUTDOWN = Fault(FaultKind.CLOSED_BY_BROKER, "the broker shuts down", reply_code
 
 def steady(**settings: object) -> dict[str, object]:
     """Settings of a producer that draws its delays without rng."""
-    return {"backoff": Backoff(jitter=0.0), **settings}
+    return {"backoff": Backoff(jitter=0.0, cap=60, attempts=10), **settings}
 
 
 async def dials_until(driver: ScriptedDriver, seconds: float, **settings: object) -> list[float]:
@@ -221,7 +221,7 @@ async def test_the_log_tells_a_life(autojump_clock: MockClock, caplog: pytest.Lo
         "p: up -> up (blocked) (link 3)",
         "p: the broker takes publishes again",
         "p: up (blocked) -> up (link 3)",
-        "p: up, closing: what was accepted is settled first (link 3)",
+        "p: up, closing when accepted messages have their outcome (link 3)",
         "p: up -> closing (link 3)",
         "p: closing -> closed (link 3)",
     ]

@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 from pamqp import body, commands, frame, header, heartbeat
 
-from warrener.testing.streams import MemoryStream
+from warrener.testing._streams import MemoryStream
 
 PROTOCOL_HEADER = b"AMQP\x00\x00\x09\x01"
 CAPABILITIES = {
@@ -87,7 +87,7 @@ class RawClient:
         self.vhost = vhost or unquote(parts.path[1:]) or "/"
         self.capabilities, self.heartbeat = capabilities, heartbeat
         self.frame_max, self.channel_max = frame_max, channel_max
-        self.socket = socket.create_connection((parts.hostname, parts.port or 5672), timeout=10)
+        self.socket = socket.create_connection((parts.hostname, parts.port or 5672), timeout=60)
         self._residue = b""
         if connect:
             self.handshake()
@@ -130,9 +130,9 @@ class RawClient:
         self.read()
         return heard
 
-    def write(self, octets: bytes) -> None:
+    def write(self, data: bytes) -> None:
         """Send bytes."""
-        self.socket.sendall(octets)
+        self.socket.sendall(data)
 
     def send(self, *frames: Any, channel: int = 1) -> None:
         """Send frames in one write."""
@@ -149,10 +149,10 @@ class RawClient:
                     if not isinstance(received, heartbeat.Heartbeat):
                         return channel, received
                     continue
-            octets = self.socket.recv(65536)
-            if not octets:
+            data = self.socket.recv(65536)
+            if not data:
                 raise EOFError
-            self._residue += octets
+            self._residue += data
 
     def talk(self, frames: Iterable[Any], channel: int = 1, until: str | None = None) -> list[str]:
         """Send frames; return what was heard up to the method named `until`, or a close.

@@ -273,13 +273,13 @@ def channel_and_connection_errors(url: str) -> list[Any]:
 @dialogue
 def bad_frames(url: str) -> list[Any]:
     heard = []
-    for octets in (
+    for data in (
         b"\x09\x00\x01\x00\x00\x00\x00\xce",
         frame.marshal(B.Get(queue="q"), 1)[:-1] + b"\x00",
         b"\x03\x00\x01\x00\x10\x00\x00",
     ):
         with RawClient(url) as client:
-            client.write(octets)
+            client.write(data)
             _, close = client.read()
             heard.append((close.name, close.reply_code, close.class_id, close.method_id))
     return heard

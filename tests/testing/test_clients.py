@@ -140,7 +140,7 @@ def test_kombu_publishes_and_takes() -> None:
     with EmbeddedBroker.in_thread() as broker, kombu.Connection(broker.url, transport="pyamqp") as connection:
         queue = connection.SimpleQueue("q")
         queue.put({"a": 1})
-        message = queue.get(timeout=10)
+        message = queue.get(timeout=60)
         message.ack()
         queue.close()
 

@@ -7,7 +7,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from warrener.testing.broker.confirms import Confirm, Confirms, RandomCoalescing
+from warrener.testing.broker._confirms import Confirm, Confirms, RandomCoalescing
 
 ACK, NACK = True, False
 

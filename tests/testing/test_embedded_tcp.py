@@ -15,8 +15,8 @@ from pamqp import commands
 
 from tests.testing.rawclient import PROTOCOL_HEADER, RawClient, content
 from warrener.testing import EmbeddedBroker, ProtocolViolated
+from warrener.testing._streams import connect
 from warrener.testing.broker import Tuning
-from warrener.testing.streams import connect
 
 
 @pytest.mark.anyio
@@ -125,3 +125,24 @@ def test_importing_the_package_or_the_plugin_loads_nothing() -> None:
         "from warrener.testing import EmbeddedBroker; assert 'hypothesis' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.anyio
+async def test_a_port_in_use_is_one_clear_error() -> None:
+    """The error names the port and what to do, and is raised without an ExceptionGroup."""
+    async with EmbeddedBroker() as other:
+        with pytest.raises(
+            OSError, match=f"port {other.port} of 127.0.0.1 is in use by another program; choose another"
+        ):
+            async with EmbeddedBroker(port=other.port):
+                raise AssertionError("two brokers listen on one port")
+
+
+def test_a_port_in_use_is_one_clear_error_on_a_thread() -> None:
+    """The same beside synchronous code."""
+    with (
+        EmbeddedBroker.in_thread() as other,
+        pytest.raises(OSError, match=f"port {other.port} of 127.0.0.1 is in use"),
+        EmbeddedBroker.in_thread(port=other.port),
+    ):
+        raise AssertionError("two brokers listen on one port")

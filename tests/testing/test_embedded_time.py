@@ -31,9 +31,9 @@ async def test_a_client_that_says_nothing_is_let_go_after_ten_seconds(autojump_c
     """The handshake has one deadline, however slowly it drips."""
     async with EmbeddedBroker(listen=False) as broker:
         stream = await broker.connect()
-        for octet in PROTOCOL_HEADER[:7]:
+        for byte in PROTOCOL_HEADER[:7]:
             await trio.sleep(1)
-            await stream.send(bytes([octet]))
+            await stream.send(bytes([byte]))
         with pytest.raises(anyio.EndOfStream):
             await stream.receive()
 
@@ -96,7 +96,7 @@ async def test_a_blocked_connection_stops_its_client_s_writes(autojump_clock: Mo
 
 
 @pytest.mark.trio
-async def test_octets_left_behind_by_a_client_may_be_processed_after_it_is_gone(autojump_clock: MockClock) -> None:
+async def test_bytes_left_behind_by_a_client_may_be_processed_after_it_is_gone(autojump_clock: MockClock) -> None:
     """A zombie: written during an alarm, given up, and in the queue once the alarm is over."""
     async with EmbeddedBroker(listen=False) as broker:
         broker.declare_queue("q")
@@ -293,7 +293,7 @@ async def one_run(seed: int) -> bytes:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_equal_seeds_give_equal_octets(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_seeds_give_equal_bytes(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the order of Trio's tasks fixed too, nothing else is left to rng."""
     scheduler: Any = sys.modules["trio._core._run"]  # Trio has no public switch for its shuffle
     monkeypatch.setattr(scheduler, "_ALLOW_DETERMINISTIC_SCHEDULING", True)
@@ -414,7 +414,7 @@ async def test_the_hook_can_swallow_and_the_broker_can_say_anything(autojump_clo
         client = await client_of(broker)
         broker.intercept = lambda _connection, _channel, what: getattr(what, "name", "") == "basic.qos"
         await client.send(commands.Basic.Qos())
-        broker.send_octets(b"HTTP/1.1 400\r\n")
+        broker.send_bytes(b"HTTP/1.1 400\r\n")
 
         assert b"HTTP/1.1 400\r\n" == await client.stream.receive()
         await client.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,10 +11,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from warrener.testing import EmbeddedBroker, FaultProxy
-from warrener.testing.streams import Port, SocketStream, connect
-
-#: uvloop counts whole milliseconds, at either end of a wait.
-TICK = 0.002
+from warrener.testing._streams import Port, SocketStream, connect
 
 pytestmark = pytest.mark.anyio
 
@@ -39,10 +35,10 @@ async def through_proxy() -> AsyncIterator[tuple[FaultProxy, SocketStream, Socke
 
 
 async def receive_exactly(stream: SocketStream, count: int) -> bytes:
-    octets = b""
-    while len(octets) < count:
-        octets += await stream.receive(count - len(octets))
-    return octets
+    data = b""
+    while len(data) < count:
+        data += await stream.receive(count - len(data))
+    return data
 
 
 async def test_forwards_both_ways_and_counts() -> None:
@@ -84,7 +80,7 @@ async def test_ends_connections(fault: str, error: type[Exception]) -> None:
                 await stream.receive()
 
 
-async def test_cut_after_n_octets() -> None:
+async def test_cut_after_n_bytes() -> None:
     """Exactly n bytes arrive, then the end."""
     async with through_proxy() as (proxy, client, server):
         proxy.cut_after(10, "up", reset=False)
@@ -102,7 +98,7 @@ async def test_slices() -> None:
         assert b"0123456789" == await receive_exactly(server, 10)
 
 
-async def test_corrupts_one_octet() -> None:
+async def test_corrupts_one_byte() -> None:
     """One byte is inverted, at the place that was asked for."""
     async with through_proxy() as (proxy, client, server):
         proxy.corrupt(after=3, direction="up")
@@ -145,32 +141,17 @@ async def test_black_hole_swallows() -> None:
         assert 5 == proxy.forwarded("up")
 
 
-async def test_latency_and_bandwidth_delay() -> None:
-    """A latency is at least waited out, as is a bandwidth, and neither loses anything."""
+async def test_slow_ways_lose_nothing() -> None:
+    """Latency, bandwidth and late ends; how long they take is shown in virtual time (test_proxy_line.py)."""
     async with through_proxy() as (proxy, client, server):
-        proxy.latency(0.1, "up")
-        began = anyio.current_time()
-        await client.send(b"late")
-        assert b"late" == await receive_exactly(server, 4)
-        assert anyio.current_time() - began >= 0.1 - TICK
-        proxy.latency(0)
-        proxy.bandwidth(20_000, "up")
-        began = anyio.current_time()
+        proxy.latency(0.01)
+        proxy.bandwidth(1_000_000, "up")
+        proxy.late_close(0.01)
         await client.send(bytes(6000))
-        await receive_exactly(server, 6000)
-        assert anyio.current_time() - began >= 0.2 - TICK  # the second piece waits for the first
-        proxy.bandwidth(math.inf)
-
-
-async def test_late_close() -> None:
-    """The end of a stream is passed on, after a while."""
-    async with through_proxy() as (proxy, client, server):
-        proxy.late_close(0.1)
-        began = anyio.current_time()
+        assert bytes(6000) == await receive_exactly(server, 6000)
         client.close_now()
         with pytest.raises(anyio.EndOfStream):
             await server.receive()
-        assert anyio.current_time() - began >= 0.1 - TICK
 
 
 async def test_refuses_and_accepts_again_on_the_same_port() -> None:
@@ -211,8 +192,8 @@ def test_on_a_thread(backend: str) -> None:
     with EmbeddedBroker.in_thread() as broker, FaultProxy.in_thread(broker.url, backend=backend) as proxy:
         proxy.refuse()
         with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", proxy.port), timeout=5)
+            socket.create_connection(("127.0.0.1", proxy.port), timeout=60)
         proxy.heal()
-        socket.create_connection(("127.0.0.1", proxy.port), timeout=5).close()
+        socket.create_connection(("127.0.0.1", proxy.port), timeout=60).close()
 
         assert proxy.url == broker.url.replace(str(broker.port), str(proxy.port))

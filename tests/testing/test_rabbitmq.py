@@ -21,7 +21,7 @@ pytestmark = pytest.mark.broker
 
 def _greeting(port: int) -> bytes:
     """The first byte that answers the protocol header: 1 is a method frame."""
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as peer:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as peer:
         peer.sendall(b"AMQP\x00\x00\x09\x01")
         return peer.recv(1)
 
@@ -105,7 +105,7 @@ def test_the_console_is_only_appended_to(rabbitmq):
 
 def test_frozen_keeps_its_connections_and_says_nothing(rabbitmq):
     """A frozen broker accepts (the kernel does) but does not answer; thawed it does."""
-    with socket.create_connection(("127.0.0.1", rabbitmq.port), timeout=10) as peer:
+    with socket.create_connection(("127.0.0.1", rabbitmq.port), timeout=60) as peer:
         rabbitmq.freeze()
         peer.sendall(b"AMQP\x00\x00\x09\x01")
         peer.settimeout(0.2)
@@ -219,7 +219,7 @@ def test_tls_listener(tmp_path, private_rabbitmq):
         PrivateRabbitMQ(
             tls=BrokerTLS(tmp_path / "cert.pem", tmp_path / "key.pem", tmp_path / "ca.pem"), root=private_rabbitmq._root
         ) as broker,
-        socket.create_connection(("127.0.0.1", broker.tls_port), timeout=10) as plain,
+        socket.create_connection(("127.0.0.1", broker.tls_port), timeout=60) as plain,
         context.wrap_socket(plain, server_hostname="127.0.0.1") as peer,
     ):
         peer.sendall(b"AMQP\x00\x00\x09\x01")
@@ -274,7 +274,12 @@ with PrivateRabbitMQ(root=pathlib.Path(sys.argv[2]) if sys.argv[2] else None) as
 
 @pytest.mark.parametrize(
     ("how", "end"),
-    [("running", signal.SIGKILL), ("frozen", signal.SIGKILL), ("running", signal.SIGTERM), ("raise", None)],
+    [
+        ("running", signal.SIGKILL),
+        pytest.param("frozen", signal.SIGKILL, marks=pytest.mark.full),
+        pytest.param("running", signal.SIGTERM, marks=pytest.mark.full),
+        ("raise", None),
+    ],
     ids=["SIGKILL", "SIGKILL while the broker is frozen", "SIGTERM", "exception"],
 )
 def test_nothing_is_left_behind(private_rabbitmq, how, end):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import assert_type
 
 import anyio
@@ -20,7 +21,8 @@ async def as_a_block() -> None:
         await producer.publish("text")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         await producer.publish(b"x", rooting_key="typo")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
         outcomes = await producer.publish_many([warrener.Message(b"x")])
-        assert_type(outcomes, list[warrener.Receipt | warrener.PublishError])
+        assert_type(outcomes, Sequence[warrener.Receipt | warrener.PublishError])
+        await producer.publish_many([b"x", bytearray(b"y")], routing_key="tasks", timeout=1)
         assert_type(await producer.publish_nowait(b"x").wait(), warrener.Receipt)
         assert_type(producer.status().connection_state, warrener.ConnectionState)
         assert_type(producer.reconnect(), bool)

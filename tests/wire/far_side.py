@@ -26,19 +26,19 @@ START = commands.Connection.Start(
 )
 
 
-def octets(method: Any, channel: int = 0) -> bytes:
+def marshalled(method: Any, channel: int = 0) -> bytes:
     """The frame of a method, as a broker would send it."""
     return pamqp.frame.marshal(method, channel)
 
 
 def ack(tag: int, multiple: bool = False, channel: int = 1) -> bytes:
     """A basic.ack."""
-    return octets(commands.Basic.Ack(tag, multiple), channel)
+    return marshalled(commands.Basic.Ack(tag, multiple), channel)
 
 
 def nack(tag: int, multiple: bool = False, channel: int = 1) -> bytes:
     """A basic.nack."""
-    return octets(commands.Basic.Nack(tag, multiple, False), channel)
+    return marshalled(commands.Basic.Nack(tag, multiple, False), channel)
 
 
 def returned(
@@ -51,10 +51,10 @@ def returned(
 ) -> bytes:
     """A whole basic.return with its content, the body in frames of at most `pieces` bytes."""
     frames = [
-        octets(commands.Basic.Return(312, "NO_ROUTE", "", routing_key), channel),
-        octets(ContentHeader(body_size=len(body), properties=properties or commands.Basic.Properties()), channel),
+        marshalled(commands.Basic.Return(312, "NO_ROUTE", "", routing_key), channel),
+        marshalled(ContentHeader(body_size=len(body), properties=properties or commands.Basic.Properties()), channel),
     ]
-    frames += [octets(ContentBody(body[at : at + pieces]), channel) for at in range(0, len(body), pieces)]
+    frames += [marshalled(ContentBody(body[at : at + pieces]), channel) for at in range(0, len(body), pieces)]
     return b"".join(frames)
 
 
@@ -168,15 +168,15 @@ def drain(session: Session) -> bytes:
 def tuned(sink: Sink | None = None, *, frame_max: int = 131_072, heartbeat: int = 60, **options: Any) -> Session:
     """A session whose connection.open is out."""
     session = Session(CREDENTIALS, sink or Sink(), **options)
-    session.receive(octets(START))
-    session.receive(octets(commands.Connection.Tune(2047, frame_max, heartbeat)))
+    session.receive(marshalled(START))
+    session.receive(marshalled(commands.Connection.Tune(2047, frame_max, heartbeat)))
     return session
 
 
 def opened(sink: Sink | None = None, *, publishers: int = 1, **options: Any) -> Session:
     """An open session with publishers that are ready; their numbers, here and on the wire, are 1, 2 …"""
     session = tuned(sink, **options)
-    session.receive(octets(commands.Connection.OpenOk()))
+    session.receive(marshalled(commands.Connection.OpenOk()))
     for _ in range(publishers):
         open_publisher(session)
     drain(session)
@@ -187,5 +187,5 @@ def open_publisher(session: Session) -> int:
     """Open a publisher; its number on the wire is the same as long as none was closed."""
     number = session.open_publisher()
     for answer in (commands.Channel.OpenOk(), commands.Confirm.SelectOk(), commands.Basic.QosOk()):
-        session.receive(octets(answer, number))
+        session.receive(marshalled(answer, number))
     return number

@@ -2,7 +2,7 @@
 
 A stream is cut into turns by `TURN`. After each turn the client does what a link does next: it opens a publisher,
 publishes, declares a queue, takes a message. So the bytes of real sessions, recorded turn by turn, lead deep into the
-protocol, and any change to them is still a stream. The fuzzer (fuzz/), the recorder of its corpus and the tests share this.
+protocol, and any change to them is still a stream. The fuzzer (tests/fuzz/), the recorder of its corpus and the tests share this.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from attrs import define, field
 from tests.wire.far_side import CREDENTIALS, Sink, StrictReader
 from warrener.records import Envelope
 from warrener.topology import Binding, Exchange, Queue
-from warrener.wire import Event, Phase, Session, events
-from warrener.wire.channel import Stage
+from warrener.wire import Event, Session, SessionPhase, events
+from warrener.wire.channel import ChannelState
 
 #: Ends a turn: a frame that cannot be, lest real bytes hold it.
 TURN = b"\x00\xff\xfeTURN"
@@ -44,7 +44,7 @@ DECLARATIONS = (
 
 @define
 class Client:
-    """A session, and the plan of what it does after each turn. The plan looks at nothing but the session and its facts."""
+    """A session, and the plan of what it does after each turn. The plan looks at nothing but the session and its events."""
 
     sink: Sink = field(factory=Sink)
     session: Session = field(init=False)
@@ -58,9 +58,9 @@ class Client:
         self.session = Session(CREDENTIALS, self.sink, max_inbound_body=MAX_INBOUND_BODY)
 
     def note(self, told: list[Event]) -> None:
-        """Remember what the facts mean for the next turn."""
-        for fact in told:
-            match fact:
+        """Remember what the events mean for the next turn."""
+        for event in told:
+            match event:
                 case events.Replied() | events.Refused() | events.GetResult():
                     self._control = "free"
                 case events.ChannelClosed(channel) if channel == self._publishers:
@@ -72,7 +72,7 @@ class Client:
         """Do what a link does next."""
         session = self.session
         self._turns += 1
-        if session.phase is not Phase.OPEN:
+        if session.phase is not SessionPhase.OPEN:
             return
         if self._turns > 14:
             session.close()
@@ -84,7 +84,7 @@ class Client:
         if self._control == "free" and self._requests < 12:
             self._request()
         publisher = session.publisher(self._publishers)
-        if publisher.stage is Stage.READY and self._requests > len(DECLARATIONS):
+        if publisher.state is ChannelState.READY and self._requests > len(DECLARATIONS):
             for _ in range(min(5, PUBLISHES - self.published)):
                 number = self.published
                 self.published += 1
@@ -107,20 +107,20 @@ class Client:
             session.take_one(QUEUE)
 
 
-def skip_frames(octets: bytes, cap: int) -> bytes | None:
+def skip_frames(data: bytes, cap: int) -> bytes | None:
     """Return what follows the whole frames at the beginning; None where a frame then claims to be larger than the cap."""
-    while len(octets) >= 7:
-        size = int.from_bytes(octets[3:7]) + 8
+    while len(data) >= 7:
+        size = int.from_bytes(data[3:7]) + 8
         if size > cap:
             return None
-        if size > len(octets):
+        if size > len(data):
             break
-        octets = octets[size:]
-    return octets
+        data = data[size:]
+    return data
 
 
 def replay(stream: bytes, piece: int, *, strictly: bool) -> tuple[list[Any], ...]:
-    """Feed the stream in pieces of `piece` bytes; return facts, confirms and what was sent. Asserts what must hold.
+    """Feed the stream in pieces of `piece` bytes; return events, confirms and what was sent. Asserts what must hold.
 
     `strictly`: have a strict reader judge what is sent, too. It costs more than all the rest.
     """
@@ -140,9 +140,9 @@ def replay(stream: bytes, piece: int, *, strictly: bool) -> tuple[list[Any], ...
             told += fresh
             client.note(fresh)
             assert session.residue <= CAPS[session.tuning is not None], "more is held than a frame"
-            assert not broken or not fresh, "a fact after the fault"
-            broken = broken or any(isinstance(fact, events.ProtocolError) for fact in fresh)
-        if unread is not None and session.phase is not Phase.OVER:
+            assert not broken or not fresh, "a event after the fault"
+            broken = broken or any(isinstance(event, events.ProtocolError) for event in fresh)
+        if unread is not None and session.phase is not SessionPhase.OVER:
             unread = skip_frames(unread + turn, CAPS[session.tuning is not None])
             assert unread is not None, "more than a legal frame is waited for"
         contents = [channel.content for channel in session._channels.values() if channel.content is not None]
@@ -154,11 +154,13 @@ def replay(stream: bytes, piece: int, *, strictly: bool) -> tuple[list[Any], ...
             sent.update(data)
             if strictly:
                 reader.feed(data)
-        assert reader.at_boundary or session.phase is Phase.OVER
+        assert reader.at_boundary or session.phase is SessionPhase.OVER
     for entry in client.sink.log:
         assert entry[0] == "return" or 0 < entry[2] <= client.published, "a confirm of what was never published"
     assert all(
-        fact.body is None or len(fact.body) <= MAX_INBOUND_BODY for fact in told if isinstance(fact, events.GetResult)
+        event.body is None or len(event.body) <= MAX_INBOUND_BODY
+        for event in told
+        if isinstance(event, events.GetResult)
     )
     return told, client.sink.log, [sent.hexdigest()]
 

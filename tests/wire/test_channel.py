@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pamqp import commands
 
-from tests.wire.far_side import Published, Sink, StrictReader, ack, drain, nack, octets, opened, returned
+from tests.wire.far_side import Published, Sink, StrictReader, ack, drain, marshalled, nack, opened, returned
 from tests.wire.test_codec import TABLES, plain
 from warrener.records import Envelope, Returned
 from warrener.wire import Session, events
@@ -109,7 +109,7 @@ def test_bodies_around_the_frame_size(size: int, token: str | None, message_id: 
 
 
 @pytest.mark.parametrize("text", ["a" * 255, "é" * 127 + "a"])
-def test_short_strings_of_255_octets(text: str) -> None:
+def test_short_strings_of_255_bytes(text: str) -> None:
     """Every short string of a publish may have 255 bytes, however many letters they are; pamqp reads them whole."""
     session = opened()
     strings = ("exchange", "routing_key", "content_type", "content_encoding", "correlation_id", "reply_to", "type", "user_id", "app_id")  # fmt: skip
@@ -272,7 +272,7 @@ def test_offered_of_a_closed_channel_stands() -> None:
     publisher = session.publisher(1)
     publisher.publish(Envelope(), ID, b"x" * 100_000, None)
     publisher.publish(Envelope(), ID, b"x", None)
-    (closed,) = session.receive(octets(commands.Channel.Close(404, "", 60, 40), 1))
+    (closed,) = session.receive(marshalled(commands.Channel.Close(404, "", 60, 40), 1))
     assert isinstance(closed, events.ChannelClosed)
     assert closed.written == 0
     drain(session)
@@ -314,7 +314,7 @@ def settle(count: int, log: list[tuple[Any, ...]]) -> dict[int, str]:
 def test_any_coalescing_and_order_gives_the_same_verdicts(
     case: tuple[int, dict[int, str], list[tuple[str, int, bool]]], piece: int
 ) -> None:
-    """Confirms coalesced and reordered in any legal way, in any pieces, settle what single ones do (I8, I11)."""
+    """ConfirmHandler coalesced and reordered in any legal way, in any pieces, settle what single ones do (I8, I11)."""
     count, verdicts, told = case
     sink = Sink()
     session = opened(sink)
@@ -410,7 +410,7 @@ def test_contents_of_two_channels_may_interleave() -> None:
         session.publisher(channel).publish(Envelope(), ID, b"", None)
     one, two = returned(b"one", channel=1), returned(b"two", channel=2)
     head_one, head_two = one[: -len(b"one") - 8], two[: -len(b"two") - 8]
-    blocked = octets(commands.Connection.Blocked("memory"))
+    blocked = marshalled(commands.Connection.Blocked("memory"))
     tail_one, tail_two = one.removeprefix(head_one), two.removeprefix(head_two)
     assert session.receive(head_one + head_two + blocked + tail_two + ack(1, channel=2) + tail_one + ack(1)) == [
         events.Blocked("memory")

@@ -156,13 +156,13 @@ def test_a_long_decimal_with_trailing_zeros() -> None:
 
 
 @pytest.mark.parametrize("text", ["a" * 255, "é" * 127 + "a", "", "\U0001f600" * 63])
-def test_short_strings_up_to_255_octets(text: str) -> None:
+def test_short_strings_up_to_255_bytes(text: str) -> None:
     """255 bytes fit, however many letters they are."""
     assert short_string(text) == bytes([len(text.encode())]) + text.encode()
 
 
 @pytest.mark.parametrize("text", ["a" * 256, "é" * 128])
-def test_short_strings_of_256_octets(text: str) -> None:
+def test_short_strings_of_256_bytes(text: str) -> None:
     """256 bytes do not fit, be they 128 letters."""
     with pytest.raises(Unsendable, match="256 bytes"):
         short_string(text)
@@ -257,7 +257,7 @@ def test_times_beyond_the_calendar_stay_numbers() -> None:
 
 
 @pytest.mark.parametrize(
-    "bytes",
+    "data",
     [
         b"",
         b"\x00\x00\x00",
@@ -271,10 +271,10 @@ def test_times_beyond_the_calendar_stay_numbers() -> None:
         b"\x00\x00\x00\x00\x00",  # trailing
     ],
 )
-def test_malformed_tables(octets: bytes) -> None:
+def test_malformed_tables(data: bytes) -> None:
     """Lengths that lie and types that do not exist are malformed, and nothing else."""
     with pytest.raises(Malformed):
-        read_table(octets)
+        read_table(data)
 
 
 def test_a_string_that_runs_past_its_table() -> None:
@@ -307,11 +307,11 @@ def test_values_of_another_type(write: Any, why: str) -> None:
 
 
 @given(st.binary(max_size=120))
-def test_any_octets_are_malformed_or_read(octets: bytes) -> None:
+def test_any_bytes_are_malformed_or_read(data: bytes) -> None:
     """Readers raise nothing but `Malformed`."""
     for read in (read_table, read_method, read_content_header):
         try:
-            read(octets)
+            read(data)
         except Malformed:
             pass
 

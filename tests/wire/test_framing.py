@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pamqp import commands
 
-from tests.wire.far_side import ack, nack, octets
+from tests.wire.far_side import ack, marshalled, nack
 from warrener.wire.codec import Malformed
 from warrener.wire.framing import FLOOR, HEARTBEAT, Parser, frame
 
 STREAM = b"".join(
     (
-        octets(commands.Channel.OpenOk(), 1),
+        marshalled(commands.Channel.OpenOk(), 1),
         ack(1),
         HEARTBEAT,
         nack(7, multiple=True, channel=3),
@@ -24,7 +24,7 @@ STREAM = b"".join(
     )
 )
 SEEN: list[tuple[Any, ...]] = [
-    ("frame", 1, 1, bytes(octets(commands.Channel.OpenOk(), 1)[7:-1])),
+    ("frame", 1, 1, bytes(marshalled(commands.Channel.OpenOk(), 1)[7:-1])),
     ("ack", 1, 1, False),
     ("nack", 3, 7, True),
     ("frame", 3, 1, b"\xce" * 20),
@@ -61,11 +61,11 @@ def test_cut_anywhere(at: int) -> None:
     assert log == SEEN
 
 
-def test_octet_by_octet_with_another_frame_begun() -> None:
+def test_byte_by_byte_with_another_frame_begun() -> None:
     """Single bytes give what one piece gives; an unfinished frame is kept and not reported."""
     parser, log = recording_parser()
-    for octet in STREAM + ack(9)[:-1]:
-        parser.feed(bytes([octet]))
+    for byte in STREAM + ack(9)[:-1]:
+        parser.feed(bytes([byte]))
     assert log == SEEN
     assert parser.residue == len(ack(9)) - 1
 
@@ -83,7 +83,7 @@ def test_any_split(cuts: list[int]) -> None:
 
 @given(st.integers(1, 65_535), st.integers(0, 2**63 - 1), st.booleans(), st.booleans(), st.integers(0, 42))
 def test_pamqp_writes_the_confirms(channel: int, tag: int, multiple: bool, positive: bool, cut: int) -> None:
-    """Confirms of any channel and tag, written by pamqp and cut anywhere, are read by the short way as what they are."""
+    """ConfirmHandler of any channel and tag, written by pamqp and cut anywhere, are read by the short way as what they are."""
     parser, log = recording_parser()
     stream = (ack if positive else nack)(tag, multiple, channel) * 2
     parser.feed(stream[:cut])
@@ -121,7 +121,7 @@ def test_completions_count_ends_of_frames_only() -> None:
         (b"\x03\x00\x00\x00\x00\x00\x01", "channel 0"),
     ],
 )
-def test_judged_by_seven_octets(header: bytes, why: str) -> None:
+def test_judged_by_seven_bytes(header: bytes, why: str) -> None:
     """A frame that cannot be legal is refused with the seventh byte, before anything of it is kept."""
     parser, log = recording_parser()
     parser.feed(header[:6])

@@ -23,8 +23,8 @@ from tests.wire.far_side import (
     Sink,
     ack,
     drain,
+    marshalled,
     nack,
-    octets,
     opened,
     tuned,
 )
@@ -34,17 +34,17 @@ from warrener.wire import ProtocolErrorKind, Session, events
 from warrener.wire.codec import MAX_DEPTH, long_string, table
 from warrener.wire.framing import BODY, HEADER, METHOD, frame
 
-RETURN = octets(commands.Basic.Return(312, "NO_ROUTE", "", "nowhere"), 1)
+RETURN = marshalled(commands.Basic.Return(312, "NO_ROUTE", "", "nowhere"), 1)
 
 
 def header(size: int) -> bytes:
     """A content header that announces `size` bytes."""
-    return octets(ContentHeader(body_size=size), 1)
+    return marshalled(ContentHeader(body_size=size), 1)
 
 
 def body(data: bytes) -> bytes:
     """A body frame."""
-    return octets(ContentBody(data), 1)
+    return marshalled(ContentBody(data), 1)
 
 
 def deep_table(depth: int) -> bytes:
@@ -93,26 +93,26 @@ def publishing(sink: Sink) -> Session:
         frame(METHOD, 1, RETURN[7:-3]),
         frame(METHOD, 0, b"\x00\x0a\x00\x3c\xffshort"),
         # methods that are impossible there
-        octets(START),
-        octets(commands.Connection.Tune(0, 0, 0)),
-        octets(commands.Connection.OpenOk()),
-        octets(commands.Connection.CloseOk()),
-        octets(commands.Connection.Secure("more")),
-        octets(commands.Connection.UpdateSecretOk()),
-        octets(commands.Connection.Open("/")),
-        octets(commands.Channel.OpenOk(), 1),
-        octets(commands.Channel.OpenOk(), 0),
-        octets(commands.Channel.CloseOk(), 1),
-        octets(commands.Confirm.SelectOk(), 1),
-        octets(commands.Basic.QosOk(), 1),
-        octets(commands.Queue.DeclareOk("q", 0, 0), 1),
-        octets(commands.Basic.Deliver("c", 1, False, "", "k"), 1),
-        octets(commands.Basic.GetOk(1, False, "", "k", 0), 1),
-        octets(commands.Basic.Cancel("c"), 1),
-        octets(commands.Basic.Publish(), 1),
-        octets(commands.Connection.Blocked("x"), 1),
-        octets(commands.Channel.Flow(False), 9),
-        octets(commands.Channel.Close(404, "", 0, 0), 9),
+        marshalled(START),
+        marshalled(commands.Connection.Tune(0, 0, 0)),
+        marshalled(commands.Connection.OpenOk()),
+        marshalled(commands.Connection.CloseOk()),
+        marshalled(commands.Connection.Secure("more")),
+        marshalled(commands.Connection.UpdateSecretOk()),
+        marshalled(commands.Connection.Open("/")),
+        marshalled(commands.Channel.OpenOk(), 1),
+        marshalled(commands.Channel.OpenOk(), 0),
+        marshalled(commands.Channel.CloseOk(), 1),
+        marshalled(commands.Confirm.SelectOk(), 1),
+        marshalled(commands.Basic.QosOk(), 1),
+        marshalled(commands.Queue.DeclareOk("q", 0, 0), 1),
+        marshalled(commands.Basic.Deliver("c", 1, False, "", "k"), 1),
+        marshalled(commands.Basic.GetOk(1, False, "", "k", 0), 1),
+        marshalled(commands.Basic.Cancel("c"), 1),
+        marshalled(commands.Basic.Publish(), 1),
+        marshalled(commands.Connection.Blocked("x"), 1),
+        marshalled(commands.Channel.Flow(False), 9),
+        marshalled(commands.Channel.Close(404, "", 0, 0), 9),
         ack(1, channel=9),
         # tags
         ack(0),
@@ -127,8 +127,8 @@ def publishing(sink: Sink) -> Session:
         RETURN + RETURN,
         RETURN + ack(1),
         RETURN + nack(1),
-        RETURN + octets(commands.Channel.Flow(False), 1),
-        RETURN + octets(commands.Channel.Close(404, "", 0, 0), 1),
+        RETURN + marshalled(commands.Channel.Flow(False), 1),
+        RETURN + marshalled(commands.Channel.Close(404, "", 0, 0), 1),
         RETURN + header(5) + header(5),
         RETURN + header(5) + body(b"123456"),
         RETURN + header(5) + body(b"1234") + ack(1),
@@ -153,10 +153,10 @@ def test_each_trick_is_a_fault(tricks: bytes) -> None:
         sink = Sink()
         session = publishing(sink)
         session.beat()
-        told = [fact for at in range(0, len(tricks), size) for fact in session.receive(tricks[at : at + size])]
+        told = [event for at in range(0, len(tricks), size) for event in session.receive(tricks[at : at + size])]
         (broken,) = told
         assert isinstance(broken, events.ProtocolError)
-        assert broken.kind_of_error is ProtocolErrorKind.ILLEGAL
+        assert broken.kind is ProtocolErrorKind.ILLEGAL
         assert [entry for entry in sink.log if entry[0] != "return"] == []
         assert (drain(session), session.residue) == (b"", 0)
         outcomes.append(broken)
@@ -170,19 +170,19 @@ def test_each_trick_is_a_fault(tricks: bytes) -> None:
         start_with(b"\xff\xff\xff\xff"),
         start_with(long_string(b"\x01aA" + long_string(b"\x00" * 8000 + b"?"))),
         start_with(long_string(b"\xff")),
-        octets(START) + octets(START),
-        octets(START) + octets(commands.Connection.OpenOk()),
-        octets(START) + ack(1),
-        octets(commands.Connection.Tune(0, 0, 0)),
+        marshalled(START) + marshalled(START),
+        marshalled(START) + marshalled(commands.Connection.OpenOk()),
+        marshalled(START) + ack(1),
+        marshalled(commands.Connection.Tune(0, 0, 0)),
         b"\x01\x00\x00\x00\x00\x20\x00",
-        octets(commands.Channel.OpenOk(), 1),
+        marshalled(commands.Channel.OpenOk(), 1),
     ],
 )
 def test_tricks_before_the_login(start: bytes) -> None:
     """The same holds for a peer that nothing is known of yet."""
     session = Session(CREDENTIALS, Sink())
     told = session.receive(start)
-    assert [type(fact) for fact in told] == [events.ProtocolError]
+    assert [type(event) for event in told] == [events.ProtocolError]
     assert drain(session) == b""
 
 
@@ -208,16 +208,16 @@ def test_claimed_sizes_are_not_allocated() -> None:
 def test_questions_without_end(where: str) -> None:
     """A broker that asks for answers and takes none costs no memory: it is a fault before long (R19)."""
     session = publishing(Sink())
-    question = octets(commands.Channel.Flow(True), 1)
+    question = marshalled(commands.Channel.Flow(True), 1)
     if where != "publisher":
         session.take_one("q")
-        question = octets(commands.Channel.Flow(True), 2)
+        question = marshalled(commands.Channel.Flow(True), 2)
     if where == "closing control":
         session.release_control()
-        question = octets(commands.Channel.Close(404, "", 0, 0), 2)
+        question = marshalled(commands.Channel.Close(404, "", 0, 0), 2)
     drain(session)
     told = session.receive(question * 20_000)
-    assert [type(fact) for fact in told] == [events.ProtocolError]
+    assert [type(event) for event in told] == [events.ProtocolError]
     assert drain(session) == b""
 
 
@@ -225,22 +225,22 @@ def test_questions_whose_answers_are_taken() -> None:
     """A broker may ask as often as it likes, as long as it takes the answers."""
     session = publishing(Sink())
     for _ in range(20):
-        assert session.receive(octets(commands.Channel.Flow(True), 1) * 500) == []
-        assert len(drain(session)) == 500 * len(octets(commands.Channel.FlowOk(True), 1))
+        assert session.receive(marshalled(commands.Channel.Flow(True), 1) * 500) == []
+        assert len(drain(session)) == 500 * len(marshalled(commands.Channel.FlowOk(True), 1))
 
 
 def test_texts_are_one_printable_line() -> None:
     """Text from the broker cannot forge lines, move a cursor or reverse reading, wherever it comes from."""
     session = tuned()
     nasty = "a\r\n\x1b[2J\u202eb\x00"
-    told = session.receive(octets(commands.Connection.Close(320, nasty, 0, 0)))
+    told = session.receive(marshalled(commands.Connection.Close(320, nasty, 0, 0)))
     assert repr(told[0]).count("\\\\r\\\\n\\\\x1b") == 1
     assert isinstance(told[0], events.CloseReceived)
     assert told[0].reply_text == "a\\r\\n\\x1b[2J\\u202eb\\x00"
 
 
 #: What a RabbitMQ sent in real sessions, turn by turn; fuzz/record.py makes them anew.
-RECORDINGS = {path.name: path.read_bytes() for path in (Path(__file__).parents[2] / "fuzz" / "corpus").iterdir()}
+RECORDINGS = {path.name: path.read_bytes() for path in (Path(__file__).parents[1] / "fuzz" / "corpus").iterdir()}
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ RECORDINGS = {path.name: path.read_bytes() for path in (Path(__file__).parents[2
 def test_recorded_sessions(name: str, expected: str) -> None:
     """A recording leads through the session that it was taken from: the corpus reaches what it is there to reach."""
     told, log, _ = replay(RECORDINGS[name], 1 << 20, strictly=True)
-    reached = {type(fact).__name__ for fact in told} | {entry[0] for entry in log}
+    reached = {type(event).__name__ for event in told} | {entry[0] for entry in log}
     assert set(expected.split()) - reached == set()
     assert "ProtocolError" not in reached
     check(RECORDINGS[name])
@@ -290,10 +290,10 @@ def test_mutated_recordings(name: str, data: st.DataObject) -> None:
 
 
 @given(st.binary(max_size=2000), st.integers(0, 17))
-def test_any_octets_after_any_turn(octets: bytes, turn: int) -> None:
+def test_any_bytes_after_any_turn(data: bytes, turn: int) -> None:
     """The same for bytes that nobody recorded, after any number of turns that somebody did."""
     turns = RECORDINGS["a-whole-life"].split(TURN)
-    check(TURN.join([*turns[:turn], octets]))
+    check(TURN.join([*turns[:turn], data]))
 
 
 @pytest.mark.full

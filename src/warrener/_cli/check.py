@@ -1,12 +1,13 @@
-"""``warrener check``: is there a broker, and does it do what this library relies on?
+"""``warrener check``: is there a broker, and does it do the things that this library relies on?
 
-Each step is one line; the first that fails says why and what to do, and ends the check. The steps go through a real
-producer, so that what is checked is what a program would get; the queue that they use is exclusive to a second link of the
-check's own, so that it is gone afterwards whatever way the check ends.
+Each step prints one line. The first step that fails prints the reason and the remedy, and ends the check. The steps use a
+real producer, so they meet the same broker and settings as a program would. The queue of the check is exclusive to a
+second link, so the broker deletes it however the check ends.
 """
 
 from __future__ import annotations
 
+import argparse
 import signal
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -16,7 +17,9 @@ from typing import NoReturn
 
 import anyio
 import attrs
+import trio
 
+from warrener._cli.common import INTERRUPTED, Commands, add_driver, silence_log
 from warrener._publishing.producer import Producer, running
 from warrener._settings.settings import Settings
 from warrener.drivers.base import Driver, Lane, Link, LinkDown, Peer
@@ -25,23 +28,23 @@ from warrener.machine.backoff import Backoff
 from warrener.records import Message, Receipt, Returned, Status
 from warrener.topology import Queue
 
-__all__ = ["check", "named_driver", "watch"]
+__all__ = ["add_parser", "check", "named_driver", "watch"]
 
-#: How many messages make the round trip.
+#: Messages that are published and read back.
 MESSAGES = 10
 #: Seconds until a published message must be confirmed, and until it must be found in the queue.
 PATIENCE = 10.0
 
 _ADVICE = {
-    FaultKind.UNREACHABLE: "is the broker running, and are host and port right? AMQP has 5672, with TLS 5671",
-    FaultKind.HANDSHAKE_TIMEOUT: "is it RabbitMQ that listens there, and not overloaded? see its log",
+    FaultKind.UNREACHABLE: "check that the broker runs, and its host and port: AMQP uses port 5672, with TLS 5671",
+    FaultKind.HANDSHAKE_TIMEOUT: "check that RabbitMQ listens at this port and is not overloaded; read its log",
     FaultKind.AUTHENTICATION: "check user and password (rabbitmqctl authenticate_user); guest may log in locally only",
     FaultKind.VHOST: "check the end of the URL, rabbitmqctl list_vhosts and rabbitmqctl list_permissions",
     FaultKind.TLS: "check host name, certificates and RABBITMQ_SSL_CACERT; amqps:// needs the TLS port, usually 5671",
-    FaultKind.PROTOCOL: "check the port: AMQP has 5672, with TLS 5671; 15672 is the management page",
-    FaultKind.TOPOLOGY: "the user needs the permissions configure, write and read on a queue named warrener._cli.check.*",
+    FaultKind.PROTOCOL: "check the port: AMQP uses 5672, with TLS 5671; 15672 is the management page",
+    FaultKind.TOPOLOGY: "give the user the permissions configure, write and read on queues named warrener.check.*",
 }
-_LAST_ADVICE = "see the broker's log"
+_LAST_ADVICE = "read the broker's log"
 
 
 class _Failed(Exception):
@@ -57,8 +60,8 @@ def _fail(fault: Fault) -> NoReturn:
     raise _Failed(str(fault), _ADVICE.get(fault.kind, _LAST_ADVICE)) from None
 
 
-class _Unheard:
-    """LinkListener of a link that publishes nothing."""
+class _Ignored:
+    """The listener of a link that publishes nothing."""
 
     def channel_opened(self, lane: Lane, channel: int) -> None: ...
     def channel_closed(self, lane: Lane, channel: int, fault: Fault, written: int) -> None: ...
@@ -81,8 +84,8 @@ def named_driver(name: str) -> Driver:
     return NativeDriver()
 
 
-class _Progress:
-    """What is printed: a line for each step."""
+class _Steps:
+    """Prints a line for each step."""
 
     def __init__(self) -> None:
         self.step = "settings"
@@ -95,35 +98,63 @@ class _Progress:
 
     def failed(self, failure: _Failed) -> None:
         print(f"FAIL  {self.step:<10} {failure.why}", flush=True)
-        print(f"      {'do':<10} {failure.advice}", flush=True)
+        print(f"      {'remedy':<10} {failure.advice}", flush=True)
 
 
-def _resolve(url: str | None, progress: _Progress) -> Settings | None:
+def add_parser(commands: Commands) -> None:
+    """Add ``check`` to the commands."""
+    parser = commands.add_parser(
+        "check",
+        help="connect, declare, publish, read back; say which step fails, and the remedy",
+        description="Check a broker step by step. Exit status 0: all steps passed; 1: a step failed, and its line says "
+        "why.",
+        epilog="Other users of this machine can see a password on the command line; they cannot see RABBITMQ_URL.",
+    )
+    parser.add_argument("url", nargs="?", metavar="URL", help="amqp://user:password@host/vhost (default: RABBITMQ_URL)")
+    parser.add_argument(
+        "--watch", action="store_true", help="instead of the steps, print each change of state until interrupted"
+    )
+    add_driver(parser)
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    silence_log()
+    command = watch if args.watch else check
+    status = INTERRUPTED
+    try:
+        status = trio.run(lambda: command(args.url, driver=args.driver))
+    except* KeyboardInterrupt:
+        pass
+    return status
+
+
+def _resolve(url: str | None, steps: _Steps) -> Settings | None:
     try:
         return Settings.resolve(url)
     except SettingsError as error:
-        progress.failed(_Failed(str(error), "correct the URL or the environment variable"))
+        steps.failed(_Failed(str(error), "correct the URL or the environment variable"))
         return None
 
 
 async def check(url: str | None, *, driver: str = "native") -> int:
     """Run the steps against the broker of `url` (None: ``RABBITMQ_URL``), print each, and return the exit status."""
-    progress = _Progress()
-    settings = _resolve(url, progress)
+    steps = _Steps()
+    settings = _resolve(url, steps)
     if settings is None:
         return 1
-    # One dial: who asks wants to know what is true now.
+    # One dial: the user wants to know how the broker is now.
     settings = attrs.evolve(settings, backoff=Backoff(attempts=0), when_exhausted="stay", topology=())
     try:
-        await _check(settings, named_driver(driver), progress)
+        await _check(settings, named_driver(driver), steps)
     except _Failed as failure:
-        progress.failed(failure)
+        steps.failed(failure)
         return 1
     return 0
 
 
-async def _check(settings: Settings, driver: Driver, progress: _Progress) -> None:
-    progress.begin("connect")
+async def _check(settings: Settings, driver: Driver, steps: _Steps) -> None:
+    steps.begin("connect")
     async with running(Producer(settings, driver=driver)) as producer:
         try:
             await producer.wait_connected(settings.connect_timeout + 1)
@@ -131,24 +162,24 @@ async def _check(settings: Settings, driver: Driver, progress: _Progress) -> Non
             _fail(error.fault)
         except GaveUp as error:
             _fail(error.last_fault or Fault(FaultKind.UNREACHABLE, "no connection"))
-        progress.done(_described(settings, driver, producer.peer or Peer()))
-        queue = f"warrener._cli.check.{uuid.uuid4().hex}"
-        progress.begin("declare")
+        steps.done(_described(settings, driver, producer.peer or Peer()))
+        queue = f"warrener.check.{uuid.uuid4().hex}"
+        steps.begin("declare")
         async with _own_link(settings, driver, queue) as link:
-            progress.done(f"queue {queue} (temporary)")
+            steps.done(f"queue {queue} (temporary)")
             bodies = [b"warrener check %d" % number for number in range(MESSAGES)]
-            progress.begin("publish")
+            steps.begin("publish")
             await _publish(producer, queue, bodies)
-            progress.done(f"{MESSAGES} messages, each confirmed by the broker")
-            progress.begin("unroutable")
+            steps.done(f"{MESSAGES} messages, each confirmed by the broker")
+            steps.begin("unroutable")
             await _publish_unroutable(producer, f"{queue}.nobody")
-            progress.done("a message that no queue takes comes back, and is reported as that")
-            progress.begin("read back")
+            steps.done("the broker returned a message that no queue takes")
+            steps.begin("read back")
             await _read_back(link, queue, bodies)
-            progress.done(f"{MESSAGES} messages, as they were published")
-            progress.begin("clean up")
+            steps.done(f"{MESSAGES} messages, in order and unchanged")
+            steps.begin("clean up")
             await link.delete_queue(queue)
-            progress.done("queue deleted")
+            steps.done("queue deleted")
 
 
 def _described(settings: Settings, driver: Driver, peer: Peer) -> str:
@@ -168,9 +199,9 @@ def _described(settings: Settings, driver: Driver, peer: Peer) -> str:
 
 @asynccontextmanager
 async def _own_link(settings: Settings, driver: Driver, queue: str) -> AsyncIterator[Link]:
-    """Open a link that owns the queue; whatever ends it becomes `_Failed`."""
+    """Open a link that owns the queue; the loss of the link becomes `_Failed`."""
     try:
-        async with driver.open(settings.endpoint, settings.link_options(), _Unheard()) as link:
+        async with driver.open(settings.endpoint, settings.link_options(), _Ignored()) as link:
             await link.declare([Queue(queue, durable=False, exclusive=True)])
             yield link
     except LinkDown as down:
@@ -200,8 +231,8 @@ async def _publish_unroutable(producer: Producer, nowhere: str) -> None:
     except PublishError as error:
         _fail_publish(producer, error)
     raise _Failed(
-        "a message that no queue can hold was confirmed and not returned",
-        "something between this program and RabbitMQ swallows basic.return; is there a proxy?",
+        "the broker confirmed a message that no queue can hold, and did not return it",
+        "look for a proxy between this program and RabbitMQ that drops basic.return",
     )
 
 
@@ -212,9 +243,19 @@ async def _read_back(link: Link, queue: str, bodies: Sequence[bytes]) -> None:
             found += await link.get(queue, len(bodies) + 1 - len(found))
             await anyio.sleep(0.01)
     if found != list(bodies):
-        raise _Failed(
-            f"{len(found)} of {len(bodies)} messages came back as they were published", "see the broker's log"
-        )
+        raise _Failed(_difference(found, bodies), _LAST_ADVICE)
+
+
+def _difference(found: Sequence[bytes], bodies: Sequence[bytes]) -> str:
+    """Say how the messages that were read differ from the published ones."""
+    if len(found) < len(bodies):
+        return f"{len(bodies) - len(found)} of {len(bodies)} messages are missing: the queue held {len(found)}"
+    if len(found) > len(bodies):
+        return f"{len(bodies)} messages were published, and the queue held {len(found)}"
+    if sorted(found) == sorted(bodies):
+        return f"the {len(bodies)} messages were read in another order than they were published"
+    wrong = sum(body not in bodies for body in found)
+    return f"{wrong} of {len(bodies)} messages were read with another body than they were published with"
 
 
 # --- watching ---------------------------------------------------------------------------------------------------------
@@ -222,11 +263,11 @@ async def _read_back(link: Link, queue: str, bodies: Sequence[bytes]) -> None:
 
 async def watch(url: str | None, *, driver: str = "native") -> int:
     """Print each change of the connection's state until SIGINT or SIGTERM; return the exit status."""
-    progress = _Progress()
-    settings = _resolve(url, progress)
+    steps = _Steps()
+    settings = _resolve(url, steps)
     if settings is None:
         return 1
-    # To watch is to wait: whoever stops the broker and has a coffee should see it come back.
+    # No limit of attempts: the user wants to see the broker come back, however long it is away.
     backoff = attrs.evolve(settings.backoff, attempts=None)
     settings = attrs.evolve(settings, backoff=backoff, when_exhausted="stay", topology=())
     print(f"watching {settings.endpoint}; Ctrl-C ends it", flush=True)

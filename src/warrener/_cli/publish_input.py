@@ -61,8 +61,8 @@ class Piece:
     data: bytes = field(repr=False)
     #: Of the whole input up to the end of this piece.
     digest: bytes
-    #: How many bytes of input it took.
-    octets: int
+    #: Bytes of input that it took, its line end included.
+    size: int
 
 
 @frozen
@@ -164,9 +164,9 @@ def pieces(paths: Sequence[str], form: Format) -> Iterator[list[Piece]]:
     """Yield the input as it comes, some pieces at a time; blocks while none comes. Raises `BadInput`."""
     seen = hashlib.blake2b(digest_size=16)
 
-    def piece(where: str, data: bytes, octets: int) -> Piece:
+    def piece(where: str, data: bytes, size: int) -> Piece:
         seen.update(len(data).to_bytes(8, "big") + data)
-        return Piece(where, data, seen.digest(), octets)
+        return Piece(where, data, seen.digest(), size)
 
     for path in paths:
         try:

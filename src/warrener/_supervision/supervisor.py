@@ -1,21 +1,18 @@
-"""The supervisor: facts go into a mailbox; one task feeds them to one pure function; the task does what that answers.
+"""The supervisor: facts go into a mailbox, one pure function answers each fact, and one task does what it answers.
 
-Theory of operation
-===================
+`Supervisor.run` is a nursery task and the only owner of the record. It takes one event at a time from the mailbox, calls
+`warrener.machine.transition`, stores the new record and performs the effects in order. There is no checkpoint in between,
+so no other task can see a state whose effects have not begun. An effect that takes time (a dial, a timer) starts a task in
+the supervisor's own task group, and that task answers with an event.
 
-`Supervisor.run` is a nursery task and the only owner of the record. It takes events from the mailbox, one at a time,
-calls `warrener.machine.transition`, stores the new record and performs the effects, in order, without a checkpoint: no
-other task can see a state whose effects have not begun. An effect that takes time (a dial, a timer) starts a task in
-the supervisor's own task group; that task answers with an event. Two questions need their answer at once, from a
-publisher's own task: `admit` (the breaker) and `reconnect`. They empty the mailbox first, so the order of facts holds,
-and step the machine in place; `step` is a plain function and never re-entered: effects only ever post, and what an opened
-sender lets through is written after the step.
+Two questions need their answer at once, from the task of a publisher: `admit` (the breaker) and `reconnect`. They empty the
+mailbox first, so the order of facts holds, and then step the machine in place. `_step` is a plain function and is never
+re-entered: effects only post events, and messages are written after the step.
 
-A *link* is one task (`_LinkTask`): it enters the driver's block, reports `LinkOpened`, replays the topology when it is
-told to, and then waits to be closed. It reports `LinkLost`, `DialFailed` or `LinkClosed` by leaving the block, so by
-then the socket is closed. A cancelled `run()` posts nothing: cancellation is nobody's event.
+A *link* is one task (`LinkTask`). It ends by posting `LinkLost`, `DialFailed` or `LinkClosed`; the socket is closed by then.
+A cancelled `run()` posts nothing: a cancellation is no event of the machine.
 
-Here, and nowhere else, changes of state are logged and delays are drawn.
+Changes of state are logged, and delays are drawn, in this module only.
 """
 
 from __future__ import annotations
@@ -31,8 +28,9 @@ import anyio
 import anyio.abc
 
 from warrener._histogram import RECONNECT_BOUNDS, Histogram
-from warrener._publishing.sender import Sender
-from warrener.drivers.base import Driver, Link, LinkDown, LinkOptions, Peer
+from warrener._supervision.link_task import LinkTask
+from warrener._supervision.orders import Publishing
+from warrener.drivers.base import Driver, LinkOptions, Peer
 from warrener.errors import Fault, FaultKind, connect_error
 from warrener.machine import (
     Permit,
@@ -56,7 +54,7 @@ log = logging.getLogger("warrener")
 
 
 def _word(state: states.State) -> str:
-    """How the log calls a state."""
+    """Return the word that the log has for a state."""
     word = "gave up" if isinstance(state, states.GaveUp) else type(state).__name__.lower()
     return f"{word} (blocked)" if isinstance(state, states.Up) and state.blocked else word
 
@@ -65,32 +63,8 @@ class _Watcher(Protocol):
     def __call__(self) -> None: ...
 
 
-class _LinkTask:
-    """One link, from the dial to the end of its block."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.link: Link | None = None
-        self.replay = anyio.Event()
-        #: Around the whole block: cancelling it abandons a dial.
-        self.scope = anyio.CancelScope()
-        #: Around the block's body: cancelling it leaves the block in good order.
-        self.body = anyio.CancelScope()
-        self.ended_by_us = False
-
-    def close(self) -> None:
-        self.ended_by_us = True
-        (self.scope if self.link is None else self.body).cancel()
-
-    def abort(self, fault: Fault) -> None:
-        if self.link is None:
-            self.scope.cancel()
-        else:
-            self.link.abort(fault)
-
-
 class Supervisor:
-    """See the module's docstring. Made inside `run()`'s loop; used by one producer."""
+    """Owns the record of the machine; the head of this module explains it. One per producer, made in its `run()`."""
 
     def __init__(
         self,
@@ -107,7 +81,8 @@ class Supervisor:
         self.record: Record = initial()
         self.breaker_closed = True
         self.wants_confirms = False
-        self.sender: Sender  # set once by the producer, before run()
+        #: Set once by the producer, before `run`.
+        self.publishing: Publishing
         self._name = name
         self._driver = driver
         self._endpoint = endpoint
@@ -120,20 +95,20 @@ class Supervisor:
         self._mail = anyio.Event()
         self._tasks: anyio.abc.TaskGroup | None = None
         self._timers: dict[str, anyio.CancelScope] = {}
-        self._life: _LinkTask | None = None
-        #: Around the sender's timer; `run()` has left its loop.
+        self._link_task: LinkTask | None = None
+        #: Around the timer of deadlines. It runs until the loop of `run` has ended and the last link has.
         self._timekeeping = anyio.CancelScope(shield=True)
         self._leaving = False
         self._retry_at = math.inf
         self._confirm_posted = False
         self._drained_posted = False
-        #: A step has let publishers in, or made the breaker less strict: see `_let_in`.
+        #: A step has started publishing, or made the breaker less strict, so that `_pump` has work.
         self._may_write = False
         self._answer: Permit | float | None = None
         self._finished: effects.Finish | None = None
         self._crash: Exception | None = None
         self._watchers: list[_Watcher] = []
-        #: Plain ints, for metrics: what has happened since the start, by the words of docs/reference.md.
+        #: Counts since the start, for metrics; docs/reference.md explains each.
         self.counters: dict[str, int] = {
             "state_changes": 0, "reconnect_attempts": 0, "breaker_trips": 0, "dials_failed": 0, "links_lost": 0,
         }  # fmt: skip
@@ -146,7 +121,7 @@ class Supervisor:
     # --- the loop ---------------------------------------------------------------------------------------------------
 
     async def run(self, *, started: Callable[[], None]) -> None:
-        """Supervise until closed. Raises one bare `ConnectError` with ``when_exhausted="raise"``, never a group."""
+        """Supervise until closed. With ``when_exhausted="raise"`` a `ConnectError` is raised without an ExceptionGroup."""
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
             tasks.start_soon(self._guarded, self._keep_time)
@@ -159,9 +134,9 @@ class Supervisor:
                     self._mail = anyio.Event()
                     self._drain_mailbox()
             finally:
-                # Cancelled, a link may take `abort_timeout` to end: nothing new is let in or handed over meanwhile.
-                self.sender.halt()
-                self.sender.stop_accepting()
+                # A cancelled link may take `abort_timeout` to end. Meanwhile nothing is accepted or written.
+                self.publishing.link_ended()
+                self.publishing.stop_accepting()
                 self._leaving = True
                 self._end_time()
             tasks.cancel_scope.cancel()
@@ -171,24 +146,26 @@ class Supervisor:
             raise connect_error(self._finished.fault)
 
     async def _keep_time(self) -> None:
-        """Run the sender's timer to the end of the last link, a cancelled `run()` or not: deadlines hold until then (R1)."""
+        """Keep deadlines until the last link has ended, also if `run()` is cancelled before that."""
         with self._timekeeping:
-            await self.sender.run_timer()
+            await self.publishing.run_timer()
 
     def _end_time(self) -> None:
-        if self._leaving and self._life is None:
+        if self._leaving and self._link_task is None:
             self._timekeeping.cancel()
 
     def finalize(self) -> None:
-        """Bring the record to Closed after the tasks are gone, however they ended; then settle what is left."""
+        """Bring the record to Closed when the tasks are gone, however `run` ended; then end the messages that are left.
+
+        Events that the tasks posted last come first: one of them may have begun a new link.
+        """
         self._tasks = None
-        for event in (
-            events.StopRequested(at=self._clock(), drain=False),
-            events.LinkClosed(self.record.link, at=self._clock()),
-        ):
-            self.post(event)
         self._drain_mailbox()
-        self.sender.close()
+        self.post(events.StopRequested(at=self._clock(), drain=False))
+        self._drain_mailbox()
+        self.post(events.LinkClosed(self.record.link, at=self._clock()))
+        self._drain_mailbox()
+        self.publishing.close()
 
     def post(self, event: events.Event) -> None:
         """Put a fact into the mailbox."""
@@ -198,13 +175,13 @@ class Supervisor:
     def _drain_mailbox(self) -> None:
         while self._mailbox:
             self._step(self._mailbox.popleft())
-        self._let_in()
+        self._pump()
 
-    def _let_in(self) -> None:
-        """Hand over what may be written by now. Between steps, never within one: writing asks the breaker, a step too."""
+    def _pump(self) -> None:
+        """Write what a step has allowed. Between steps, never within one: writing asks the breaker, which is a step too."""
         if self._may_write:
             self._may_write = False
-            self.sender.pump()
+            self.publishing.pump()
 
     def _step(self, event: events.Event) -> None:
         before = self.record
@@ -217,7 +194,7 @@ class Supervisor:
             self.breaker_closed = breaker is None or breaker.state == "closed"
             self.wants_confirms = self._confirm_changes(record)
             self._confirm_posted = False
-            self.sender.ledger.last_fault = record.last_fault
+            self.publishing.note_fault(record.last_fault)
             self._note_breaker(before, record)
 
     def _confirm_changes(self, record: Record) -> bool:
@@ -242,23 +219,25 @@ class Supervisor:
             case effects.Dial(link):
                 self._dial(link)
             case effects.ReplayTopology(link):
-                if self._life is not None and self._life.number == link:
-                    self._life.replay.set()
+                if (task := self._present(link)) is not None:
+                    task.replay.set()
             case effects.CloseLink(link):
-                if self._life is not None and self._life.number == link:
-                    self._life.close()
+                if (task := self._present(link)) is not None:
+                    task.close()
             case effects.AbortLink(link, fault):
-                if self._life is not None and self._life.number == link:
-                    self._life.abort(fault)
+                if (task := self._present(link)) is not None:
+                    task.abort(fault)
             case effects.StartPublishing(link):
-                self.sender.open(link)
+                self.publishing.start_publishing(link)
                 self._may_write = True
             case effects.PausePublishing(link):
-                self.sender.pause(link)
+                self.publishing.pause_publishing(link)
             case effects.StopPublishing(_, fault):
-                self.sender.shut(fault)
+                self.publishing.stop_publishing(fault)
             case effects.FailPending(fault):
-                self.sender.fail_pending(fault)
+                self.publishing.fail_pending(fault)
+            case effects.RefusePublishing(fault):
+                self.publishing.refuse_publishing(fault)
             case effects.StartRetryTimer(link, shortest, longest):
                 delay = self._rng.uniform(shortest, longest)
                 self._retry_at = self._clock() + delay
@@ -289,7 +268,7 @@ class Supervisor:
         level = logging.WARNING if fault is not None and not fault.orderly else logging.INFO
         what = f"{_word(before)} -> {_word(after)}"
         if after is before:
-            what = f"{_word(after)}, closing: what was accepted is settled first"
+            what = f"{_word(after)}, closing when accepted messages have their outcome"
         why = f": {fault}" if fault is not None else ""
         retry_in = self.retry_in
         then = (
@@ -306,7 +285,7 @@ class Supervisor:
     def _start_timer(self, name: str, delay: float, event: Callable[[float], events.Event]) -> None:
         self._cancel_timer(name, forget_retry=False)
         if self._tasks is None:
-            return  # finalize(): no task may start any more
+            return  # `finalize` runs: no task may start any more
         scope = self._timers[name] = anyio.CancelScope()
         deadline = self._clock() + delay
 
@@ -334,82 +313,66 @@ class Supervisor:
         self._retry_at = math.inf
         if self.record.attempts:
             self.counters["reconnect_attempts"] += 1
-        self.sender.accept_again()
-        life = self._life = _LinkTask(number)
-        self._tasks.start_soon(self._guarded, self._live, life)
+        self.publishing.accept_again()
+        task = self._link_task = LinkTask(number, self.publishing, self.post, self._clock)
+        self._tasks.start_soon(self._guarded, self._live, task)
 
-    async def _live(self, life: _LinkTask) -> None:
-        """One link: the driver's block, and the event that leaving it posts."""
-        number, fault = life.number, None
-        listener = self.sender.expect(number)
+    async def _live(self, task: LinkTask) -> None:
+        """Run one link; when it has ended, count and post how."""
         try:
-            with life.scope:
-                async with self._driver.open(self._endpoint, self._options, listener) as link:
-                    with life.body:
-                        life.link = link
-                        self.sender.attach(link)
-                        self.post(events.LinkOpened(number, at=self._clock()))
-                        await life.replay.wait()
-                        await self._declare(link)
-                        self.post(events.TopologyRestored(number, at=self._clock()))
-                        await anyio.sleep_forever()
-        except LinkDown as down:
-            fault = down.fault
+            await task.run(self._driver, self._endpoint, self._options, self._topology)
         finally:
-            if self._life is life:
-                self._life = None
+            if self._link_task is task:
+                self._link_task = None
             self._end_time()
-        self.sender.halt()
-        if fault is None:
-            self.post(events.LinkClosed(number, at=self._clock()))
-            return
-        self.faults[fault.kind] = self.faults.get(fault.kind, 0) + 1
-        if life.link is None:
+        self.publishing.link_ended()
+        fault, end = task.fault, task.ending()
+        if fault is not None:
+            self.faults[fault.kind] = self.faults.get(fault.kind, 0) + 1
+        if isinstance(end, events.DialFailed):
             self.counters["dials_failed"] += 1
-            self.post(events.DialFailed(number, fault, at=self._clock()))
-        else:
+        elif isinstance(end, events.LinkLost):
             self.counters["links_lost"] += 1
             if self._down_since is None:
                 self._down_since = self._clock()
-            self.post(events.LinkLost(number, fault, at=self._clock()))
+        self.post(end)
 
-    async def _declare(self, link: Link) -> None:
-        if not self._topology:
-            return
-        timeout = self._options.connect_timeout
-        with anyio.move_on_after(timeout) as scope:
-            await link.declare(self._topology)
-        if scope.cancelled_caught:
-            raise LinkDown(
-                Fault(FaultKind.HANDSHAKE_TIMEOUT, f"the broker did not answer the declarations within {timeout:g} s")
-            )
+    def _present(self, link: int) -> LinkTask | None:
+        """Return the task of the link with this number, if it still runs."""
+        task = self._link_task
+        return task if task is not None and task.number == link else None
 
     async def _guarded(self, function: Callable[..., object], *args: object) -> None:
-        """Run a task so that an error of our own ends `run()` bare: recorded here, raised after the group is left."""
+        """Run a task. An unexpected error is recorded here and raised by `run` without an ExceptionGroup."""
         try:
             await function(*args)  # type: ignore[misc]
-        except Exception as error:  # noqa: BLE001 - raised by run() itself, bare
+        except Exception as error:  # noqa: BLE001 - raised by `run` itself
             self._crash = self._crash or error
             if self._tasks is not None:
                 self._tasks.cancel_scope.cancel()
 
-    # --- what the sender asks and tells -------------------------------------------------------------------------------
+    # --- what the sender asks and tells -----------------------------------------------------------------------------
 
     def admit(self) -> Permit | float | None:
         """Ask the breaker: a permit, None where none is needed, or the seconds to wait before asking again."""
         self._drain_mailbox()
         self._step(events.AdmissionRequested(at=self._clock()))
         answer, self._answer = self._answer, None
-        self._let_in()
+        self._pump()
         return answer
 
     def patience(self) -> float:
-        """Return the seconds to wait before asking the breaker, without asking it: at least what a probe may take."""
+        """Return the seconds to wait before asking the breaker, without asking it."""
         breaker = self.record.breaker
         return PROBE_PATIENCE if breaker is None else retry_after(breaker, self._clock()) or PROBE_PATIENCE
 
+    def holds(self, permit: Permit) -> bool:
+        """Whether the permit still counts: the breaker has not changed its state since it granted it."""
+        breaker = self.record.breaker
+        return breaker is not None and permit.generation == breaker.generation
+
     def confirmed(self, link: int, permit: Permit | None) -> None:
-        """The broker acked. Without a permit it is posted once until the record has changed."""
+        """The broker acked a message. Without a permit, one event is posted until the record has changed."""
         if permit is None:
             if self._confirm_posted:
                 return
@@ -417,19 +380,19 @@ class Supervisor:
         self.post(events.PublishConfirmed(link, at=self._clock(), permit=permit))
 
     def nacked(self, link: int, permit: Permit | None) -> None:
-        """The broker nacked."""
+        """The broker nacked a message."""
         self.post(events.PublishNacked(link, at=self._clock(), permit=permit))
 
     def released(self, permit: Permit) -> None:
-        """A probe was not used."""
+        """A message with a permit was not written, or its caller left."""
         self.post(events.PermitReleased(permit, at=self._clock()))
 
     def channel_closed(self, link: int, fault: Fault) -> None:
-        """The broker closed a publishing channel; the driver replaces it."""
+        """The broker closed a publishing channel; the driver opens another one."""
         self.post(events.ChannelClosed(link, fault, at=self._clock()))
 
     def blocked(self, link: int) -> None:
-        """The broker takes no publishes for now."""
+        """The broker blocks publishers."""
         self.post(events.PublishingBlocked(link, at=self._clock()))
 
     def unblocked(self, link: int) -> None:
@@ -437,11 +400,11 @@ class Supervisor:
         self.post(events.PublishingUnblocked(link, at=self._clock()))
 
     def confirm_overdue(self, link: int) -> None:
-        """The oldest publish of the link is overdue."""
+        """The link has to be replaced because its publishes are not answered."""
         self.post(events.ConfirmOverdue(link, at=self._clock()))
 
     def drained(self) -> None:
-        """Nothing accepted is unsettled any more."""
+        """The producer closes, and no accepted message is pending."""
         if not self._drained_posted:
             self._drained_posted = True
             self.post(events.Drained(at=self._clock()))
@@ -449,11 +412,11 @@ class Supervisor:
     # --- what the producer asks -------------------------------------------------------------------------------------
 
     def stop(self, *, drain: bool) -> None:
-        """Close; with `drain`, settle first what was accepted."""
+        """Close the link. With `drain`, accepted messages get their outcome first."""
         self.post(events.StopRequested(at=self._clock(), drain=drain))
 
     def reconnect(self) -> bool:
-        """Hint that the broker is back; whether it was heeded."""
+        """Hint that the broker is back. False if the hint was ignored."""
         self._drain_mailbox()
         before = self.record.hinted_at
         self._step(events.ReconnectRequested(at=self._clock()))
@@ -471,9 +434,9 @@ class Supervisor:
 
     @property
     def peer(self) -> Peer | None:
-        """What the handshake of the present link settled."""
-        life = self._life
-        return life.link.peer if life is not None and life.link is not None else None
+        """The result of the present link's handshake."""
+        task = self._link_task
+        return task.link.peer if task is not None and task.link is not None else None
 
     def watch(self, watcher: _Watcher) -> Callable[[], None]:
         """Call `watcher` (a plain, quick function) after each change of state; returns how to stop."""

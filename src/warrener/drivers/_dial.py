@@ -40,7 +40,7 @@ from anyio.lowlevel import EventLoopToken, current_token
 from anyio.streams.tls import TLSAttribute, TLSStream
 from attrs import frozen
 
-from warrener.drivers._faults import Phase, fault_of
+from warrener.drivers._faults import DialPhase, fault_of
 from warrener.drivers.base import LinkDown
 from warrener.errors import Fault, FaultKind, printable
 from warrener.records import Endpoint
@@ -256,7 +256,7 @@ def _rank(error: Exception) -> int:
 
 def _summary(failures: Sequence[tuple[str, Exception]]) -> Fault:
     address, error = min(failures, key=lambda failure: _rank(failure[1]))
-    fault = fault_of(error, Phase.DIALING)
+    fault = fault_of(error, DialPhase.DIALING)
     where = address
     if len(failures) > 1:
         others = ", ".join(other for other, _ in failures if other != address)
@@ -318,7 +318,7 @@ async def dial(
         try:
             addresses = _in_turn(await resolve(host, port))
         except OSError as error:
-            fault = fault_of(error, Phase.DIALING)
+            fault = fault_of(error, DialPhase.DIALING)
             raise LinkDown(Fault(fault.kind, printable(f"{fault.text} ({host})"))) from None
         if not addresses:
             raise LinkDown(Fault(FaultKind.UNREACHABLE, printable(f"the host name has no addresses ({host})")))

@@ -25,7 +25,7 @@ from warrener.drivers.base import LinkDown
 from warrener.errors import Fault, FaultKind, printable
 
 __all__ = [
-    "Phase",
+    "DialPhase",
     "channel_closed_by_broker",
     "closed_by_broker",
     "declaration_refused",
@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 
-class Phase(enum.Enum):
+class DialPhase(enum.Enum):
     """How far a link has come; each value completes the sentence "while …"."""
 
     DIALING = "connecting"
@@ -57,7 +57,7 @@ class Phase(enum.Enum):
     UP = "connected"
 
 
-_HANDSHAKE = frozenset({Phase.GREETING, Phase.AUTHENTICATING, Phase.OPENING, Phase.PREPARING})
+_HANDSHAKE = frozenset({DialPhase.GREETING, DialPhase.AUTHENTICATING, DialPhase.OPENING, DialPhase.PREPARING})
 
 _USER = re.compile(r"\b(user|username|login)\s+'[^']*'", re.IGNORECASE)
 
@@ -84,14 +84,14 @@ _CONNECTION_ADVICE = {
 }
 
 
-def closed_by_broker(reply_code: int, reply_text: str, phase: Phase) -> Fault:
+def closed_by_broker(reply_code: int, reply_text: str, phase: DialPhase) -> Fault:
     """Return the fault for a connection.close from the broker; its meaning depends on the phase (F10)."""
     said = _said(reply_text)
-    if phase in (Phase.GREETING, Phase.AUTHENTICATING) and reply_code == 403:
+    if phase in (DialPhase.GREETING, DialPhase.AUTHENTICATING) and reply_code == 403:
         return Fault(
             FaultKind.AUTHENTICATION, f"the broker refused the login; check user and password{said}", reply_code=403
         )
-    if phase is Phase.OPENING and reply_code in (402, 403, 530):
+    if phase is DialPhase.OPENING and reply_code in (402, 403, 530):
         return Fault(
             FaultKind.VHOST,
             "the broker refused the virtual host: it is missing, down, forbidden to this user, or at its connection"
@@ -99,7 +99,7 @@ def closed_by_broker(reply_code: int, reply_text: str, phase: Phase) -> Fault:
             reply_code=reply_code,
         )
     advice = _CONNECTION_ADVICE.get(reply_code, "see the broker's log")
-    where = "" if phase is Phase.UP else f" while {phase.value}"
+    where = "" if phase is DialPhase.UP else f" while {phase.value}"
     return Fault(
         FaultKind.CLOSED_BY_BROKER, f"the broker closed the connection{where}; {advice}{said}", reply_code=reply_code
     )
@@ -152,21 +152,21 @@ def not_encodable(entity: str, error: Exception) -> Fault:
 _MAYBE_LOGIN = "a possible authentication failure, or a broker that is starting or stopping"
 
 
-def end_of_stream(phase: Phase) -> Fault:
+def end_of_stream(phase: DialPhase) -> Fault:
     """Return the fault for a connection that the peer ended without connection.close."""
-    if phase is Phase.UP:
+    if phase is DialPhase.UP:
         return Fault(FaultKind.CONNECTION_LOST, "the connection was lost: the broker ended it without a close")
-    hint = f"; {_MAYBE_LOGIN}" if phase is Phase.AUTHENTICATING else "; a broker that is starting, or not a broker"
+    hint = f"; {_MAYBE_LOGIN}" if phase is DialPhase.AUTHENTICATING else "; a broker that is starting, or not a broker"
     return Fault(FaultKind.UNREACHABLE, f"the peer ended the connection while {phase.value}{hint}")
 
 
-def timed_out(phase: Phase, seconds: float) -> Fault:
+def timed_out(phase: DialPhase, seconds: float) -> Fault:
     """Return the fault for a deadline over the whole open that ended in `phase`."""
-    if phase is Phase.DIALING:
+    if phase is DialPhase.DIALING:
         return Fault(FaultKind.UNREACHABLE, f"no connection within {seconds:g} s; check host, port and firewalls")
     hint = {
-        Phase.GREETING: "it accepts connections and says nothing; is it a broker?",
-        Phase.AUTHENTICATING: _MAYBE_LOGIN,
+        DialPhase.GREETING: "it accepts connections and says nothing; is it a broker?",
+        DialPhase.AUTHENTICATING: _MAYBE_LOGIN,
     }.get(phase, "it is overloaded, or an alarm stops it")
     return Fault(
         FaultKind.HANDSHAKE_TIMEOUT, f"the peer did not finish within {seconds:g} s while {phase.value}; {hint}"
@@ -205,15 +205,15 @@ def no_common_mechanism(written: str) -> Fault:
     )
 
 
-def not_amqp(octets: bytes) -> Fault:
+def not_amqp(data: bytes) -> Fault:
     """Return the fault for a first answer that is not an AMQP 0-9-1 frame; the bytes choose the hint."""
-    if octets.startswith(b"AMQP"):
-        version = ".".join(str(octet) for octet in octets[4:8])
+    if data.startswith(b"AMQP"):
+        version = ".".join(str(part) for part in data[4:8])
         return Fault(FaultKind.PROTOCOL, f"the peer speaks AMQP {version}, not 0-9-1")
     hint = "is this the port of a broker?"
-    if octets.startswith(b"HTTP"):
+    if data.startswith(b"HTTP"):
         hint = "it speaks HTTP; the management port is 15672, AMQP's is 5672"
-    elif octets[:2] == b"\x15\x03":
+    elif data[:2] == b"\x15\x03":
         hint = "it speaks TLS; use amqps"
     return Fault(FaultKind.PROTOCOL, f"the peer does not speak AMQP 0-9-1: {hint}")
 
@@ -221,7 +221,7 @@ def not_amqp(octets: bytes) -> Fault:
 # --- foreign exceptions ------------------------------------------------------------------------------------------
 
 
-def fault_of(error: BaseException, phase: Phase, *, seconds: float = 0.0) -> Fault:
+def fault_of(error: BaseException, phase: DialPhase, *, seconds: float = 0.0) -> Fault:
     """Return the fault that stands for a foreign exception; `seconds` is the deadline of a `TimeoutError`."""
     match error:
         case LinkDown():
@@ -239,19 +239,19 @@ def fault_of(error: BaseException, phase: Phase, *, seconds: float = 0.0) -> Fau
             return fault_of(cause, phase) if isinstance(cause, OSError) else end_of_stream(phase)
         case ConnectionRefusedError():
             return Fault(FaultKind.UNREACHABLE, "the connection was refused: nothing listens at that host and port")
-        case TimeoutError() if error.errno is None and phase is not Phase.UP:
+        case TimeoutError() if error.errno is None and phase is not DialPhase.UP:
             return timed_out(phase, seconds)
-        case FileNotFoundError() | PermissionError() if phase is Phase.DIALING:
+        case FileNotFoundError() | PermissionError() if phase is DialPhase.DIALING:
             return Fault(FaultKind.UNREACHABLE, f"a file or socket could not be opened ({_reason(error)})")
         case OSError():
-            if phase is Phase.UP:
+            if phase is DialPhase.UP:
                 return Fault(FaultKind.CONNECTION_LOST, f"the connection was lost ({_reason(error)})")
             return Fault(FaultKind.UNREACHABLE, f"the connection failed while {phase.value} ({_reason(error)})")
         case BaseExceptionGroup() if error.exceptions:
             return fault_of(error.exceptions[0], phase, seconds=seconds)
         case _:
             # Its text is not shown: nobody knows what a foreign exception puts there.
-            kind = FaultKind.CONNECTION_LOST if phase is Phase.UP else FaultKind.UNREACHABLE
+            kind = FaultKind.CONNECTION_LOST if phase is DialPhase.UP else FaultKind.UNREACHABLE
             return Fault(kind, f"an unexpected {type(error).__name__} ended the link while {phase.value}")
 
 
@@ -262,9 +262,9 @@ def _reason(error: OSError) -> str:
     return printable(os.strerror(error.errno)) if error.errno else type(error).__name__
 
 
-def _tls(error: ssl.SSLError, phase: Phase) -> Fault:
-    if phase is not Phase.DIALING:
-        kind = FaultKind.CONNECTION_LOST if phase is Phase.UP else FaultKind.UNREACHABLE
+def _tls(error: ssl.SSLError, phase: DialPhase) -> Fault:
+    if phase is not DialPhase.DIALING:
+        kind = FaultKind.CONNECTION_LOST if phase is DialPhase.UP else FaultKind.UNREACHABLE
         reason = printable(error.reason or "unexpected end")
         if phase in _HANDSHAKE and "CERTIFICATE" in reason.upper():
             # TLS 1.3 refuses a client's certificate after the client's own handshake is done.

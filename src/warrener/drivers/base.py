@@ -55,6 +55,8 @@ class LinkOptions:
     write_stall_timeout: float = 30.0
     frame_timeout: float = 30.0
     max_inbound_body: int = 1024 * 1024
+    #: The longest wait for the broker's answer to one declaration.
+    declare_timeout: float = 10.0
     #: Refuse PLAIN without TLS to a host that is not local.
     require_tls: bool = False
     #: Replaces the TLS context that is made from the endpoint's files; from code only.

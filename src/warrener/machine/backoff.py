@@ -25,9 +25,9 @@ class Backoff:
 
     initial: float = field(default=1.0, converter=float)
     factor: float = field(default=2.0, converter=float)
-    cap: float = field(default=60.0, converter=float)
+    cap: float = field(default=15.0, converter=float)
     #: The producer gives up after this number of dials in a row (the dial at the start does not count); None: never.
-    attempts: int | None = 10
+    attempts: int | None = None
     #: 0 to 1: a delay d is drawn from [(1 - jitter) * d, d].
     jitter: float = field(default=0.5, converter=float)
     #: No delay is shorter than this, whatever the jitter.

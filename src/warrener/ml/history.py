@@ -1,7 +1,9 @@
-"""The last minutes of a producer, for people who look: one sample a second, and the last transitions.
+"""The last minutes of a producer, for the status page: one sample a second, and the last transitions.
 
-Bounded in memory. Without `run()` it advances only when somebody looks (`advance`), so a mounted app needs no task of its
-own; with it (the service) the past is there when the page is opened.
+The history is bounded in memory. Without `run()` it advances only when a page asks (`advance`), so a mounted app needs no
+task of its own. The service runs `run()`, so the page shows the last minutes as soon as it is opened.
+
+The page may be open to strangers, so a fault is named by its kind; its text may hold the broker's address.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ TRANSITIONS = 30
 
 @frozen
 class Sample:
-    """One second."""
+    """The numbers of one second."""
 
     #: Seconds since the epoch, for display only.
     at: float
@@ -41,18 +43,18 @@ class Sample:
 
 @frozen
 class Transition:
-    """One change of what users see."""
+    """One change of the state that users see."""
 
     at: float
     condition: str
     breaker: str
     link: int
-    #: One printable line, where a fault caused it.
+    #: The kind of the last fault, as words.
     fault: str | None
 
 
 class History:
-    """See the module's docstring."""
+    """Samples and transitions of one producer, each list bounded."""
 
     def __init__(self, ml: MLProducer, *, wall: Callable[[], float] = time.time) -> None:
         self._ml = ml
@@ -83,7 +85,7 @@ class History:
             await anyio.sleep(INTERVAL)
 
     def end(self) -> None:
-        """Send the watchers home."""
+        """End the streams of all watchers."""
         self.ended = True
         self._wake()
 
@@ -92,14 +94,9 @@ class History:
         seen = (condition(status), status.circuit_breaker, status.link)
         if seen == self._last:
             return
-        fault = status.last_fault
         self._last = seen
         self.noted += 1
-        self.transitions.append(
-            Transition(
-                self._wall(), seen[0], status.circuit_breaker, status.link, None if fault is None else str(fault)
-            )
-        )
+        self.transitions.append(Transition(self._wall(), seen[0], status.circuit_breaker, status.link, _fault(status)))
 
     def advance(self) -> None:
         """Take a sample, if the last one is a second old."""
@@ -107,11 +104,11 @@ class History:
         elapsed = INTERVAL if self._sampled_at is None else now - self._sampled_at
         if elapsed < INTERVAL * 0.9:
             return
-        status, figures = self._ml.status(), self._ml.figures
+        status, counters = self._ml.status(), self._ml.counters
         self.note(status)
-        confirmed = figures.confirmed - self._confirmed
-        seconds = figures.confirm_seconds - self._seconds
-        self._sampled_at, self._confirmed, self._seconds = now, figures.confirmed, figures.confirm_seconds
+        confirmed = counters.confirmed - self._confirmed
+        seconds = counters.confirm_seconds - self._seconds
+        self._sampled_at, self._confirmed, self._seconds = now, counters.confirmed, counters.confirm_seconds
         latency = 1000 * seconds / confirmed if confirmed else None
         self.samples.append(Sample(self._wall(), confirmed / elapsed, latency, status.in_flight, condition(status)))
         self._wake()
@@ -121,7 +118,7 @@ class History:
         self._news = anyio.Event()
 
     async def wait_sample(self) -> None:
-        """Wait for the next sample, or take it; not once it has ended."""
+        """Wait for the next sample, or take it; return at once when the history has ended."""
         if self.ended:
             return
         with anyio.move_on_after(INTERVAL):
@@ -129,9 +126,8 @@ class History:
         self.advance()
 
     def snapshot(self, *, since: int = -1) -> dict[str, object]:
-        """Return what the page shows: the present, the transitions after number `since`, and, for -1, all samples."""
+        """Return the content of the page: the present, the transitions after number `since`, and, for -1, all samples."""
         status = self._ml.status()
-        fault = status.last_fault
         fresh = list(self.transitions)[-(self.noted - max(since, 0)) :] if self.noted > max(since, 0) else []
         samples = list(self.samples) if since < 0 else list(self.samples)[-1:]
         return {
@@ -147,8 +143,13 @@ class History:
             "in_flight": status.in_flight,
             "buffered": status.buffered,
             "link": status.link,
-            "fault": None if fault is None else str(fault),
-            "confirmed": self._ml.figures.confirmed,
+            "fault": _fault(status),
+            "confirmed": self._ml.counters.confirmed,
             "samples": [asdict(sample) for sample in samples],
             "transitions": [asdict(transition) for transition in fresh],
         }
+
+
+def _fault(status: Status) -> str | None:
+    """Return the kind of the last fault, as words from a closed set."""
+    return None if status.last_fault is None else status.last_fault.kind.value.replace("_", " ")

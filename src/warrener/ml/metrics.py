@@ -1,7 +1,7 @@
 """Prometheus metrics of the ML producer, by the names of the system that it replaces, so that its dashboards go on.
 
 Unlike there, each is really emitted, a call is counted once, an unknown outcome has a status of its own, and no label
-holds free text. Breaker activations, one of the five figures that operators were told to watch, are
+holds free text. Breaker activations, one of the five numbers that operators were told to watch, are
 ``ml_producer_circuit_breaker_trips_total``.
 """
 
@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from prometheus_client.core import CounterMetricFamily, Metric
-from prometheus_client.registry import Collector
-
 from warrener.metrics import connection_families, counter, histogram, labelled
 from warrener.ml.producer import MLProducer
+
+try:
+    from prometheus_client.core import CounterMetricFamily, Metric
+    from prometheus_client.registry import Collector
+except ModuleNotFoundError:
+    raise ImportError("warrener.ml.metrics needs prometheus_client: pip install 'warrener[ml]'") from None
 
 __all__ = ["MLCollector"]
 
@@ -26,17 +29,17 @@ class MLCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics as they are now."""
-        figures, producer = self._ml.figures, self._ml.producer
+        tasks, producer = self._ml.counters, self._ml.producer
         counters = producer.counters
         yield labelled(
             CounterMetricFamily(
                 "ml_producer_tasks_sent", "Tasks, by how the call ended", labels=["task_type", "status"]
             ),
-            figures.sent.items(),
+            tasks.sent.items(),
         )
         yield labelled(
             CounterMetricFamily("ml_producer_task_retries", "Attempts beyond the first", labels=["task_type"]),
-            (([kind], count) for kind, count in figures.retries.items()),
+            (([kind], count) for kind, count in tasks.retries.items()),
         )
         yield from connection_families(producer, "ml_producer_")
         yield counter(
@@ -48,13 +51,13 @@ class MLCollector(Collector):
             "ml_producer_task_publish_duration_seconds",
             "From the call to its end",
             ("task_type", "status"),
-            figures.durations.items(),
+            tasks.durations.items(),
         )
         yield histogram(
             "ml_producer_message_size_bytes",
             "Size of the bodies",
             ("task_type",),
-            (([kind], sizes) for kind, sizes in figures.sizes.items()),
+            (([kind], sizes) for kind, sizes in tasks.sizes.items()),
         )
         yield counter(
             "ml_producer_connection_state_changes",
@@ -68,7 +71,7 @@ class MLCollector(Collector):
         )
         yield labelled(
             CounterMetricFamily("ml_producer_publish_failures", "Calls that raised, by why", labels=["reason"]),
-            (([reason], count) for reason, count in figures.failures.items()),
+            (([reason], count) for reason, count in tasks.failures.items()),
         )
         yield histogram(
             "ml_producer_reconnect_seconds",

@@ -23,7 +23,6 @@ from warrener._publishing.producer import PUBLISH_TIMEOUT, Producer, running
 from warrener._settings.settings import SettingsFields
 from warrener.drivers.base import Driver
 from warrener.ml import celery
-from warrener.ml.counters import TASK_TYPES, Figures
 from warrener.ml.payloads import (
     BACKENDS,
     Backend,
@@ -41,9 +40,10 @@ from warrener.ml.payloads import (
     wire_form,
 )
 from warrener.ml.settings import MLSettings
+from warrener.ml.task_counters import TASK_TYPES, TaskCounters
 from warrener.ml.topology import topology
 from warrener.records import ClosingReport, Receipt, Status
-from warrener.tracing import publish_span
+from warrener.tracing import caller
 
 __all__ = ["MLProducer"]
 
@@ -73,8 +73,7 @@ class MLProducer:
             options: SettingsFields = {"topology": declared, **producer_options}
             producer = Producer(self.settings.broker, driver=driver or self.settings.driver, **options)
         self.producer = producer
-        #: For metrics.
-        self.figures = Figures()
+        self.counters = TaskCounters()
         self._origin = celery.origin()
         self._block: AbstractAsyncContextManager[object] | None = None
 
@@ -212,14 +211,14 @@ class MLProducer:
         try:
             receipt = await self._submit(kind, payload, backend, task_id, timeout, trace)
         except InvalidPayload:
-            raise  # a mistake of the caller's, which no figure about the broker should show
+            raise  # a mistake of the caller, not of the broker
         except Exception as error:
-            self.figures.failed_one(kind, anyio.current_time() - called, error)
+            self.counters.failed_one(kind, anyio.current_time() - called, error)
             raise
         except anyio.get_cancelled_exc_class():
-            self.figures.cancelled_one(kind, anyio.current_time() - called)
+            self.counters.cancelled_one(kind, anyio.current_time() - called)
             raise
-        self.figures.confirmed_one(kind, anyio.current_time() - called, receipt.attempts)
+        self.counters.confirmed_one(kind, anyio.current_time() - called, receipt.attempts)
         return receipt
 
     async def _submit(
@@ -236,18 +235,16 @@ class MLProducer:
         own = None if isinstance(payload, EmbedBatch) else payload.options.backend
         route = celery.route_of(payload, self.settings.backend_for(payload, backend or own))
         kwargs = wire_form(payload, lambda chosen: self.settings.backend_for(payload, backend or chosen))
-        broker = self.producer.settings.endpoint
-        with publish_span(self.settings.exchange, route.routing_key, trace, broker=broker) as span:
+        with caller(trace) as headers:
             message = celery.task_message(
                 route,
                 kwargs,
                 task_id=celery.task_id_of(task_id),
                 exchange=self.settings.exchange,
                 origin=self._origin,
-                trace=span.headers,
+                trace=headers,
             )
-            span.sending(message)
-            self.figures.sending(kind, len(message.body))
+            self.counters.sending(kind, len(message.body))
             return await self.producer.publish(message, timeout=timeout)
 
 

@@ -66,7 +66,7 @@ def main(config: str | None = None, *, url: str | None = None, **explicit: Any) 
         bind = settings.bind
         configure(settings.log, settings.log_level)
         return trio.run(partial(serve, settings))
-    except SettingsError as error:
+    except (SettingsError, ImportError) as error:
         print(f"warrener serve: {error}", file=sys.stderr)
         return 2
     except OSError as error:
@@ -89,7 +89,7 @@ async def serve(
         from warrener.ml.app import ml_app
         from warrener.ml.history import History
     except ModuleNotFoundError as error:
-        raise SettingsError(f"the service needs {error.name}: pip install 'warrener[ml]'") from None
+        raise ImportError(f"the service needs {error.name}: pip install 'warrener[ml]'") from None
 
     ml = MLProducer(settings, **producer_options)
     history = History(ml)

@@ -453,6 +453,7 @@ class Relay:
         while True:
             await anyio.sleep(self._poll_interval)
             self._scan_from, self._rows_may_wait = 0, True
+            self._flush_due = bool(self._flush_waiters)  # another relay may have published the rows
             began = self._call_began
             if began is not None and self._backend.clock() - began > _STORE_TIMEOUT:
                 self._store.interrupt()

@@ -1,4 +1,4 @@
-"""Tools for tests of programs that publish: brokers of one's own, real and embedded, and faults to inflict on them.
+"""Tools for tests of programs that publish: a private RabbitMQ, an embedded broker, a fault proxy, a scripted driver.
 
 Nothing here is for production. Importing this package loads none of it; each name is loaded when it is first used.
 """
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EmbeddedBroker", "FaultProxy", "PrivateRabbitMQ", "ProtocolViolated", "ScriptedDriver", "Tuning"]
 
-_HOMES = {
+_MODULES = {
     "EmbeddedBroker": "broker",
     "FaultProxy": "proxy",
     "PrivateRabbitMQ": "rabbitmq",
@@ -27,10 +27,10 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    home = _HOMES.get(name)
-    if home is None:
+    module = _MODULES.get(name)
+    if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{module}"), name)
 
 
 def __dir__() -> list[str]:

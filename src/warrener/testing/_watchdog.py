@@ -1,4 +1,4 @@
-"""The keeper of one private broker: a program that runs epmd and cleans up when its owner is gone.
+"""The watchdog of one private broker: a program that runs epmd and cleans up when its owner has ended.
 
 Started by `warrener.testing.rabbitmq`, never imported. Its standard input is a pipe of which the owner holds the only
 other end, so "the owner closed it" and "the owner died, by SIGKILL too" are the same event: end of file. Then everything

@@ -1,8 +1,8 @@
 """`FaultProxy`: a TCP proxy that misbehaves to order, between a client and any broker.
 
-Every fault is a plain function, in force from the instant of its call, on the connections that live and on those to
-come; `heal` ends them all. Directions are seen from the client: ``"up"`` is what it sends, ``"down"`` what it receives,
-None both.
+Each fault is a plain function. It is in force from the instant of its call, on open connections and on later ones;
+`heal` ends all faults. Directions are seen from the client: ``"up"`` carries the bytes that the client sends, ``"down"``
+the bytes that it receives, None means both.
 
 Each direction of a connection is a reader and a writer with a short queue between them, so that latency delays bytes
 without slowing the stream. What the proxy holds is bounded by `window` bytes a direction; a side that is not read soon
@@ -11,10 +11,8 @@ cannot write, as in a network.
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
@@ -22,10 +20,11 @@ from urllib.parse import urlsplit
 
 import anyio
 from anyio.from_thread import start_blocking_portal
-from attrs import define, field
+from attrs import define
 
-from warrener.testing.streams import Port, SocketStream, connect
-from warrener.testing.threads import Home, control
+from warrener.testing._loop_thread import LoopThread, runs_in_loop
+from warrener.testing._proxy_line import Line, Signal, Way
+from warrener.testing._streams import Port, SocketStream, connect
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
@@ -34,40 +33,6 @@ __all__ = ["Direction", "FaultProxy"]
 
 Direction: TypeAlias = Literal["up", "down"]
 
-#: Bytes; small enough that a bandwidth of some kilobytes a second is even.
-CHUNK = 4096
-
-
-@define(eq=False)
-class _Way:
-    """The faults of one direction."""
-
-    latency: float = 0.0
-    bandwidth: float = math.inf
-    slice: int | None = None
-    frozen: bool = False
-    black_hole: bool = False
-    #: Bytes still to forward before the cut, or the corruption; None: none is due.
-    until_cut: int | None = None
-    until_corruption: int | None = None
-    cut_by_reset: bool = True
-    #: Bytes forwarded, and swallowed instead, since the proxy was made.
-    forwarded: int = 0
-    swallowed: int = 0
-
-
-@define(eq=False)
-class _Line:
-    """One direction of one connection."""
-
-    way: _Way
-    source: SocketStream
-    sink: SocketStream
-    window: int
-    #: (when it is due, bytes); b"" is the end of the stream.
-    queue: deque[tuple[float, bytes]] = field(factory=deque[tuple[float, bytes]])
-    held: int = 0
-
 
 @define(eq=False)
 class _Pair:
@@ -75,6 +40,7 @@ class _Pair:
 
     client: SocketStream
     target: SocketStream | None = None
+    lines: tuple[Line, ...] = ()
     #: How it was closed, which may be before there is a target.
     closed_by_reset: bool | None = None
 
@@ -84,6 +50,10 @@ class _Pair:
         self.client.close_now(reset=reset)
         if self.target is not None:
             self.target.close_now(reset=reset)
+
+    def end(self, reset: bool) -> None:
+        """Close both sides; see `Line.end`."""
+        self.close_now(reset=reset)
 
 
 class FaultProxy:
@@ -95,15 +65,14 @@ class FaultProxy:
 
     def __init__(self, target: str | tuple[str, int], *, window: int = 65536) -> None:
         """Make a proxy; it serves inside its block. `window` bytes a direction are held at most."""
-        self.home = Home()
+        self.loop_thread = LoopThread()
         self._template = target if isinstance(target, str) and "://" in target else None
         self._target = _address(target)
         self._window = window
-        self._ways: dict[Direction, _Way] = {"up": _Way(), "down": _Way()}
+        self._ways: dict[Direction, Way] = {"up": Way(), "down": Way()}
         self._pairs: dict[_Pair, None] = {}
         self._accepted = 0
-        self._late = 0.0
-        self._changed: anyio.Event | None = None
+        self._signal = Signal()
         self._port: Port | None = None
         self._tasks: TaskGroup | None = None
         self._running: Any = None
@@ -130,13 +99,12 @@ class FaultProxy:
         """Run a proxy in a thread of its own, for synchronous clients and fixtures; same controls."""
         proxy = cls(target, window=window)
         with start_blocking_portal(backend) as portal, portal.wrap_async_context_manager(proxy):
-            proxy.home.portal = portal
+            proxy.loop_thread.portal = portal
             yield proxy
 
     @asynccontextmanager
     async def _run(self) -> AsyncIterator[None]:
-        self.home.enter()
-        self._changed = anyio.Event()
+        self.loop_thread.enter()
         self._port = Port()
         failure: Exception | None = None
         try:
@@ -146,7 +114,7 @@ class FaultProxy:
                 tasks.start_soon(self._accept, self._port)
                 try:
                     yield
-                except Exception as error:  # noqa: BLE001 - raised below: it leaves bare, not in a group
+                except Exception as error:  # noqa: BLE001 - raised below, without an ExceptionGroup
                     failure = error
                 tasks.cancel_scope.cancel()
         finally:
@@ -171,7 +139,7 @@ class FaultProxy:
         self._pairs[pair] = None
         self._accepted += 1
         try:
-            await self._until(lambda: not self._ways["up"].black_hole)
+            await self._signal.until(lambda: not self._ways["up"].black_hole)
             try:
                 target = pair.target = await connect(*self._target)
             except OSError:
@@ -180,108 +148,31 @@ class FaultProxy:
             if pair.closed_by_reset is not None:
                 target.close_now(reset=pair.closed_by_reset)
                 return
-            up = _Line(self._ways["up"], client, target, self._window)
-            down = _Line(self._ways["down"], target, client, self._window)
+            up = Line(self._ways["up"], client, target, self._window, pair.end)
+            down = Line(self._ways["down"], target, client, self._window, pair.end)
+            pair.lines = (up, down)
             async with anyio.create_task_group() as tasks:
-                for line in (up, down):
-                    tasks.start_soon(self._read, line)
+                for line in pair.lines:
+                    tasks.start_soon(line.read)
                 async with anyio.create_task_group() as writers:
-                    for line in (up, down):
-                        writers.start_soon(self._write, line, pair)
+                    for line in pair.lines:
+                        writers.start_soon(line.write)
                 tasks.cancel_scope.cancel()
         finally:
             pair.close_now(reset=False)
             del self._pairs[pair]
 
-    async def _read(self, line: _Line) -> None:
-        octets = None
-        while octets != b"":
-            await self._until(lambda: not line.way.frozen and line.held < line.window)
-            try:
-                octets = await line.source.receive(min(CHUNK, line.window - line.held))
-            except anyio.EndOfStream:
-                octets = b""
-            except anyio.ClosedResourceError:
-                octets = b""
-            except anyio.BrokenResourceError:
-                line.sink.close_now(reset=True)
-                octets = b""
-            delay = line.way.latency if octets else max(line.way.latency, self._late)
-            line.queue.append((anyio.current_time() + delay, octets))
-            line.held += len(octets)
-            self._change()
-
-    async def _write(self, line: _Line, pair: _Pair) -> None:
-        way = line.way
-        while True:
-            await self._until(lambda: bool(line.queue) and not way.frozen)
-            due, octets = line.queue[0]
-            await anyio.sleep_until(due)
-            await self._until(lambda: not way.frozen)
-            line.queue.popleft()
-            if not octets:
-                with contextlib.suppress(anyio.ClosedResourceError):
-                    await line.sink.send_eof()
-                return
-            if not await self._forward(line, pair, octets):
-                return
-            line.held -= len(octets)
-            self._change()
-
-    async def _forward(self, line: _Line, pair: _Pair, octets: bytes) -> bool:
-        """Send bytes on, as the faults of the direction have it; say whether the stream goes on."""
-        way = line.way
-        rest = octets
-        while rest:
-            await self._until(lambda: not way.frozen)
-            piece = rest[: way.slice or len(rest)]
-            if way.until_cut is not None:
-                piece = piece[: way.until_cut]
-            rest = rest[len(piece) :]
-            if way.black_hole:
-                way.swallowed += len(piece)
-            elif not await self._send(line, piece):
-                return False
-            if way.until_cut is not None:
-                way.until_cut -= len(piece)
-                if way.until_cut == 0:
-                    way.until_cut = None
-                    pair.close_now(reset=way.cut_by_reset)
-                    return False
-            if way.bandwidth != math.inf:
-                await anyio.sleep(len(piece) / way.bandwidth)
-        return True
-
-    async def _send(self, line: _Line, piece: bytes) -> bool:
-        way = line.way
-        if way.until_corruption is not None:
-            at = way.until_corruption
-            way.until_corruption = None if at < len(piece) else at - len(piece)
-            if at < len(piece):
-                piece = piece[:at] + bytes([piece[at] ^ 0xFF]) + piece[at + 1 :]
-        try:
-            await line.sink.send(piece)
-        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
-            line.source.close_now(reset=True)
-            return False
-        way.forwarded += len(piece)
-        return True
-
-    async def _until(self, ready: Callable[[], bool]) -> None:
-        while not ready():
-            assert self._changed is not None
-            await self._changed.wait()
-
     def _change(self) -> None:
-        if self._changed is not None:
-            self._changed.set()
-            self._changed = anyio.Event()
+        self._signal.change()
+        for pair in self._pairs:
+            for line in pair.lines:
+                line.signal.change()
 
     # --- reaching it -------------------------------------------------------------------------------------------------
 
     @property
     def port(self) -> int:
-        """Where clients connect to, on 127.0.0.1."""
+        """The TCP port for clients, on 127.0.0.1."""
         if self._port is None:
             raise RuntimeError("the proxy is not running")
         return self._port.number
@@ -296,94 +187,94 @@ class FaultProxy:
         return parts._replace(netloc=f"{login}{at}127.0.0.1:{self.port}").geturl()
 
     @property
-    @control
+    @runs_in_loop
     def connections(self) -> int:
-        """How many connections are open through it."""
+        """The number of connections that are open through the proxy."""
         return len(self._pairs)
 
     @property
     def accepted(self) -> int:
-        """How many connections it has accepted so far."""
+        """The number of connections that the proxy has accepted so far."""
         return self._accepted
 
-    @control
+    @runs_in_loop
     def forwarded(self, direction: Direction) -> int:
-        """Return how many bytes it has passed on in a direction, over all connections."""
+        """Return the number of bytes forwarded in a direction, over all connections."""
         return self._ways[direction].forwarded
 
-    @control
+    @runs_in_loop
     def swallowed(self, direction: Direction) -> int:
-        """Return how many bytes went into a black hole."""
+        """Return the number of bytes that a black hole has swallowed in a direction."""
         return self._ways[direction].swallowed
 
     # --- faults ------------------------------------------------------------------------------------------------------
 
-    @control
+    @runs_in_loop
     def latency(self, seconds: float, direction: Direction | None = None) -> None:
-        """Delay what arrives from now on."""
+        """Delay each byte that arrives from now on by `seconds`."""
         self._set("latency", seconds, direction)
 
-    @control
-    def bandwidth(self, octets_per_second: float, direction: Direction | None = None) -> None:
-        """Forward no faster than this; `math.inf` lifts it."""
-        self._set("bandwidth", octets_per_second, direction)
+    @runs_in_loop
+    def bandwidth(self, bytes_per_second: float, direction: Direction | None = None) -> None:
+        """Let each connection carry this many bytes per second in that direction, no more; `math.inf` lifts it."""
+        self._set("bandwidth", bytes_per_second, direction)
 
-    @control
-    def slice(self, octets: int | None, direction: Direction | None = None) -> None:
-        """Forward in pieces of so many bytes, each a write of its own; None lifts it."""
-        self._set("slice", octets, direction)
+    @runs_in_loop
+    def slice(self, size: int | None, direction: Direction | None = None) -> None:
+        """Forward in pieces of `size` bytes, each a write of its own; None lifts it."""
+        self._set("slice", size, direction)
 
-    @control
+    @runs_in_loop
     def freeze(self, direction: Direction | None = None) -> None:
         """Neither read nor forward; connections stay open, until `thaw`."""
         self._set("frozen", True, direction)
 
-    @control
+    @runs_in_loop
     def thaw(self, direction: Direction | None = None) -> None:
-        """End `freeze`; what was held goes on its way."""
+        """End `freeze`; the bytes that were held are forwarded."""
         self._set("frozen", False, direction)
 
-    @control
+    @runs_in_loop
     def black_hole(self, on: bool = True, direction: Direction | None = None) -> None:
-        """Read everything and forward nothing; new connections are accepted and hear nothing.
+        """Read all bytes and forward none; new connections are accepted and receive nothing.
 
-        What was swallowed is gone: a connection that lived through a black hole is broken.
+        The swallowed bytes are lost, so a connection that was open during a black hole is broken afterwards.
         """
         self._set("black_hole", on, direction)
 
-    @control
-    def cut_after(self, octets: int, direction: Direction, *, reset: bool = True) -> None:
-        """End the connection that carries the n-th byte from now on right after it (0: at once, all of them)."""
+    @runs_in_loop
+    def cut_after(self, count: int, direction: Direction, *, reset: bool = True) -> None:
+        """End the connection that carries the `count`-th byte from now on, right after it (0: end all of them now)."""
         way = self._ways[direction]
         way.cut_by_reset = reset
-        if octets == 0:
+        if count == 0:
             self._cut(reset=reset)
         else:
-            way.until_cut = octets
+            way.until_cut = count
 
-    @control
+    @runs_in_loop
     def corrupt(self, after: int = 0, direction: Direction = "down") -> None:
         """Invert the bits of one byte: the one that follows `after` bytes from now on."""
         self._ways[direction].until_corruption = after
 
-    @control
+    @runs_in_loop
     def fin(self) -> None:
-        """End every connection in order, to both sides."""
+        """End every connection by FIN, to both sides."""
         self._cut(reset=False)
 
-    @control
+    @runs_in_loop
     def reset(self) -> None:
         """End every connection by RST, to both sides."""
         self._cut(reset=True)
 
-    @control
+    @runs_in_loop
     def late_close(self, seconds: float) -> None:
-        """Pass on the end of a stream only after a while."""
-        self._late = seconds
+        """Pass on the end of a stream `seconds` later."""
+        self._set("late_close", seconds, None)
 
-    @control
+    @runs_in_loop
     def refuse(self, on: bool = True) -> None:
-        """Refuse new connections, or accept them again; open ones stay."""
+        """Refuse new connections, or accept them again; open connections stay."""
         if self._port is None or self._tasks is None:
             raise RuntimeError("the proxy is not running")
         if on:
@@ -392,12 +283,11 @@ class FaultProxy:
             self._port.listen()
             self._tasks.start_soon(self._accept, self._port)
 
-    @control
+    @runs_in_loop
     def heal(self) -> None:
-        """End every fault; connections that were cut stay so."""
-        self._late = 0.0
+        """End all faults; connections that were cut stay cut."""
         for way in self._ways.values():
-            way.latency, way.bandwidth, way.slice = 0.0, math.inf, None
+            way.latency, way.bandwidth, way.slice, way.late_close = 0.0, math.inf, None, 0.0
             way.frozen = way.black_hole = False
             way.until_cut = way.until_corruption = None
         self.refuse(False)

@@ -1,4 +1,4 @@
-"""A RabbitMQ of one's own: for a test, a demo or a benchmark; never a system service, and no root needed.
+"""A private RabbitMQ for a test, a demo or a benchmark: no system service, and no root needed.
 
 ``with PrivateRabbitMQ() as broker:`` runs Debian's (or any) RabbitMQ from a temporary folder: its own node name, AMQP,
 distribution and epmd ports, data, log, plugins file and Erlang cookie, all on 127.0.0.1. It is ready when it has answered
@@ -7,7 +7,7 @@ and virtual hosts.
 
 What must stay true:
 
-- *Nothing is left behind, whatever way the owner ends.* The broker and its epmd live in one process group. A keeper
+- *Nothing is left behind, also when the owner is killed.* The broker and its epmd live in one process group. A watchdog
   (`_watchdog.py`) outside of it reads a pipe that only the owner holds open; at its end, be it by `close`, by an exit in
   the middle of everything or by SIGKILL, it kills the group and removes the folder. There is no other clean-up path.
 - *The ports stay free while the broker is down.* They are taken from below the range that the kernel gives to outgoing
@@ -148,7 +148,7 @@ class PrivateRabbitMQ:
             undo.callback(shutil.rmtree, self._folder, ignore_errors=True)
             self.port, self.tls_port, self._distribution_port, self._epmd_port = _free_ports(4)
             self._environment = self._describe()
-            self._group = self._start_keeper(undo)
+            self._group = self._start_watchdog(undo)
             undo.callback(self._reap)
             self._resources = undo.pop_all()
         try:
@@ -199,7 +199,7 @@ class PrivateRabbitMQ:
             time.sleep(0.05)
 
     def sync(self) -> None:
-        """Have what was declared so far written to disk.
+        """Have the declarations so far written to disk.
 
         Until the broker has done that by itself, which takes seconds, `kill` may undo the declaration of a durable queue,
         and everything that it held and had confirmed is gone with it.
@@ -207,7 +207,7 @@ class PrivateRabbitMQ:
         self._order("mnesia:sync_log()")
 
     def kill(self) -> None:
-        """SIGKILL, frozen or not: no farewell to anybody, and what was not written to disk may be lost (see `sync`)."""
+        """SIGKILL, frozen or not: clients get no close, and messages that were not written to disk may be lost (see `sync`)."""
         if self._broker is not None:
             self._reap()
 
@@ -235,7 +235,7 @@ class PrivateRabbitMQ:
         broker = self._running()
         broker.send_signal(signal.SIGSTOP)
         self._frozen = True
-        # The signal is only on its way: on a busy machine the broker goes on for a while, and confirms what comes in.
+        # The signal is only on its way: on a busy machine the broker goes on for a while, and confirms publishes.
         tasks = Path(f"/proc/{broker.pid}/task")
         while broker.poll() is None and any(_state(task) not in "TtZX" for task in tasks.iterdir()):
             time.sleep(0.001)
@@ -280,7 +280,7 @@ class PrivateRabbitMQ:
         path = "" if vhost == "/" else quote(vhost, safe="")
         return f"amqp://{quote(user, safe='')}:{quote(password, safe='')}@127.0.0.1:{self.port}/{path}"
 
-    # --- what an operator does ------------------------------------------------------------------------------------
+    # --- an operator's actions ------------------------------------------------------------------------------------
 
     def close_all_connections(self, reason: str = "closed by the test") -> int:
         """As ``rabbitmqctl close_all_connections``: 320 CONNECTION_FORCED with the reason; returns how many there were."""
@@ -365,13 +365,13 @@ class PrivateRabbitMQ:
         assert broker.stdin is not None
         self._evaluations += 1
         mark = f"@@{self._evaluations}@@"
-        # Base64: whatever the value is, it is one line of ASCII, among the prompts of the shell.
+        # Base64: any value is one line of ASCII, among the prompts of the shell.
         order = (
             f'io:format("~n{mark}~ts@@~n", [base64:encode(unicode:characters_to_binary(io_lib:format("~0tp",'
             f" [catch (fun() -> {expression} end)()])))]).\n"
         )
         seen = self._console.stat().st_size
-        with suppress(BrokenPipeError):  # the loop below says what became of the broker
+        with suppress(BrokenPipeError):  # the loop below reports the end of the broker
             broker.stdin.write(order.encode())
             broker.stdin.flush()
         deadline = time.monotonic() + timeout
@@ -422,7 +422,7 @@ class PrivateRabbitMQ:
         return self._broker
 
     def _reap(self) -> None:
-        """Kill what may still run and forget it."""
+        """Kill the broker's processes and forget them."""
         broker, self._broker, self._frozen = self._broker, None, False
         if broker is not None:
             broker.kill()
@@ -451,15 +451,15 @@ class PrivateRabbitMQ:
             *arguments,
         ]
 
-    def _start_keeper(self, undo: ExitStack) -> int:
-        """Start the keeper and its epmd; the process group for the broker to join."""
+    def _start_watchdog(self, undo: ExitStack) -> int:
+        """Start the watchdog and its epmd; the process group for the broker to join."""
         epmd = shutil.which("epmd") if self._root is None else "epmd"
         if epmd is None:
             raise RabbitMQMissing(
                 "Erlang's epmd is not on PATH; on Debian and Ubuntu: sudo apt-get install erlang-base"
             )
         options = ("-port", str(self._epmd_port), "-address", "127.0.0.1")
-        keeper = subprocess.Popen(
+        watchdog = subprocess.Popen(
             [
                 *(sys.executable, "-I", "-S", Path(__file__).with_name("_watchdog.py"), self._folder),
                 *self._command(epmd, *options),
@@ -468,19 +468,19 @@ class PrivateRabbitMQ:
             stdout=subprocess.PIPE,
             process_group=0,
         )
-        entrance, answer = keeper.stdin, keeper.stdout
+        entrance, answer = watchdog.stdin, watchdog.stdout
         assert entrance is not None
         assert answer is not None
 
         def dismiss() -> None:
             entrance.close()
-            keeper.wait()
+            watchdog.wait()
 
         undo.callback(dismiss)
         with answer:
             group = answer.readline()
         if not group:
-            raise RabbitMQFailed("the keeper of the broker's processes did not start")
+            raise RabbitMQFailed("the watchdog of the broker's processes did not start")
         return int(group)
 
     def _inside(self, path: Path) -> Path:
@@ -560,7 +560,7 @@ _ACTOR = '<<"warrener">>'
 
 
 def _state(task: Path) -> str:
-    """The letter by which Linux calls what a thread does (proc(5)); "X" where it has ended."""
+    """Linux's letter for the state of a thread (proc(5)); "X" where it has ended."""
     try:
         return (task / "stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
@@ -573,7 +573,7 @@ def _text(value: str) -> str:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Distinct ports that nobody listens on, below the kernel's range for outgoing connections."""
+    """Distinct ports without a listener, below the kernel's range for outgoing connections."""
     try:
         first_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     except OSError:
@@ -593,7 +593,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _listens(port: int) -> bool:
-    """Whether somebody accepts connections there."""
+    """Whether a program accepts connections there."""
     try:
         socket.create_connection(("127.0.0.1", port), timeout=5).close()
     except OSError:

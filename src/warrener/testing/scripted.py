@@ -94,7 +94,7 @@ def refuses(fault: Fault = REFUSED, *, dialing: float = 0.0) -> Life:
 
 
 def hangs() -> Life:
-    """A dial that nobody answers: it fails after `connect_timeout`."""
+    """A dial without an answer: it fails after `connect_timeout`."""
     return Life(math.inf, REFUSED)
 
 
@@ -182,7 +182,7 @@ class ScriptedLink:
 
     @asynccontextmanager
     async def living(self) -> AsyncIterator[None]:
-        """Live by the script around the block; raises one bare `LinkDown` at the end of it, as every driver does."""
+        """Live by the script around the block; at its end raises one `LinkDown`, without an ExceptionGroup, as every driver does."""
         raised: Exception | None = None
         async with anyio.create_task_group() as tasks:
             self._scope = tasks.cancel_scope
@@ -192,7 +192,7 @@ class ScriptedLink:
                 tasks.start_soon(self._die)
             try:
                 yield
-            except Exception as error:  # noqa: BLE001 - raised again, bare, once the task group is left
+            except Exception as error:  # noqa: BLE001 - raised again, without an ExceptionGroup, once the task group is left
                 raised = error
             else:
                 with anyio.move_on_after(self.options.close_timeout):

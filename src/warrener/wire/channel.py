@@ -36,13 +36,13 @@ from warrener.wire.codec import (
 )
 from warrener.wire.framing import BODY, FRAME_END, HEADER, METHOD, OVERHEAD, frame
 
-__all__ = ["Content", "Outgoing", "Publisher", "Stage"]
+__all__ = ["ChannelState", "Content", "Outgoing", "Publisher"]
 
 #: Pending bytes are cut into parcels of about this size: one send each, and one step of `written`.
 PARCEL: Final = 64 * 1024
 #: RabbitMQ closes the whole connection for larger ones (501), bystanders included.
 _LARGEST_BODY: Final = 512 * 1024 * 1024
-_ID_OCTETS: Final = 32
+_ID_SIZE: Final = 32
 #: What a channel may keep encoded, in bytes of memory; the frames of an entry count, and so much for its objects.
 _MAX_KEPT: Final = 4 * 1024 * 1024
 _ENTRY: Final = 1024
@@ -55,7 +55,7 @@ _FLAGS: Final = commands.Basic.Properties.flags
 _TOKEN_ENTRY: Final = short_string(TOKEN_HEADER) + b"S"
 
 
-class Stage(enum.Enum):
+class ChannelState(enum.Enum):
     """How far a channel has come; each names what was asked and not yet answered."""
 
     OPENING = "opening"
@@ -66,7 +66,7 @@ class Stage(enum.Enum):
     CLOSED = "closed"
 
 
-_READY: Final = Stage.READY
+_READY: Final = ChannelState.READY
 
 #: The bytes before the token (without one: before the message id), between the two, behind the id, behind the body.
 _Surroundings: TypeAlias = tuple[bytes, bytes, bytes, bytes]
@@ -107,7 +107,7 @@ class Publisher:
     number: int
     frame_max: int
     outgoing: Outgoing
-    stage: Stage = Stage.OPENING
+    state: ChannelState = ChannelState.OPENING
     #: The last delivery tag assigned.
     last_tag: int = 0
     #: The highest tag whose last byte was handed out.
@@ -127,12 +127,12 @@ class Publisher:
         On a channel that has ended the message gets its tag and goes nowhere: whoever publishes may not have heard of the
         end yet, and will find the tag beyond `written`.
         """
-        if self.stage is not _READY:
+        if self.state is not _READY:
             return self._publish_nothing()
         raw_id = message_id.encode()
         raw_token = _NO_TOKEN if token is None else token.encode()
         outgoing = self.outgoing
-        if len(raw_id) == _ID_OCTETS == len(raw_token) and len(body) <= self.frame_max - OVERHEAD:
+        if len(raw_id) == _ID_SIZE == len(raw_token) and len(body) <= self.frame_max - OVERHEAD:
             known = self._plain if token is None else self._with_token
             try:
                 before, between, after, end = known[envelope][len(body)]
@@ -150,8 +150,8 @@ class Publisher:
         return tag
 
     def _publish_nothing(self) -> int:
-        if self.stage is not Stage.CLOSED:
-            raise RuntimeError(f"channel {self.number} is not open for publishing yet ({self.stage.value})")
+        if self.state is not ChannelState.CLOSED:
+            raise RuntimeError(f"channel {self.number} is not open for publishing yet ({self.state.value})")
         self.last_tag += 1
         return self.last_tag
 
@@ -160,9 +160,9 @@ class Publisher:
         known = self._plain if token is None else self._with_token
         if (
             len(body) in known.get(envelope, ())
-            and len(message_id) == _ID_OCTETS
+            and len(message_id) == _ID_SIZE
             and message_id.isascii()
-            and (token is None or (len(token) == _ID_OCTETS and token.isascii()))
+            and (token is None or (len(token) == _ID_SIZE and token.isascii()))
         ):
             return None  # one like it was sent before
         try:
@@ -180,7 +180,7 @@ class Publisher:
 
     def end(self) -> None:
         """The channel is closed: only the tags matter from now on."""
-        self.stage = Stage.CLOSED
+        self.state = ChannelState.CLOSED
         self.content = None
         self._forget()
 
@@ -190,9 +190,9 @@ class Publisher:
         self._with_token.clear()
         self._kept = 0
 
-    def _make_room(self, octets: int) -> None:
+    def _make_room(self, size: int) -> None:
         """Count an entry of `bytes` as kept; where that is too much, everything kept before it is forgotten."""
-        cost = octets + _ENTRY
+        cost = size + _ENTRY
         if self._kept + cost > _MAX_KEPT:
             self._forget()
         self._kept += cost
@@ -202,8 +202,8 @@ class Publisher:
         headers = envelope.headers or {}
         if TOKEN_HEADER in headers:
             raise Unsendable(f"the header {TOKEN_HEADER} is reserved")
-        for name, octet in (("priority", envelope.priority or 0), ("delivery_mode", envelope.delivery_mode)):
-            if not 0 <= octet <= 255:
+        for name, value in (("priority", envelope.priority or 0), ("delivery_mode", envelope.delivery_mode)):
+            if not 0 <= value <= 255:
                 raise Unsendable(f"{name} must be an integer from 0 to 255")
         flags = _FLAGS["delivery_mode"] | _FLAGS["message_id"] | (_FLAGS["headers"] if headers else 0)
 
@@ -247,24 +247,24 @@ class Publisher:
             between=between,
             rest=rest,
         )
-        octets = len(template.method) + len(template.head) + len(template.entries) + len(between) + len(rest)
-        if octets <= self.frame_max:  # a larger one cannot be sent
+        size = len(template.method) + len(template.head) + len(template.entries) + len(between) + len(rest)
+        if size <= self.frame_max:  # a larger one cannot be sent
             # The headers are kept twice: encoded, and in the envelope.
-            self._make_room(octets + len(template.entries))
+            self._make_room(size + len(template.entries))
             self._templates[envelope] = template
         return template
 
     def _remember(self, known: _Known, envelope: Envelope, size: int, token: str | None) -> _Surroundings:
         """Encode what surrounds a message id of 32 bytes, and a token of as many, and keep it."""
         template = self._templates.get(envelope) or self._template(envelope)
-        properties = template.before_id(token) + b"%c" % _ID_OCTETS
-        start = template.method + self._header_start(template, len(properties) + _ID_OCTETS, size)
+        properties = template.before_id(token) + b"%c" % _ID_SIZE
+        start = template.method + self._header_start(template, len(properties) + _ID_SIZE, size)
         if token is None:
             before, between = start + properties, b""
         else:
             # The token is the value of the first entry of the first table, behind whatever stands in `head`.
             at = properties.index(token.encode(), 2 + len(template.head))
-            before, between = start + properties[:at], properties[at + _ID_OCTETS :]
+            before, between = start + properties[:at], properties[at + _ID_SIZE :]
         after, end = template.rest + FRAME_END, b""
         if size:
             after, end = after + _BODY_PREFIX.pack(BODY, self.wire_number, size), FRAME_END
@@ -272,9 +272,9 @@ class Publisher:
         known.setdefault(envelope, {})[size] = (before, between, after, end)
         return before, between, after, end
 
-    def _header_start(self, template: _Template, octets: int, body_size: int) -> bytes:
+    def _header_start(self, template: _Template, properties: int, body_size: int) -> bytes:
         """Return a header frame up to its flags; `bytes` stand between the body size and `template.rest`."""
-        payload = _CONTENT_FIXED + octets + len(template.rest)
+        payload = _CONTENT_FIXED + properties + len(template.rest)
         return _CONTENT.pack(HEADER, self.wire_number, payload, commands.Basic.frame_id, 0, body_size)
 
     def _publish_in_general(self, envelope: Envelope, raw_id: bytes, body: bytes, token: str | None) -> None:
@@ -330,7 +330,7 @@ class Outgoing:
         self.backlog -= len(data)
         for publisher, tag in tags:
             # A channel that the broker closed discards what reaches it now: `written` stands as it was reported.
-            if publisher.stage is _READY:
+            if publisher.state is _READY:
                 publisher.written = tag
         return data
 
@@ -366,18 +366,18 @@ class Content:
         if header.body_size > limit:
             self.kept = None
 
-    def extend(self, octets: bytearray) -> None:
+    def extend(self, data: bytearray) -> None:
         """Take a body frame."""
         if self.header is None:
             raise Malformed("a body frame came where a content header was due")
-        self.received += len(octets)
-        if not octets or self.received > self.header.body_size:
+        self.received += len(data)
+        if not data or self.received > self.header.body_size:
             raise Malformed(
-                f"a body frame of {len(octets)} bytes brings the body to {self.received} of {self.header.body_size}"
+                f"a body frame of {len(data)} bytes brings the body to {self.received} of {self.header.body_size}"
             )
-        self._hash.update(octets)
+        self._hash.update(data)
         if self.kept is not None:
-            self.kept += octets
+            self.kept += data
 
     @property
     def complete(self) -> ContentHeader | None:

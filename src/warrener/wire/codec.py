@@ -24,7 +24,7 @@ from attrs import define, frozen
 from pamqp import commands
 from pamqp.base import Frame as Method
 
-from warrener.records import FieldValue
+from warrener._properties import MAX_DEPTH, MAX_ENTRIES, FieldValue, Unsendable
 
 __all__ = [
     "MAX_DEPTH",
@@ -44,16 +44,12 @@ __all__ = [
     "timestamp",
 ]
 
-Octets: TypeAlias = bytes | bytearray
+Buffer: TypeAlias = bytes | bytearray
 
-#: RabbitMQ's own limit, and the first bound on what a peer can make us do before it is authenticated.
-MAX_DEPTH: Final = 32
-#: Values in one table, nested ones included.
-MAX_ENTRIES: Final = 16_384
 #: The private header that tells which attempt a returned message belongs to.
 TOKEN_HEADER: Final = "x-warrener-token"  # noqa: S105 - a name, not a secret
 
-_OCTET = struct.Struct(">B")
+_BYTE = struct.Struct(">B")
 _SHORT = struct.Struct(">H")
 _LONG = struct.Struct(">I")
 _LONGLONG = struct.Struct(">Q")
@@ -73,10 +69,6 @@ class Malformed(Exception):
     """The bytes are not what the protocol says."""
 
 
-class Unsendable(ValueError):
-    """The value cannot be put into AMQP bytes."""
-
-
 # --- writing ----------------------------------------------------------------------------------------------------
 
 
@@ -93,7 +85,7 @@ def short_string(value: str, name: str = "value") -> bytes:
     return b"%c%b" % (len(raw), raw)
 
 
-def long_string(raw: Octets) -> bytes:
+def long_string(raw: Buffer) -> bytes:
     """Return a long string: four bytes of length, then the bytes."""
     return _LONG.pack(len(raw)) + raw
 
@@ -195,11 +187,11 @@ def method_payload(kind: type[Method], **arguments: Any) -> bytes:
             width += 1
             continue
         if width:
-            parts.append(_OCTET.pack(bits))
+            parts.append(_BYTE.pack(bits))
             bits = width = 0
         parts.append(_argument(argument_type, value, name))
     if width:
-        parts.append(_OCTET.pack(bits))
+        parts.append(_BYTE.pack(bits))
     if arguments:
         raise TypeError(f"{kind.name} has no argument {', '.join(arguments)}")
     return b"".join(parts)
@@ -214,7 +206,7 @@ def _argument(argument_type: str, value: Any, name: str) -> bytes:
         case "table":
             return table(value, name=name)
         case "octet":
-            return _OCTET.pack(value or 0)
+            return _BYTE.pack(value or 0)
         case "short":
             return _SHORT.pack(value or 0)
         case "long":
@@ -230,11 +222,11 @@ def _argument(argument_type: str, value: Any, name: str) -> bytes:
 class _Cursor:
     """Walks over one payload; every read is compared with what is left."""
 
-    data: Octets
+    data: Buffer
     at: int = 0
     budget: int = MAX_ENTRIES
 
-    def take(self, size: int) -> Octets:
+    def take(self, size: int) -> Buffer:
         end = self.at + size
         if end > len(self.data):
             raise Malformed(f"{size} bytes are claimed where {len(self.data) - self.at} are left")
@@ -251,9 +243,9 @@ class _Cursor:
 
     def short_text(self) -> str:
         # RabbitMQ cuts a reply text at 255 bytes, perhaps inside a letter: never a reason to lose the text.
-        return self.take(self.unpack(_OCTET)).decode(errors="backslashreplace")
+        return self.take(self.unpack(_BYTE)).decode(errors="backslashreplace")
 
-    def long_octets(self) -> bytes:
+    def long_bytes(self) -> bytes:
         return bytes(self.take(self.unpack(_LONG)))
 
     def table(self, depth: int = 1) -> dict[str, Any]:
@@ -288,12 +280,12 @@ class _Cursor:
         self.budget -= 1
         if self.budget < 0:
             raise Malformed(f"a table holds more than {MAX_ENTRIES} values")
-        letter: int = self.unpack(_OCTET)
+        letter: int = self.unpack(_BYTE)
         fixed = _FIXED.get(letter)
         if fixed is not None:
             return self.unpack(fixed)
         if letter == _TEXT:
-            raw = self.long_octets()
+            raw = self.long_bytes()
             try:
                 return raw.decode()
             except UnicodeDecodeError:
@@ -301,13 +293,13 @@ class _Cursor:
         if letter in (_VOID, 0):  # 0 has been seen from other brokers
             return None
         if letter == _BOOL:
-            return self.unpack(_OCTET) != 0
+            return self.unpack(_BYTE) != 0
         if letter == _TABLE:
             return self.table(depth + 1)
         if letter == _ARRAY:
             return self._array(depth + 1)
         if letter == _BYTES:
-            return self.long_octets()
+            return self.long_bytes()
         if letter == _TIME:
             return _moment(self.unpack(_LONGLONG))
         if letter == _DEC:
@@ -325,7 +317,7 @@ def _moment(seconds: int) -> datetime | int:
     return datetime.fromtimestamp(seconds, tz=UTC) if seconds < 253_402_300_800 else seconds
 
 
-def read_table(payload: Octets) -> dict[str, Any]:
+def read_table(payload: Buffer) -> dict[str, Any]:
     """Read a whole payload as one field table; of a name that comes twice the first value counts."""
     cursor = _Cursor(payload)
     fields = cursor.table()
@@ -333,7 +325,7 @@ def read_table(payload: Octets) -> dict[str, Any]:
     return fields
 
 
-def read_method(payload: Octets) -> Method:
+def read_method(payload: Buffer) -> Method:
     """Read the payload of a method frame."""
     cursor = _Cursor(payload)
     index: int = cursor.unpack(_LONG)
@@ -346,7 +338,7 @@ def read_method(payload: Octets) -> Method:
         argument_type = kind.amqp_type(name)
         if argument_type == "bit":
             if not width:
-                bits = cursor.unpack(_OCTET)
+                bits = cursor.unpack(_BYTE)
             setattr(method, name, bits >> width & 1 == 1)
             width += 1
             continue
@@ -361,11 +353,11 @@ def _read_argument(cursor: _Cursor, argument_type: str) -> Any:
         case "shortstr":
             return cursor.short_text()
         case "longstr":
-            return cursor.long_octets().decode(errors="backslashreplace")
+            return cursor.long_bytes().decode(errors="backslashreplace")
         case "table":
             return cursor.table()
         case "octet":
-            return cursor.unpack(_OCTET)
+            return cursor.unpack(_BYTE)
         case "short":
             return cursor.unpack(_SHORT)
         case "long":
@@ -390,7 +382,7 @@ _PROPERTIES: Final = tuple(
 _KNOWN_FLAGS: Final = sum(flag for flag, _, _ in _PROPERTIES)
 
 
-def read_content_header(payload: Octets) -> ContentHeader:
+def read_content_header(payload: Buffer) -> ContentHeader:
     """Read the payload of a content header frame of class basic."""
     cursor = _Cursor(payload)
     class_id, weight = cursor.unpack(_SHORT), cursor.unpack(_SHORT)

@@ -15,23 +15,23 @@ __all__ = [
     "ChannelOpened",
     "CloseReceived",
     "Closed",
-    "Confirms",
+    "ConfirmHandler",
     "Event",
     "GetResult",
     "Opened",
-    "Phase",
     "ProtocolError",
     "ProtocolErrorKind",
     "Refused",
     "Replied",
     "SecretUpdated",
+    "SessionPhase",
     "Tuned",
     "Tuning",
     "Unblocked",
 ]
 
 
-class Phase(enum.Enum):
+class SessionPhase(enum.Enum):
     """How far a session has come."""
 
     STARTING = "starting"
@@ -47,7 +47,7 @@ class Phase(enum.Enum):
     """Closed by either side, or broken. No byte follows but a close-ok that is already waiting to be sent."""
 
 
-class Confirms(Protocol):
+class ConfirmHandler(Protocol):
     """Who is told of confirms and returns: at once, in wire order, by plain calls that neither block nor raise."""
 
     def confirmed(self, channel: int, tag: int, multiple: bool) -> None:
@@ -149,7 +149,7 @@ class CloseReceived:
     reply_code: int
     reply_text: str
     #: When it came: a 403 while AUTHENTICATING is about the credentials.
-    phase: Phase
+    phase: SessionPhase
 
 
 @frozen
@@ -174,9 +174,9 @@ class ProtocolErrorKind(enum.Enum):
 class ProtocolError:
     """The peer cannot be talked to any more; not one byte follows."""
 
-    kind_of_error: ProtocolErrorKind
+    kind: ProtocolErrorKind
     text: str
-    octets: bytes = b""
+    data: bytes = b""
 
 
 Event: TypeAlias = (

@@ -28,9 +28,9 @@ from typing import Any
 import anyio
 from anyio.lowlevel import current_token
 
-from warrener.drivers._faults import Phase, fault_of
+from warrener.drivers._faults import DialPhase, fault_of
 from warrener.drivers.aiormq._engine import Engine
-from warrener.drivers.aiormq._link import AiormqLink, Desk
+from warrener.drivers.aiormq._link import AiormqLink, TaskEndpoint
 from warrener.drivers.base import Lane, Link, LinkDown, LinkListener, LinkOptions, Peer
 from warrener.errors import Fault
 from warrener.records import Endpoint, Returned
@@ -49,7 +49,7 @@ class _Inward:
         self._run_sync_soon = run_sync_soon
         self._calls: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
         self._crossing = False
-        self.desk: Desk | None = None
+        self.task_endpoint: TaskEndpoint | None = None
 
     def post(self, function: Callable[..., Any], *args: Any) -> None:
         """Have the host call the function, after all that was posted before."""
@@ -69,41 +69,41 @@ class _Inward:
             function(*args)
 
     @property
-    def _there(self) -> Desk:
-        assert self.desk is not None
-        return self.desk
+    def _target(self) -> TaskEndpoint:
+        assert self.task_endpoint is not None
+        return self.task_endpoint
 
     def channel_opened(self, lane: Lane, channel: int) -> None:
         """See `warrener.drivers.base.LinkListener`, as for the rest."""
-        self.post(self._there.channel_opened, lane, channel)
+        self.post(self._target.channel_opened, lane, channel)
 
     def channel_closed(self, lane: Lane, channel: int, fault: Fault, written: int) -> None:
         """Cross over."""
-        self.post(self._there.channel_closed, lane, channel, fault, written)
+        self.post(self._target.channel_closed, lane, channel, fault, written)
 
     def confirmed(self, channel: int, tag: int, multiple: bool) -> None:
         """Cross over."""
-        self.post(self._there.confirmed, channel, tag, multiple)
+        self.post(self._target.confirmed, channel, tag, multiple)
 
     def nacked(self, channel: int, tag: int, multiple: bool) -> None:
         """Cross over."""
-        self.post(self._there.nacked, channel, tag, multiple)
+        self.post(self._target.nacked, channel, tag, multiple)
 
     def returned(self, channel: int, returned: Returned) -> None:
         """Cross over."""
-        self.post(self._there.returned, channel, returned)
+        self.post(self._target.returned, channel, returned)
 
     def blocked(self, reason: str) -> None:
         """Cross over."""
-        self.post(self._there.blocked, reason)
+        self.post(self._target.blocked, reason)
 
     def unblocked(self) -> None:
         """Cross over."""
-        self.post(self._there.unblocked)
+        self.post(self._target.unblocked)
 
     def writable(self) -> None:
         """Cross over."""
-        self.post(self._there.writable)
+        self.post(self._target.writable)
 
 
 class _Bridge:
@@ -114,7 +114,7 @@ class _Bridge:
         self._options = options
         self.inward = _Inward(current_token().native_token.run_sync_soon)  # type: ignore[attr-defined]
         self.link = AiormqLink(wake=self._wake, soon=self._soon, call=self._call, fail=self.fail)
-        self.inward.desk = Desk(self.link, listener)
+        self.inward.task_endpoint = TaskEndpoint(self.link, listener)
         self.body = anyio.CancelScope()
         self.fault: Fault | None = None
         #: The engine answered: it is open, or it has failed.
@@ -181,7 +181,7 @@ class _Bridge:
 
         def start() -> None:
             assert self._engine is not None
-            task = self._engine.spawn(getattr(self._engine, method)(*args))
+            task = self._engine.spawn(getattr(self._engine.requests, method)(*args))
             tasks.append(task)
             task.add_done_callback(lambda _: self.inward.post(done.set))
 
@@ -209,7 +209,7 @@ class _Bridge:
                 backend_options={"use_uvloop": importlib.util.find_spec("uvloop") is not None},
             )
         except Exception as error:  # noqa: BLE001 - the thread has no other way to tell its host
-            self.inward.post(self._note, fault_of(error, Phase.DIALING))
+            self.inward.post(self._note, fault_of(error, DialPhase.DIALING))
         finally:
             self.inward.post(self.answered.set)
             self.inward.post(self.ended.set)
@@ -243,8 +243,8 @@ class _Bridge:
         if self._leave is not None and self._left:
             self._leave.set()
 
-    def _sent(self, octets: int) -> None:
-        if self.link.sent(octets):
+    def _sent(self, size: int) -> None:
+        if self.link.sent(size):
             self.inward.writable()
 
 

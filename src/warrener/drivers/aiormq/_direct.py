@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 
 from warrener.drivers.aiormq._engine import Engine
-from warrener.drivers.aiormq._link import AiormqLink, Desk
+from warrener.drivers.aiormq._link import AiormqLink, TaskEndpoint
 from warrener.drivers.base import Link, LinkDown, LinkListener, LinkOptions
 from warrener.errors import Fault
 from warrener.records import Endpoint
@@ -30,12 +30,12 @@ async def open_direct(endpoint: Endpoint, options: LinkOptions, listener: LinkLi
         fault = fault or reason
         body.cancel()
 
-    def sent(octets: int) -> None:
-        if link.sent(octets):
-            desk.writable()
+    def sent(size: int) -> None:
+        if link.sent(size):
+            task_endpoint.writable()
 
     async def call(method: str, *args: Any) -> Any:
-        return await _answer(engine.spawn(getattr(engine, method)(*args)))
+        return await _answer(engine.spawn(getattr(engine.requests, method)(*args)))
 
     def wake() -> None:
         engine.work.set()
@@ -44,8 +44,8 @@ async def open_direct(endpoint: Endpoint, options: LinkOptions, listener: LinkLi
         engine.fail(reason)
 
     link = AiormqLink(wake=wake, soon=loop.call_soon, call=call, fail=fail)
-    desk = Desk(link, listener)
-    engine = Engine(endpoint, options, desk, down=down, sent=sent)
+    task_endpoint = TaskEndpoint(link, listener)
+    engine = Engine(endpoint, options, task_endpoint, down=down, sent=sent)
     link.attach(engine)
     left = False
     try:

@@ -2,7 +2,7 @@
 
 `AiormqLink` lives with the owner, the engine in its asyncio loop; on Trio that is another thread. What they share is
 one deque, to which the owner appends and from which the engine takes, and counters that one side writes and the other
-reads. LinkListener reach the owner through `Desk`, which keeps the link's own books before it passes them on.
+reads. LinkListener reach the owner through `TaskEndpoint`, which keeps the link's own books before it passes them on.
 """
 
 from __future__ import annotations
@@ -10,10 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-import pamqp.frame
-from pamqp.header import ContentHeader
-
-from warrener.drivers.aiormq._engine import OVERHEAD, properties_of
+from warrener.drivers.aiormq._encoding import OVERHEAD, header_size
 from warrener.drivers.base import Lane, LinkListener, Peer
 from warrener.errors import Fault
 from warrener.records import Envelope, Returned
@@ -22,7 +19,7 @@ if TYPE_CHECKING:
     from warrener.drivers.aiormq._engine import Engine
     from warrener.topology import Declaration
 
-__all__ = ["AiormqLink", "Desk"]
+__all__ = ["AiormqLink", "TaskEndpoint"]
 
 #: Unsent bytes at which the link is congested, and at which it no longer is.
 HIGH_WATER = 1024 * 1024
@@ -97,7 +94,7 @@ class AiormqLink:
         if kept is None:
             if len(self._sizes) >= _ENVELOPES:
                 self._sizes.clear()
-            kept = self._sizes[id(envelope)] = (envelope, _size(envelope))
+            kept = self._sizes[id(envelope)] = (envelope, header_size(envelope))
         size = kept[1]
         if isinstance(size, str):
             return size
@@ -141,11 +138,11 @@ class AiormqLink:
         self._aborted = True
         self._fail(fault)
 
-    # --- for the engine and the desk ------------------------------------------------------------------------------
+    # --- for the engine and the task_endpoint ------------------------------------------------------------------------------
 
-    def sent(self, octets: int) -> bool:
+    def sent(self, size: int) -> bool:
         """Note bytes that no longer wait, in the engine's thread; True when congestion may be over."""
-        self._sent += octets
+        self._sent += size
         return self._congested and self._handed - self._sent <= LOW_WATER
 
     def opened(self, lane: Lane, channel: int) -> None:
@@ -164,7 +161,7 @@ class AiormqLink:
         return False
 
 
-class Desk:
+class TaskEndpoint:
     """The reports as they arrive at the owner's side: the link's books first, then the owner."""
 
     def __init__(self, link: AiormqLink, listener: LinkListener) -> None:
@@ -197,13 +194,3 @@ class Desk:
 
 #: A header field with a token: name, type and length.
 _TOKEN_SIZE = 1 + len("x-warrener-token") + 5
-
-
-def _size(envelope: Envelope) -> int | str:
-    """Return the size of the envelope's header frame with an empty id, or why there is none."""
-    try:
-        return len(pamqp.frame.marshal(ContentHeader(properties=properties_of(envelope, "", None)), 1)) + (
-            4 if envelope.headers is None else 0
-        )
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        return f"it cannot be put into AMQP: {error}"

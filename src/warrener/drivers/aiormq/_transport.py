@@ -4,7 +4,7 @@ Why it exists. aiormq tells its user little of what the driver seam has to repor
 swallows connection.blocked, matches returns by message_id (F3), drops a multiple ack whose top tag it no longer holds
 (F4), may answer a close with a close, and keeps credentials in a URL that it logs. All of that is visible on the wire.
 So aiormq gets an asyncio transport of our own (`aiormq.TransportFactory` is public API for that) and the driver reads
-the facts from the frames themselves:
+the events from the frames themselves:
 
 * *Inbound*, `FrameFilter` cuts the stream into frames, checks them against the limits before anything is allocated for
   them, and hands the ones that concern the driver to it; what aiormq has to know is passed on, always in whole frames.
@@ -19,59 +19,29 @@ What must stay true: the tag of a publish is marked as written before the `send`
 from __future__ import annotations
 
 import asyncio
-import struct
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import anyio
 from attrs import define, field
 
 from warrener.drivers import _faults
+from warrener.drivers.aiormq import _frames as frames
+from warrener.drivers.aiormq._frames import FrameFilter
 from warrener.drivers.base import Lane, LinkDown
 
 if TYPE_CHECKING:
     from aiormq.abc import AbstractChannel
     from anyio.abc import ByteStream
 
-__all__ = ["Epoch", "FilteringTransport", "FrameFilter", "Parcel"]
-
-#: AMQP 0-9-1, 4.2.3: type, channel, size; then the payload and the end byte.
-_FRAME = struct.Struct(">BHI")
-_METHOD = struct.Struct(">I")
-_CONFIRM = struct.Struct(">QB")
-_OVERHEAD = 8
-_END = 0xCE
-
-METHOD, HEADER, BODY, HEARTBEAT = 1, 2, 3, 8
-
-#: Class and method ids as one number.
-START = 10 << 16 | 10
-START_OK = 10 << 16 | 11
-TUNE = 10 << 16 | 30
-CONNECTION_CLOSE = 10 << 16 | 50
-BLOCKED = 10 << 16 | 60
-UNBLOCKED = 10 << 16 | 61
-FLOW = 20 << 16 | 20
-CHANNEL_CLOSE = 20 << 16 | 40
-CHANNEL_CLOSE_OK = 20 << 16 | 41
-PUBLISH = 60 << 16 | 40
-RETURN = 60 << 16 | 50
-ACK = 60 << 16 | 80
-NACK = 60 << 16 | 120
-
-#: No frame may be larger before the tuning (RabbitMQ's own limit there).
-UNTUNED_FRAME_MAX = 8192
+__all__ = ["Epoch", "FilteringTransport", "Parcel"]
 
 #: A send call gets at most so many bytes, so that "stalled" means that not even these went out in time.
 _LARGEST_SEND = 256 * 1024
 _LARGEST_RECEIVE = 65536
 #: So many answers may wait for the socket; what a broker asks beyond them would grow our memory at its will.
 _ANSWERS = 1000
-
-#: Returns the frame to pass on to aiormq, or None.
-FrameHandler = Callable[[int, bytes], "bytes | None"]
-ConfirmHandler = Callable[[int, int, bool, bool], None]
 
 
 @define(eq=False)
@@ -99,90 +69,6 @@ class Parcel:
     size: int
     #: Where its last byte stands in the outgoing stream, once written.
     end: int = 0
-
-
-class FrameFilter:
-    """Cuts the inbound stream into frames; the driver's own are handled, the others come back from `feed`.
-
-    Raises `LinkDown` for a peer that breaks the protocol; nothing must be sent to it after that.
-    """
-
-    def __init__(
-        self, methods: Mapping[int, FrameHandler], content: Callable[[int, int, bytes], bool], confirm: ConfirmHandler
-    ) -> None:
-        self._methods = methods
-        self._content = content
-        self._confirm = confirm
-        self._buffer = bytearray()
-        self._greeted = False
-        #: The largest frame that is legal now, its eight bytes of overhead included.
-        self.frame_max = UNTUNED_FRAME_MAX
-        #: How many whole frames have arrived.
-        self.frames = 0
-
-    @property
-    def in_frame(self) -> bool:
-        """Whether a frame has arrived in part only."""
-        return bool(self._buffer)
-
-    def _greet(self) -> bool:
-        """Look at the first bytes: a method frame, or no broker of ours; False while too few have come to tell."""
-        buffer = self._buffer
-        if buffer[0] != METHOD:
-            if len(buffer) < _OVERHEAD and b"AMQP".startswith(buffer[:4]):
-                return False
-            raise LinkDown(_faults.not_amqp(bytes(buffer[:_OVERHEAD])))
-        self._greeted = True
-        return True
-
-    def feed(self, data: bytes) -> bytes:
-        """Take bytes in any split; return the whole frames that are for aiormq."""
-        buffer = self._buffer
-        buffer += data
-        if not self._greeted and not self._greet():
-            return b""
-        passed: list[bytes] = []
-        at, available = 0, len(buffer)
-        while available - at >= _FRAME.size:
-            kind, channel, size = _FRAME.unpack_from(buffer, at)
-            end = at + size + _OVERHEAD
-            if end - at > self.frame_max:
-                raise LinkDown(
-                    _faults.illegal_frame(f"a frame of {end - at} bytes, over the limit of {self.frame_max}")
-                )
-            if end > available:
-                break
-            if buffer[end - 1] != _END:
-                raise LinkDown(_faults.illegal_frame("a frame without its end byte"))
-            if kind == METHOD:
-                if size < _METHOD.size:
-                    raise LinkDown(_faults.illegal_frame("a method frame without a method"))
-                (method,) = _METHOD.unpack_from(buffer, at + _FRAME.size)
-                if method in (ACK, NACK):
-                    if size != _METHOD.size + _CONFIRM.size:
-                        raise LinkDown(_faults.illegal_frame("a confirm of the wrong size"))
-                    tag, bits = _CONFIRM.unpack_from(buffer, at + _FRAME.size + _METHOD.size)
-                    self._confirm(channel, tag, bool(bits & 1), method == NACK)
-                else:
-                    handler = self._methods.get(method)
-                    frame = bytes(buffer[at:end])
-                    kept = frame if handler is None else handler(channel, frame)
-                    if kept is not None:
-                        passed.append(kept)
-            elif kind in (HEADER, BODY):
-                frame = bytes(buffer[at:end])
-                if not self._content(kind, channel, frame):
-                    passed.append(frame)
-            elif kind == HEARTBEAT:
-                if channel or size:
-                    raise LinkDown(_faults.illegal_frame("a heartbeat with a channel or a payload"))
-                passed.append(bytes(buffer[at:end]))
-            else:
-                raise LinkDown(_faults.illegal_frame(f"a frame of unknown type {kind}"))
-            at = end
-            self.frames += 1
-        del buffer[:at]
-        return b"".join(passed)
 
 
 @define(eq=False, repr=False)  # pending bytes may hold credentials
@@ -293,27 +179,26 @@ class FilteringTransport(asyncio.Transport):
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Take one method with its content, or the protocol header."""
-        octets = bytes(data)
         if self._sealed or self._lost:
             return
-        if len(octets) >= _FRAME.size + _METHOD.size and octets[0] == METHOD:
-            (method,) = _METHOD.unpack_from(octets, _FRAME.size)
-            if method == PUBLISH:
+        method = frames.method_of(data)
+        if method is not None:
+            if method == frames.PUBLISH:
                 parcel = self._expected.popleft()
                 if parcel.epoch.closed:
                     self._sent(parcel.size)
                     return
                 parcel.epoch.assigned = parcel.tag
-                parcel.end = self._taken + len(self._pending) + len(octets)
+                parcel.end = self._taken + len(self._pending) + len(data)
                 self._parcels.append(parcel)
             else:
-                kept = self._outgoing(method, octets)
+                kept = self._outgoing(method, bytes(data))
                 if kept is None:
                     return
-                octets = kept
-        self.inject(octets)
+                data = kept
+        self.inject(data)
 
-    def inject(self, octets: bytes) -> None:
+    def inject(self, data: bytes | bytearray | memoryview) -> None:
         """Send bytes of the driver's own, after what is pending.
 
         They answer the broker, which may ask without end: raises `LinkDown` where it asks on and takes no answers.
@@ -324,7 +209,7 @@ class FilteringTransport(asyncio.Transport):
                 _faults.illegal_frame(f"more than {_ANSWERS} requests while nothing was read of the answers")
             )
         if not self._sealed:
-            self._pending += octets
+            self._pending += data
             self._flushed.clear()
             self._wake.set()
 

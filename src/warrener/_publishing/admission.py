@@ -1,0 +1,174 @@
+"""Admission: which new messages are accepted, at once or when there is capacity, and which are refused.
+
+Each question is asked once, when publish is called: is the producer closing? Did it give up? Does the circuit breaker let
+the message in? Is there capacity? A message that finds no capacity waits, first come, first served; `max_block` limits
+that wait only while there is no link or the broker blocks publishers. Accepted messages are never asked again.
+
+Invariant: if a waiter leaves, or capacity comes free, the waiters at the head that fit are accepted at once.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+import anyio
+from attrs import define, field
+
+from warrener._backend import Backend
+from warrener._publishing.ledger import Delivery, Ledger
+from warrener._supervision.supervisor import Supervisor
+from warrener.errors import BufferFull, CircuitOpen, DeadlineExceeded, PublishError
+
+__all__ = ["Admission"]
+
+
+@define(eq=False)
+class CapacityWaiter:
+    """A publisher that waits for capacity. `let_in` accepts its message, so that no younger one can overtake it."""
+
+    delivery: Delivery
+    changed: anyio.Event = field(factory=anyio.Event)
+    accepted: bool = False
+    refusal: PublishError | None = None
+
+
+class Admission:
+    """Accepts or refuses new messages; the head of this module explains it. One per producer."""
+
+    def __init__(self, ledger: Ledger, backend: Backend, supervisor: Supervisor, *, max_block: float) -> None:
+        #: Why nothing is accepted any more; None while messages are accepted.
+        self.refusal: Callable[[str], PublishError] | None = None
+        self.waiters: deque[CapacityWaiter] = deque()
+        #: Both set once by the sender: `let_in` and write what it accepted; the publisher of an accepted message has left.
+        self.pump: Callable[[], None]
+        self.cancelled: Callable[[Delivery], None]
+        self._ledger = ledger
+        self._backend = backend
+        self._supervisor = supervisor
+        self._max_block = max_block
+        #: Since when no message can be written (no link, or blocked); None while messages can be written.
+        self._stalled_since: float | None = backend.clock()
+
+    # --- new messages -----------------------------------------------------------------------------------------------
+
+    def refused(self, delivery: Delivery) -> PublishError | None:
+        """Ask everything but capacity. None: the message may be accepted, and holds a permit if the breaker is half open."""
+        if self.refusal is not None:
+            return self.refusal(delivery.message_id)
+        if not self._ledger.fits(delivery.size):
+            return BufferFull(delivery.message_id, "the body alone is larger than max_buffered_bytes")
+        supervisor = self._supervisor
+        if supervisor.breaker_closed:
+            return None
+        # Half open: accepted messages go first, so a new message is a probe only when no other message waits.
+        permit = supervisor.admit() if not self._ledger.buffered else supervisor.patience()
+        if isinstance(permit, float):
+            return CircuitOpen(
+                delivery.message_id,
+                f"the circuit breaker is open; ask again in {permit:.3g} s",
+                retry_after=permit,
+                last_fault=self._ledger.settlement.last_fault,
+            )
+        delivery.permit = permit
+        return None
+
+    def try_accept(self, delivery: Delivery) -> bool:
+        """Accept the message. False: there is no capacity, or older messages wait for it."""
+        if self.waiters or self._ledger.full(delivery.size):
+            return False
+        self._ledger.accept(delivery)
+        return True
+
+    def full(self, delivery: Delivery) -> BufferFull:
+        """Return the error for a message that found no capacity; its permit is given back."""
+        self.give_back(delivery)
+        fault = self._ledger.settlement.last_fault
+        return BufferFull(delivery.message_id, "the buffer of unwritten messages is full", last_fault=fault)
+
+    async def wait(self, delivery: Delivery) -> PublishError | None:
+        """Wait until the message is accepted (None) or refused.
+
+        The wait ends at the message's deadline, and while the link is down or blocked also after `max_block` seconds.
+        """
+        called = self._backend.clock()
+        waiter = CapacityWaiter(delivery)
+        self.waiters.append(waiter)
+        try:
+            while True:
+                limit = delivery.deadline
+                if self._stalled_since is not None:
+                    limit = min(limit, max(called, self._stalled_since) + self._max_block)
+                waiter.changed = anyio.Event()
+                with anyio.move_on_after(limit - self._backend.clock()):
+                    await waiter.changed.wait()
+                if waiter.accepted or waiter.refusal is not None:
+                    return waiter.refusal
+                if self._backend.clock() >= limit:
+                    break
+        except BaseException:
+            if waiter.accepted:
+                self.cancelled(delivery)
+            else:
+                self._leave(waiter)
+            raise
+        self._leave(waiter)
+        if limit < delivery.deadline:
+            return self.full(delivery)
+        fault = self._ledger.settlement.last_fault
+        return DeadlineExceeded(delivery.message_id, "no capacity came free before its deadline", last_fault=fault)
+
+    def _leave(self, waiter: CapacityWaiter) -> None:
+        """Take out a waiter that was not accepted; a younger one may fit where it did not."""
+        if waiter in self.waiters:
+            self.waiters.remove(waiter)
+        self.give_back(waiter.delivery)
+        self.pump()
+
+    def let_in(self) -> Delivery | None:
+        """Accept the message of the first waiter if it fits now, and return it."""
+        waiters = self.waiters
+        if not waiters or self._ledger.full(waiters[0].delivery.size):
+            return None
+        waiter = waiters.popleft()
+        waiter.accepted = True
+        waiter.changed.set()
+        self._ledger.accept(waiter.delivery)
+        return waiter.delivery
+
+    # --- what changes the answers -----------------------------------------------------------------------------------
+
+    def refuse_with(self, refusal: Callable[[str], PublishError]) -> None:
+        """Refuse all new messages and all waiters with this error."""
+        self.refusal = refusal
+        waiters, self.waiters = self.waiters, deque()
+        for waiter in waiters:
+            waiter.refusal = refusal(waiter.delivery.message_id)
+            self.give_back(waiter.delivery)
+            waiter.changed.set()
+
+    def note_flow(self, *, stalled: bool) -> None:
+        """Messages can no longer be written, or can be written again: `max_block` starts or stops to count."""
+        if stalled == (self._stalled_since is not None):
+            return
+        self._stalled_since = self._backend.clock() if stalled else None
+        for waiter in self.waiters:
+            waiter.changed.set()
+
+    # --- permits of a half-open breaker -----------------------------------------------------------------------------
+
+    def permitted(self, delivery: Delivery) -> bool:
+        """Whether the half-open breaker lets an accepted message be written. A permit that no longer counts is replaced."""
+        permit = delivery.permit
+        if permit is None or not self._supervisor.holds(permit):
+            asked = self._supervisor.admit()
+            if isinstance(asked, float):
+                return False
+            delivery.permit = asked
+        return True
+
+    def give_back(self, delivery: Delivery) -> None:
+        """Return an unused permit to the breaker."""
+        permit, delivery.permit = delivery.permit, None
+        if permit is not None:
+            self._supervisor.released(permit)

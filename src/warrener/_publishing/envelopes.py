@@ -1,0 +1,183 @@
+"""From the arguments of a publish to the `Delivery` that the ledger takes: fields, envelope, body, id, deadline.
+
+A message is sent as it was when it was accepted. So nothing mutable of the caller's is kept: a body that can change is
+copied, and so are headers, at every depth. Equal plain fields share one `Envelope`, which drivers use to cache frames.
+Headers are never compared: `{"x": 1}` equals `{"x": True}` in Python and differs on the wire.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from operator import attrgetter
+from typing import Any, Final, TypedDict, TypeVar, cast
+
+from warrener._publishing.ledger import Delivery
+from warrener.errors import InvalidMessage
+from warrener.records import Envelope, FieldValue, Message
+
+__all__ = ["PUBLISH_TIMEOUT", "Body", "Envelopes", "MessageFields", "seconds", "with_message_fields"]
+
+#: Means the producer's `publish_timeout` where a call names no timeout. Only this very object means that; another NaN is
+#: an error. None is an error too: it could be read as "no deadline", and that is `math.inf`.
+PUBLISH_TIMEOUT: Final = float("nan")
+#: Number of envelopes that a producer keeps; then it begins anew.
+CACHE_LIMIT = 1024
+#: Deepest nesting of headers.
+HEADER_DEPTH = 32
+
+Body = bytes | bytearray | memoryview
+
+
+class MessageFields(TypedDict, total=False):
+    """The fields of `Message`, except the body, as keywords of `Producer.publish`."""
+
+    exchange: str
+    routing_key: str
+    headers: Mapping[str, FieldValue]
+    content_type: str | None
+    content_encoding: str | None
+    priority: int | None
+    expiration: float | None
+    message_id: str
+    correlation_id: str | None
+    reply_to: str | None
+    type: str | None
+    app_id: str | None
+    user_id: str | None
+    timestamp: datetime | None
+    persistent: bool
+    mandatory: bool
+
+
+#: The fields of a message that make its envelope, except headers.
+_plain_fields = attrgetter(
+    "exchange", "routing_key", "content_type", "content_encoding", "priority", "expiration", "correlation_id",
+    "reply_to", "type", "app_id", "user_id", "timestamp", "persistent", "mandatory",
+)  # fmt: skip
+
+
+class Envelopes:
+    """Makes deliveries for one producer, and keeps the envelopes of plain fields."""
+
+    def __init__(self, new_id: Callable[[], str]) -> None:
+        self._new_id = new_id
+        #: By the items of the keywords; all values in these keys are text, which is equal only to the same text.
+        self._by_text: dict[tuple[Any, ...], Envelope] = {}
+        #: By the types and values of plain fields: 1, 1.0 and True are equal and are not the same field.
+        self._by_fields: dict[tuple[Any, ...], Envelope] = {}
+
+    def delivery(self, body: Body | Message, deadline: float, fields: MessageFields) -> Delivery:
+        """Return the delivery of one message. Raises `InvalidMessage`, or TypeError for fields beside a `Message`."""
+        if type(body) is bytes and "message_id" not in fields:
+            if "headers" in fields:
+                return Delivery(self._of_message(Message(b"", **fields)), body, self._new_id(), deadline)
+            try:
+                envelope = self._by_text.get(tuple(fields.items()))
+            except TypeError:  # a value that cannot be hashed is no valid field either
+                envelope = None
+            if envelope is None:
+                envelope = self._of_fields(fields)
+            return Delivery(envelope, body, self._new_id(), deadline)
+        if isinstance(body, Message):
+            if fields:
+                raise TypeError(f"publish(message) takes no fields beside the message: {', '.join(fields)}")
+            message = body
+        else:
+            message = Message(_copied_body(body), **fields)
+            if "message_id" not in fields:
+                return Delivery(self._of_message(message), message.body, self._new_id(), deadline)
+        # Another message in flight may have the same message_id, so a return of this one is matched by its token.
+        return Delivery(
+            self._of_message(message), _copied_body(message.body), message.message_id, deadline, self._new_id()
+        )
+
+    def _of_fields(self, fields: MessageFields) -> Envelope:
+        envelope = self._of_message(Message(b"", **fields))
+        if all(type(value) is str for value in fields.values()):
+            _keep(self._by_text, tuple(fields.items()), envelope)
+        return envelope
+
+    def _of_message(self, message: Message) -> Envelope:
+        if message.headers:
+            return _envelope(message)
+        plain = _plain_fields(message)
+        key = (plain, tuple(map(type, plain)))
+        return self._by_fields.get(key) or _keep(self._by_fields, key, _envelope(message))
+
+
+def seconds(timeout: float, default: float) -> float:
+    """Return the seconds that a call's `timeout` means. Raises TypeError or ValueError for a timeout that is none."""
+    if timeout is PUBLISH_TIMEOUT:
+        return default
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float):
+        raise TypeError(f"timeout must be float seconds (math.inf for no deadline), not {timeout!r}")
+    if not timeout >= 0:
+        raise ValueError(f"timeout must be seconds, 0 or more (math.inf allowed), not {timeout!r}")
+    return float(timeout)
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def with_message_fields(function: Function) -> Function:
+    """Show the message's fields in the signature of a function that takes them as `**fields`."""
+    own = inspect.signature(function)
+    fields = [
+        each
+        for each in inspect.signature(Message).parameters.values()
+        if each.kind is inspect.Parameter.KEYWORD_ONLY and each.name in MessageFields.__annotations__
+    ]
+    kept = [each for each in own.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
+    cast("Any", function).__signature__ = own.replace(parameters=[*kept, *fields])
+    return function
+
+
+def _keep(cache: dict[tuple[Any, ...], Envelope], key: tuple[Any, ...], envelope: Envelope) -> Envelope:
+    if len(cache) >= CACHE_LIMIT:
+        cache.clear()
+    cache[key] = envelope
+    return envelope
+
+
+def _envelope(message: Message) -> Envelope:
+    return Envelope(
+        exchange=message.exchange,
+        routing_key=message.routing_key,
+        mandatory=message.mandatory,
+        headers=_copied_headers(message) or None,
+        content_type=message.content_type,
+        content_encoding=message.content_encoding,
+        delivery_mode=2 if message.persistent else 1,
+        priority=message.priority,
+        correlation_id=message.correlation_id,
+        reply_to=message.reply_to,
+        expiration=None if message.expiration is None else str(round(message.expiration * 1000)),
+        timestamp=message.timestamp,
+        type=message.type,
+        user_id=message.user_id,
+        app_id=message.app_id,
+    )
+
+
+def _copied_body(body: object) -> bytes:
+    """Return the body as bytes. `Message` refuses a body of another type."""
+    return bytes(body) if isinstance(body, (bytearray, memoryview)) else cast("bytes", body)
+
+
+def _copied_headers(message: Message) -> dict[str, FieldValue]:
+    """Return a copy of the headers that shares nothing mutable with them."""
+    return {name: _copied(value, HEADER_DEPTH, message) for name, value in message.headers.items()}
+
+
+def _copied(value: FieldValue, depth: int, message: Message) -> FieldValue:
+    if isinstance(value, bytearray):
+        return bytes(value)
+    if not isinstance(value, (Mapping, list)):
+        return value
+    if depth == 0:
+        raise InvalidMessage(message.message_id, f"headers are nested deeper than {HEADER_DEPTH} levels")
+    if isinstance(value, Mapping):
+        return {name: _copied(each, depth - 1, message) for name, each in value.items()}
+    return [_copied(each, depth - 1, message) for each in value]

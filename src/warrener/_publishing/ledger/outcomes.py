@@ -1,0 +1,133 @@
+"""What an attempt, and a whole message, ends as: the verdict, the fold over attempts, and the errors that say so.
+
+Each attempt ends with a `Verdict`. The outcome of a message is the `fold` of its attempts: CONFIRMED, else UNKNOWN, else
+NACKED, else REJECTED. Every verdict but UNKNOWN is final for the message, so all earlier attempts are UNKNOWN, and
+`Delivery.unanswered` counts them. The functions below make the error for the last attempt; each asks for earlier ones.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+
+from warrener._publishing.ledger.delivery import Delivery
+from warrener.errors import (
+    Fault,
+    FaultKind,
+    Nacked,
+    NotSent,
+    PublishError,
+    PublishRefused,
+    Unconfirmed,
+    Unroutable,
+    printable,
+)
+from warrener.records import Receipt, Returned
+
+__all__ = [
+    "Verdict",
+    "acked",
+    "ended_unanswered",
+    "fold",
+    "nacked",
+    "not_written",
+    "refused",
+    "unroutable",
+    "verdict_of",
+]
+
+
+class Verdict(enum.IntEnum):
+    """How certain the end of an attempt, or of a whole message, is. The highest one wins in `fold`."""
+
+    REJECTED = 0
+    """Certain: the message is in no queue."""
+    NACKED = 1
+    """The broker refused it; a queue may hold it all the same."""
+    UNKNOWN = 2
+    """The message may or may not be in a queue."""
+    CONFIRMED = 3
+    """The broker acked it."""
+
+
+def fold(verdicts: Iterable[Verdict]) -> Verdict:
+    """Return the verdict of a message, given those of its attempts; REJECTED if there was no attempt.
+
+    It is the maximum, hence commutative, associative, idempotent and monotone.
+    """
+    return max(verdicts, default=Verdict.REJECTED)
+
+
+def verdict_of(result: Receipt | PublishError) -> Verdict:
+    """Return the verdict that an outcome states."""
+    if isinstance(result, Receipt):
+        return Verdict.CONFIRMED
+    if isinstance(result, Nacked):
+        return Verdict.NACKED
+    return Verdict.UNKNOWN if result.may_have_been_delivered else Verdict.REJECTED
+
+
+def acked(delivery: Delivery, link: int) -> Receipt | PublishError:
+    """Return the outcome of an ack: a receipt, unless a return is, or may be, about this attempt."""
+    if delivery.returned is not None:
+        return unroutable(delivery, delivery.returned)
+    if delivery.ambiguous:
+        reason = "the broker acked it after a return that may be of this message or of another one"
+        return Unconfirmed(delivery.message_id, reason)
+    return Receipt(delivery.message_id, delivery.attempts, delivery.unanswered > 0, link)
+
+
+def nacked(delivery: Delivery) -> PublishError:
+    """Return the outcome of a nack."""
+    if delivery.returned is not None:
+        return unroutable(delivery, delivery.returned)
+    if fold((Verdict.NACKED, _earlier(delivery))) is Verdict.NACKED:
+        return Nacked(delivery.message_id, "the broker refused it (basic.nack)")
+    reason = "the broker refused it (basic.nack), but an earlier attempt was lost without an answer"
+    return Unconfirmed(delivery.message_id, reason)
+
+
+def unroutable(delivery: Delivery, returned: Returned) -> PublishError:
+    """Return the outcome of a returned attempt, whether an ack, a nack or the end of the channel follows the return."""
+    why = f"the broker returned it: {printable(returned.reply_text)} [{returned.reply_code}]"
+    if fold((Verdict.REJECTED, _earlier(delivery))) is not Verdict.REJECTED:
+        return Unconfirmed(delivery.message_id, f"{why}, but an earlier attempt was lost without an answer")
+    return Unroutable(
+        delivery.message_id,
+        why,
+        reply_code=returned.reply_code,
+        exchange=delivery.envelope.exchange,
+        routing_key=delivery.envelope.routing_key,
+    )
+
+
+def refused(delivery: Delivery, fault: Fault) -> PublishRefused:
+    """Return the outcome of an attempt for which the broker closed the channel."""
+    return PublishRefused(
+        delivery.message_id,
+        f"the broker closed the channel because of it: {fault}",
+        reply_code=fault.reply_code or 0,
+        reply_text=fault.text,
+        may_have_been_delivered=fold((Verdict.REJECTED, _earlier(delivery))) is not Verdict.REJECTED,
+    )
+
+
+def not_written(delivery: Delivery, kind: type[NotSent], reason: str, fault: Fault | None) -> PublishError:
+    """Return the outcome of a message that is not in flight: `kind`, unless an earlier attempt may have arrived."""
+    error = kind if _earlier(delivery) is Verdict.REJECTED else Unconfirmed
+    return error(delivery.message_id, reason, last_fault=fault)
+
+
+def ended_unanswered(delivery: Delivery, fault: Fault, suspect_attempts: int) -> PublishError:
+    """Return the outcome of a written attempt that ended without an answer and is not followed by another one."""
+    if delivery.suspected >= suspect_attempts:
+        reason = f"no confirm came in {delivery.attempts} attempts, {delivery.suspected} of them alone"
+    else:
+        ended = "channel was closed" if fault.kind is FaultKind.CHANNEL_CLOSED else "link ended"
+        reason = f"the {ended} before the broker's confirm"
+    return Unconfirmed(delivery.message_id, reason, last_fault=fault)
+
+
+def _earlier(delivery: Delivery) -> Verdict:
+    """Return the fold of the attempts before the present one: there was none, or all of them ended UNKNOWN."""
+    return Verdict.UNKNOWN if delivery.unanswered else Verdict.REJECTED

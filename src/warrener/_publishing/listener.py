@@ -1,0 +1,81 @@
+"""`LinkFacts`: carries the facts that one link reports to the ledger, the sender and the supervisor."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from warrener.drivers.base import Lane
+from warrener.errors import Fault, printable
+from warrener.records import Returned
+
+if TYPE_CHECKING:
+    from warrener._publishing.sender import Sender
+
+__all__ = ["LinkFacts"]
+
+log = logging.getLogger("warrener")
+
+
+class LinkFacts:
+    """The `LinkListener` of one link. Once the sender has another link, or none, its facts change nothing."""
+
+    __slots__ = ("_ledger", "_number", "_sender")
+
+    def __init__(self, sender: Sender, number: int) -> None:
+        self._sender = sender
+        self._ledger = sender.ledger
+        self._number = number
+
+    def channel_opened(self, lane: Lane, channel: int) -> None:
+        """A channel is open for publishing."""
+        if self._sender.number == self._number:
+            self._ledger.channel_opened(lane, channel)
+            self._sender.pump()
+
+    def channel_closed(self, lane: Lane, channel: int, fault: Fault, written: int) -> None:
+        """The broker closed a channel."""
+        if self._sender.number == self._number:
+            self._sender.settle(self._ledger.channel_closed(channel, fault, written))
+            self._sender.supervisor.channel_closed(self._number, fault)
+            self._sender.pump()
+
+    def confirmed(self, channel: int, tag: int, multiple: bool) -> None:
+        """basic.ack."""
+        sender = self._sender
+        if sender.number == self._number:
+            sender.settle(self._ledger.confirmed(channel, tag, multiple))
+            if sender.supervisor.wants_confirms:
+                sender.supervisor.confirmed(self._number, None)
+            sender.pump()
+
+    def nacked(self, channel: int, tag: int, multiple: bool) -> None:
+        """basic.nack."""
+        sender = self._sender
+        if sender.number == self._number:
+            sender.settle(self._ledger.nacked(channel, tag, multiple))
+            sender.pump()
+
+    def returned(self, channel: int, returned: Returned) -> None:
+        """basic.return with its content."""
+        sender = self._sender
+        if sender.number == self._number:
+            sender.returns_log.note(returned, sender.backend.clock())
+            self._ledger.returned(channel, returned)
+
+    def blocked(self, reason: str) -> None:
+        """The broker blocks publishers."""
+        if self._sender.number == self._number:
+            log.warning("%s: the broker blocks publishing: %s", self._sender.name, printable(reason))
+            self._sender.supervisor.blocked(self._number)
+
+    def unblocked(self) -> None:
+        """The broker takes publishes again."""
+        if self._sender.number == self._number:
+            log.info("%s: the broker takes publishes again", self._sender.name)
+            self._sender.supervisor.unblocked(self._number)
+
+    def writable(self) -> None:
+        """The link is no longer congested."""
+        if self._sender.number == self._number:
+            self._sender.pump()

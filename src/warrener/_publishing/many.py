@@ -1,0 +1,68 @@
+"""`ManyPublishes`: accepts the messages of one `publish_many`, one after the other, as capacity comes free."""
+
+from __future__ import annotations
+
+from warrener._publishing.batches import Batch
+from warrener._publishing.envelopes import Body, Envelopes, MessageFields
+from warrener._publishing.ledger import Delivery
+from warrener._publishing.sender import Sender
+from warrener.errors import DeadlineExceeded, InvalidMessage
+from warrener.records import Message
+
+__all__ = ["ManyPublishes"]
+
+
+class ManyPublishes:
+    """The messages of one `publish_many`, which share a deadline and, if they are bodies, their fields."""
+
+    def __init__(self, sender: Sender, envelopes: Envelopes, deadline: float, fields: MessageFields) -> None:
+        self.batch = Batch()
+        self._sender = sender
+        self._envelopes = envelopes
+        self._deadline = deadline
+        self._fields = fields
+        self._bodies_allowed = bool(fields.get("routing_key") or fields.get("exchange"))
+
+    def take(self, message: Body | Message) -> bool:
+        """Put the message, or the error with which it is refused, into the batch. False: call `wait` before the next one."""
+        sender, batch = self._sender, self.batch
+        called = sender.backend.clock()
+        if not self._bodies_allowed and not isinstance(message, Message):
+            raise InvalidMessage("", "publish_many of bodies needs a routing_key or an exchange for all of them")
+        try:
+            delivery = self._envelopes.delivery(message, self._deadline, self._fields)
+        except InvalidMessage as refused:
+            batch.items.append(refused)
+            return True
+        batch.items.append(delivery)
+        if sender.fast_path(delivery, called):
+            batch.watch(delivery)
+            return True
+        admission = sender.admission
+        refusal = admission.refused(delivery)
+        if refusal is None and called >= self._deadline:
+            admission.give_back(delivery)
+            refusal = DeadlineExceeded(delivery.message_id, "its turn came after the deadline")
+        if refusal is not None:
+            batch.items[-1] = refusal
+            return True
+        if not admission.try_accept(delivery):
+            return False
+        sender.accepted(delivery, called)
+        batch.watch(delivery)
+        return True
+
+    async def wait(self) -> None:
+        """Wait until the last message is accepted or refused."""
+        delivery = self.batch.items[-1]
+        assert isinstance(delivery, Delivery)
+        refusal = await self._sender.admission.wait(delivery)
+        if refusal is not None:
+            self.batch.items[-1] = refusal
+        else:
+            self.batch.watch(delivery)
+
+    def cancel(self) -> None:
+        """The caller has left: each accepted message is cancelled as one of its own."""
+        for delivery in self.batch.deliveries():
+            self._sender.cancelled(delivery)

@@ -1,0 +1,154 @@
+"""The frames of the inbound stream: cut, judged by their limits, and given to their handlers."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import pamqp.frame
+from pamqp.exceptions import PAMQPException
+
+from warrener.drivers import _faults
+from warrener.drivers.base import LinkDown
+
+__all__ = ["UNREADABLE", "FrameFilter", "method_of", "read"]
+
+T = TypeVar("T")
+
+#: AMQP 0-9-1, 4.2.3: type, channel, size; then the payload and the end byte.
+_FRAME = struct.Struct(">BHI")
+_METHOD = struct.Struct(">I")
+_CONFIRM = struct.Struct(">QB")
+_OVERHEAD = 8
+_END = 0xCE
+
+METHOD, HEADER, BODY, HEARTBEAT = 1, 2, 3, 8
+
+#: Class and method ids as one number.
+START = 10 << 16 | 10
+START_OK = 10 << 16 | 11
+TUNE = 10 << 16 | 30
+CONNECTION_CLOSE = 10 << 16 | 50
+BLOCKED = 10 << 16 | 60
+UNBLOCKED = 10 << 16 | 61
+FLOW = 20 << 16 | 20
+CHANNEL_CLOSE = 20 << 16 | 40
+CHANNEL_CLOSE_OK = 20 << 16 | 41
+PUBLISH = 60 << 16 | 40
+RETURN = 60 << 16 | 50
+ACK = 60 << 16 | 80
+NACK = 60 << 16 | 120
+
+#: No frame may be larger before the tuning (RabbitMQ's own limit there).
+UNTUNED_FRAME_MAX = 8192
+
+#: What pamqp raises on bytes that it cannot read; deep nesting included.
+UNREADABLE = (PAMQPException, ArithmeticError, LookupError, RecursionError, TypeError, ValueError, struct.error)
+
+#: Returns the frame to pass on to aiormq, or None.
+FrameHandler = Callable[[int, bytes], "bytes | None"]
+ConfirmHandler = Callable[[int, int, bool, bool], None]
+
+
+class FrameFilter:
+    """Cuts the inbound stream into frames; the driver's own are handled, the others come back from `feed`.
+
+    Raises `LinkDown` for a peer that breaks the protocol; nothing must be sent to it after that.
+    """
+
+    def __init__(
+        self, methods: Mapping[int, FrameHandler], content: Callable[[int, int, bytes], bool], confirm: ConfirmHandler
+    ) -> None:
+        self._methods = methods
+        self._content = content
+        self._confirm = confirm
+        self._buffer = bytearray()
+        self._greeted = False
+        #: The largest frame that is legal now, its eight bytes of overhead included.
+        self.frame_max = UNTUNED_FRAME_MAX
+        #: How many whole frames have arrived.
+        self.frames = 0
+
+    @property
+    def in_frame(self) -> bool:
+        """Whether a frame has arrived in part only."""
+        return bool(self._buffer)
+
+    def _greet(self) -> bool:
+        """Look at the first bytes: a method frame, or no broker of ours; False while too few have come to tell."""
+        buffer = self._buffer
+        if buffer[0] != METHOD:
+            if len(buffer) < _OVERHEAD and b"AMQP".startswith(buffer[:4]):
+                return False
+            raise LinkDown(_faults.not_amqp(bytes(buffer[:_OVERHEAD])))
+        self._greeted = True
+        return True
+
+    def feed(self, data: bytes) -> bytes:
+        """Take bytes in any split; return the whole frames that are for aiormq."""
+        buffer = self._buffer
+        buffer += data
+        if not self._greeted and not self._greet():
+            return b""
+        passed: list[bytes] = []
+        at, available = 0, len(buffer)
+        while available - at >= _FRAME.size:
+            kind, channel, size = _FRAME.unpack_from(buffer, at)
+            end = at + size + _OVERHEAD
+            if end - at > self.frame_max:
+                raise LinkDown(
+                    _faults.illegal_frame(f"a frame of {end - at} bytes, over the limit of {self.frame_max}")
+                )
+            if end > available:
+                break
+            if buffer[end - 1] != _END:
+                raise LinkDown(_faults.illegal_frame("a frame without its end byte"))
+            if kind == METHOD:
+                if size < _METHOD.size:
+                    raise LinkDown(_faults.illegal_frame("a method frame without a method"))
+                (method,) = _METHOD.unpack_from(buffer, at + _FRAME.size)
+                if method in (ACK, NACK):
+                    if size != _METHOD.size + _CONFIRM.size:
+                        raise LinkDown(_faults.illegal_frame("a confirm of the wrong size"))
+                    tag, bits = _CONFIRM.unpack_from(buffer, at + _FRAME.size + _METHOD.size)
+                    self._confirm(channel, tag, bool(bits & 1), method == NACK)
+                else:
+                    handler = self._methods.get(method)
+                    frame = bytes(buffer[at:end])
+                    kept = frame if handler is None else handler(channel, frame)
+                    if kept is not None:
+                        passed.append(kept)
+            elif kind in (HEADER, BODY):
+                frame = bytes(buffer[at:end])
+                if not self._content(kind, channel, frame):
+                    passed.append(frame)
+            elif kind == HEARTBEAT:
+                if channel or size:
+                    raise LinkDown(_faults.illegal_frame("a heartbeat with a channel or a payload"))
+                passed.append(bytes(buffer[at:end]))
+            else:
+                raise LinkDown(_faults.illegal_frame(f"a frame of unknown type {kind}"))
+            at = end
+            self.frames += 1
+        del buffer[:at]
+        return b"".join(passed)
+
+
+def read(data: bytes, kind: type[T]) -> T:
+    """Return the frame as pamqp reads it; raises `LinkDown` for bytes that are not such a frame."""
+    try:
+        frame = pamqp.frame.unmarshal(data)[2]
+    except UNREADABLE as error:
+        raise LinkDown(_faults.illegal_frame(f"a frame that cannot be read ({type(error).__name__})")) from None
+    if not isinstance(frame, kind):
+        raise LinkDown(_faults.illegal_frame(f"a {type(frame).__name__} where {kind.__name__} was due"))
+    return frame
+
+
+def method_of(data: bytes | bytearray | memoryview) -> int | None:
+    """Return class and method of the frame with which the bytes begin, or None where it is no method frame."""
+    if len(data) < _FRAME.size + _METHOD.size or data[0] != METHOD:
+        return None
+    (method,) = _METHOD.unpack_from(data, _FRAME.size)
+    return int(method)

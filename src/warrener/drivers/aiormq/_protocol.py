@@ -1,0 +1,212 @@
+"""The protocol of one stream: aiormq's connection over the filtering transport, and what each frame means for the link."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import aiormq
+import pamqp.frame
+from attrs import define
+from pamqp import commands
+from yarl import URL
+
+from warrener.drivers import _faults
+from warrener.drivers._dial import Dialed
+from warrener.drivers._faults import DialPhase
+from warrener.drivers.aiormq import _frames as frames
+from warrener.drivers.aiormq._channels import Channels
+from warrener.drivers.aiormq._frames import FrameFilter
+from warrener.drivers.aiormq._handshake import Handshake
+from warrener.drivers.aiormq._pump import Publish, Pump
+from warrener.drivers.aiormq._returns import Returns
+from warrener.drivers.aiormq._transport import FilteringTransport
+from warrener.drivers.base import Lane, LinkDown, LinkListener, LinkOptions, Peer
+from warrener.errors import Fault, printable
+from warrener.records import Endpoint, Returned
+
+__all__ = ["Connection", "Protocol"]
+
+
+class Connection(aiormq.Connection):
+    """aiormq's connection without a judgement of its own on liveness: the engine watches, and bounds each wait."""
+
+    HEARTBEAT_GRACE_MULTIPLIER = 1_000_000
+    READER_CLOSE_TIMEOUT = 1_000_000
+    #: Frames between the pump and aiormq's writer task: fewer switches between the two.
+    FRAME_BUFFER_SIZE = 64
+
+
+@define
+class _FilteredStreams(aiormq.TransportFactory):
+    """Gives aiormq the streams of a transport."""
+
+    transport: FilteringTransport
+
+    async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Start the transport; the URL is not looked at, so nothing in a URL can change how we connect."""
+        return self.transport.start()
+
+
+class Protocol:
+    """Everything between the bytes of one stream and the link listener."""
+
+    def __init__(
+        self,
+        dialed: Dialed,
+        endpoint: Endpoint,
+        options: LinkOptions,
+        listener: LinkListener,
+        queue: deque[Publish],
+        work: asyncio.Event,
+        *,
+        spawn: Callable[[Coroutine[Any, Any, None]], object],
+        fail: Callable[[Fault], None],
+        sent: Callable[[int], None],
+    ) -> None:
+        self.phase = DialPhase.GREETING
+        self._listener = listener
+        self._fail = fail
+        #: No channel is opened any more.
+        self.stopping = False
+        self._handshake = Handshake(
+            endpoint.credentials, options.heartbeat, Peer(address=dialed.address, tls=dialed.tls)
+        )
+        self._returns = Returns(self._on_returned)
+        self._filter = FrameFilter(
+            {
+                frames.START: self._on_start,
+                frames.TUNE: self._on_tune,
+                frames.CONNECTION_CLOSE: self._on_connection_close,
+                frames.BLOCKED: self._on_blocked,
+                frames.UNBLOCKED: self._on_unblocked,
+                frames.FLOW: self._on_flow,
+                frames.CHANNEL_CLOSE: self._on_channel_close,
+                frames.RETURN: self._on_return,
+            },
+            self._returns.on_content,
+            self._on_confirm,
+        )
+        self.transport = FilteringTransport(
+            dialed.stream, self._filter, self._on_outgoing, sent, self._lost, options.write_stall_timeout,
+            options.frame_timeout,
+        )  # fmt: skip
+        self.connection = Connection(
+            # Where to connect and as whom is decided elsewhere: this URL is only what aiormq insists on.
+            URL("amqp://broker/"),
+            transport_factory=_FilteredStreams(self.transport),
+            client_properties={"product": "warrener by way of aiormq", "connection_name": options.connection_name},
+        )
+        self.connection.vhost = endpoint.vhost
+        self.channels = Channels(
+            self.connection, options, listener, channel_max=lambda: self.peer.channel_max, spawn=spawn, fail=fail
+        )
+        self.pump = Pump(queue, work, self.transport, self.channels.epochs, dropped=sent, fail=fail)
+
+    @property
+    def peer(self) -> Peer:
+        """What the handshake has found out so far."""
+        return self._handshake.peer
+
+    async def connect(self) -> None:
+        """Shake hands and open the first channel; raises `LinkDown` and what aiormq raises."""
+        await self.connection.connect()  # pyright: ignore[reportUnknownMemberType]
+        self.phase = DialPhase.PREPARING
+        if not self.connection.publisher_confirms:
+            raise LinkDown(_faults.unusable("it does not offer publisher confirms"))
+        number = self.channels.free_number()
+        try:
+            await self.channels.open(Lane.MAIN, number)
+        except Exception as error:
+            refusal = self.channels.refusal(number)
+            if refusal is None:
+                raise
+            raise LinkDown(_faults.channel_closed_by_broker(*refusal)) from error
+        self.phase = DialPhase.UP
+
+    def _lost(self, error: BaseException) -> None:
+        self._fail(_faults.fault_of(error, self.phase))
+
+    # --- frames from the broker -----------------------------------------------------------------------------------
+
+    def _on_start(self, _: int, data: bytes) -> bytes | None:
+        kept = self._handshake.on_start(data)
+        self.phase = DialPhase.AUTHENTICATING
+        return kept
+
+    def _on_tune(self, _: int, data: bytes) -> bytes | None:
+        kept = self._handshake.on_tune(data)
+        self._filter.frame_max = self.peer.frame_max
+        # aiormq takes the server's interval unless it is told one.
+        self.connection.heartbeat_timeout = int(self.peer.heartbeat)
+        self.phase = DialPhase.OPENING
+        return kept
+
+    def _on_connection_close(self, _: int, data: bytes) -> bytes | None:
+        """Answer at once and end the link: aiormq may answer a close with a close, or not at all."""
+        close = frames.read(data, commands.Connection.Close)
+        self.transport.inject(pamqp.frame.marshal(commands.Connection.CloseOk(), 0))
+        raise LinkDown(_faults.closed_by_broker(int(close.reply_code or 0), str(close.reply_text or ""), self.phase))
+
+    def _on_blocked(self, _: int, data: bytes) -> bytes | None:
+        self.transport.blocked = True
+        self._listener.blocked(printable(frames.read(data, commands.Connection.Blocked).reason))
+        return None
+
+    def _on_unblocked(self, _: int, data: bytes) -> bytes | None:
+        self.transport.blocked = False
+        self._listener.unblocked()
+        return None
+
+    def _on_flow(self, channel: int, data: bytes) -> bytes | None:
+        active = bool(frames.read(data, commands.Channel.Flow).active)
+        self.transport.inject(pamqp.frame.marshal(commands.Channel.FlowOk(active=active), channel))
+        if self.channels.epoch(channel) is not None:
+            if active:
+                self._listener.unblocked()
+            else:
+                self._listener.blocked("channel.flow")
+        return None
+
+    def _on_channel_close(self, channel: int, data: bytes) -> bytes | None:
+        """Answer at once, so that nothing can be sent on the number afterwards, and let aiormq know."""
+        close = frames.read(data, commands.Channel.Close)
+        self.transport.inject(pamqp.frame.marshal(commands.Channel.CloseOk(), channel))
+        self._returns.forget(channel)
+        epoch = self.channels.on_close(channel, int(close.reply_code or 0), str(close.reply_text or ""))
+        if epoch is not None and epoch.lane is Lane.MAIN and not self.stopping:
+            # aiormq learns of the close in the next turn of the event loop; the task starts after that.
+            self.channels.open_soon(Lane.MAIN)
+        return data
+
+    def _on_confirm(self, channel: int, tag: int, multiple: bool, negative: bool) -> None:
+        epoch = self.channels.epoch(channel)
+        if epoch is None:
+            return
+        if not 0 < tag <= epoch.written:
+            raise LinkDown(_faults.illegal_frame(f"a confirm for delivery tag {tag}; {epoch.written} were published"))
+        if negative:
+            self._listener.nacked(epoch.number, tag, multiple)
+        else:
+            self._listener.confirmed(epoch.number, tag, multiple)
+
+    def _on_return(self, channel: int, data: bytes) -> bytes | None:
+        self._returns.on_return(channel, data)
+        return None
+
+    def _on_returned(self, channel: int, returned: Returned) -> None:
+        epoch = self.channels.epoch(channel)
+        if epoch is not None:
+            self._listener.returned(epoch.number, returned)
+
+    # --- frames from aiormq ---------------------------------------------------------------------------------------
+
+    def _on_outgoing(self, method: int, data: bytes) -> bytes | None:
+        """Rewrite or drop a frame of aiormq's: credentials go in here, and each close is answered only once."""
+        if method == frames.START_OK:
+            return self._handshake.start_ok(data)
+        if method == frames.CHANNEL_CLOSE_OK:
+            return None
+        return data
