@@ -5,52 +5,48 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import math
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final
 
+from warrener._properties import PROPERTIES, FieldValue
 from warrener.errors import InvalidMessage, printable
 from warrener.outbox.records import NewRow
-from warrener.records import FieldValue, Message
+from warrener.records import Message
 
 __all__ = ["DUPLICATE_HEADER", "decode", "encode", "flagged"]
 
 #: A row that may be in a queue already is published with this header, so that a consumer knows it.
 DUPLICATE_HEADER: Final = "x-warrener-possible-duplicate"
 
-#: Properties of `Message` that stand in the column `properties`, with the value that is left out there.
-_PROPERTIES: Final[Mapping[str, object]] = {
-    "content_type": None,
-    "content_encoding": None,
-    "priority": None,
-    "expiration": None,
-    "correlation_id": None,
-    "reply_to": None,
-    "type": None,
-    "app_id": None,
-    "user_id": None,
+#: Properties of `Message` that stand in the column `properties` as they are, with the value that is left out there.
+_PLAIN: Final[Mapping[str, object]] = {
+    **{each.field: None for each in PROPERTIES if each.field not in ("headers", "timestamp", "message_id")},
     "persistent": True,
     "mandatory": True,
 }
-_KNOWN: Final = frozenset({*_PROPERTIES, "headers", "timestamp"})
+_KNOWN: Final = frozenset({*_PLAIN, "headers", "timestamp"})
+#: Columns of text, which PostgreSQL keeps without NUL.
+_TEXTS: Final = ("message_id", "exchange", "routing_key")
 
 
 def encode(message: Message, key: str | None = None) -> NewRow:
-    """Return the row of a message. Raises TypeError for a key that is not text, `InvalidMessage` for an unknown header type."""
+    """Return the row of a message. Raises TypeError or `InvalidMessage` for a key, an id or an address that cannot be kept."""
     if key is not None and not isinstance(key, str):
         raise TypeError(f"key must be str or None, not {type(key).__name__}")
+    for name in _TEXTS:
+        if "\0" in getattr(message, name):
+            raise InvalidMessage(message.message_id, f"{name} contains a NUL character, which PostgreSQL cannot keep")
+    if key is not None and "\0" in key:
+        raise InvalidMessage(message.message_id, "the key contains a NUL character, which PostgreSQL cannot keep")
     properties: dict[str, object] = {
-        name: value for name, default in _PROPERTIES.items() if (value := getattr(message, name)) != default
+        name: value for name, default in _PLAIN.items() if (value := getattr(message, name)) != default
     }
     if message.timestamp is not None:
         properties["timestamp"] = _utc(message.timestamp).isoformat()
     if message.headers:
-        try:
-            properties["headers"] = {name: _to_json(value) for name, value in message.headers.items()}
-        except TypeError as error:
-            raise InvalidMessage(message.message_id, f"headers: {error}") from None
+        properties["headers"] = {name: _to_json(value) for name, value in message.headers.items()}
     text = json.dumps(properties, ensure_ascii=False, separators=(",", ":"), sort_keys=True) if properties else "{}"
     return NewRow(message.message_id, key, message.exchange, message.routing_key, text, message.body)
 
@@ -127,26 +123,20 @@ def _utc(instant: datetime) -> datetime:
 
 
 def _to_json(value: FieldValue) -> object:
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise TypeError(f"{value} cannot be stored as JSON")
-        return value
-    if isinstance(value, bytes | bytearray | memoryview):
-        return {"!bytes": base64.b64encode(value).decode()}
-    if isinstance(value, Decimal):
-        return {"!decimal": str(value)}
-    if isinstance(value, datetime):
-        return {"!timestamp": _utc(value).isoformat()}
-    if isinstance(value, list | tuple):
-        return [_to_json(item) for item in value]
-    if isinstance(value, Mapping):
-        table = {name: _to_json(item) for name, item in value.items()}
-        if not all(isinstance(name, str) for name in table):
-            raise TypeError("a table's names must be text")
-        return {"!table": table} if len(table) == 1 and next(iter(table)).startswith("!") else table
-    raise TypeError(f"a value of type {type(value).__name__} cannot be stored")
+    match value:
+        case bytes():
+            return {"!bytes": base64.b64encode(value).decode()}
+        case Decimal():
+            return {"!decimal": str(value)}
+        case datetime():
+            return {"!timestamp": _utc(value).isoformat()}
+        case list():
+            return [_to_json(item) for item in value]
+        case Mapping():
+            table = {name: _to_json(item) for name, item in value.items()}
+            return {"!table": table} if len(table) == 1 and next(iter(table)).startswith("!") else table
+        case _:
+            return value
 
 
 _SPECIAL: Final[Mapping[str, Callable[[Any], FieldValue]]] = {
