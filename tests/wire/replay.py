@@ -38,7 +38,7 @@ ENVELOPES = (
 DECLARATIONS = (
     Exchange(EXCHANGE, "topic"),
     Queue(QUEUE, arguments={"x-max-length": 3, "x-overflow": "reject-publish"}),
-    Binding(QUEUE, EXCHANGE, "#"),
+    Binding(source=EXCHANGE, destination=QUEUE, routing_key="#"),
 )
 
 

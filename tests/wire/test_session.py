@@ -487,7 +487,7 @@ def test_requests() -> None:
     (declare,) = frames(session)
     assert (declare.queue, declare.durable, declare.auto_delete, declare.passive) == ("q", True, True, False)
     assert session.receive(marshalled(commands.Queue.DeclareOk("q", 0, 0), 2)) == [events.Replied()]
-    session.declare(Binding("q", "e", "k"))
+    session.declare(Binding(source="e", destination="q", routing_key="k"))
     (bind,) = frames(session)
     assert (bind.queue, bind.exchange, bind.routing_key) == ("q", "e", "k")
     assert session.receive(marshalled(commands.Queue.BindOk(), 2)) == [events.Replied()]

@@ -23,6 +23,7 @@ __all__ = ["ControlChannel", "Request", "declare", "delete_queue", "take_one"]
 #: The answers that a request may get.
 _REPLIES: Final[Mapping[type[Method], tuple[type[Method], ...]]] = {
     commands.Exchange.Declare: (commands.Exchange.DeclareOk,),
+    commands.Exchange.Bind: (commands.Exchange.BindOk,),
     commands.Queue.Declare: (commands.Queue.DeclareOk,),
     commands.Queue.Bind: (commands.Queue.BindOk,),
     commands.Queue.Delete: (commands.Queue.DeleteOk,),
@@ -67,15 +68,17 @@ def declare(declaration: Declaration) -> Request:
                 },
             )
         case Binding():
-            return Request(
-                commands.Queue.Bind,
-                {
-                    "queue": declaration.queue,
-                    "exchange": declaration.exchange,
-                    "routing_key": declaration.routing_key,
-                    "arguments": declaration.arguments,
-                },
-            )
+            return bind(declaration)
+
+
+def bind(binding: Binding) -> Request:
+    """Return the request that binds a queue or an exchange to an exchange."""
+    key: dict[str, Any] = {"routing_key": binding.routing_key, "arguments": binding.arguments}
+    if isinstance(binding.destination, Exchange):
+        names = {"destination": binding.destination.name, "source": binding.source}
+        return Request(commands.Exchange.Bind, names | key)
+    # An empty name is the queue that was declared last on this channel: a server-named one.
+    return Request(commands.Queue.Bind, {"queue": binding.destination.name, "exchange": binding.source} | key)
 
 
 def delete_queue(queue: str) -> Request:

@@ -34,8 +34,11 @@ class Requests:
 
     async def declare(self, declarations: Iterable[Declaration]) -> None:
         """Declare in the given order."""
+        # The name of the queue that the broker has named: bindings of it follow.
+        server_named = ""
         for declaration in declarations:
-            await self._on_own_channel(partial(_declare, declaration), str(declaration))
+            name = await self._on_own_channel(partial(_declare, declaration, server_named), str(declaration))
+            server_named = name or server_named
 
     async def get(self, queue: str, limit: int) -> list[bytes]:
         """Take up to `limit` bodies from the queue."""
@@ -82,7 +85,8 @@ class Requests:
             raise LinkDown(self._fault() or _faults.fault_of(error, DialPhase.UP)) from None
 
 
-async def _declare(declaration: Declaration, channel: AbstractChannel) -> None:
+async def _declare(declaration: Declaration, server_named: str, channel: AbstractChannel) -> str | None:
+    """Declare; return the name of a queue that the broker has named. `server_named` is the last such name."""
     arguments = table(declaration.arguments)
     match declaration:
         case Exchange():
@@ -96,7 +100,7 @@ async def _declare(declaration: Declaration, channel: AbstractChannel) -> None:
                 arguments=arguments,
             )
         case Queue():
-            await channel.queue_declare(
+            declared = await channel.queue_declare(
                 declaration.name,
                 passive=declaration.passive,
                 durable=declaration.durable,
@@ -104,7 +108,14 @@ async def _declare(declaration: Declaration, channel: AbstractChannel) -> None:
                 auto_delete=declaration.auto_delete,
                 arguments=arguments,
             )
-        case Binding():
-            await channel.queue_bind(
-                declaration.queue, declaration.exchange, declaration.routing_key, arguments=arguments
+            if declaration.is_server_named:
+                return declared.queue
+        case Binding(destination=Exchange(name=name)):
+            await channel.exchange_bind(
+                name, declaration.source, routing_key=declaration.routing_key, arguments=arguments
             )
+        case Binding(destination=queue):
+            await channel.queue_bind(
+                queue.name or server_named, declaration.source, declaration.routing_key, arguments=arguments
+            )
+    return None
