@@ -17,7 +17,7 @@ from warrener._publishing.ledger import Delivery
 from warrener.errors import InvalidMessage
 from warrener.records import Envelope, FieldValue, Message
 
-__all__ = ["PUBLISH_TIMEOUT", "Body", "Envelopes", "MessageFields", "seconds", "with_message_fields"]
+__all__ = ["PUBLISH_TIMEOUT", "Body", "Envelopes", "MessageFields", "message_of", "seconds", "with_message_fields"]
 
 #: Means the producer's `publish_timeout` where a call names no timeout. Only this very object means that; another NaN is
 #: an error. None is an error too: it could be read as "no deadline", and that is `math.inf`.
@@ -105,6 +105,15 @@ class Envelopes:
         plain = _plain_fields(message)
         key = (plain, tuple(map(type, plain)))
         return self._by_fields.get(key) or _keep(self._by_fields, key, _envelope(message))
+
+
+def message_of(body: Body | Message, fields: MessageFields) -> Message:
+    """Return the message of a call that takes a body and fields, or a message."""
+    if not isinstance(body, Message):
+        return Message(body, **fields)
+    if fields:
+        raise TypeError(f"a message takes no fields beside it: {', '.join(fields)}")
+    return body
 
 
 def seconds(timeout: float, default: float) -> float:
