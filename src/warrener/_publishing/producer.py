@@ -142,7 +142,7 @@ class Producer:
         supervisor = Supervisor(
             name=self.name,
             driver=self._driver,
-            endpoint=s.endpoint,
+            endpoints=s.endpoints,
             options=s.link_options(),
             topology=s.topology,
             policy=Policy(
