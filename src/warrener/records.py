@@ -136,12 +136,12 @@ class Envelope:
 
     @classmethod
     def of(cls, message: Message) -> Self:
-        """Return the envelope of a message. Its headers are the message's own mapping, not a copy."""
+        """Return the envelope of a message, with a copy of its headers: those of a message can be changed."""
         return cls(
             exchange=message.exchange,
             routing_key=message.routing_key,
             mandatory=message.mandatory,
-            headers=message.headers or None,
+            headers=_checked_headers(message.message_id, message.headers) if message.headers else None,
             content_type=message.content_type,
             content_encoding=message.content_encoding,
             delivery_mode=2 if message.persistent else 1,
@@ -154,6 +154,13 @@ class Envelope:
             user_id=message.user_id,
             app_id=message.app_id,
         )
+
+
+def _checked_headers(message_id: str, headers: object) -> dict[str, FieldValue]:
+    try:
+        return checked_table(headers)
+    except Unsendable as error:
+        raise InvalidMessage(message_id, str(error)) from None
 
 
 def _milliseconds(seconds: float) -> str:
@@ -182,7 +189,7 @@ class MessageFields(TypedDict, total=False):
     mandatory: bool
 
 
-def _is_plain(value: str) -> bool:
+def _is_plain(value: object) -> bool:
     """Whether the value is certainly a short string of AMQP; most are."""
     return type(value) is str and len(value) <= 255 and value.isascii()
 
@@ -283,7 +290,7 @@ class Message:
 
     def _check(self, values: dict[str, object], headers: object) -> None:
         for name in ("message_id", "correlation_id"):
-            if isinstance(values[name], uuid.UUID):
+            if values[name].__class__ is uuid.UUID:
                 values[name] = str(values[name])
         if not isinstance(self.message_id, str):
             raise InvalidMessage("?", f"message_id must be str or UUID, not {type(self.message_id).__name__}")
@@ -292,7 +299,8 @@ class Message:
         if not isinstance(self.body, bytes):
             self._refuse(f"body must be bytes, not {type(self.body).__name__}")
         for name in SHORT_STRINGS:
-            if (value := values[name]) is not None or name in ("exchange", "routing_key"):
+            value = values[name]
+            if not (_is_plain(value) or (value is None and name not in ("exchange", "routing_key"))):
                 self._check_short_string(name, value)
         self._check_numbers(values)
         if self.timestamp is not None:
@@ -301,10 +309,7 @@ class Message:
             if why_not := why_not_timestamp(self.timestamp):
                 self._refuse(f"timestamp {why_not}")
         if headers is not None:
-            try:
-                values["headers"] = checked_table(headers)
-            except Unsendable as error:
-                raise InvalidMessage(self.message_id, str(error)) from None
+            values["headers"] = _checked_headers(self.message_id, headers)
 
     def _check_numbers(self, values: dict[str, object]) -> None:
         for name in ("persistent", "mandatory"):

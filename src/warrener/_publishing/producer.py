@@ -26,9 +26,7 @@ from warrener._publishing.admission import Admission
 from warrener._publishing.batches import Batch
 from warrener._publishing.envelopes import (
     PUBLISH_TIMEOUT,
-    Body,
     Envelopes,
-    MessageFields,
     message_of,
     seconds,
     with_message_fields,
@@ -53,7 +51,16 @@ from warrener.errors import (
     SettingsError,
 )
 from warrener.machine import Policy
-from warrener.records import ClosingReport, ConnectionState, Message, Receipt, Status, Stored
+from warrener.records import (
+    Body,
+    ClosingReport,
+    ConnectionState,
+    Message,
+    MessageFields,
+    Receipt,
+    Status,
+    Stored,
+)
 from warrener.tracing import instrument
 
 __all__ = ["PUBLISH_TIMEOUT", "MessageFields", "Producer", "open_producer", "running"]
@@ -149,7 +156,7 @@ class Producer:
         supervisor = Supervisor(
             name=self.name,
             driver=self._driver,
-            endpoint=s.endpoint,
+            endpoints=s.endpoints,
             options=s.link_options(),
             topology=s.topology,
             policy=Policy(
