@@ -36,74 +36,96 @@ QUEUE_ARGUMENTS: tuple[dict[str, Any], ...] = (
 )
 
 
+KINDS = {
+    "declare q": 12, "delete q": 3, "purge": 2, "bind": 8, "unbind": 3, "declare x": 8, "delete x": 3, "bind x": 3,
+    "unbind x": 2, "publish": 24, "get": 10, "consume": 4, "cancel": 3, "ack": 6, "nack": 3, "reject": 4, "recover": 1,
+    "qos": 2,
+}  # fmt: skip
+
+
 def requests(seed: int, length: int) -> Iterator[Any]:
-    """Yield the steps of a seed: frames to send, each with whether a reply is due."""
+    """Yield the steps of a seed: each a method, or the frames of a publish."""
     rng = random.Random(seed)
     consuming = ""
     for number in range(length):
-        queue = rng.choice((*QUEUES, *QUEUES, MISSING_QUEUE))
-        exchange = rng.choice((*EXCHANGES, *EXCHANGES, MISSING_EXCHANGE))
-        key = rng.choice(KEYS)
-        match rng.choices(
-            ("declare q", "delete q", "purge", "bind", "unbind", "declare x", "delete x", "bind x", "unbind x",
-             "publish", "get", "consume", "cancel", "ack", "nack", "reject", "recover", "qos"),
-            (12, 3, 2, 8, 3, 8, 3, 3, 2, 24, 10, 4, 3, 6, 3, 4, 1, 2),
-        )[0]:  # fmt: skip
-            case "declare q":
-                yield Q.Declare(
-                    queue=queue, durable=True, passive=rng.random() < 0.15, exclusive=rng.random() < 0.1,
-                    auto_delete=rng.random() < 0.15, arguments=rng.choice(QUEUE_ARGUMENTS),
-                )  # fmt: skip
-            case "delete q":
-                yield Q.Delete(queue=queue, if_unused=rng.random() < 0.3, if_empty=rng.random() < 0.3)
-            case "purge":
-                yield Q.Purge(queue=queue)
-            case "bind":
-                yield Q.Bind(queue=queue, exchange=exchange, routing_key=key)
-            case "unbind":
-                yield Q.Unbind(queue=queue, exchange=exchange, routing_key=key)
-            case "declare x":
-                yield E.Declare(
-                    exchange=rng.choice((exchange, "x1", "x2")), exchange_type=rng.choice(("direct", "fanout", "topic")),
-                    durable=True, passive=rng.random() < 0.15, auto_delete=rng.random() < 0.15,
-                    internal=rng.random() < 0.05, arguments=rng.choice(({}, {}, {"alternate-exchange": "x2"})),
-                )  # fmt: skip
-            case "delete x":
-                yield E.Delete(exchange=exchange, if_unused=rng.random() < 0.4)
-            case "bind x":
-                yield E.Bind(destination=rng.choice((*EXCHANGES, MISSING_EXCHANGE)), source=exchange, routing_key=key)
-            case "unbind x":
-                yield E.Unbind(destination=rng.choice((*EXCHANGES, MISSING_EXCHANGE)), source=exchange, routing_key=key)
-            case "publish":
-                to_queue = rng.random() < 0.5
-                yield content(
-                    queue if to_queue else key, b"%04d" % number * rng.choice((1, 1, 5)),
-                    exchange="" if to_queue else exchange, mandatory=rng.random() < 0.5,
-                    delivery_mode=rng.choice((1, 2)), priority=rng.choice((None, 1, 7)),
-                )  # fmt: skip
-            case "get":
-                yield B.Get(queue=queue, no_ack=rng.random() < 0.4)
-            case "consume" if not consuming:
-                # One consumer at a time: the order of two queues' deliveries is the timing's.
-                consuming = f"tag{number}"
-                yield B.Consume(
-                    queue=queue, consumer_tag=consuming, no_ack=rng.random() < 0.3, exclusive=rng.random() < 0.2
-                )
-            case "cancel":
-                yield B.Cancel(consumer_tag=consuming or "no-such-tag")
-                consuming = ""
-            case "ack":
-                yield B.Ack(delivery_tag=rng.randint(0, 4), multiple=rng.random() < 0.4)
-            case "nack":
-                yield B.Nack(delivery_tag=rng.randint(0, 4), multiple=rng.random() < 0.4, requeue=rng.random() < 0.5)
-            case "reject":
-                yield B.Reject(delivery_tag=rng.randint(1, 4), requeue=rng.random() < 0.5)
-            case "recover":
-                yield B.Recover(requeue=True)
-            case "qos":
-                yield B.Qos(prefetch_count=rng.randint(0, 3), global_=rng.random() < 0.3)
-            case _:
-                pass
+        kind = rng.choices([*KINDS], [*KINDS.values()])[0]
+        if kind == "consume" and consuming:
+            kind = "get"  # one consumer at a time: the order of two queues' deliveries is the timing's
+        if kind == "consume":
+            consuming = f"tag{number}"
+            yield B.Consume(
+                queue=_queue(rng), consumer_tag=consuming, no_ack=rng.random() < 0.3, exclusive=rng.random() < 0.2
+            )
+        elif kind == "cancel":
+            yield B.Cancel(consumer_tag=consuming or "no-such-tag")
+            consuming = ""
+        elif kind == "publish":
+            yield _publish(rng, number)
+        else:
+            yield _topology(rng, kind) or _answer(rng, kind)
+
+
+def _queue(rng: random.Random) -> str:
+    return rng.choice((*QUEUES, *QUEUES, MISSING_QUEUE))
+
+
+def _exchange(rng: random.Random) -> str:
+    return rng.choice((*EXCHANGES, *EXCHANGES, MISSING_EXCHANGE))
+
+
+def _publish(rng: random.Random, number: int) -> list[Any]:
+    to_queue = rng.random() < 0.5
+    return content(
+        _queue(rng) if to_queue else rng.choice(KEYS), b"%04d" % number * rng.choice((1, 1, 5)),
+        exchange="" if to_queue else _exchange(rng), mandatory=rng.random() < 0.5,
+        delivery_mode=rng.choice((1, 2)), priority=rng.choice((None, 1, 7)),
+    )  # fmt: skip
+
+
+def _topology(rng: random.Random, kind: str) -> Any:
+    queue, exchange, key = _queue(rng), _exchange(rng), rng.choice(KEYS)
+    match kind:
+        case "declare q":
+            return Q.Declare(
+                queue=queue, durable=True, passive=rng.random() < 0.15, exclusive=rng.random() < 0.1,
+                auto_delete=rng.random() < 0.15, arguments=rng.choice(QUEUE_ARGUMENTS),
+            )  # fmt: skip
+        case "delete q":
+            return Q.Delete(queue=queue, if_unused=rng.random() < 0.3, if_empty=rng.random() < 0.3)
+        case "purge":
+            return Q.Purge(queue=queue)
+        case "bind":
+            return Q.Bind(queue=queue, exchange=exchange, routing_key=key)
+        case "unbind":
+            return Q.Unbind(queue=queue, exchange=exchange, routing_key=key)
+        case "declare x":
+            return E.Declare(
+                exchange=rng.choice((exchange, "x1", "x2")), exchange_type=rng.choice(("direct", "fanout", "topic")),
+                durable=True, passive=rng.random() < 0.15, auto_delete=rng.random() < 0.15,
+                internal=rng.random() < 0.05, arguments=rng.choice(({}, {}, {"alternate-exchange": "x2"})),
+            )  # fmt: skip
+        case "delete x":
+            return E.Delete(exchange=exchange, if_unused=rng.random() < 0.4)
+        case "bind x":
+            return E.Bind(destination=_exchange(rng), source=exchange, routing_key=key)
+        case "unbind x":
+            return E.Unbind(destination=_exchange(rng), source=exchange, routing_key=key)
+    return None
+
+
+def _answer(rng: random.Random, kind: str) -> Any:
+    match kind:
+        case "get":
+            return B.Get(queue=_queue(rng), no_ack=rng.random() < 0.4)
+        case "ack":
+            return B.Ack(delivery_tag=rng.randint(0, 4), multiple=rng.random() < 0.4)
+        case "nack":
+            return B.Nack(delivery_tag=rng.randint(0, 4), multiple=rng.random() < 0.4, requeue=rng.random() < 0.5)
+        case "reject":
+            return B.Reject(delivery_tag=rng.randint(1, 4), requeue=rng.random() < 0.5)
+        case "recover":
+            return B.Recover(requeue=True)
+    return B.Qos(prefetch_count=rng.randint(0, 3), global_=rng.random() < 0.3)
 
 
 @define
@@ -200,6 +222,10 @@ class Player:
                 return
             elif number == channel and _answers(received.name, name):
                 return
+
+    def close(self) -> None:
+        """End the connection."""
+        self.client.socket.close()
 
     def sweep(self) -> None:
         """Delete every queue and exchange that the requests may have made, and start on a new connection."""

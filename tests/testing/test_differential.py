@@ -20,7 +20,10 @@ LENGTH = 40
 def players(private_rabbitmq: PrivateRabbitMQ) -> Iterator[tuple[Player, Player]]:
     """One for RabbitMQ, one for the embedded broker."""
     with EmbeddedBroker.in_thread(strict=False, tuning=Tuning(silent_close_delay=0.1)) as broker:
-        yield Player(private_rabbitmq.url), Player(broker.url)
+        players = Player(private_rabbitmq.url), Player(broker.url)
+        yield players
+        for player in players:
+            player.close()
 
 
 @pytest.mark.parametrize("seed", [*range(8), *(pytest.param(seed, marks=pytest.mark.full) for seed in range(8, 60))])
