@@ -2,7 +2,8 @@
 
 A step is one method (or one publish) on channel 1. Behind it stand two fences: `basic.qos` on channel 1, and a passive
 declaration of each queue on channel 2, which also tells how many messages and consumers the queue has. So everything that
-the step caused has arrived before the next step begins, and its lines can be compared in any order.
+the step caused has arrived before the next step begins, and its lines can be compared in any order. Behind the end of a
+channel stands no fence: its messages return to their queues a moment later, so the depths are asked again until they agree.
 """
 
 from __future__ import annotations
@@ -168,9 +169,13 @@ class Player:
         self._fence(heard)
         if isinstance(request, Q.Declare):
             self._known.add(request.queue)
-        state = [self._state(queue) for queue in sorted(self._known)]
+        self.state()
         self._fence(heard)
-        return [*sorted(heard), *state]
+        return sorted(heard)
+
+    def state(self) -> list[str]:
+        """Return how many messages and consumers each known queue has."""
+        return [self._state(queue) for queue in sorted(self._known)]
 
     def _fence(self, heard: list[str]) -> None:
         if 1 in self._open:

@@ -341,8 +341,11 @@ class Channel:
         if self.confirms is None:
             return
         for confirm in self.confirms.flush():
-            name = "basic.ack" if confirm.accepted else "basic.nack"
-            self.send(name, delivery_tag=confirm.tag, multiple=confirm.multiple)
+            tag, multiple = confirm.tag, confirm.multiple
+            if confirm.accepted:
+                self.send("basic.ack", delivery_tag=tag, multiple=multiple)
+            else:
+                self.send("basic.nack", delivery_tag=tag, multiple=multiple, requeue=True)  # as RabbitMQ sends it
 
     def idle(self) -> None:
         """Nothing else is going on: see every answer that waits, and send the confirms."""
