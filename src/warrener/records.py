@@ -417,3 +417,5 @@ class Status:
     heartbeat: float | None
     #: The number of the newest link; 0 before the first.
     link: int
+    #: The broker's answer to a declaration of the topology that it refuses; None if it refuses none.
+    topology_fault: Fault | None = None

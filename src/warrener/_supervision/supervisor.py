@@ -30,7 +30,8 @@ import anyio.abc
 from warrener._histogram import RECONNECT_BOUNDS, Histogram
 from warrener._supervision.link_task import LinkTask
 from warrener._supervision.orders import Publishing
-from warrener.drivers.base import Driver, LinkOptions, Peer
+from warrener._supervision.topology import LiveTopology
+from warrener.drivers.base import Driver, Link, LinkOptions, Peer
 from warrener.errors import Fault, FaultKind, connect_error
 from warrener.machine import (
     Permit,
@@ -46,7 +47,6 @@ from warrener.machine import (
 )
 from warrener.machine.breaker import PROBE_PATIENCE
 from warrener.records import ConnectionState, Endpoint
-from warrener.topology import Declaration, in_order
 
 __all__ = ["Supervisor"]
 
@@ -73,7 +73,7 @@ class Supervisor:
         driver: Driver,
         endpoint: Endpoint,
         options: LinkOptions,
-        topology: tuple[Declaration, ...],
+        topology: LiveTopology,
         policy: Policy,
         clock: Callable[[], float],
         rng: random.Random,
@@ -87,7 +87,7 @@ class Supervisor:
         self._driver = driver
         self._endpoint = endpoint
         self._options = options
-        self._topology = in_order(topology)
+        self.topology = topology
         self._policy = policy
         self._clock = clock
         self._rng = rng
@@ -320,7 +320,7 @@ class Supervisor:
     async def _live(self, task: LinkTask) -> None:
         """Run one link; when it has ended, count and post how."""
         try:
-            await task.run(self._driver, self._endpoint, self._options, self._topology)
+            await task.run(self._driver, self._endpoint, self._options, self.topology)
         finally:
             if self._link_task is task:
                 self._link_task = None
@@ -437,6 +437,12 @@ class Supervisor:
         """The result of the present link's handshake."""
         task = self._link_task
         return task.link.peer if task is not None and task.link is not None else None
+
+    @property
+    def live_link(self) -> Link | None:
+        """The link on which messages are published; None while there is none."""
+        task = self._link_task
+        return task.link if task is not None and isinstance(self.record.state, states.Up) else None
 
     def watch(self, watcher: _Watcher) -> Callable[[], None]:
         """Call `watcher` (a plain, quick function) after each change of state; returns how to stop."""
