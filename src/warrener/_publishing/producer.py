@@ -147,7 +147,7 @@ class Producer:
         supervisor = Supervisor(
             name=self.name,
             driver=self._driver,
-            endpoint=s.endpoint,
+            endpoints=s.endpoints,
             options=s.link_options(),
             topology=LiveTopology(s.topology, strict=s.topology_errors == "strict"),
             policy=Policy(
