@@ -8,7 +8,7 @@ import math
 import uuid
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Literal, NoReturn, Self, TypeAlias, TypedDict
+from typing import Literal, NoReturn, Self, TypeAlias, TypedDict, cast
 
 from attrs import field, frozen
 
@@ -293,7 +293,7 @@ class Message:
         if not isinstance(self.message_id, str):
             raise InvalidMessage("?", f"message_id must be str or UUID, not {type(self.message_id).__name__}")
         if isinstance(values["body"], bytearray | memoryview):
-            values["body"] = bytes(values["body"])
+            values["body"] = bytes(cast("bytearray | memoryview", values["body"]))
         if not isinstance(self.body, bytes):
             self._refuse(f"body must be bytes, not {type(self.body).__name__}")
         for name in SHORT_STRINGS:
