@@ -6,6 +6,7 @@ Under load, with a real broker that is killed: test_load.py.
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import threading
@@ -65,7 +66,7 @@ def test_sigterm_settles_what_was_accepted_and_answers_it(start_service, dead_ur
     )
     with httpx.Client(base_url=service.url) as http:
         poster.start()
-        while "warrener_buffered 1.0" not in http.get("/metrics").text:
+        while not re.search(r"^warrener_buffered\{.*\} 1\.0$", http.get("/metrics").text, re.MULTILINE):
             pass
     service.signal(signal.SIGTERM)
     poster.join(timeout=30)
@@ -115,7 +116,7 @@ def test_a_second_signal_aborts(start_service, dead_url) -> None:
     service = start_service(dead_url, {"WARRENER_DRAIN_TIMEOUT": "20"})
     with httpx.Client(base_url=service.url) as http, socket.create_connection(address_of(service.url)) as client:
         client.sendall(request_octets("embed", SUMMARIZE))
-        while "warrener_buffered 1.0" not in http.get("/metrics").text:
+        while not re.search(r"^warrener_buffered\{.*\} 1\.0$", http.get("/metrics").text, re.MULTILINE):
             pass
         service.signal(signal.SIGTERM)
         service.wait_log("SIGTERM: shutting down")
@@ -127,7 +128,7 @@ def test_a_browser_that_reads_nothing_does_not_hold_up_the_end(start_service, de
     """Watchers of the status page are sent home at SIGTERM, well before any deadline."""
     service = start_service(dead_url)
     with socket.create_connection(address_of(service.url)) as watcher:
-        watcher.sendall(b"GET /v1/ml/analytics/events HTTP/1.1\r\nHost: x\r\n\r\n")
+        watcher.sendall(b"GET /v1/ml/analytics/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
         watcher.settimeout(30)
         assert b"200" in watcher.recv(100)
         service.signal(signal.SIGTERM)
@@ -194,5 +195,5 @@ def address_of(url: str) -> tuple[str, int]:
 
 def request_octets(task: str, body: dict[str, object]) -> bytes:
     content = json.dumps(body).encode()
-    head = f"POST /v1/ml/tasks/{task} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    head = f"POST /v1/ml/tasks/{task} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
     return head.encode() + content

@@ -21,6 +21,7 @@ from attrs import Attribute, asdict, field, fields, frozen, make_class
 from warrener._settings.settings import Settings
 from warrener.errors import SettingsError, printable
 from warrener.ml.payloads import BACKENDS, Backend, Embed, EmbedBatch, Payload, Summarize, Transcribe
+from warrener.ml.server_settings import ServerSettings
 from warrener.ml.topology import DEFAULT_EXCHANGE
 
 __all__ = ["CONFIG_VARIABLE", "MLSettings"]
@@ -108,7 +109,7 @@ def _preference(variable: str) -> Any:
 
 
 @frozen(kw_only=True)
-class MLSettings:
+class MLSettings(ServerSettings):
     """What the ML producer and its service are told; durations are float seconds.
 
     Make it with `MLSettings.load`, or directly. Raises `SettingsError`, which names the setting and shows no secret.
@@ -135,7 +136,7 @@ class MLSettings:
     #: So many tasks are taken in at once; one more is told to come back (503).
     max_requests: int = field(default=256, converter=_as_count, validator=_number(1, 100_000, "a number"))
     #: What does not fit into so many bytes of request bodies, all together, is told to come back (503).
-    max_held: int = field(default=64 * 1024 * 1024, converter=_as_count, validator=_number(1024, 2**34, "bytes"))
+    max_held: int = field(default=32 * 1024 * 1024, converter=_as_count, validator=_number(1024, 2**34, "bytes"))
     #: So many browsers may watch the status page.
     max_watchers: int = field(default=20, converter=_as_count, validator=_number(0, 1000, "a number"))
     #: From the first SIGTERM to the end of the process.
