@@ -131,6 +131,19 @@ def test_a_producer_of_the_session_under_pytest_asyncio(suite: pytest.Pytester) 
     run(suite, *RUNNERS["pytest-asyncio"][2]).assert_outcomes(passed=2)
 
 
+def test_the_error_of_a_fixture_that_pytest_asyncio_tears_down_elsewhere(suite: pytest.Pytester) -> None:
+    """The error says what to write, and run() has ended."""
+    fixture = blocks("@pytest.fixture").replace("pytest.fixture", "pytest_asyncio.fixture")
+    use = USE_TWICE.format(mark="@pytest.mark.asyncio", broker="warrener_broker")
+    suite.makepyfile("import pytest_asyncio\n" + fixture + use)
+
+    result = run(suite, *RUNNERS["pytest-asyncio"][2])
+    result.assert_outcomes(passed=2, errors=2)
+    result.stdout.fnmatch_lines(
+        ["*RuntimeError: the producer's `async with` was entered by one task and left by another*"]
+    )
+
+
 def test_brokers_of_a_module_and_of_the_session(suite: pytest.Pytester) -> None:
     """One lives for a module, one for the run, and one for each test."""
     script = """

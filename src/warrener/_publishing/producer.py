@@ -26,9 +26,7 @@ from warrener._publishing.admission import Admission
 from warrener._publishing.batches import Batch
 from warrener._publishing.envelopes import (
     PUBLISH_TIMEOUT,
-    Body,
     Envelopes,
-    MessageFields,
     seconds,
     with_message_fields,
 )
@@ -51,7 +49,7 @@ from warrener.errors import (
     SettingsError,
 )
 from warrener.machine import Policy
-from warrener.records import ClosingReport, ConnectionState, Message, Receipt, Status
+from warrener.records import Body, ClosingReport, ConnectionState, Message, MessageFields, Receipt, Status
 from warrener.tracing import instrument
 
 __all__ = ["PUBLISH_TIMEOUT", "MessageFields", "Producer", "open_producer", "running"]
@@ -144,7 +142,7 @@ class Producer:
         supervisor = Supervisor(
             name=self.name,
             driver=self._driver,
-            endpoint=s.endpoint,
+            endpoints=s.endpoints,
             options=s.link_options(),
             topology=s.topology,
             policy=Policy(
@@ -337,7 +335,8 @@ class Producer:
             if self._run_called:
                 return ProducerClosed("", "the producer is closed")
             return RuntimeError(
-                "the producer is not running: await nursery.start(producer.run) first, or use `async with` on it"
+                "the producer is not running yet: await nursery.start(producer.run), or task_group.start(producer.run) with "
+                "anyio, first; or use `async with` on it. asyncio.create_task(producer.run()) only schedules the start"
             )
         return self._place.error()
 

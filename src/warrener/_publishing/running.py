@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
 import anyio
@@ -18,6 +18,29 @@ __all__ = ["running"]
 @asynccontextmanager
 async def running(producer: Producer) -> AsyncIterator[Producer]:
     """Run this producer around a body, with the guarantees of `open_producer`."""
+    with _one_task():
+        async with _running(producer):
+            yield producer
+
+
+@contextmanager
+def _one_task() -> Iterator[None]:
+    """Explain the error of a task group that another task leaves than the one that entered it."""
+    entered = anyio.get_current_task().id
+    try:
+        yield
+    except RuntimeError as error:
+        if anyio.get_current_task().id == entered:
+            raise
+        raise RuntimeError(
+            "the producer's `async with` was entered by one task and left by another; let one task do both. In a "
+            "pytest-asyncio fixture, whose teardown is a task of its own, start a task that holds the `async with` open "
+            "(docs/testing.md, 'A producer as a fixture of your own')"
+        ) from error
+
+
+@asynccontextmanager
+async def _running(producer: Producer) -> AsyncIterator[None]:
     from_run: Exception | None = None
     from_body: BaseException | None = None
     cancelled = anyio.get_cancelled_exc_class()
@@ -43,7 +66,7 @@ async def running(producer: Producer) -> AsyncIterator[Producer]:
             else:
                 try:
                     with body:
-                        yield producer
+                        yield
                 except cancelled:
                     producer.abort()
                     raise
