@@ -140,7 +140,7 @@ def test_wrong_settings_end_the_start_in_one_line(start_service) -> None:
     """Status 2, the setting by name, no traceback, no secret."""
     service = start_service("amqp://ml:s3cr3t@localhost/", {"PREFERRED_STT": "gpu"})
     assert 2 == service.wait_end()
-    assert ["warrener serve: PREFERRED_STT must be api or local, not 'gpu'\n"] == service.lines
+    assert ["warrener serve: preferred_stt must be 'api' or 'local', not 'gpu' (from PREFERRED_STT)\n"] == service.lines
 
 
 def test_a_taken_address_ends_the_start_in_one_line(start_service, dead_url) -> None:
