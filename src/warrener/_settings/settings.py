@@ -265,7 +265,7 @@ class Settings:
             **{
                 attribute.name: getattr(self, attribute.name)
                 for attribute in attrs.fields(LinkOptions)
-                if attribute.name != "connection_name"
+                if attribute.name not in ("connection_name", "first_address")
             },
         )
 
@@ -331,7 +331,7 @@ RULES: dict[str, Rule] = (
 )
 
 #: Keywords in code: these rows, and those that only code can set.
-_KEYWORDS: dict[str, object] = RULES | dict.fromkeys(("backoff", "ssl_context", "topology"))
+_KEYWORDS = frozenset(RULES) | {"backoff", "ssl_context", "topology"}
 
 PREFIX = "WARRENER_"
 
