@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar, cast
 from warrener._publishing.ledger import Delivery
 from warrener.records import Body, Envelope, Message, MessageFields
 
-__all__ = ["PUBLISH_TIMEOUT", "Envelopes", "seconds", "with_message_fields"]
+__all__ = ["PUBLISH_TIMEOUT", "Envelopes", "message_of", "seconds", "with_message_fields"]
 
 #: Means the producer's `publish_timeout` where a call names no timeout. Only this very object means that; another NaN is
 #: an error. None is an error too: it could be read as "no deadline", and that is `math.inf`.
@@ -75,6 +75,15 @@ class Envelopes:
         plain = _plain_fields(message)
         key = (plain, tuple(map(type, plain)))
         return self._by_fields.get(key) or _keep(self._by_fields, key, Envelope.of(message))
+
+
+def message_of(body: Body | Message, fields: MessageFields) -> Message:
+    """Return the message of a call that takes a body and fields, or a message."""
+    if not isinstance(body, Message):
+        return Message(body, **fields)
+    if fields:
+        raise TypeError(f"a message takes no fields beside it: {', '.join(fields)}")
+    return body
 
 
 def seconds(timeout: float, default: float) -> float:
