@@ -42,6 +42,7 @@ def present_status(
         endpoint=str(supervisor.endpoint),
         heartbeat=None if peer is None else peer.heartbeat,
         link=record.link,
+        topology_fault=supervisor.topology.refusal,
     )
 
 

@@ -362,7 +362,7 @@ RULES: dict[str, Rule] = (
 )
 
 #: Keywords in code: these rows, and those that only code can set.
-_KEYWORDS: dict[str, object] = RULES | dict.fromkeys(("backoff", "ssl_context", "topology"))
+_KEYWORDS = frozenset(RULES) | {"backoff", "ssl_context", "topology"}
 
 PREFIX = "WARRENER_"
 

@@ -65,7 +65,7 @@ class Life:
     #: Seconds from a publish to its answer.
     latency: float = 0.0
     answer: Answer = _ack
-    #: Refuse the topology with this.
+    #: Refuse the declaration of its entity with this; without an entity, any declaration.
     topology: Fault | None = None
     #: At the link's end, how many of the last messages had not been written to the network.
     unoffered: int = 0
@@ -152,11 +152,16 @@ class ScriptedLink:
     async def declare(self, declarations: Iterable[Declaration]) -> list[str]:
         """Note the declarations, or refuse them by the script."""
         await anyio.lowlevel.checkpoint()
-        if self.life.topology is not None:
-            raise LinkDown(self.life.topology)
-        declared = list(declarations)
-        self.declared.extend(declared)
-        return [each.name for each in declared if isinstance(each, Queue)]
+        names: list[str] = []
+        refusal = self.life.topology
+        for each in declarations:
+            if refusal is not None and refusal.entity in (None, str(each)):
+                if refusal.reply_code == 503:  # for an unknown type of exchange a broker closes the connection
+                    self.abort(refusal)
+                raise LinkDown(refusal)
+            self.declared.append(each)
+            names += [each.name] if isinstance(each, Queue) else []
+        return names
 
     async def unbind(self, binding: Binding) -> None:
         """Forget the binding."""
