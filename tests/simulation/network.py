@@ -236,7 +236,9 @@ class Network:
             for wire in self.wires
         )
 
-    async def dial(self, endpoint: Endpoint, /, *, require_tls: bool, ssl_context: ssl.SSLContext | None) -> Dialed:
+    async def dial(
+        self, endpoint: Endpoint, /, *, require_tls: bool, ssl_context: ssl.SSLContext | None, first_address: int
+    ) -> Dialed:
         """Connect; what the native driver calls."""
         self._dials += 1
         first = len(self.wires)
@@ -257,7 +259,12 @@ class Network:
             return await self._connect(address, fate)
 
         dialed = await dial(
-            endpoint, require_tls=require_tls, ssl_context=ssl_context, resolve=resolve, connect=connect
+            endpoint,
+            require_tls=require_tls,
+            ssl_context=ssl_context,
+            first_address=first_address,
+            resolve=resolve,
+            connect=connect,
         )
         if fates[0] == "black hole":
             self._trace.see("dial: black hole first, then another")

@@ -23,6 +23,7 @@ from warrener._settings.settings import Settings
 from warrener._settings.sources import Given, defaults, from_environment, from_table, read_toml, refuse_unknown
 from warrener.errors import SettingsError, printable
 from warrener.ml.payloads import BACKENDS, Backend, Embed, EmbedBatch, Payload, Summarize, Transcribe
+from warrener.ml.server_settings import ServerSettings
 from warrener.ml.topology import DEFAULT_EXCHANGE
 
 __all__ = ["CONFIG_VARIABLE", "PRODUCER_DEFAULTS", "MLSettings"]
@@ -63,7 +64,7 @@ _BACKEND = one_of(*BACKENDS)
 
 
 @frozen(kw_only=True)
-class MLSettings:
+class MLSettings(ServerSettings):
     """Everything the ML producer and its service are told; durations are float seconds.
 
     Make it with `MLSettings.load`, or directly. Raises `SettingsError`, which names the setting and shows no secret.
@@ -89,8 +90,8 @@ class MLSettings:
     max_body: int = row(count(1024, 2**27, "bytes"), 4 * 1024 * 1024)
     #: Maximum concurrent requests; further ones get 503.
     max_requests: int = row(count(1, 100_000), 256)
-    #: Maximum size of the bodies of all concurrent requests together, in bytes; further requests get 503.
-    max_held: int = row(count(1024, 2**34, "bytes"), 64 * 1024 * 1024)
+    #: Maximum bytes of the bodies of all concurrent requests together, and of the tasks that wait; further requests get 503.
+    max_held: int = row(count(1024, 2**34, "bytes"), 32 * 1024 * 1024)
     #: Maximum number of browsers on the status page.
     max_watchers: int = row(count(0, 1000), 20)
     #: From the first SIGTERM to the end of the process.
