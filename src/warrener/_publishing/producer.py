@@ -117,7 +117,8 @@ class Producer(Declaring):
             max_buffered=s.max_buffered,
             max_buffered_bytes=s.max_buffered_bytes,
             max_in_flight=s.max_in_flight,
-            at_least_once=s.delivery == "at_least_once",
+            at_least_once="unknown" in s.retry_policy.on,
+            attempts=s.retry_policy.attempts,
             confirm_timeout=s.confirm_timeout,
         )
 
@@ -176,7 +177,7 @@ class Producer(Declaring):
             clock=self._backend.clock,
             rng=self._rng,
         )
-        admission = Admission(self._ledger, self._backend, supervisor, max_block=s.max_block)
+        admission = Admission(self._ledger, self._backend, supervisor, max_block=s.max_block, retry=s.retry_policy)
         sender = Sender(
             self._ledger,
             self._backend,
