@@ -77,7 +77,7 @@ async def in_situation(situation: Situation, policy: Retry) -> str:
                 driver.link.congested = True
             else:
                 driver.link.listener.blocked("low on disk")
-                await trio.lowlevel.checkpoint()
+                await trio.sleep(0.1)
         async with trio.open_nursery() as nursery:
             if situation is Situation.BLOCKED:
                 nursery.start_soon(unblock, driver)
