@@ -47,7 +47,9 @@ ROOMS = {
 }
 #: Rooms without input and output, clock or randomness, and rooms that a user's program may import.
 PURE = frozenset({"retry", "machine", "wire", "_publishing/ledger", "values"})
-PUBLIC = frozenset({"machine", "wire", "drivers", "http, metrics, tracing", "ml", "outbox", "retry", "testing", "values"})
+PUBLIC = frozenset(
+    {"machine", "wire", "drivers", "http, metrics, tracing", "ml", "outbox", "retry", "testing", "values"}
+)
 
 
 def room_of(module: str) -> str | None:
