@@ -122,7 +122,7 @@ def _aio_pika(load: Load) -> Report:
     exchange_name, key, user_id = BAD[load.kind]
 
     async def main() -> None:
-        connection = await aio_pika.connect(load.url)
+        connection = await aio_pika.connect_robust(load.url)
         async with connection:
             channel = await connection.channel(publisher_confirms=True)
             reopening = asyncio.Lock()
