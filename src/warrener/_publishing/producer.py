@@ -162,6 +162,7 @@ class Producer:
             name=self.name,
             driver=self._driver,
             endpoints=s.endpoints,
+            endpoint_order=s.endpoint_order,
             options=s.link_options(),
             topology=LiveTopology(s.topology, strict=s.topology_errors == "strict"),
             policy=Policy(
@@ -171,6 +172,7 @@ class Producer:
                 drain_timeout=s.drain_timeout,
                 close_timeout=s.close_timeout,
                 abort_timeout=s.abort_timeout,
+                prefer=s.prefer,
                 when_exhausted=s.when_exhausted,
             ),
             clock=self._backend.clock,
@@ -467,6 +469,24 @@ class Producer:
             return False
         self._place.check()
         return self._supervisor.reconnect()
+
+    async def hand_over(self, endpoint: int | None = None) -> bool:
+        """Go on at another endpoint, and return when messages can be written there. False if this was ignored.
+
+        `endpoint` is a position in the list of URLs, from 0; None means the next one that is ready. The producer writes
+        nothing more, waits for the confirms of the messages in flight, at most `drain_timeout`, closes the link, and dials. A
+        message that has no confirm by then is treated as after the loss of a link. It is ignored unless the link is up.
+
+        Raises as `wait_connected` does.
+        """
+        if self._supervisor is None:
+            raise self._not_here()
+        self._place.check()
+        handing_over = self._supervisor.hand_over(endpoint)
+        await anyio.lowlevel.checkpoint()
+        if handing_over:
+            await until_connected(self._supervisor, math.inf)
+        return handing_over
 
     @asynccontextmanager
     async def changes(self) -> AsyncIterator[Changes]:
