@@ -27,7 +27,10 @@ from warrener.records import Endpoint
 from warrener.testing._streams import MemoryStream, memory_stream_pair
 from warrener.testing.broker import EmbeddedBroker
 
-__all__ = ["Network", "Wire"]
+__all__ = ["FIRST_PORT", "Network", "Wire"]
+
+#: With several endpoints, the port of the first one; the usual port leads to all brokers.
+FIRST_PORT = 6000
 
 _ENDS = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError)
 _ALL = 1 << 30
@@ -249,6 +252,8 @@ class Network:
             if "no name" in self.fates.values():
                 self._trace.see("dial: no name")
                 raise socket.gaierror(socket.EAI_NONAME, "no such name")
+            if port >= FIRST_PORT:
+                return [self.addresses[port - FIRST_PORT]]
             # A name with several addresses gives them in another order each time.
             return self._rng.sample(self.addresses, len(self.addresses))
 

@@ -424,9 +424,12 @@ class Supervisor:
         """Close the link. With `drain`, accepted messages get their outcome first."""
         self.post(events.StopRequested(at=self._clock(), drain=drain))
 
-    def hand_over(self, endpoint: int | None) -> None:
-        """Go on at another endpoint when the messages in flight have their confirms."""
-        self.post(events.HandOverRequested(at=self._clock(), endpoint=endpoint))
+    def hand_over(self, endpoint: int | None) -> bool:
+        """Go on at another endpoint when the messages in flight have their confirms. False if this was ignored."""
+        self._drain_mailbox()
+        before = self.record
+        self._step(events.HandOverRequested(at=self._clock(), endpoint=endpoint))
+        return self.record is not before
 
     def reconnect(self) -> bool:
         """Hint that the broker is back. False if the hint was ignored."""

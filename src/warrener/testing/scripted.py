@@ -272,6 +272,8 @@ class ScriptedDriver:
         #: Every link that was opened, and the instants of all dials.
         self.links: list[ScriptedLink] = []
         self.dials: list[float] = []
+        #: The endpoint of each dial.
+        self.endpoints: list[Endpoint] = []
 
     @property
     def link(self) -> ScriptedLink:
@@ -290,6 +292,7 @@ class ScriptedDriver:
         """Follow the next line of the script."""
         life = self._script.popleft() if len(self._script) > 1 else self._script[0]
         self.dials.append(anyio.current_time())
+        self.endpoints.append(endpoint)
         await anyio.sleep(min(life.dialing, options.connect_timeout))
         if life.refusal is not None or life.dialing > options.connect_timeout:
             raise LinkDown(life.refusal or REFUSED)
