@@ -44,6 +44,7 @@ from warrener.records import (
     Receipt,
     Status,
 )
+from warrener.retry import Budget, Retry
 from warrener.topology import Binding, Exchange, Queue
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "Backoff",
     "Binding",
     "Breaker",
+    "Budget",
     "BufferFull",
     "Changes",
     "CircuitOpen",
@@ -84,6 +86,7 @@ __all__ = [
     "PublishRefused",
     "Queue",
     "Receipt",
+    "Retry",
     "Settings",
     "SettingsError",
     "Status",
