@@ -5,17 +5,26 @@ from __future__ import annotations
 import enum
 import ipaddress
 import math
+import uuid
 from collections.abc import Mapping
 from datetime import datetime
-from decimal import Decimal
-from typing import NoReturn, TypeAlias
+from typing import Literal, NoReturn, Self, TypeAlias, TypedDict, cast
 
 from attrs import field, frozen
 
 from warrener._ids import new_message_id
-from warrener.errors import Fault, InvalidMessage, PublishError
+from warrener._properties import (
+    SHORT_STRINGS,
+    FieldValue,
+    Unsendable,
+    checked_table,
+    why_not_short,
+    why_not_timestamp,
+)
+from warrener.errors import Fault, InvalidMessage, PublishError, printable
 
 __all__ = [
+    "Body",
     "ClosingReport",
     "ConnectionState",
     "Credentials",
@@ -23,17 +32,19 @@ __all__ = [
     "Envelope",
     "FieldValue",
     "Lane",
+    "Mechanism",
     "Message",
+    "MessageFields",
+    "OutboxStatus",
     "Outcome",
     "Receipt",
     "Returned",
     "Status",
+    "Stored",
 ]
 
-#: What a header table may hold (AMQP 0-9-1, 4.2.5.5 with RabbitMQ's field types). Nothing else is converted by accident.
-FieldValue: TypeAlias = (
-    "None | bool | int | float | Decimal | str | bytes | datetime | list[FieldValue] | Mapping[str, FieldValue]"
-)
+#: A body of a message; a mutable one is copied.
+Body: TypeAlias = bytes | bytearray | memoryview
 
 
 class ConnectionState(enum.Enum):
@@ -44,6 +55,10 @@ class ConnectionState(enum.Enum):
     CONNECTED = "CONNECTED"
     CLOSING = "CLOSING"
     CLOSED = "CLOSED"
+
+
+#: How a producer logs in: by user and password (PLAIN, AMQPLAIN), or by the client's TLS certificate (EXTERNAL).
+Mechanism: TypeAlias = Literal["PLAIN", "AMQPLAIN", "EXTERNAL"]
 
 
 @frozen
@@ -67,6 +82,12 @@ class Endpoint:
     cafile: str | None = None
     certfile: str | None = None
     keyfile: str | None = field(default=None, repr=False)
+    #: The passphrase of an encrypted key file.
+    keyfile_password: str | None = field(default=None, repr=False)
+    #: The name that the broker's certificate must have, where it is not `host`.
+    server_hostname: str | None = None
+    #: The login mechanism; None: the client's certificate where there is no user name, else user and password.
+    mechanism: Mechanism | None = None
     #: A Unix socket to connect to in place of host and port.
     socket_path: str | None = None
 
@@ -113,21 +134,72 @@ class Envelope:
     user_id: str | None = None
     app_id: str | None = None
 
+    @classmethod
+    def of(cls, message: Message) -> Self:
+        """Return the envelope of a message, with a copy of its headers: those of a message can be changed."""
+        return cls(
+            exchange=message.exchange,
+            routing_key=message.routing_key,
+            mandatory=message.mandatory,
+            headers=_checked_headers(message.message_id, message.headers) if message.headers else None,
+            content_type=message.content_type,
+            content_encoding=message.content_encoding,
+            delivery_mode=2 if message.persistent else 1,
+            priority=message.priority,
+            correlation_id=message.correlation_id,
+            reply_to=message.reply_to,
+            expiration=None if message.expiration is None else _milliseconds(message.expiration),
+            timestamp=message.timestamp,
+            type=message.type,
+            user_id=message.user_id,
+            app_id=message.app_id,
+        )
 
-_SHORT_STRINGS = (
-    "exchange", "routing_key", "content_type", "content_encoding", "message_id", "correlation_id", "reply_to", "type",
-    "app_id", "user_id",
-)  # fmt: skip
+
+def _checked_headers(message_id: str, headers: object) -> dict[str, FieldValue]:
+    try:
+        return checked_table(headers)
+    except Unsendable as error:
+        raise InvalidMessage(message_id, str(error)) from None
 
 
-def _is_plain(value: str) -> bool:
+def _milliseconds(seconds: float) -> str:
+    # "0" means: drop it unless a consumer is ready. Only 0 itself becomes that.
+    return str(max(1, round(seconds * 1000)) if seconds else 0)
+
+
+class MessageFields(TypedDict, total=False):
+    """The fields of `Message` but its body, as keywords of `Producer.publish`."""
+
+    exchange: str
+    routing_key: str
+    headers: Mapping[str, FieldValue] | None
+    content_type: str | None
+    content_encoding: str | None
+    priority: int | None
+    expiration: float | None
+    message_id: str | uuid.UUID | None
+    correlation_id: str | uuid.UUID | None
+    reply_to: str | None
+    type: str | None
+    app_id: str | None
+    user_id: str | None
+    timestamp: datetime | None
+    persistent: bool
+    mandatory: bool
+
+
+def _is_plain(value: object) -> bool:
     """Whether the value is certainly a short string of AMQP; most are."""
     return type(value) is str and len(value) <= 255 and value.isascii()
 
 
 @frozen(init=False, slots=False)
 class Message:
-    """One message to publish, checked when it is made; what cannot be put into AMQP raises `InvalidMessage`."""
+    """One message to publish, checked when it is made: `InvalidMessage` for a value that AMQP cannot carry.
+
+    It keeps nothing mutable of the caller's: a `bytearray` or `memoryview` and the headers are copied.
+    """
 
     body: bytes = field(repr=lambda body: f"<{len(body)} bytes>")
     exchange: str
@@ -137,7 +209,7 @@ class Message:
     content_encoding: str | None
     #: 0 to 255; RabbitMQ advises at most 10.
     priority: int | None
-    #: Seconds until the broker may drop the message; the wire gets integer milliseconds as text.
+    #: Seconds until the broker may drop the message; the wire gets whole milliseconds as text.
     expiration: float | None
     #: Unique unless given; stays the same when a message is sent again.
     message_id: str
@@ -156,7 +228,7 @@ class Message:
     # By hand, at less than half the cost of a generated one: `publish_many` does nothing more often than this.
     def __init__(
         self,
-        body: bytes,
+        body: Body,
         *,
         exchange: str = "",
         routing_key: str = "",
@@ -165,8 +237,8 @@ class Message:
         content_encoding: str | None = None,
         priority: int | None = None,
         expiration: float | None = None,
-        message_id: str | None = None,
-        correlation_id: str | None = None,
+        message_id: str | uuid.UUID | None = None,
+        correlation_id: str | uuid.UUID | None = None,
         reply_to: str | None = None,
         type: str | None = None,  # noqa: A002 - the name of the property
         app_id: str | None = None,
@@ -179,7 +251,7 @@ class Message:
             "body": body,
             "exchange": exchange,
             "routing_key": routing_key,
-            "headers": {} if headers is None else headers,
+            "headers": {},
             "content_type": content_type,
             "content_encoding": content_encoding,
             "priority": priority,
@@ -199,7 +271,7 @@ class Message:
         if not (
             body.__class__ is bytes
             and _is_plain(routing_key)
-            and (not exchange or _is_plain(exchange))
+            and (exchange == "" or _is_plain(exchange))
             and message_id is None
             and headers is None
             and content_type is None
@@ -212,26 +284,37 @@ class Message:
             and app_id is None
             and user_id is None
             and timestamp is None
+            and persistent.__class__ is mandatory.__class__ is bool
         ):
-            self._check()
+            self._check(values, headers)
 
-    def _check(self) -> None:
+    def _check(self, values: dict[str, object], headers: object) -> None:
+        for name in ("message_id", "correlation_id"):
+            if values[name].__class__ is uuid.UUID:
+                values[name] = str(values[name])
         if not isinstance(self.message_id, str):
-            raise InvalidMessage("?", f"message_id must be str, not {type(self.message_id).__name__}")
+            raise InvalidMessage("?", f"message_id must be str or UUID, not {type(self.message_id).__name__}")
+        if isinstance(values["body"], bytearray | memoryview):
+            values["body"] = bytes(cast("bytearray | memoryview", values["body"]))
         if not isinstance(self.body, bytes):
             self._refuse(f"body must be bytes, not {type(self.body).__name__}")
-        for name in _SHORT_STRINGS:
-            value = getattr(self, name)
-            if value is None and name not in ("exchange", "routing_key"):
-                continue
-            if not isinstance(value, str):
-                self._refuse(f"{name} must be str, not {type(value).__name__}")
-            try:
-                octets = len(value.encode())
-            except UnicodeEncodeError:
-                self._refuse(f"{name} cannot be encoded as UTF-8")
-            if octets > 255:
-                self._refuse(f"{name} is {octets} bytes long; AMQP short strings hold at most 255")
+        for name in SHORT_STRINGS:
+            value = values[name]
+            if not (_is_plain(value) or (value is None and name not in ("exchange", "routing_key"))):
+                self._check_short_string(name, value)
+        self._check_numbers(values)
+        if self.timestamp is not None:
+            if not isinstance(self.timestamp, datetime):
+                self._refuse(f"timestamp must be a datetime, not {type(self.timestamp).__name__}")
+            if why_not := why_not_timestamp(self.timestamp):
+                self._refuse(f"timestamp {why_not}")
+        if headers is not None:
+            values["headers"] = _checked_headers(self.message_id, headers)
+
+    def _check_numbers(self, values: dict[str, object]) -> None:
+        for name in ("persistent", "mandatory"):
+            if not isinstance(values[name], bool):
+                self._refuse(f"{name} must be True or False, not {printable(values[name], 60)}")
         if self.priority is not None and not (type(self.priority) is int and 0 <= self.priority <= 255):
             self._refuse("priority must be an integer from 0 to 255")
         if self.expiration is not None:
@@ -240,10 +323,12 @@ class Message:
                 self._refuse(f"expiration must be float seconds, not {type(seconds).__name__}")
             if not (math.isfinite(seconds) and 0 <= seconds <= 4_294_967.295):
                 self._refuse("expiration must be between 0 and 4,294,967 seconds (RabbitMQ's 32-bit milliseconds)")
-        if self.timestamp is not None and not isinstance(self.timestamp, datetime):
-            self._refuse(f"timestamp must be a datetime, not {type(self.timestamp).__name__}")
-        if not isinstance(self.headers, Mapping):
-            self._refuse(f"headers must be a mapping, not {type(self.headers).__name__}")
+
+    def _check_short_string(self, name: str, value: object) -> None:
+        if not isinstance(value, str):
+            self._refuse(f"{name} must be str, not {type(value).__name__}")
+        if why_not := why_not_short(value):
+            self._refuse(f"{name} {why_not}")
 
     def _refuse(self, reason: str) -> NoReturn:
         raise InvalidMessage(self.message_id, reason)
@@ -307,6 +392,43 @@ class ClosingReport:
 
 
 @frozen
+class Stored:
+    """The message is on disk. `position` is its place in the outbox's order."""
+
+    message_id: str
+    position: int
+
+
+@frozen
+class OutboxStatus:
+    """An outbox at one instant."""
+
+    #: Rows that wait to be published, leased ones not counted.
+    waiting: int
+    #: Rows that a relay has claimed.
+    leased: int
+    #: Rows that a person has to look at: `entries(state="set_aside")`.
+    set_aside: int
+    #: Bytes of the bodies of all three kinds of rows.
+    bytes: int
+    #: Seconds since the oldest row that is not set aside was stored; None where there is none.
+    oldest_age: float | None
+    #: When a broker last confirmed a row of this outbox to this process; None before the first.
+    last_confirm: datetime | None = None
+    #: Rows that this process's relay has published and deleted.
+    confirmed: int = 0
+    #: How many of those may have reached a queue twice.
+    possible_duplicates: int = 0
+    #: The newest error of the store; None where the last access succeeded.
+    last_error: str | None = None
+
+    @property
+    def backlog(self) -> int:
+        """Rows stored and not yet confirmed or set aside."""
+        return self.waiting + self.leased
+
+
+@frozen
 class Status:
     """A producer at one instant; reading it costs O(1) and changes nothing."""
 
@@ -334,3 +456,7 @@ class Status:
     heartbeat: float | None
     #: The number of the newest link; 0 before the first.
     link: int
+    #: The broker's answer to a declaration of the topology that it refuses; None if it refuses none.
+    topology_fault: Fault | None = None
+    #: The outbox of the producer, as it was counted last; None where it has none.
+    outbox: OutboxStatus | None = None

@@ -85,7 +85,7 @@ def test_completion_without_its_package_says_which_extra(
     assert capsys.readouterr().err == "warrener completion: shtab is missing: pip install 'warrener[cli]'\n"
 
 
-@pytest.mark.parametrize("package", ["typed_settings", "starlette", "hypercorn", "prometheus_client"])
+@pytest.mark.parametrize("package", ["starlette", "uvicorn", "h11", "prometheus_client"])
 def test_serve_without_a_package_says_which_extra(package: str) -> None:
     """One line, status 2, no traceback, whatever part is missing."""
     code = (
@@ -102,7 +102,7 @@ def test_serve_without_a_package_says_which_extra(package: str) -> None:
 #: What the extras bring, and aiormq, which only its driver imports.
 OPTIONAL = {
     "aiormq", "cattrs", "h11", "hypercorn", "hypothesis", "opentelemetry", "prometheus_client", "psycopg", "pytest",
-    "rich", "shtab", "starlette", "typed_settings", "uvicorn",
+    "rich", "shtab", "starlette", "uvicorn",
 }  # fmt: skip
 
 
@@ -146,6 +146,9 @@ def test_check_says_how_the_messages_that_it_read_differ(found: list[bytes], tex
     [
         ("warrener.http", "starlette", "http"),
         ("warrener.metrics", "prometheus_client", "metrics"),
+        ("warrener.ml.app", "starlette", "http"),
+        ("warrener.ml.metrics", "prometheus_client", "metrics"),
+        ("warrener.testing.strategies", "hypothesis", "testing"),
     ],
 )
 def test_a_missing_extra_is_an_import_error_that_names_it(module: str, package: str, extra: str) -> None:

@@ -11,8 +11,8 @@ from warrener._cli import demo
 
 #: All that the extras bring; `import` finds none of it in the program below.
 EXTRAS = (
-    "cattrs", "click", "hypercorn", "hypothesis", "opentelemetry", "prometheus_client", "psycopg", "pytest",
-    "pytest_trio", "rich", "starlette", "typed_settings", "uvloop",
+    "click", "hypercorn", "hypothesis", "opentelemetry", "prometheus_client", "psycopg", "pytest",
+    "pytest_trio", "rich", "starlette", "uvloop",
 )  # fmt: skip
 
 

@@ -145,13 +145,13 @@ def test_only_what_is_next_can_be_sent() -> None:
 
 
 def test_what_cannot_be_framed_ends_without_a_tag() -> None:
-    """`refuse` resolves as `InvalidMessage`, quotes the last fault, and the next tag is still 1."""
+    """`refuse` resolves as `InvalidMessage`, quotes no fault, and the next tag is still 1."""
     bench = Bench()
     bench.ledger.settlement.last_fault = LOST
     bad, good = bench.accept(), bench.accept()
     assert bench.ledger.refuse(bad, "the header is too long") == [bad]
     assert isinstance(bad.outcome, InvalidMessage)
-    assert bad.outcome.last_fault is LOST
+    assert bad.outcome.last_fault is None
     assert bench.write() == [good]
     assert good.tag == 1
     assert bench.ledger.refuse(bad, "again") == []
@@ -683,7 +683,7 @@ def test_a_suspect_refused_alone_may_have_arrived_with_the_crowd() -> None:
     bench.close_channel(lane=Lane.SUSPECT)
     assert isinstance(guilty.outcome, PublishRefused)
     assert guilty.outcome.may_have_been_delivered
-    assert "an earlier one may be" in str(guilty.outcome)
+    assert "because of an earlier attempt" in str(guilty.outcome)
     assert bench.ledger.counters.unknown == 1
     assert not PublishRefused("m", "r", reply_code=404, reply_text="t").may_have_been_delivered
 

@@ -33,7 +33,9 @@ REFUSED = Fault(FaultKind.UNREACHABLE, "connection refused")
 MISMATCH = Fault(FaultKind.TOPOLOGY, "PRECONDITION_FAILED", reply_code=406, entity="queue 'tasks'")
 GONE = Fault(FaultKind.CHANNEL_CLOSED, "NOT_FOUND", reply_code=404)
 
-POLICY = Policy(backoff=Backoff(jitter=0, attempts=4), breaker=Breaker(threshold=3, cooldown=20.0, probes=2))
+POLICY = Policy(
+    backoff=Backoff(cap=60, jitter=0, attempts=4), breaker=Breaker(threshold=3, cooldown=20.0, probes=2), prefer="first"
+)
 
 #: Not visible to the machine: how far the link is that was ordered last.
 NONE, DIALED, OPENED, LET_IN = "no link", "dialed", "opened", "let in"
@@ -87,6 +89,20 @@ class Walk(RuleBasedStateMachine):
         self.permits: list[Permit] = []
         self.storm: list[float] = []
         self.hinted_at = -10.0
+        #: The endpoints that can still be dialed in this pass, first the next; when each is ready, and its failures.
+        self.order: list[int] = []
+        self.untried: set[int] = set()
+        self.first_of_pass = True
+        self.ready_at: dict[int, float] = {}
+        self.failed: dict[int, int] = {}
+        self.address: dict[int, int] = {}
+        self.endpoint = 0
+        self.was_up = False
+        self.refused: set[int] = set()
+        #: The endpoint to which the link is being handed over.
+        self.target: int | None = None
+        self.forced: int | None = None
+        self.wait_is_over = False
         self.breaker, self.run, self.out, self.generation = "closed", 0, set[Permit](), 0
 
     # --- feeding the machine, and doing what it orders ---------------------------------------------------------------
@@ -99,11 +115,12 @@ class Walk(RuleBasedStateMachine):
             self.perform(effect)
         return step.effects
 
-    def perform(self, effect: effects.Effect) -> None:
+    def perform(self, effect: effects.Effect) -> None:  # noqa: C901 - one case for each effect
         assert not self.finished, f"{effect} after Finish"
         match effect:
-            case effects.Dial(link):
+            case effects.Dial(link, endpoint, address):
                 assert self.phase is NONE, "a second link"
+                self.takes(endpoint, address)
                 assert link == self.link + 1
                 assert "retry" not in self.timers, "the retry timer still runs"
                 self.link, self.phase, self.ending, self.blocked, self.proven = link, DIALED, False, False, False
@@ -111,10 +128,12 @@ class Walk(RuleBasedStateMachine):
             case effects.ReplayTopology(link):
                 assert (link, self.phase) == (self.link, OPENED)
             case effects.StartPublishing(link):
+                self.was_up = True
                 assert (link, self.phase, self.ending) == (self.link, LET_IN, False)
                 assert self.sender != "open"
                 self.sender = "open"
             case effects.PausePublishing(link):
+                self.was_up = True
                 assert (link, self.phase) == (self.link, LET_IN)
                 assert self.sender != "paused"
                 self.sender = "paused"
@@ -125,6 +144,7 @@ class Walk(RuleBasedStateMachine):
             case effects.CloseLink(link) | effects.AbortLink(link):
                 assert link == self.link
                 assert self.phase is not NONE
+                assert self.target is None or self.stopped or self.wait_is_over, "closed before the confirms"
                 self.ending = True
             case effects.StartRetryTimer(link, shortest, longest):
                 assert "retry" not in self.timers
@@ -132,6 +152,12 @@ class Walk(RuleBasedStateMachine):
                 self.timers["retry"] = link
             case effects.StartStableTimer(link):
                 self.timers["stable"] = link
+            case effects.StartPreferTimer(link):
+                self.timers["prefer"] = link
+            case effects.StartHandOverTimer(link):
+                self.timers["hand_over"] = link
+            case effects.ReportSettled(link):
+                assert (link, self.phase, self.sender == "open") == (self.link, LET_IN, False)
             case effects.StartCooldownTimer(generation):
                 self.timers["cooldown"] = generation
             case effects.StartDrainTimer():
@@ -142,12 +168,58 @@ class Walk(RuleBasedStateMachine):
                 self.timers.pop(timer, None)
             case effects.FailPending():
                 self.gave_up = True
+            case effects.RefusePublishing(fault):
+                assert self.refused == set(self.order), "an endpoint does not refuse for good"
+                assert not self.was_up or fault.kind is FaultKind.TOPOLOGY, "messages could wait"
             case effects.Finish():
                 self.finished = True
             case effects.Announce() | effects.Admit() | effects.Refuse():
                 pass
 
     # --- the model's own account ----------------------------------------------------------------------------------------
+
+    def new_pass(self, *, hinted: bool = False) -> None:
+        if hinted:
+            self.ready_at = dict.fromkeys(self.order, -1.0)
+        self.untried = set(self.order)
+        self.first_of_pass = True
+
+    def choices(self) -> list[int]:
+        """The endpoints that the pass can go on with, in order."""
+        if self.forced is not None:
+            return [self.forced]
+        ready = [index for index in self.order if index in self.untried and self.ready_at[index] <= self.at]
+        if self.first_of_pass and not ready:
+            return [min(self.order, key=lambda index: self.ready_at[index])]
+        return ready
+
+    def takes(self, endpoint: int, address: int) -> None:
+        assert self.choices()[0] == endpoint, "not the next endpoint of the pass"
+        assert self.address[endpoint] == address, "not the next address"
+        self.endpoint, self.first_of_pass, self.forced = endpoint, False, None
+        self.untried.discard(endpoint)
+
+    def fails(self, fault: Fault, *, proven: bool) -> None:
+        """The endpoint goes to the end; an orderly shutdown is no failure."""
+        index = self.endpoint
+        self.order.remove(index)
+        self.order.append(index)
+        self.address[index] += int(fault.orderly or not proven)
+        self.refused.discard(index)
+        if not fault.orderly:
+            delay = 60.0 if fault.permanent else min(60.0, 2.0 ** self.failed[index])
+            self.failed[index] += 1
+            self.ready_at[index] = self.at + delay
+            if fault.permanent:
+                self.refused.add(index)
+        if proven:
+            # A new pass, in which this one was tried and every other one may be.
+            self.untried = set(self.order) - {index}
+
+    def proves(self) -> None:
+        if self.failed[self.endpoint]:
+            self.failed[self.endpoint], self.ready_at[self.endpoint] = 0, -1.0
+        self.refused.discard(self.endpoint)
 
     def count_failure(self, permit: Permit | None = None, *, of_a_publish: bool = False) -> None:
         self.failures += 1
@@ -169,20 +241,26 @@ class Walk(RuleBasedStateMachine):
 
     @property
     def up(self) -> bool:
-        return self.alive and self.phase is LET_IN and not self.ending
+        return self.alive and self.phase is LET_IN and not self.ending and self.target is None
 
     # --- asked for ----------------------------------------------------------------------------------------------------
 
-    @initialize()
-    def start(self) -> None:
-        self.feed(events.StartRequested(self.at))
+    @initialize(order=st.sampled_from(((0,), (0,), (1, 0), (0, 2, 1))))
+    def start(self, order: tuple[int, ...]) -> None:
+        self.order = list(order)
+        self.ready_at = dict.fromkeys(order, -1.0)
+        self.failed = dict.fromkeys(order, 0)
+        self.address = dict.fromkeys(order, 0)
+        self.new_pass()
+        self.feed(events.StartRequested(self.at, order))
         assert self.phase is DIALED
 
     @rule()
     @precondition(lambda self: self.finished)
     def begin_again(self) -> None:
+        order = tuple(self.order)
         self.restart()
-        self.start()
+        self.start(order)
 
     def advance(self) -> None:
         """Do the next thing that goes well, as far as there is one: without this, walks seldom get a link up."""
@@ -226,6 +304,8 @@ class Walk(RuleBasedStateMachine):
         heeded = self.at - self.hinted_at >= 1.0 and self.phase is NONE and not self.stopped
         before = self.link
         revived = self.gave_up
+        if heeded:
+            self.new_pass(hinted=True)
         self.feed(events.ReconnectRequested(self.at))
         assert self.link == before + int(heeded)
         if heeded:
@@ -263,10 +343,12 @@ class Walk(RuleBasedStateMachine):
     @precondition(lambda self: self.alive and self.phase is DIALED)
     def dial_fails(self, permanent: bool) -> None:
         self.phase = NONE
-        if not self.stopped:
-            self.count_failure()
         fault = Fault(FaultKind.AUTHENTICATION, "refused", reply_code=403) if permanent else REFUSED
-        self.ended(events.DialFailed(self.link, fault, self.at))
+        if not self.stopped:
+            self.fails(fault, proven=False)
+            if not self.choices():
+                self.count_failure()
+        self.ended(events.DialFailed(self.link, fault, self.at), goes_on=not self.stopped and bool(self.choices()))
 
     @rule()
     @precondition(lambda self: self.alive and self.phase is OPENED and not self.ending)
@@ -280,10 +362,21 @@ class Walk(RuleBasedStateMachine):
     @rule(fault=st.sampled_from((LOST, LOST, SHUTDOWN, MISMATCH)))
     @precondition(lambda self: self.alive and self.phase in (OPENED, LET_IN))
     def is_lost(self, fault: Fault) -> None:
+        if self.target is not None and not self.stopped:
+            self.goes_on(events.LinkLost(self.link, fault, self.at))
+            return
         if not self.ending and fault is LOST:
             self.count_failure()
         self.phase = NONE
-        self.ended(events.LinkLost(self.link, fault, self.at))
+        goes_on = False
+        if not self.ending and not self.stopped:
+            self.fails(fault, proven=self.proven)
+            if self.proven:
+                goes_on = fault is SHUTDOWN and bool(self.choices()) and self.attempts < 4
+                self.attempts += int(goes_on)
+            else:
+                goes_on = bool(self.choices())
+        self.ended(events.LinkLost(self.link, fault, self.at), goes_on=goes_on)
 
     @rule()
     @precondition(lambda self: self.alive and self.ending and self.stopped and self.phase is not NONE)
@@ -291,12 +384,63 @@ class Walk(RuleBasedStateMachine):
         self.phase = NONE
         self.ended(events.LinkClosed(self.link, self.at))
 
-    def ended(self, event: Event) -> None:
-        """The link or the dial is gone: a retry within the attempts, otherwise the end, or giving up."""
+    @rule(ask=st.booleans())
+    @precondition(lambda self: self.up and not self.stopped)
+    def is_handed_over(self, ask: bool) -> None:
+        others = [index for index in self.order if index != self.endpoint and self.ready_at[index] <= self.at]
+        target = self.order[-1] if ask else (others or [self.endpoint])[0]
+        self.target = None if self.draining else target
+        self.wait_is_over = False
+        self.feed(events.HandOverRequested(self.at, target if ask else None))
+
+    @rule()
+    @precondition(lambda self: "prefer" in self.timers)
+    def prefer_timer_fires(self) -> None:
+        assert self.timers.pop("prefer") == self.link
+        busy = self.draining or self.blocked
+        self.target = None if busy else 0
+        self.wait_is_over = False
+        self.feed(events.PreferTimerFired(self.link, self.at))
+        assert ("prefer" in self.timers) == busy
+
+    @rule(settled=st.booleans())
+    @precondition(lambda self: "hand_over" in self.timers)
+    def waiting_for_confirms_ends(self, settled: bool) -> None:
+        self.wait_is_over = True
+        if settled:
+            self.feed(events.InFlightSettled(self.link, self.at))
+        else:
+            self.timers.pop("hand_over")
+            self.feed(events.HandOverTimerFired(self.link, self.at))
+        assert self.ending
+
+    @rule()
+    @precondition(lambda self: self.alive and self.target is not None and self.ending and not self.stopped)
+    def is_closed_for_the_next(self) -> None:
+        self.goes_on(events.LinkClosed(self.link, self.at))
+
+    def goes_on(self, event: Event) -> None:
+        """The link has ended during a hand-over: its target is dialed at once, and that is no failure."""
+        assert self.target is not None
+        left, before = self.endpoint, self.link
+        self.order = [self.target, *(index for index in self.order if index not in (self.target, left))]
+        if left != self.target:
+            self.order.append(left)
+        self.address[left] += 1
+        self.untried, self.forced = set(self.order), self.target
+        self.phase, self.ending, self.target = NONE, False, None
+        self.feed(event)
+        assert (self.link, self.phase) == (before + 1, DIALED)
+
+    def ended(self, event: Event, *, goes_on: bool = False) -> None:
+        """The link or the dial is gone: the next endpoint, a retry within the attempts, the end, or giving up."""
         self.ending = False
+        before = self.link
         self.feed(event)
         if self.stopped:
             assert self.finished
+        elif goes_on:
+            assert (self.link, self.phase) == (before + 1, DIALED)
         elif self.attempts >= 4:
             assert self.gave_up
             assert self.finished == self.draining
@@ -320,6 +464,7 @@ class Walk(RuleBasedStateMachine):
     def confirms(self, data: st.DataObject) -> None:
         permit = data.draw(st.sampled_from([None, *self.permits[-4:]]))
         self.proven, self.attempts, self.failures = True, 0, 0
+        self.proves()
         if permit is None:
             self.run = 0
         elif permit in self.out:
@@ -339,6 +484,7 @@ class Walk(RuleBasedStateMachine):
     def confirm_is_overdue(self) -> None:
         if not self.blocked:
             self.count_failure()
+            self.fails(LOST, proven=self.proven)
         self.feed(events.ConfirmOverdue(self.link, self.at))
         assert self.ending == (not self.blocked)
 
@@ -346,6 +492,8 @@ class Walk(RuleBasedStateMachine):
     @precondition(lambda self: self.up)
     def channel_closes(self) -> None:
         self.storm = [*(at for at in self.storm if self.at - at < 10.0), self.at]
+        if len(self.storm) > 5:
+            self.fails(LOST, proven=self.proven)
         self.feed(events.ChannelClosed(self.link, GONE, self.at))
         assert self.ending == (len(self.storm) > 5)
 
@@ -357,6 +505,7 @@ class Walk(RuleBasedStateMachine):
         link = self.timers.pop("retry")
         assert link == self.link
         self.attempts += 1
+        self.new_pass()
         self.feed(events.RetryTimerFired(self.link, self.at))
         assert self.phase is DIALED
 
@@ -365,6 +514,7 @@ class Walk(RuleBasedStateMachine):
     def stable_timer_fires(self) -> None:
         assert self.timers.pop("stable") == self.link
         self.proven, self.attempts = True, 0
+        self.proves()
         self.feed(events.StableTimerFired(self.link, self.at))
 
     @rule()
@@ -433,6 +583,16 @@ class Walk(RuleBasedStateMachine):
         assert (self.record.attempts, self.record.failures) == (self.attempts, self.failures)
 
     @invariant()
+    def the_endpoints_agree(self) -> None:
+        """No endpoint is forgotten, and each has the failures that the model counted."""
+        if self.stopped or self.finished or not self.log:
+            return
+        endpoints = self.record.endpoints
+        assert list(endpoints.queue) == self.order
+        assert {index: record.failures for index, record in enumerate(endpoints.records)} == self.failed
+        assert endpoints.current == self.endpoint
+
+    @invariant()
     def the_breaker_agrees(self) -> None:
         breaker = self.record.breaker
         if breaker is None or self.stopped or self.finished:
@@ -442,7 +602,9 @@ class Walk(RuleBasedStateMachine):
 
     @invariant()
     def the_sender_follows_the_link(self) -> None:
-        if self.up and not self.stopped:
+        if self.target is not None and not self.stopped:
+            assert self.sender == "paused"
+        elif self.up and not self.stopped:
             assert self.sender == ("paused" if self.blocked else "open")
         elif self.phase is NONE or self.phase is DIALED or self.phase is OPENED:
             assert self.sender == "stopped" or self.stopped
@@ -454,7 +616,11 @@ class Walk(RuleBasedStateMachine):
         assert ("retry" in self.timers) == isinstance(state, states.Waiting)
         assert ("stable" in self.timers) == (isinstance(state, states.Up) and not state.proven)
         assert ("drain" in self.timers) == (self.draining and not self.finished)
-        assert ("close" in self.timers) == isinstance(state, states.Closing)
+        closing = isinstance(state, states.HandingOver) and state.closing
+        assert isinstance(state, states.Closing) <= ("close" in self.timers)
+        assert ("close" in self.timers) <= (closing or isinstance(state, states.Closing))
+        assert ("hand_over" in self.timers) == (isinstance(state, states.HandingOver) and not closing)
+        assert ("prefer" in self.timers) == (isinstance(state, states.Up) and self.endpoint != 0)
         if self.finished:
             assert not self.timers
         elif not self.stopped:
@@ -470,6 +636,8 @@ class Walk(RuleBasedStateMachine):
         elif self.stopped:
             assert state.link == self.link
             assert isinstance(state, states.Closing)
+        elif self.target is not None:
+            assert state == states.HandingOver(self.link, self.target, self.proven, closing=self.ending)
         elif self.ending:
             assert isinstance(state, states.Dropping)
         elif self.phase is LET_IN:

@@ -16,6 +16,7 @@ from warrener.ml.payloads import (
     Transcribe,
     TranscribeContent,
 )
+from warrener.ml.producer import MLProducer
 from warrener.ml.settings import MLSettings
 
 SECRET = "s3cr3t-hunter2"
@@ -63,7 +64,7 @@ def test_each_backend_preference_is_obeyed(monkeypatch, variable, payload) -> No
 def test_an_unknown_backend_is_refused_at_start_by_name(monkeypatch, variable, value) -> None:
     """Only api and local are valid."""
     monkeypatch.setenv(variable, value)
-    with pytest.raises(SettingsError, match=f"^{variable} must be api or local, not "):
+    with pytest.raises(SettingsError, match=rf"^\w+ must be 'api' or 'local', not .* \(from {variable}\)$"):
         MLSettings.load()
 
 
@@ -99,19 +100,26 @@ def test_the_file_may_name_the_broker_and_the_environment_wins(monkeypatch, writ
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("[warrener]\nexchnage = 'x'\n", "unknown settings: exchnage"),
-        ("[warrener]\nbroker = 'x'\n", "unknown settings: broker"),
-        ("[warrener.producer]\nhartbeat = 7\n", "WARRENER_HARTBEAT"),
-        ("[warrener.producer]\nheartbeat = [7]\n", "heartbeat must be text, a number"),
+        ("[warrener]\nexchnage = 'x'\n", "unknown setting exchnage in [warrener] of "),
+        ("[warrener]\nbroker = 'x'\n", "unknown setting broker in [warrener] of "),
+        ("[warrener.producer]\nhartbeat = 7\n", "unknown setting hartbeat in [warrener.producer] of "),
+        ("[warrener.producer]\nhartbeat = 7\n", "did you mean heartbeat?"),
+        ("[warener]\nlog = 'json'\n", "did you mean warrener?"),
+        ("log = 'json'\n[warrener]\n", "unknown key or section log at the top of "),
+        ("warrener = 7\n", "[warrener] of"),
+        ("[warrener.producer]\nheartbeat = [7]\n", "must be text, a number, true or false"),
         ("[warrener]\nproducer = 7\n", "must be a table"),
-        ("[warrener]\npreferred_stt = 'gpu'\n", "PREFERRED_STT must be api or local"),
-        ("[warrener]\nmax_body = '4 MiB'\n", "max_body must be bytes from 1024"),
+        (
+            "[warrener]\npreferred_stt = 'gpu'\n",
+            "preferred_stt must be 'api' or 'local', not 'gpu' (from [warrener] of ",
+        ),
+        ("[warrener]\nmax_body = '4 MiB'\n", "max_body must be a whole number of bytes, at least 1024"),
         ("[warrener]\ndead_letter = 7\n", "dead_letter must be true or false"),
-        ("[warrener]\nexchange = 'amq.topic'\n", "exchange must be a name that does not start with amq."),
+        ("[warrener]\nexchange = 'amq.topic'\n", "does not start with amq."),
         ("[warrener]\nbind = '3001'\n", "bind must be host:port"),
         ("[warrener]\nbind = 'localhost:70000'\n", "bind must be host:port"),
-        ("[warrener]\nlog = 'xml'\n", "log must be human or json"),
-        ("[warrener]\nrequest_timeout = 25000\n", "request_timeout must be seconds from"),
+        ("[warrener]\nlog = 'xml'\n", "log must be 'human' or 'json'"),
+        ("[warrener]\nrequest_timeout = 25000\n", "request_timeout must be a number of seconds, from"),
         (f"[warrener.producer]\nurl = 'amqp://ml:{SECRET}@h\n", "is not valid TOML"),
         (f"[warrener.producer]\nurl = 'amqp://ml:{SECRET}/x@h'\n", "holds an '@' behind its host"),
     ],
@@ -127,6 +135,38 @@ def test_what_the_file_gets_wrong_is_named_and_no_secret_is_shown(monkeypatch, w
     assert SECRET not in str(caught.value)
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+def test_the_environment_wins_over_a_row_of_the_file(monkeypatch, write) -> None:
+    """Also under its older name, and for a switch; nothing is "both set"."""
+    path = write("[warrener.producer]\nheartbeat = 20\nbreaker_probes = 3\nrequire_tls = false\n")
+    monkeypatch.setenv("RABBITMQ_HEARTBEAT", "30")
+    monkeypatch.setenv("WARRENER_BREAKER", "off")
+    loaded = MLSettings.load(path)
+    assert (30.0, None) == (loaded.broker.heartbeat, loaded.broker.breaker)
+
+
+def test_the_service_gives_up_as_its_document_says(monkeypatch, write) -> None:
+    """Cap 60 s and ten attempts, unless file or environment say otherwise."""
+    assert (60.0, 10) == (MLSettings.load().broker.backoff.cap, MLSettings.load().broker.backoff.attempts)
+    path = write("[warrener.producer]\nbackoff_attempts = 'forever'\n")
+    assert MLSettings.load(path).broker.backoff.attempts is None
+    monkeypatch.setenv("WARRENER_BACKOFF_ATTEMPTS", "3")
+    assert 3 == MLSettings.load(path).broker.backoff.attempts
+
+
+@pytest.mark.parametrize("variable", ["ML_PRODUCER_SERVICE_HOST", "ML_PRODUCER_PORT", "ML_PRODUCER_PORT_3001_TCP_ADDR"])
+def test_variables_that_kubernetes_makes_are_ignored(monkeypatch, variable) -> None:
+    """A Service that is called ml-producer does not end the start."""
+    monkeypatch.setenv(variable, "tcp://10.0.0.1:3001")
+    assert MLSettings.load() == MLSettings.load()
+
+
+def test_a_producer_takes_its_options_over_those_of_the_settings(monkeypatch) -> None:
+    """A shorter deadline shortens what follows from it; the service's own defaults stay, without a file too."""
+    for settings in (None, MLSettings.load(), MLSettings()):
+        options = MLProducer(settings, publish_timeout=5).producer.settings
+        assert (5.0, 5.0, 10) == (options.publish_timeout, options.confirm_timeout, options.backoff.attempts)
 
 
 def test_a_missing_file_is_named(tmp_path) -> None:

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from warrener._settings.settings import Settings, SettingsFields, endpoint_from_url
+from warrener._settings.settings import RULES, Settings, SettingsFields, endpoint_from_url
+from warrener._settings.sources import defaults
 from warrener.errors import SettingsError
 from warrener.machine.backoff import Backoff
 from warrener.machine.breaker import Breaker
@@ -31,6 +32,8 @@ def _resolve(url: object = URL, environ: dict[str, str] | None = None, **explici
 # --- defaults and precedence ------------------------------------------------------------------------------------------
 
 DEFAULTS = {
+    "endpoint_order": "shuffled",
+    "prefer": "any",
     "connect_timeout": 10.0,
     "heartbeat": 60.0,
     "prefetch": 100,
@@ -67,7 +70,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
     settings = _resolve()
     actual = {name: getattr(settings, name) for name in DEFAULTS}
     assert actual == DEFAULTS
-    assert {attribute.name for attribute in attrs.fields(Settings)} == {"endpoints", "name", *DEFAULTS}
+    assert {attribute.alias for attribute in attrs.fields(Settings)} == {"endpoints", "name", *DEFAULTS}
 
 
 def test_the_name_says_which_program_and_process() -> None:
@@ -113,6 +116,8 @@ def test_settings_pass_through_with_changes() -> None:
 
 TEXTS = [
     ("NAME", "billing", "name", "billing"),
+    ("ENDPOINT_ORDER", "ordered", "endpoint_order", "ordered"),
+    ("PREFER", "first", "prefer", "first"),
     ("CONNECT_TIMEOUT", "2.5", "connect_timeout", 2.5),
     ("HEARTBEAT", "0", "heartbeat", 0.0),
     ("PREFETCH", "0", "prefetch", 0),
@@ -170,6 +175,7 @@ def test_the_query_sets_every_row(variable: str, text: str, setting: str, expect
 def test_every_row_that_text_can_set_is_in_the_table_above() -> None:
     """The table of texts misses no row: topology and ssl_context alone are for code only."""
     assert {setting for _, _, setting, _ in TEXTS} == {"name", *DEFAULTS} - {"topology", "ssl_context"}
+    assert {variable.lower() for variable, _, _, _ in TEXTS} | {"mechanism", "server_hostname"} == set(RULES)
 
 
 @pytest.mark.parametrize(
@@ -203,6 +209,8 @@ def test_empty_variables_count_as_unset() -> None:
         ({"WARRENER_DRIVER": "native"}, ["WARRENER_DRIVER"]),
         ({"WARRENER_TOPOLOGY": "x"}, ["WARRENER_TOPOLOGY"]),
         ({"WARRENER_BACKOFF": "1"}, ["WARRENER_BACKOFF"]),
+        ({"WARRENER_PORTS": "1"}, ["WARRENER_PORTS"]),
+        ({"WARRENER_PORT_5672": "1"}, ["WARRENER_PORT_5672"]),
         ({"WARRENER_HEARTBEAT": "ten"}, ["heartbeat", "'ten'", "WARRENER_HEARTBEAT", "whole seconds"]),
         ({"WARRENER_HEARTBEAT": "1.5"}, ["heartbeat", "1.5", "whole seconds"]),
         ({"WARRENER_MAX_BLOCK": "nan"}, ["max_block", "nan"]),
@@ -231,7 +239,7 @@ def test_what_the_environment_may_not_say(environ: dict[str, str], words: list[s
 @pytest.mark.parametrize(
     ("query", "words"),
     [
-        ("hartbeat=5", ["'hartbeat'", "did you mean heartbeat?"]),
+        ("hartbeat=5", ["hartbeat", "did you mean heartbeat?"]),
         ("heartbeat=5&heartbeat=6", ["heartbeat", "twice"]),
         ("heartbeat", ["heartbeat", "no value"]),
         ("heartbeat=", ["heartbeat", "no value"]),
@@ -242,9 +250,9 @@ def test_what_the_environment_may_not_say(environ: dict[str, str], words: list[s
         ("require_tls=false", ["require_tls", "cannot lower security"]),
         ("require_tls=off", ["require_tls", "cannot lower security"]),
         ("connection_timeout=10000", ["connect_timeout", "in seconds"]),
-        ("driver=native", ["'driver'"]),
-        ("topology=x", ["'topology'"]),
-        ("ssl_context=x", ["'ssl_context'"]),
+        ("driver=native", ["driver"]),
+        ("topology=x", ["topology"]),
+        ("ssl_context=x", ["ssl_context"]),
     ],
 )
 def test_what_the_query_may_not_say(query: str, words: list[str]) -> None:
@@ -257,8 +265,8 @@ def test_what_the_query_may_not_say(query: str, words: list[str]) -> None:
 @pytest.mark.parametrize(
     ("explicit", "words"),
     [
-        ({"hartbeat": 5}, ["'hartbeat'", "did you mean heartbeat?"]),
-        ({"endpoints": ()}, ["'endpoints'"]),
+        ({"hartbeat": 5}, ["hartbeat", "did you mean heartbeat?"]),
+        ({"endpoints": ()}, ["endpoints"]),
         ({"heartbeat": "60"}, ["heartbeat", "'60'"]),
         ({"heartbeat": True}, ["heartbeat", "True"]),
         ({"heartbeat": None}, ["heartbeat", "None"]),
@@ -285,6 +293,16 @@ def test_what_the_query_may_not_say(query: str, words: list[str]) -> None:
         ({"name": "x" * 256}, ["name", "255"]),
         ({"backoff": 3}, ["backoff", "int"]),
         ({"breaker": False}, ["breaker", "None"]),
+        ({"breaker": Breaker(state="open")}, ["breaker must be new", "threshold, cooldown and probes"]),
+        ({"breaker": Breaker(failures=1)}, ["breaker must be new"]),
+        ({"breaker": None, "breaker_probes": 2}, ["breaker and breaker_probes"]),
+        ({"backoff": Backoff(), "backoff_cap": 2.0}, ["backoff and backoff_cap"]),
+        ({"backoff_initial": "0.1"}, ["backoff_initial", "'0.1'", "number of seconds"]),
+        ({"backoff_attempts": -1}, ["backoff_attempts", "-1", "None in code"]),
+        ({"breaker_threshold": 0}, ["breaker_threshold", "at least 1"]),
+        ({"mechanism": "GSSAPI"}, ["mechanism", "'GSSAPI'", "'EXTERNAL'"]),
+        ({"mechanism": "EXTERNAL"}, ["mechanism", "amqps://"]),
+        ({"server_hostname": "other"}, ["server_hostname", "amqps://"]),
         ({"breaker": Breaker(threshold=2.5)}, ["breaker.threshold", "2.5"]),
         ({"publish_timeout": 5, "confirm_timeout": 6}, ["confirm_timeout (6 s)", "publish_timeout (5 s)"]),
         ({"ssl_context": "x"}, ["ssl_context", "str"]),
@@ -293,6 +311,7 @@ def test_what_the_query_may_not_say(query: str, words: list[str]) -> None:
         ({"topology": Queue("q")}, ["topology"]),
         ({"topology": 3}, ["topology"]),
         ({"topology": ["queue"]}, ["topology", "str"]),
+        ({"topology": [Queue.server_named(), Queue.server_named()]}, ["topology", "one server-named queue"]),
         ({"require_tls": True}, ["require_tls", "plain text"]),
     ],
 )
@@ -303,9 +322,9 @@ def test_what_code_may_not_say(explicit: dict[str, object], words: list[str]) ->
     assert [word for word in words if word not in str(caught.value)] == []
 
 
-@pytest.mark.parametrize("url", [[URL], (URL, URL), b"amqp://", 5])
-def test_only_one_url_of_text(url: object) -> None:
-    """A sequence of URLs is failover, which is not there yet; anything else that is no text is refused."""
+@pytest.mark.parametrize("url", [{URL}, [b"amqp://localhost/"], b"amqp://", 5])
+def test_urls_are_text_or_a_list_of_text(url: object) -> None:
+    """A list or a tuple of URLs is failover; anything else that is no text is refused."""
     with pytest.raises(SettingsError):
         _resolve(url)
 
@@ -316,6 +335,73 @@ def test_a_short_publish_timeout_shortens_the_confirm_timeout() -> None:
     assert _resolve(publish_timeout=90).confirm_timeout == 30.0
     with pytest.raises(SettingsError, match="confirm_timeout"):
         _resolve(environ={"WARRENER_CONFIRM_TIMEOUT": "20"}, publish_timeout=5)
+
+
+def test_a_copy_with_a_shorter_publish_timeout_shortens_the_confirm_timeout() -> None:
+    """A derived default is not frozen in the record: it follows in each copy, both ways; one that was given stays."""
+    settings = _resolve()
+    assert _resolve(settings, publish_timeout=5).confirm_timeout == 5.0
+    assert _resolve(_resolve(settings, publish_timeout=5), publish_timeout=60).confirm_timeout == 30.0
+    assert attrs.evolve(settings, publish_timeout=2).confirm_timeout == 2.0
+    with pytest.raises(SettingsError, match="confirm_timeout"):
+        _resolve(_resolve(confirm_timeout=20), publish_timeout=5)
+
+
+# --- every row is a keyword -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("base", [URL, Settings.resolve(URL, environ={})], ids=["url", "settings"])
+def test_the_parts_of_backoff_and_breaker_are_keywords(base: object) -> None:
+    """Each row of the table is a keyword, also beside a ready Settings; the other parts stay as they are."""
+    settings = _resolve(base, backoff_initial=0.1, backoff_attempts=None, breaker_threshold=2)
+    assert settings.backoff == Backoff(initial=0.1)
+    assert settings.breaker == Breaker(threshold=2)
+
+
+def test_parts_of_several_sources_come_together() -> None:
+    """One part from each source: the higher source wins part by part, and a whole record in code wins over all."""
+    environ = {"WARRENER_BACKOFF_CAP": "9", "WARRENER_BACKOFF_INITIAL": "3"}
+    url = URL + "?backoff_initial=2"
+    assert _resolve(url, environ, backoff_jitter=0).backoff == Backoff(cap=9, initial=2, jitter=0)
+    assert _resolve(url, environ, backoff=Backoff(factor=3)).backoff == Backoff(factor=3)
+
+
+def test_the_source_that_wins_turns_the_breaker_off() -> None:
+    """The query's off wins over the environment's threshold; a threshold of a higher source is a contradiction."""
+    assert _resolve(URL + "?breaker=off", {"WARRENER_BREAKER_THRESHOLD": "2"}).breaker is None
+    assert _resolve(URL, {"WARRENER_BREAKER_THRESHOLD": "2"}, breaker=None).breaker is None
+    with pytest.raises(SettingsError, match=r"WARRENER_BREAKER turns the breaker off, but the keyword breaker_probes"):
+        _resolve(URL, {"WARRENER_BREAKER": "off"}, breaker_probes=2)
+    with pytest.raises(SettingsError, match="the Settings record turns the breaker off"):
+        _resolve(_resolve(breaker=None), breaker_probes=2)
+
+
+def test_defaults_of_a_command_give_way_to_everything() -> None:
+    """A command's or a service's own defaults stand below the environment."""
+    below = defaults(heartbeat="7", prefetch="7")
+    settings = Settings.resolve(URL, environ={"WARRENER_HEARTBEAT": "8"}, below=below)
+    assert (settings.heartbeat, settings.prefetch) == (8.0, 7)
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        "WARRENER_SERVICE_HOST",
+        "WARRENER_SERVICE_PORT",
+        "WARRENER_SERVICE_PORT_HTTP",
+        "WARRENER_SERVICE_PORT_AMQP_TLS",
+        "WARRENER_PORT",
+        "WARRENER_PORT_5672_TCP",
+        "WARRENER_PORT_5672_TCP_ADDR",
+        "WARRENER_PORT_5672_TCP_PORT",
+        "WARRENER_PORT_5672_UDP_PROTO",
+        "WARRENER_API_SERVICE_HOST",
+        "WARRENER_API_PORT_443_TCP_PORT",
+    ],
+)
+def test_variables_that_kubernetes_makes_for_a_service_are_ignored(variable: str) -> None:
+    """A Service that is called warrener, or warrener-api, does not end the start."""
+    assert _resolve(environ={variable: "tcp://10.0.0.1:5672"}) == _resolve()
 
 
 def test_topology_is_kept_as_given() -> None:
@@ -342,9 +428,38 @@ def test_tls_files_come_from_the_environment(tmp_path: object) -> None:
     assert (endpoint.cafile, endpoint.certfile, endpoint.keyfile, endpoint.tls) == (*[__file__] * 3, True)
 
 
+def test_the_login_by_certificate_is_chosen_by_url_environment_or_keyword() -> None:
+    """EXTERNAL needs no user in the URL, and sends none; a user in the URL does not change the choice."""
+    files = {
+        "RABBITMQ_SSL_CERTFILE": __file__,
+        "RABBITMQ_SSL_KEYFILE": __file__,
+        "RABBITMQ_SSL_KEYFILE_PASSWORD": "pa55",
+    }
+    for settings in (
+        _resolve("amqps://broker.example/?mechanism=external", files),
+        _resolve("amqps://broker.example/", files | {"WARRENER_MECHANISM": "EXTERNAL"}),
+        _resolve("amqps://broker.example/", files, mechanism="EXTERNAL"),
+    ):
+        endpoint = settings.endpoint
+        assert (endpoint.mechanism, endpoint.credentials) == ("EXTERNAL", Credentials("", ""))
+        assert endpoint.keyfile_password == "pa55"
+        assert "pa55" not in _texts(settings)
+    assert _resolve(TLS_URL + "?mechanism=EXTERNAL", files).endpoint.mechanism == "EXTERNAL"
+    assert _resolve(TLS_URL + "?mechanism=auto", files).endpoint.mechanism is None
+    with pytest.raises(SettingsError, match="logs in by the client's certificate, but there is none"):
+        _resolve(TLS_URL, mechanism="EXTERNAL")
+
+
+def test_the_name_in_the_certificate_may_differ_from_the_host() -> None:
+    """server_hostname is a row as any other, also beside a ready Settings."""
+    assert _resolve(TLS_URL + "?server_hostname=rabbit.internal").endpoint.server_hostname == "rabbit.internal"
+    assert _resolve(_resolve(TLS_URL), server_hostname="rabbit.internal").endpoint.server_hostname == "rabbit.internal"
+
+
 @pytest.mark.parametrize(
     ("environ", "explicit", "word"),
     [
+        ({"RABBITMQ_SSL_KEYFILE_PASSWORD": "x"}, {}, "certificate"),
         ({"RABBITMQ_SSL_CACERT": "/nowhere/ca.pem"}, {}, "RABBITMQ_SSL_CACERT"),
         ({"RABBITMQ_SSL_KEYFILE": __file__}, {}, "certificate"),
         ({"RABBITMQ_USE_SSL": "false"}, {}, "RABBITMQ_USE_SSL"),
@@ -560,6 +675,52 @@ def test_any_environment_is_valid_or_a_settings_error(texts: dict[str, str]) -> 
 
 
 def test_the_keywords_that_type_checkers_know_are_the_settings() -> None:
-    """Every row of the record but the endpoints, and no other."""
-    rows = {attribute.name for attribute in attrs.fields(Settings)} - {"endpoints"}
-    assert set(SettingsFields.__annotations__) == rows
+    """Every row of the record but the endpoints, every row that text can set, and no other."""
+    rows = {attribute.alias for attribute in attrs.fields(Settings)} - {"endpoints"}
+    assert set(SettingsFields.__annotations__) == rows | set(RULES)
+
+
+# --- several URLs ------------------------------------------------------------------------------------------------
+
+
+def test_several_urls_are_several_endpoints() -> None:
+    """A list, or one text with commas between the URLs, in code and in the environment; a comma in a password stays."""
+    urls = ["amqp://u:a,b@one/", "amqp://u:c@two/x"]
+    wanted = [("one", "/", "a,b"), ("two", "x", "c")]
+    for settings in (
+        Settings.resolve(urls, environ={}),
+        Settings.resolve(tuple(urls), environ={}),
+        Settings.resolve(", ".join(urls), environ={}),
+        Settings.resolve(environ={"RABBITMQ_URL": ",".join(urls)}),
+    ):
+        assert [(each.host, each.vhost, each.credentials.password) for each in settings.endpoints] == wanted
+        assert settings.endpoint == settings.endpoints[0]
+        assert (settings.endpoint_order, settings.prefer) == ("shuffled", "any")
+
+
+@pytest.mark.parametrize(
+    ("urls", "keywords", "says"),
+    [
+        ([], {}, "empty"),
+        ([1], {}, "list of str"),
+        (["amqp://localhost/", "amqps://localhost/"], {}, "mixes amqp:// and amqps://"),
+        (["amqp://localhost/?heartbeat=5", "amqp://localhost/?heartbeat=6"], {}, "heartbeat has different values"),
+        (["amqps://u:p@one/", "amqps://u:p@two/"], {"server_hostname": "x"}, "each with its own"),
+        ("amqp://localhost/", {"prefer": "last"}, "prefer"),
+        ("amqp://localhost/", {"endpoint_order": "random"}, "endpoint_order"),
+    ],
+)
+def test_urls_that_contradict_each_other_are_refused(urls: object, keywords: dict[str, object], says: str) -> None:
+    """The error says which setting, and shows no URL."""
+    with pytest.raises(SettingsError, match=says):
+        Settings.resolve(urls, environ={}, **keywords)  # type: ignore[arg-type]
+
+
+def test_schemes_may_be_mixed_where_that_is_written_down() -> None:
+    """``require_tls=False`` says that plain text is meant; equal values in both queries are one setting."""
+    urls = ["amqp://localhost/?heartbeat=5", "amqps://localhost/?heartbeat=5"]
+
+    settings = Settings.resolve(urls, environ={}, require_tls=False)
+
+    assert [each.tls for each in settings.endpoints] == [False, True]
+    assert settings.heartbeat == 5.0

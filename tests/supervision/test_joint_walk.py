@@ -154,6 +154,9 @@ class Owner:
     def confirm_overdue(self, link: int) -> None:
         self.mailbox.append(events.ConfirmOverdue(link, self.world.now))
 
+    def settled(self, link: int) -> None:
+        self.mailbox.append(events.InFlightSettled(link, self.world.now))
+
     def drained(self) -> None:
         self.mailbox.append(events.Drained(self.world.now))
 
@@ -241,6 +244,12 @@ class Joint(RuleBasedStateMachine):
                 sender.accept_again()
                 self.dialed, self.told = link, None
                 self.listener = sender.expect_link(link)
+            case effects.ReportSettled(link):
+                sender.report_settled(link)
+            case effects.StartPreferTimer(link, delay):
+                self.timers["prefer"] = (self.now + delay, lambda at: events.PreferTimerFired(link, at))
+            case effects.StartHandOverTimer(link, delay):
+                self.timers["hand_over"] = (self.now + delay, lambda at: events.HandOverTimerFired(link, at))
             case effects.StartPublishing(link):
                 sender.start_publishing(link)
                 self.may_write = True
@@ -251,6 +260,8 @@ class Joint(RuleBasedStateMachine):
                 sender.stop_publishing(fault)
             case effects.FailPending(fault):
                 sender.fail_pending(fault)
+            case effects.RefusePublishing(fault):
+                sender.refuse_publishing(fault)
             case effects.CloseLink():
                 self.told = self.told or CLOSED_BY_US
             case effects.AbortLink(_, fault):

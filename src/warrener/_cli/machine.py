@@ -21,6 +21,7 @@ from warrener.machine._record import Policy, Record, Step, connection_state
 from warrener.machine._transitions import transition
 from warrener.machine.backoff import Backoff
 from warrener.machine.breaker import Breaker, Permit, admit, cooled, failed, released, retry_after, succeeded
+from warrener.machine.endpoints import EndpointRecord, Endpoints
 
 __all__ = [
     "BreakerRow",
@@ -46,6 +47,13 @@ REFUSED = Fault(FaultKind.UNREACHABLE, "connection refused")
 PASSWORD = Fault(FaultKind.AUTHENTICATION, "ACCESS_REFUSED", reply_code=403)
 MISMATCH = Fault(FaultKind.TOPOLOGY, "PRECONDITION_FAILED", reply_code=406, entity="queue 'tasks'")
 NO_EXCHANGE = Fault(FaultKind.CHANNEL_CLOSED, "NOT_FOUND", reply_code=404)
+
+#: One endpoint that failed once, the same with another endpoint that is ready, the second one, and one that works.
+ONE = Endpoints((EndpointRecord(1, AT - 20, LOST, 1),), tried=frozenset({0}))
+TWO = Endpoints((ONE.record, EndpointRecord()), (0, 1), tried=frozenset({0}))
+SECOND = Endpoints((EndpointRecord(1, AT + 10, PASSWORD, 1), ONE.record), (1, 0), 1, frozenset({0, 1}))
+WORKING = Endpoints((EndpointRecord(0, last_fault=LOST, address=1),), tried=frozenset({0}))
+WORKING_TWO = Endpoints((WORKING.record, EndpointRecord()), (0, 1), tried=frozenset({0}))
 
 #: A breaker with one failure less than its threshold, an open one, a half-open one, and one whose only probe is out.
 EDGE = Breaker(failures=4)
@@ -111,12 +119,22 @@ class Line:
 _BACKOFF = Backoff(cap=60, attempts=10)
 _STAY = Policy(backoff=_BACKOFF)
 _RAISE = Policy(backoff=_BACKOFF, when_exhausted="raise")
+_PREFER = Policy(backoff=_BACKOFF, prefer="first")
 _CLOSES = tuple(AT - seconds for seconds in (9, 7, 5, 3, 1))
 
 
 def _plain(state: states.State) -> Record:
     """Return the record of a producer that has lost a link: it is at link 3, with 2 attempts and 1 failure."""
-    return Record(state=state, attempts=2, failures=1, breaker=Breaker(failures=1), last_fault=LOST, at=AT - 20)
+    return Record(
+        state=state,
+        attempts=2,
+        failures=1,
+        breaker=Breaker(failures=1),
+        last_fault=LOST,
+        connected_once=True,
+        endpoints=ONE,
+        at=AT - 20,
+    )
 
 
 def _situations(state: states.State) -> Iterator[tuple[str, Record, Policy]]:
@@ -126,15 +144,22 @@ def _situations(state: states.State) -> Iterator[tuple[str, Record, Policy]]:
         yield "", Record(), _STAY
         return
     yield "", plain, _STAY
-    seeking = isinstance(state, (states.Dialing, states.Restoring, states.Up, states.Dropping, states.Waiting))
+    seeking = isinstance(
+        state, (states.Dialing, states.Restoring, states.Up, states.HandingOver, states.Dropping, states.Waiting)
+    )
     if isinstance(state, (states.Waiting, states.GaveUp)):
         yield "less than 1 s after the last hint", evolve(plain, hinted_at=AT - 0.5), _STAY
     if isinstance(state, (states.Dialing, states.Restoring, states.Up)):
         yield "blocked", evolve(plain, state=evolve(state, blocked=True)), _STAY
+    if isinstance(state, (states.Dialing, states.Restoring)):
+        yield "never connected", evolve(plain, connected_once=False), _STAY
+    if isinstance(state, (states.Dialing, states.Restoring, states.Up)):
+        yield "another endpoint is ready", evolve(plain, endpoints=TWO), _STAY
     if isinstance(state, states.Up):
-        yield "proven", evolve(plain, state=states.Up(LINK, proven=True), attempts=0), _STAY
-        healthy = evolve(plain, state=states.Up(LINK, proven=True), attempts=0, failures=0, breaker=Breaker())
-        yield "proven, no failures", healthy, _STAY
+        proven = evolve(plain, state=states.Up(LINK, proven=True), attempts=0, endpoints=WORKING)
+        yield "proven", proven, _STAY
+        yield "proven, no failures", evolve(proven, failures=0, breaker=Breaker()), _STAY
+        yield "proven, another endpoint is ready", evolve(proven, endpoints=WORKING_TWO), _STAY
     if isinstance(state, (states.Restoring, states.Up)):
         yield "five channels closed within 10 s", evolve(plain, channel_closes=_CLOSES), _STAY
     if seeking:
@@ -147,6 +172,13 @@ def _situations(state: states.State) -> Iterator[tuple[str, Record, Policy]]:
     if seeking or isinstance(state, states.GaveUp):
         for words, breaker in _BREAKERS:
             yield words, evolve(plain, failures=breaker.failures, breaker=breaker), _STAY
+    if isinstance(state, states.HandingOver):
+        yield "closing", evolve(plain, state=evolve(state, closing=True)), _STAY
+        yield "closing, draining", evolve(plain, state=evolve(state, closing=True), draining=True), _STAY
+    if isinstance(state, states.Up):
+        yield "not on the preferred endpoint", evolve(plain, endpoints=SECOND), _PREFER
+    if isinstance(state, states.Restoring):
+        yield "not on the preferred endpoint", evolve(plain, endpoints=SECOND), _PREFER
     if isinstance(state, states.Closing):
         yield "aborted", evolve(plain, state=states.Closing(LINK, aborted=True)), _STAY
 
@@ -164,6 +196,7 @@ _STATES: tuple[states.State, ...] = (
     states.Dialing(LINK),
     states.Restoring(LINK),
     states.Up(LINK),
+    states.HandingOver(LINK, target=0, proven=True),
     states.Dropping(LINK, Fault(FaultKind.CONFIRM_OVERDUE, "no confirm")),
     states.Waiting(LINK),
     states.GaveUp(LINK),
@@ -184,6 +217,10 @@ _OCCASIONS: tuple[tuple[str, Callable[[int], events.Event]], ...] = (
     ("LinkClosed", lambda link: events.LinkClosed(link, AT)),
     ("RetryTimerFired", lambda link: events.RetryTimerFired(link, AT)),
     ("ReconnectRequested", lambda _: events.ReconnectRequested(AT)),
+    ("HandOverRequested", lambda _: events.HandOverRequested(AT)),
+    ("InFlightSettled", lambda link: events.InFlightSettled(link, AT)),
+    ("HandOverTimerFired", lambda link: events.HandOverTimerFired(link, AT)),
+    ("PreferTimerFired", lambda link: events.PreferTimerFired(link, AT)),
     ("StableTimerFired", lambda link: events.StableTimerFired(link, AT)),
     ("PublishConfirmed", lambda link: events.PublishConfirmed(link, AT)),
     ("PublishConfirmed, a probe", lambda link: events.PublishConfirmed(link, AT, PROBE)),
@@ -258,6 +295,7 @@ def _then(before: Record, after: Record) -> str:
     if before.failures != after.failures:
         words.append(f"failures {_change(before.failures, after.failures)}")
     words.extend(_breaker_words(before.breaker, after.breaker))
+    words.extend(_endpoint_words(before.endpoints, after.endpoints))
     if before.draining != after.draining:
         words.append("draining")
     if len(before.channel_closes) < len(after.channel_closes):
@@ -271,8 +309,20 @@ def _change(before: int, after: int) -> str:
 
 def _state_words(state: states.State) -> str:
     words = [f"**{type(state).__name__}**"]
-    words.extend(name for name in ("blocked", "proven", "aborted") if getattr(state, name, False))
+    if isinstance(state, states.HandingOver):
+        words.append(f"to endpoint {state.target}")
+    words.extend(name for name in ("blocked", "proven", "closing", "aborted") if getattr(state, name, False))
     return " ".join(words)
+
+
+def _endpoint_words(before: Endpoints, after: Endpoints) -> Iterator[str]:
+    was, now = before.record, after.records[before.current]
+    if now.failures > was.failures:
+        yield "endpoint failed"
+    if now.address != was.address:
+        yield "next address"
+    if after.current != before.current:
+        yield "next endpoint"
 
 
 def _breaker_words(before: Breaker | None, after: Breaker | None) -> Iterator[str]:
@@ -314,6 +364,8 @@ def _order(effect: effects.Effect) -> str:
             return f"{name}({shortest:g} to {longest:g} s)"
         case (
             effects.StartStableTimer()
+            | effects.StartPreferTimer()
+            | effects.StartHandOverTimer()
             | effects.StartCooldownTimer()
             | effects.StartDrainTimer()
             | effects.StartCloseTimer()

@@ -32,6 +32,7 @@ from warrener._cli.publish_run import Run
 from warrener._cli.publish_view import LOOK_EVERY, Pace, View, condition, open_view, summary
 from warrener._publishing.producer import Producer, running
 from warrener._settings.settings import Settings
+from warrener._settings.sources import defaults
 from warrener.errors import ConnectError, GaveUp, ProducerClosed, SettingsError
 
 __all__ = ["Plan", "add_parser", "publish"]
@@ -109,8 +110,8 @@ async def publish(plan: Plan) -> int:
     """Publish what the plan says; return the exit status. Everything that is said goes to standard error."""
     try:
         # A command ends when the broker stays away: eleven dials in a row, unless the user says otherwise.
-        patience = {"backoff_cap": "60", "backoff_attempts": "10"}
-        settings = Settings.resolve(plan.url, defaults=patience, breaker=None, when_exhausted="stay", topology=())
+        patience = defaults(backoff_cap="60", backoff_attempts="10")
+        settings = Settings.resolve(plan.url, below=patience, breaker=None, when_exhausted="stay", topology=())
         place = resumed(plan)
         _check_files(plan, place)
     except (SettingsError, Refused) as error:

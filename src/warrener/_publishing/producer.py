@@ -17,7 +17,7 @@ from typing import Literal, Self, Unpack
 import anyio
 import anyio.abc
 import anyio.lowlevel
-from attrs import asdict
+from attrs import asdict, evolve
 
 from warrener._backend import Backend, backend
 from warrener._histogram import RECONNECT_BOUNDS, Histogram
@@ -26,9 +26,8 @@ from warrener._publishing.admission import Admission
 from warrener._publishing.batches import Batch
 from warrener._publishing.envelopes import (
     PUBLISH_TIMEOUT,
-    Body,
     Envelopes,
-    MessageFields,
+    message_of,
     seconds,
     with_message_fields,
 )
@@ -36,22 +35,37 @@ from warrener._publishing.handles import PublishHandle, error_of
 from warrener._publishing.ledger import Ledger
 from warrener._publishing.many import ManyPublishes
 from warrener._publishing.place import Place
+from warrener._publishing.relaying import OutboxLike, RelayLike, running_beside
 from warrener._publishing.running import running
 from warrener._publishing.sender import Sender
 from warrener._publishing.streams import Changes, Outcomes, Streams
 from warrener._publishing.watching import present_status, until_connected
 from warrener._settings.settings import Settings, SettingsFields
 from warrener._supervision.supervisor import Supervisor
-from warrener.drivers.base import Driver, Peer
+from warrener._supervision.topology import LiveTopology
+from warrener.drivers.base import Driver, Link, Peer
 from warrener.errors import (
+    Fault,
     FaultKind,
     InvalidMessage,
     ProducerClosed,
     PublishError,
     SettingsError,
+    Unreachable,
+    connect_error,
 )
 from warrener.machine import Policy
-from warrener.records import ClosingReport, ConnectionState, Message, Receipt, Status
+from warrener.records import (
+    Body,
+    ClosingReport,
+    ConnectionState,
+    Message,
+    MessageFields,
+    Receipt,
+    Status,
+    Stored,
+)
+from warrener.topology import Binding, Declaration
 from warrener.tracing import instrument
 
 __all__ = ["PUBLISH_TIMEOUT", "MessageFields", "Producer", "open_producer", "running"]
@@ -64,8 +78,8 @@ class Producer:
     """A supervised publisher with confirms. Run it in a nursery or task group: ``await nursery.start(producer.run)``.
 
     Or run it around a body: ``async with Producer(url) as producer``. `url_or_settings` is an ``amqp://`` or ``amqps://`` URL,
-    a `Settings`, or None for the URL in ``RABBITMQ_URL``. `driver` is "native", "aiormq" or a `Driver`. Each row of the table
-    of defaults (docs/reference.md) is a keyword. An argument wins over the URL's query, and the query over the environment.
+    a `Settings`, or None for the URL in ``RABBITMQ_URL``. `driver` is "native", "aiormq" or a `Driver`. `outbox` is where
+    `enqueue` stores messages. Each row of the table of defaults (docs/reference.md) is a keyword. An argument wins over the URL's query, and the query over the environment.
 
     Raises `SettingsError` if a setting is missing, unknown or contradicts another.
     """
@@ -75,6 +89,7 @@ class Producer:
         url_or_settings: str | Settings | Sequence[str] | None = None,
         *,
         driver: Literal["native", "aiormq"] | Driver = "native",
+        outbox: OutboxLike | None = None,
         rng: random.Random | None = None,
         **settings: Unpack[SettingsFields],
     ) -> None:
@@ -88,6 +103,8 @@ class Producer:
         self._place = Place()
         self._run_called = False
         self._report = ClosingReport()
+        self._outbox = outbox
+        self._relay: RelayLike | None = None
         self._around: AbstractAsyncContextManager[Producer] | None = None
         # Set by run(), None before it.
         self._finished: anyio.Event | None = None
@@ -144,9 +161,10 @@ class Producer:
         supervisor = Supervisor(
             name=self.name,
             driver=self._driver,
-            endpoint=s.endpoint,
+            endpoints=s.endpoints,
+            endpoint_order=s.endpoint_order,
             options=s.link_options(),
-            topology=s.topology,
+            topology=LiveTopology(s.topology, strict=s.topology_errors == "strict"),
             policy=Policy(
                 backoff=s.backoff,
                 breaker=s.breaker,
@@ -154,6 +172,7 @@ class Producer:
                 drain_timeout=s.drain_timeout,
                 close_timeout=s.close_timeout,
                 abort_timeout=s.abort_timeout,
+                prefer=s.prefer,
                 when_exhausted=s.when_exhausted,
             ),
             clock=self._backend.clock,
@@ -172,18 +191,23 @@ class Producer:
         supervisor.publishing = sender
         supervisor.watch(lambda: self._streams.changed(self.status))
         self._supervisor, self._admission, self._sender = supervisor, admission, sender
+        self._relay = None if self._outbox is None else self._outbox.relay(self)
         try:
-            await supervisor.run(started=task_status.started)
+            # The relay outlives the connection: it writes down the outcomes that the end of the connection decides.
+            async with running_beside(self._relay):
+                try:
+                    await supervisor.run(started=task_status.started)
+                finally:
+                    supervisor.finalize()
+                    self._report = ClosingReport(
+                        confirmed=self._ledger.counters.confirmed,
+                        unconfirmed=tuple(sender.unconfirmed),
+                        not_sent=tuple(sender.not_sent),
+                    )
+                    self._streams.end()
         finally:
-            supervisor.finalize()
             self._place.leave()
-            self._report = ClosingReport(
-                confirmed=self._ledger.counters.confirmed,
-                unconfirmed=tuple(sender.unconfirmed),
-                not_sent=tuple(sender.not_sent),
-            )
             self._finished.set()
-            self._streams.end()
 
     async def aclose(self) -> ClosingReport:
         """Accept nothing more, wait at most `drain_timeout` for outcomes, close, and report.
@@ -331,6 +355,28 @@ class Producer:
             sender.accepted(delivery, called)
         return PublishHandle(sender, delivery)
 
+    @with_message_fields
+    async def enqueue(self, body: Body | Message, *, key: str | None = None, **fields: Unpack[MessageFields]) -> Stored:
+        """Store one message in the outbox; return when it is on disk, whether or not a broker is there.
+
+        From then on it is published until the broker confirms it, or set aside for a person. Messages of one `key` are
+        published in the order in which they were stored. If this call is cancelled before the message is on its way to the
+        disk, nothing is stored; if it is cancelled later, it returns `Stored`. Raises `OutboxFull`, `OutboxUnusable`.
+        """
+        relay = self._relay_here()
+        return await relay.enqueue(message_of(body, fields), key=key)
+
+    async def wait_flushed(self, timeout: float = math.inf) -> None:
+        """Wait until each message stored so far is confirmed or set aside; `OutboxNotFlushed` after `timeout` seconds."""
+        await self._relay_here().wait_flushed(timeout)
+
+    def _relay_here(self) -> RelayLike:
+        if self._outbox is None:
+            raise RuntimeError("this producer has no outbox; make it with outbox=warrener.outbox.SQLiteOutbox(path)")
+        if self._relay is None or threading.get_ident() != self._place.thread:
+            raise self._not_here()
+        return self._relay
+
     def _not_here(self) -> Exception:
         """Return the error for a call to a producer that does not run, or runs elsewhere."""
         if self._sender is None:
@@ -341,6 +387,47 @@ class Producer:
                 "anyio, first; or use `async with` on it. asyncio.create_task(producer.run()) only schedules the start"
             )
         return self._place.error()
+
+    # --- topology ---------------------------------------------------------------------------------------------------
+
+    async def declare(self, *declarations: Declaration, remember: bool = True) -> list[str]:
+        """Declare exchanges, queues and bindings on the live link; return the names of the queues among them.
+
+        It waits at most `publish_timeout` for a link. With `remember` they are declared again on each new link. Raises a
+        `ConnectError`: `TopologyMismatch` if the broker refuses one; then nothing of this call is remembered.
+        """
+        topology, link = await self._on_link()
+        return await topology.declare(link, declarations, remember=remember)
+
+    async def bind(self, binding: Binding, *, remember: bool = True) -> None:
+        """Bind a queue or an exchange to an exchange, as `declare` does."""
+        await self.declare(binding, remember=remember)
+
+    async def unbind(self, binding: Binding) -> None:
+        """End a binding on the live link, and forget it for the next links. Raises as `declare` does."""
+        topology, link = await self._on_link()
+        await topology.unbind(link, binding)
+
+    async def delete_queue(self, name: str) -> int:
+        """Delete a queue, and forget it and its bindings; return how many messages it held. Raises as `declare` does."""
+        topology, link = await self._on_link()
+        return await topology.delete_queue(link, name)
+
+    async def purge(self, name: str) -> int:
+        """Remove the ready messages of a queue and return how many. Raises as `declare` does."""
+        topology, link = await self._on_link()
+        return await topology.purge(link, name)
+
+    async def _on_link(self) -> tuple[LiveTopology, Link]:
+        supervisor = self._supervisor
+        if supervisor is None:
+            raise self._not_here()
+        self._place.check()
+        await until_connected(supervisor, self._publish_timeout)
+        link = supervisor.live_link
+        if link is None:  # lost between the two lines
+            raise Unreachable(supervisor.record.last_fault or Fault(FaultKind.CONNECTION_LOST, "the link was lost"))
+        return supervisor.topology, link
 
     # --- looking ----------------------------------------------------------------------------------------------------
 
@@ -354,7 +441,8 @@ class Producer:
     def status(self) -> Status:
         """The producer at this instant: O(1), without side effects; it dials nothing."""
         now = 0.0 if self._backend is None else self._backend.clock()
-        return present_status(self.connection_state, self._supervisor, self._ledger, self.settings, now)
+        status = present_status(self.connection_state, self._supervisor, self._ledger, self.settings, now)
+        return status if self._relay is None else evolve(status, outbox=self._relay.status())
 
     @property
     def peer(self) -> Peer | None:
@@ -371,6 +459,9 @@ class Producer:
             raise self._not_here()
         self._place.check()
         await until_connected(self._supervisor, timeout)
+        refusal = self._supervisor.topology.refusal
+        if refusal is not None:
+            raise connect_error(refusal)
 
     def reconnect(self) -> bool:
         """Hint that the broker is back: dial now, or dial again after giving up. False if ignored (one hint per second)."""
@@ -378,6 +469,24 @@ class Producer:
             return False
         self._place.check()
         return self._supervisor.reconnect()
+
+    async def hand_over(self, endpoint: int | None = None) -> bool:
+        """Go on at another endpoint, and return when messages can be written there. False if this was ignored.
+
+        `endpoint` is a position in the list of URLs, from 0; None means the next one that is ready. The producer writes
+        nothing more, waits for the confirms of the messages in flight, at most `drain_timeout`, closes the link, and dials. A
+        message that has no confirm by then is treated as after the loss of a link. It is ignored unless the link is up.
+
+        Raises as `wait_connected` does.
+        """
+        if self._supervisor is None:
+            raise self._not_here()
+        self._place.check()
+        handing_over = self._supervisor.hand_over(endpoint)
+        await anyio.lowlevel.checkpoint()
+        if handing_over:
+            await until_connected(self._supervisor, math.inf)
+        return handing_over
 
     @asynccontextmanager
     async def changes(self) -> AsyncIterator[Changes]:
@@ -418,6 +527,7 @@ async def open_producer(
     url_or_settings: str | Settings | Sequence[str] | None = None,
     *,
     driver: Literal["native", "aiormq"] | Driver = "native",
+    outbox: OutboxLike | None = None,
     rng: random.Random | None = None,
     **settings: Unpack[SettingsFields],
 ) -> AsyncIterator[Producer]:
@@ -427,7 +537,7 @@ async def open_producer(
     the body is raised without an ExceptionGroup. If `run()` raises, the body is cancelled and that error is raised, without
     an ExceptionGroup too. If both raise, the body's error is raised, and its context is the error of `run()`.
     """
-    async with running(Producer(url_or_settings, driver=driver, rng=rng, **settings)) as producer:
+    async with running(Producer(url_or_settings, driver=driver, outbox=outbox, rng=rng, **settings)) as producer:
         yield producer
 
 

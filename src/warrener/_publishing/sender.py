@@ -36,6 +36,7 @@ LATE = 0.01
 GRACE = 5
 
 _MAIN = Lane.MAIN
+_REFUSED = "the broker refuses this producer"
 
 
 def _forget_waiter(delivery: Delivery) -> None:
@@ -76,6 +77,10 @@ class Sender:
         self._started = False
         self._pumping = False
         self._closing = False
+        #: Whether the supervisor waits for the confirms of the messages in flight.
+        self._handing_over = False
+        #: Whether the broker refuses the producer for a reason that time does not end.
+        self._refused = False
         self._timer_at = -math.inf
         self._timer_poke = anyio.Event()
         #: message_ids of messages that ended without an answer of the broker after closing began.
@@ -105,6 +110,7 @@ class Sender:
         """Write messages on the link; `pump` follows."""
         if number != self.number or self._link is None:
             return
+        self._accept_after_refusal()
         self.ledger.link_up(number)
         self.ledger.resume(self.backend.clock())
         self._started = True
@@ -115,6 +121,7 @@ class Sender:
         """Hold messages back; what is in flight stays in flight."""
         if number != self.number or self._link is None:
             return
+        self._accept_after_refusal()
         self.ledger.link_up(number)
         self.ledger.pause()
         self._started = False
@@ -123,6 +130,7 @@ class Sender:
     def stop_publishing(self, fault: Fault) -> None:
         """The link is lost: end its attempts by the delivery mode."""
         link, self._link, self._started, self.number = self._link, None, False, 0
+        self._handing_over = False
         if link is not None and not self._ended:
             # The link is being replaced. Abort it first: then `written` is final, because nothing more can be written.
             link.abort(fault)
@@ -137,10 +145,30 @@ class Sender:
         )
         self.settle(self.ledger.give_up(fault, self.backend.clock()))
 
+    def report_settled(self, number: int) -> None:
+        """The link is to be handed over: tell the supervisor when no message is in flight on it."""
+        if number == self.number:
+            self._handing_over = True
+            self.settle([])
+
+    def refuse_publishing(self, fault: Fault) -> None:
+        """The broker refuses the producer for a reason that time does not end: end all pending messages, refuse new ones."""
+        if self._closing:
+            return
+        self._refused = True
+        self.admission.refuse_with(lambda message_id: NotSent(message_id, _REFUSED, last_fault=fault))
+        self.settle(self.ledger.give_up(fault, self.backend.clock(), NotSent, _REFUSED))
+
     def accept_again(self) -> None:
-        """A dial begins after the attempts had been used up: accept new messages."""
-        if not self._closing:
+        """A dial begins after the attempts had been used up: accept new messages, unless the broker refuses the producer."""
+        if not self._closing and not self._refused:
             self.admission.refusal = None
+
+    def _accept_after_refusal(self) -> None:
+        """A link is up: the broker no longer refuses the producer."""
+        if self._refused:
+            self._refused = False
+            self.accept_again()
 
     def stop_accepting(self) -> None:
         """The producer closes: refuse new messages, and tell the supervisor when none is pending."""
@@ -270,6 +298,9 @@ class Sender:
                 self._tell(late.popleft())
         if self._closing and not self.ledger.pending:
             self.supervisor.drained()
+        if self._handing_over and not self.ledger.in_flight:
+            self._handing_over = False
+            self.supervisor.settled(self.number)
 
     def _note_unanswered(self, outcome: Receipt | PublishError | None) -> None:
         if isinstance(outcome, NotSent):

@@ -22,10 +22,14 @@ __all__ = [
     "Finish",
     "PausePublishing",
     "Refuse",
+    "RefusePublishing",
     "ReplayTopology",
+    "ReportSettled",
     "StartCloseTimer",
     "StartCooldownTimer",
     "StartDrainTimer",
+    "StartHandOverTimer",
+    "StartPreferTimer",
     "StartPublishing",
     "StartRetryTimer",
     "StartStableTimer",
@@ -35,19 +39,32 @@ __all__ = [
 
 
 #: The kinds of timers. Of each kind at most one runs.
-Timer: TypeAlias = Literal["retry", "stable", "cooldown", "drain", "close"]
+Timer: TypeAlias = Literal["retry", "stable", "prefer", "cooldown", "drain", "hand_over", "close"]
 
 
 @frozen
 class Dial:
-    """Open link `link`: one pass over all addresses, within `connect_timeout`."""
+    """Open link `link` to the endpoint with index `endpoint`, within `connect_timeout`.
+
+    The dial tries every address of the endpoint's name. It begins with the address of index `address`, taken modulo the
+    number of addresses.
+    """
 
     link: int
+    endpoint: int = 0
+    address: int = 0
 
 
 @frozen
 class ReplayTopology:
     """Declare the topology on the link. `TopologyRestored` follows, or `LinkLost` with a topology fault."""
+
+    link: int
+
+
+@frozen
+class ReportSettled:
+    """Post `InFlightSettled(link)` when no message is in flight on the link any more, at once if none is."""
 
     link: int
 
@@ -97,6 +114,17 @@ class FailPending:
 
 
 @frozen
+class RefusePublishing:
+    """End every waiting message at once as in `FailPending`, but with `NotSent` in place of `GaveUp`.
+
+    The broker refuses this producer for a reason that time does not end. New messages get the same answer, until
+    `StartPublishing` or `PausePublishing` comes. The machine goes on dialing.
+    """
+
+    fault: Fault
+
+
+@frozen
 class StartRetryTimer:
     """Draw a delay between `shortest` and `longest` seconds. `RetryTimerFired(link)` follows after it."""
 
@@ -108,6 +136,22 @@ class StartRetryTimer:
 @frozen
 class StartStableTimer:
     """`StableTimerFired(link)` follows after `delay` seconds."""
+
+    link: int
+    delay: float
+
+
+@frozen
+class StartPreferTimer:
+    """`PreferTimerFired(link)` follows after `delay` seconds. A timer of this kind that runs is replaced."""
+
+    link: int
+    delay: float
+
+
+@frozen
+class StartHandOverTimer:
+    """`HandOverTimerFired(link)` follows after `delay` seconds."""
 
     link: int
     delay: float
@@ -182,14 +226,18 @@ class Finish:
 Effect: TypeAlias = (
     Dial
     | ReplayTopology
+    | ReportSettled
     | CloseLink
     | AbortLink
     | StartPublishing
     | PausePublishing
     | StopPublishing
     | FailPending
+    | RefusePublishing
     | StartRetryTimer
     | StartStableTimer
+    | StartPreferTimer
+    | StartHandOverTimer
     | StartCooldownTimer
     | StartDrainTimer
     | StartCloseTimer

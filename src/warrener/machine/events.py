@@ -19,10 +19,14 @@ __all__ = [
     "DrainTimerFired",
     "Drained",
     "Event",
+    "HandOverRequested",
+    "HandOverTimerFired",
+    "InFlightSettled",
     "LinkClosed",
     "LinkLost",
     "LinkOpened",
     "PermitReleased",
+    "PreferTimerFired",
     "PublishConfirmed",
     "PublishNacked",
     "PublishingBlocked",
@@ -41,9 +45,13 @@ __all__ = [
 
 @frozen
 class StartRequested:
-    """`run()` was called: dial at once."""
+    """`run()` was called: dial at once.
+
+    `order` has the index of every endpoint once, in the order in which the first pass dials them.
+    """
 
     at: float
+    order: tuple[int, ...] = (0,)
 
 
 @frozen
@@ -62,6 +70,17 @@ class ReconnectRequested:
     """`reconnect()` was called: dial now. At most one such event a second is obeyed. It does nothing to a live link."""
 
     at: float
+
+
+@frozen
+class HandOverRequested:
+    """`hand_over()` was called: go on at another endpoint, without a message of unknown fate. Obeyed in `Up` only.
+
+    `endpoint` is an index; None means the next endpoint that is ready, or the only one.
+    """
+
+    at: float
+    endpoint: int | None = None
 
 
 @frozen
@@ -86,6 +105,14 @@ class Drained:
     at: float
 
 
+@frozen
+class InFlightSettled:
+    """No message is in flight on the link (answers `ReportSettled`)."""
+
+    link: int
+    at: float
+
+
 # --- timers ------------------------------------------------------------------------------------------------------
 
 
@@ -100,6 +127,22 @@ class RetryTimerFired:
 @frozen
 class StableTimerFired:
     """The link was up for `stable_for`."""
+
+    link: int
+    at: float
+
+
+@frozen
+class PreferTimerFired:
+    """The link was up for the time after which the first endpoint is preferred again."""
+
+    link: int
+    at: float
+
+
+@frozen
+class HandOverTimerFired:
+    """The wait for the confirms before a hand-over has lasted `drain_timeout`."""
 
     link: int
     at: float
@@ -141,7 +184,7 @@ class LinkOpened:
 
 @frozen
 class DialFailed:
-    """One pass over all addresses has ended without a link."""
+    """The dial has tried every address of its endpoint, and has ended without a link."""
 
     link: int
     fault: Fault
@@ -228,11 +271,15 @@ Event: TypeAlias = (
     StartRequested
     | StopRequested
     | ReconnectRequested
+    | HandOverRequested
     | AdmissionRequested
     | PermitReleased
     | Drained
+    | InFlightSettled
     | RetryTimerFired
     | StableTimerFired
+    | PreferTimerFired
+    | HandOverTimerFired
     | CooldownTimerFired
     | DrainTimerFired
     | CloseTimerFired

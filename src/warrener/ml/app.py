@@ -13,9 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from starlette.applications import Starlette
-from starlette.routing import Route
-
 from warrener.http import health_routes, in_loop, metrics_endpoint
 from warrener.metrics import ProducerCollector
 from warrener.ml.history import History
@@ -24,6 +21,12 @@ from warrener.ml.payloads import Embed, EmbedBatch, Payload, Summarize, Transcri
 from warrener.ml.producer import MLProducer
 from warrener.ml.status_page import StatusPage
 from warrener.ml.task_endpoint import TaskEndpoint
+
+try:
+    from starlette.applications import Starlette
+    from starlette.routing import Route
+except ModuleNotFoundError:
+    raise ImportError("warrener.ml.app needs starlette: pip install 'warrener[ml]'") from None
 
 __all__ = ["HEALTH_PATH", "TASKS", "ml_app"]
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from prometheus_client.core import CounterMetricFamily, Metric
-from prometheus_client.registry import Collector
-
 from warrener.metrics import connection_families, counter, histogram, labelled
 from warrener.ml.producer import MLProducer
+
+try:
+    from prometheus_client.core import CounterMetricFamily, Metric
+    from prometheus_client.registry import Collector
+except ModuleNotFoundError:
+    raise ImportError("warrener.ml.metrics needs prometheus_client: pip install 'warrener[ml]'") from None
 
 __all__ = ["MLCollector"]
 

@@ -21,7 +21,7 @@ from attrs import define, field, frozen
 from warrener.drivers.base import Lane, LinkDown, LinkListener, LinkOptions, Peer
 from warrener.errors import Fault, FaultKind
 from warrener.records import Endpoint, Envelope, Returned
-from warrener.topology import Declaration
+from warrener.topology import Binding, Declaration, Queue
 
 __all__ = ["Life", "Published", "ScriptedDriver", "ScriptedLink", "hangs", "lives", "refuses"]
 
@@ -65,7 +65,7 @@ class Life:
     #: Seconds from a publish to its answer.
     latency: float = 0.0
     answer: Answer = _ack
-    #: Refuse the topology with this.
+    #: Refuse the declaration of its entity with this; without an entity, any declaration.
     topology: Fault | None = None
     #: At the link's end, how many of the last messages had not been written to the network.
     unoffered: int = 0
@@ -140,21 +140,50 @@ class ScriptedLink:
         if Lane.SUSPECT not in self._channels:
             self.open_channel(Lane.SUSPECT)
 
-    async def declare(self, declarations: Iterable[Declaration]) -> None:
+    def begun(self, channel: int) -> int:
+        """As `Link.begun`: nothing is begun and not written."""
+        return self.written(channel)
+
+    @property
+    def bytes_out(self) -> int:
+        """The bytes of all bodies that were published."""
+        return sum(len(message.body) for message in self.published)
+
+    async def declare(self, declarations: Iterable[Declaration]) -> list[str]:
         """Note the declarations, or refuse them by the script."""
         await anyio.lowlevel.checkpoint()
-        if self.life.topology is not None:
-            raise LinkDown(self.life.topology)
-        self.declared.extend(declarations)
+        names: list[str] = []
+        refusal = self.life.topology
+        for each in declarations:
+            if refusal is not None and refusal.entity in (None, str(each)):
+                if refusal.reply_code == 503:  # for an unknown type of exchange a broker closes the connection
+                    self.abort(refusal)
+                raise LinkDown(refusal)
+            self.declared.append(each)
+            names += [each.name] if isinstance(each, Queue) else []
+        return names
+
+    async def unbind(self, binding: Binding) -> None:
+        """Forget the binding."""
+        await anyio.lowlevel.checkpoint()
+        if binding in self.declared:
+            self.declared.remove(binding)
+
+    async def purge(self, queue: str) -> int:
+        """No queue holds anything."""
+        await anyio.lowlevel.checkpoint()
+        return 0
 
     async def get(self, queue: str, limit: int) -> list[bytes]:
         """No queue holds anything."""
         await anyio.lowlevel.checkpoint()
         return []
 
-    async def delete_queue(self, queue: str) -> None:
-        """Nothing to delete."""
+    async def delete_queue(self, queue: str) -> int:
+        """Forget the queue."""
         await anyio.lowlevel.checkpoint()
+        self.declared = [each for each in self.declared if not (isinstance(each, Queue) and each.name == queue)]
+        return 0
 
     def abort(self, fault: Fault) -> None:
         """End the link now; the same as the peer's doing, for a test."""
@@ -243,6 +272,8 @@ class ScriptedDriver:
         #: Every link that was opened, and the instants of all dials.
         self.links: list[ScriptedLink] = []
         self.dials: list[float] = []
+        #: The endpoint of each dial.
+        self.endpoints: list[Endpoint] = []
 
     @property
     def link(self) -> ScriptedLink:
@@ -261,6 +292,7 @@ class ScriptedDriver:
         """Follow the next line of the script."""
         life = self._script.popleft() if len(self._script) > 1 else self._script[0]
         self.dials.append(anyio.current_time())
+        self.endpoints.append(endpoint)
         await anyio.sleep(min(life.dialing, options.connect_timeout))
         if life.refusal is not None or life.dialing > options.connect_timeout:
             raise LinkDown(life.refusal or REFUSED)

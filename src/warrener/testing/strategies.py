@@ -7,15 +7,23 @@ them about the live link. Random lists of events hardly ever get beyond a dial.
 
 from __future__ import annotations
 
-from hypothesis import strategies as st
+import math
+
+try:
+    from hypothesis import strategies as st
+except ModuleNotFoundError:
+    raise ImportError("warrener.testing.strategies needs hypothesis: pip install 'warrener[testing]'") from None
+
+from attrs import evolve
 
 from warrener import machine
 from warrener.errors import Fault, FaultKind
-from warrener.machine import Backoff, Breaker, Event, Permit, Policy, Record, State
+from warrener.machine import Backoff, Breaker, EndpointRecord, Endpoints, Event, Permit, Policy, Record, State
 
 __all__ = [
     "backoffs",
     "breakers",
+    "endpoints",
     "events",
     "faults",
     "instants",
@@ -105,6 +113,7 @@ def policies() -> st.SearchStrategy[Policy]:
         drain_timeout=st.floats(min_value=0, max_value=60),
         close_timeout=st.floats(min_value=0, max_value=60),
         abort_timeout=st.floats(min_value=0, max_value=60),
+        prefer=st.sampled_from(("any", "first")),
         when_exhausted=st.sampled_from(("stay", "raise")),
     )
 
@@ -118,11 +127,29 @@ def states() -> st.SearchStrategy[State]:
         st.builds(machine.states.Dialing, _LINKS, flag),
         st.builds(machine.states.Restoring, _LINKS, flag),
         st.builds(machine.states.Up, _LINKS, flag, flag),
+        st.builds(machine.states.HandingOver, _LINKS, st.integers(min_value=0, max_value=2), flag, flag),
         st.builds(machine.states.Dropping, _LINKS, faults()),
         st.builds(machine.states.GaveUp, _LINKS),
         st.builds(machine.states.Closing, _LINKS, flag),
         st.builds(machine.states.Closed, _LINKS),
     )
+
+
+@st.composite
+def endpoints(draw: st.DrawFn) -> Endpoints:
+    """Return one to three endpoints with any failures; the current endpoint was tried in this pass."""
+    count = draw(st.integers(min_value=1, max_value=3))
+    current = draw(st.integers(min_value=0, max_value=count - 1))
+    one = st.builds(
+        EndpointRecord,
+        failures=st.integers(min_value=0, max_value=12),
+        retry_at=st.just(-math.inf) | instants(),
+        last_fault=st.none() | faults(),
+        address=st.integers(min_value=0, max_value=9),
+    )
+    tried = draw(st.frozensets(st.integers(min_value=0, max_value=count - 1)))
+    queue = tuple(draw(st.permutations(range(count))))
+    return Endpoints(tuple(draw(one) for _ in range(count)), queue, current, tried | {current})
 
 
 @st.composite
@@ -133,6 +160,9 @@ def records(draw: st.DrawFn, among: st.SearchStrategy[State] | None = None) -> R
         return Record()
     at = draw(instants())
     ago = st.floats(min_value=0, max_value=12)
+    drawn = draw(endpoints())
+    if isinstance(state, machine.states.HandingOver):
+        state = evolve(state, target=state.target % len(drawn.records))
     return Record(
         state=state,
         attempts=draw(st.integers(min_value=0, max_value=12)),
@@ -142,6 +172,8 @@ def records(draw: st.DrawFn, among: st.SearchStrategy[State] | None = None) -> R
         draining=draw(st.booleans()),
         hinted_at=at - draw(ago),
         channel_closes=tuple(sorted(at - seconds for seconds in draw(st.lists(ago, max_size=6)))),
+        connected_once=draw(st.booleans()),
+        endpoints=drawn,
         at=at,
     )
 
@@ -152,6 +184,9 @@ def link_events(link: st.SearchStrategy[int] = _LINKS) -> st.SearchStrategy[Even
     about_a_link = (
         machine.events.RetryTimerFired,
         machine.events.StableTimerFired,
+        machine.events.PreferTimerFired,
+        machine.events.HandOverTimerFired,
+        machine.events.InFlightSettled,
         machine.events.CloseTimerFired,
         machine.events.LinkOpened,
         machine.events.LinkClosed,
@@ -173,7 +208,6 @@ def events(*, link: int | None = None) -> st.SearchStrategy[Event]:
     """Every event; about link `link` where that is given, otherwise about any."""
     at = instants()
     plain = (
-        machine.events.StartRequested,
         machine.events.ReconnectRequested,
         machine.events.AdmissionRequested,
         machine.events.Drained,
@@ -182,6 +216,8 @@ def events(*, link: int | None = None) -> st.SearchStrategy[Event]:
     return st.one_of(
         link_events(_LINKS if link is None else st.just(link)),
         *(st.builds(event, at) for event in plain),
+        st.builds(machine.events.StartRequested, at, st.sampled_from(((0,), (1, 0), (2, 0, 1)))),
+        st.builds(machine.events.HandOverRequested, at, st.none() | st.integers(min_value=0, max_value=3)),
         st.builds(machine.events.StopRequested, at, st.booleans()),
         st.builds(machine.events.PermitReleased, permits(), at),
         st.builds(machine.events.CooldownTimerFired, st.integers(min_value=0, max_value=9), at),

@@ -4,7 +4,7 @@ pamqp describes the methods (which arguments, of which types); this module reads
 reader trusts its input (a string may be longer than its frame, tables recurse without end, bytes may trail) and its
 writer narrows floats to 32 bits, cuts field names, knows no `bytes`, and refuses names that RabbitMQ accepts.
 
-What must stay true:
+Invariants:
 
 * Reading raises nothing but `Malformed`, for any bytes; nothing is allocated by a length before that length was compared
   with what is left; tables nest at most `MAX_DEPTH` deep and hold at most `MAX_ENTRIES` values altogether.
@@ -24,7 +24,7 @@ from attrs import define, frozen
 from pamqp import commands
 from pamqp.base import Frame as Method
 
-from warrener.records import FieldValue
+from warrener._properties import MAX_DEPTH, MAX_ENTRIES, FieldValue, Unsendable
 
 __all__ = [
     "MAX_DEPTH",
@@ -46,10 +46,6 @@ __all__ = [
 
 Buffer: TypeAlias = bytes | bytearray
 
-#: RabbitMQ's own limit, and the first bound on what a peer can make us do before it is authenticated.
-MAX_DEPTH: Final = 32
-#: Values in one table, nested ones included.
-MAX_ENTRIES: Final = 16_384
 #: The private header that tells which attempt a returned message belongs to.
 TOKEN_HEADER: Final = "x-warrener-token"  # noqa: S105 - a name, not a secret
 
@@ -71,10 +67,6 @@ _VOID, _BOOL, _TIME, _DEC, _TEXT, _BYTES, _TABLE, _ARRAY = b"VtTDSxFA"
 
 class Malformed(Exception):
     """The bytes are not what the protocol says."""
-
-
-class Unsendable(ValueError):
-    """The value cannot be put into AMQP bytes."""
 
 
 # --- writing ----------------------------------------------------------------------------------------------------

@@ -245,7 +245,8 @@ class Ledger:
         settled: list[Delivery] = []
         if delivery.queue is not None:
             delivery.queue.remove(delivery)
-            self.settlement.end_unwritten(delivery, InvalidMessage, reason, self.settlement.last_fault, settled)
+            # The fault of an earlier link has nothing to do with it.
+            self.settlement.end_unwritten(delivery, InvalidMessage, reason, None, settled)
         return settled
 
     # --- the broker's answers ---------------------------------------------------------------------------------------
@@ -366,9 +367,15 @@ class Ledger:
         settlement.answer(delivery, Unconfirmed(delivery.message_id, reason, last_fault=settlement.last_fault), [])
         return False
 
-    def give_up(self, fault: Fault, now: float) -> list[Delivery]:
-        """No further link: messages that were never written end as `GaveUp`, those that may have been as `Unconfirmed`."""
-        return self._end_all(GaveUp, "the attempts to reconnect are used up", fault, now)
+    def give_up(
+        self,
+        fault: Fault,
+        now: float,
+        kind: type[NotSent] = GaveUp,
+        reason: str = "the attempts to reconnect are used up",
+    ) -> list[Delivery]:
+        """No further link: messages that were never written end as `kind`, those that may have been as `Unconfirmed`."""
+        return self._end_all(kind, reason, fault, now)
 
     def close(self, now: float, fault: Fault | None = None) -> list[Delivery]:
         """End every message, and accept no more.

@@ -12,6 +12,7 @@ from anyio.abc import TaskGroup
 from warrener.drivers import _faults
 from warrener.drivers._dial import Dialed
 from warrener.drivers._faults import DialPhase
+from warrener.drivers._progress import unacknowledged
 from warrener.drivers.base import Lane, LinkListener, LinkOptions, Peer
 from warrener.drivers.native._channels import Channels
 from warrener.drivers.native._reader import Reader
@@ -20,8 +21,8 @@ from warrener.drivers.native._stream import STREAM_ENDS
 from warrener.drivers.native._writer import HIGH_WATER, Writer
 from warrener.errors import Fault
 from warrener.records import Envelope
-from warrener.topology import Declaration
-from warrener.wire import ProtocolErrorKind, Session, SessionPhase, events
+from warrener.topology import Binding, Declaration, Queue
+from warrener.wire import Session, SessionPhase, events, requests
 
 __all__ = ["NativeLink"]
 
@@ -73,8 +74,9 @@ class NativeLink:
             session, listener, options.connect_timeout, fail=self._fail, wake_writer=self._writer.wake
         )
         self._requests = Requests(
-            session, options.connect_timeout, abort=self._abort_for, wake_writer=self._writer.wake
+            session, options.declare_timeout, abort=self._abort_for, wake_writer=self._writer.wake
         )
+        self._bytes_out = 0
         self._tuned = anyio.Event()
         #: Our close handshake has begun; it is complete, or not worth waiting for.
         self._leaving = False
@@ -118,17 +120,35 @@ class NativeLink:
         if self.fault is None and not self._channels.has(Lane.SUSPECT):
             self._channels.open(Lane.SUSPECT)
 
-    async def declare(self, declarations: Iterable[Declaration]) -> None:
+    def begun(self, channel: int) -> int:
+        """Return the highest tag that was begun."""
+        return self._session.publisher(channel).begun
+
+    @property
+    def bytes_out(self) -> int:
+        """How many bytes the peer has taken: the kernel's own queue is not counted, where the system tells its length."""
+        self._bytes_out = max(self._bytes_out, self._writer.bytes_out - unacknowledged(self._stream))
+        return self._bytes_out
+
+    async def declare(self, declarations: Iterable[Declaration]) -> list[str]:
         """Declare in the given order, on a channel of its own."""
-        await self._requests.declare(declarations)
+        return await self._requests.declare(declarations)
+
+    async def unbind(self, binding: Binding) -> None:
+        """End a binding."""
+        await self._requests.ask(requests.unbind(binding), str(binding))
+
+    async def purge(self, queue: str) -> int:
+        """Remove the ready messages of a queue."""
+        return await self._requests.ask(requests.purge(queue), str(Queue(queue)))
 
     async def get(self, queue: str, limit: int) -> list[bytes]:
         """Take up to `limit` bodies from the queue."""
         return await self._requests.get(queue, limit)
 
-    async def delete_queue(self, queue: str) -> None:
+    async def delete_queue(self, queue: str) -> int:
         """Delete a queue."""
-        await self._requests.delete_queue(queue)
+        return await self._requests.ask(requests.delete_queue(queue), str(Queue(queue)))
 
     def abort(self, fault: Fault) -> None:
         """End the link without a close handshake."""
@@ -190,12 +210,12 @@ class NativeLink:
         tasks.start_soon(self._reader.run)
         tasks.start_soon(self._watch)
 
-    async def handshake(self, deadline: float) -> None:
-        """Wait for the first channel in confirm mode; at the deadline the link ends."""
+    async def handshake(self, deadline: float, seconds: float) -> None:
+        """Wait for the first channel in confirm mode; at the deadline, after `seconds`, the link ends."""
         with anyio.CancelScope(deadline=deadline) as patience:
             await self._channels.ready.wait()
         if patience.cancelled_caught:
-            self._fail(_faults.timed_out(self._dial_phase(self._session.phase), self._options.connect_timeout))
+            self._fail(_faults.timed_out(self._dial_phase(self._session.phase), seconds))
             await anyio.lowlevel.checkpoint()  # where the cancellation of the body takes effect
 
     async def close(self) -> None:
@@ -278,28 +298,17 @@ class NativeLink:
                 self._requests.on_answer(event)
             case events.Blocked(reason):
                 self._writer.block(blocked=True)
-                self._listener.blocked(reason)
+                self._channels.report(lambda: self._listener.blocked(reason))
             case events.Unblocked():
                 self._writer.block(blocked=False)
-                self._listener.unblocked()
+                self._channels.report(self._listener.unblocked)
             case events.SecretUpdated():
                 pass
-            case events.CloseReceived(code, text, phase):
+            case events.CloseReceived(code, text, phase, method):
                 self._answering = True
-                self._end(_faults.closed_by_broker(code, text, self._dial_phase(phase)))
+                declaring = self._requests.entity if requests.is_declaration(method) else None
+                self._end(_faults.closed_by_broker(code, text, self._dial_phase(phase), declaring=declaring))
             case events.Closed():
                 self._left.set()
             case events.ProtocolError():
-                self._fail(_fault_of(event))
-
-
-def _fault_of(error: events.ProtocolError) -> Fault:
-    match error.kind:
-        case ProtocolErrorKind.NOT_AMQP:
-            return _faults.not_amqp(error.data)
-        case ProtocolErrorKind.NO_MECHANISM:
-            return _faults.no_common_mechanism(error.text)
-        case ProtocolErrorKind.UNUSABLE:
-            return _faults.unusable(error.text)
-        case ProtocolErrorKind.ILLEGAL:
-            return _faults.illegal_frame(error.text)
+                self._fail(_faults.protocol_error(event))

@@ -46,8 +46,11 @@ class ProtocolViolated(AssertionError):
     """A client of the broker sent what AMQP 0-9-1 does not allow; `violations` lists it."""
 
     def __init__(self, violations: tuple[Violation, ...]) -> None:
-        super().__init__("; ".join(str(violation) for violation in violations))
+        super().__init__(violations)
         self.violations = violations
+
+    def __str__(self) -> str:
+        return "; ".join(str(violation) for violation in self.violations)
 
 
 @frozen
