@@ -60,7 +60,8 @@ def beside(seed: int) -> Plan:
         for call in _bad_calls(rng, kind, number):
             calls.append(call)
             number += len(call.messages)
-    faults = [
+    faults = [*_lost_dials(rng)]
+    faults += [
         Fault(rng.uniform(FAULTS_FROM, ENDS_AT), rng.choice(_TROUBLES), 2.0, 50) for _ in range(rng.randint(0, 3))
     ]
     plan = calm(
@@ -72,10 +73,19 @@ def beside(seed: int) -> Plan:
         ends_at=ENDS_AT,
         producer=producer,
         network=network_of(seed, quiet=False),
+        brokers=rng.choice((1, 1, 2)),
         sync_interval=rng.choice((0.0, 0.05, 0.2)),
         neighbours=True,
         bad=frozenset(kinds),
     )
+
+
+def _lost_dials(rng: random.Random) -> Iterator[Fault]:
+    """Half of the plans lose the link while dials fail for a time."""
+    if rng.random() < 0.5:
+        at = rng.uniform(FAULTS_FROM, FAULTS_FROM + 5.0)
+        yield Fault(at, rng.choice(("refuse", "mute", "accept then drop")), 9.0)
+        yield Fault(at + 0.01, "rst")
 
 
 def alone(plan: Plan) -> Plan:
