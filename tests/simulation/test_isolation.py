@@ -36,7 +36,7 @@ def later(run: Run) -> None:
 
 def lost_link(run: Run) -> None:
     run.trace.links[1].ended_at = 10.0
-    run.trace.links[1].fault = Fault(FaultKind.CHANNEL_STORM)
+    run.trace.links[1].fault = Fault(FaultKind.CHANNEL_STORM, "more than 5 channels")
 
 
 def closed_for_an_exchange(run: Run) -> None:
