@@ -132,6 +132,14 @@ simulation: ## simulate years of outages in virtual time, and judge every promis
 	$(NEEDS) run test
 	@$(BIN)/python -m tests.simulation --seeds $(SEEDS) --first $(FIRST)
 
+.PHONY: soak
+soak: MINUTES ?= 60
+soak: ## a producer under random faults of a real RabbitMQ for an hour, its account, memory and descriptors; then a day of virtual time (MINUTES=60)
+	$(NEEDS) run test bench
+	@scripts/rabbitmq.sh
+	@$(BIN)/python -m tests.soak --minutes $(MINUTES)
+	@$(MAKE) simulation SEEDS=720 FIRST=200000
+
 .PHONY: planted-bugs
 planted-bugs: ## plant known bugs of other clients, and see that the simulation catches each
 	$(NEEDS) run test
