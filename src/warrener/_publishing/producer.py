@@ -42,13 +42,17 @@ from warrener._publishing.streams import Changes, Outcomes, Streams
 from warrener._publishing.watching import present_status, until_connected
 from warrener._settings.settings import Settings, SettingsFields
 from warrener._supervision.supervisor import Supervisor
-from warrener.drivers.base import Driver, Peer
+from warrener._supervision.topology import LiveTopology
+from warrener.drivers.base import Driver, Link, Peer
 from warrener.errors import (
+    Fault,
     FaultKind,
     InvalidMessage,
     ProducerClosed,
     PublishError,
     SettingsError,
+    Unreachable,
+    connect_error,
 )
 from warrener.machine import Policy
 from warrener.records import (
@@ -61,6 +65,7 @@ from warrener.records import (
     Status,
     Stored,
 )
+from warrener.topology import Binding, Declaration
 from warrener.tracing import instrument
 
 __all__ = ["PUBLISH_TIMEOUT", "MessageFields", "Producer", "open_producer", "running"]
@@ -157,8 +162,9 @@ class Producer:
             name=self.name,
             driver=self._driver,
             endpoints=s.endpoints,
+            endpoint_order=s.endpoint_order,
             options=s.link_options(),
-            topology=s.topology,
+            topology=LiveTopology(s.topology, strict=s.topology_errors == "strict"),
             policy=Policy(
                 backoff=s.backoff,
                 breaker=s.breaker,
@@ -166,6 +172,7 @@ class Producer:
                 drain_timeout=s.drain_timeout,
                 close_timeout=s.close_timeout,
                 abort_timeout=s.abort_timeout,
+                prefer=s.prefer,
                 when_exhausted=s.when_exhausted,
             ),
             clock=self._backend.clock,
@@ -381,6 +388,47 @@ class Producer:
             )
         return self._place.error()
 
+    # --- topology ---------------------------------------------------------------------------------------------------
+
+    async def declare(self, *declarations: Declaration, remember: bool = True) -> list[str]:
+        """Declare exchanges, queues and bindings on the live link; return the names of the queues among them.
+
+        It waits at most `publish_timeout` for a link. With `remember` they are declared again on each new link. Raises a
+        `ConnectError`: `TopologyMismatch` if the broker refuses one; then nothing of this call is remembered.
+        """
+        topology, link = await self._on_link()
+        return await topology.declare(link, declarations, remember=remember)
+
+    async def bind(self, binding: Binding, *, remember: bool = True) -> None:
+        """Bind a queue or an exchange to an exchange, as `declare` does."""
+        await self.declare(binding, remember=remember)
+
+    async def unbind(self, binding: Binding) -> None:
+        """End a binding on the live link, and forget it for the next links. Raises as `declare` does."""
+        topology, link = await self._on_link()
+        await topology.unbind(link, binding)
+
+    async def delete_queue(self, name: str) -> int:
+        """Delete a queue, and forget it and its bindings; return how many messages it held. Raises as `declare` does."""
+        topology, link = await self._on_link()
+        return await topology.delete_queue(link, name)
+
+    async def purge(self, name: str) -> int:
+        """Remove the ready messages of a queue and return how many. Raises as `declare` does."""
+        topology, link = await self._on_link()
+        return await topology.purge(link, name)
+
+    async def _on_link(self) -> tuple[LiveTopology, Link]:
+        supervisor = self._supervisor
+        if supervisor is None:
+            raise self._not_here()
+        self._place.check()
+        await until_connected(supervisor, self._publish_timeout)
+        link = supervisor.live_link
+        if link is None:  # lost between the two lines
+            raise Unreachable(supervisor.record.last_fault or Fault(FaultKind.CONNECTION_LOST, "the link was lost"))
+        return supervisor.topology, link
+
     # --- looking ----------------------------------------------------------------------------------------------------
 
     @property
@@ -411,6 +459,9 @@ class Producer:
             raise self._not_here()
         self._place.check()
         await until_connected(self._supervisor, timeout)
+        refusal = self._supervisor.topology.refusal
+        if refusal is not None:
+            raise connect_error(refusal)
 
     def reconnect(self) -> bool:
         """Hint that the broker is back: dial now, or dial again after giving up. False if ignored (one hint per second)."""
@@ -418,6 +469,24 @@ class Producer:
             return False
         self._place.check()
         return self._supervisor.reconnect()
+
+    async def hand_over(self, endpoint: int | None = None) -> bool:
+        """Go on at another endpoint, and return when messages can be written there. False if this was ignored.
+
+        `endpoint` is a position in the list of URLs, from 0; None means the next one that is ready. The producer writes
+        nothing more, waits for the confirms of the messages in flight, at most `drain_timeout`, closes the link, and dials. A
+        message that has no confirm by then is treated as after the loss of a link. It is ignored unless the link is up.
+
+        Raises as `wait_connected` does.
+        """
+        if self._supervisor is None:
+            raise self._not_here()
+        self._place.check()
+        handing_over = self._supervisor.hand_over(endpoint)
+        await anyio.lowlevel.checkpoint()
+        if handing_over:
+            await until_connected(self._supervisor, math.inf)
+        return handing_over
 
     @asynccontextmanager
     async def changes(self) -> AsyncIterator[Changes]:

@@ -144,7 +144,7 @@ class MLSettings(ServerSettings):
         ``[warrener.producer]`` that every other source replaces. Raises `SettingsError`.
         """
         for name in explicit:
-            refuse_unknown(name, _RULES | {"broker": None}, "setting")
+            refuse_unknown(name, {*_RULES, "broker"}, "setting")
         path = file if file is not None else os.environ.get(CONFIG_VARIABLE) or None
         in_file, producer, file_url = _read(None if path is None else Path(path))
         given = in_file | from_environment(os.environ, _VARIABLES, _PREFIX, ignored=(CONFIG_VARIABLE,))
@@ -170,16 +170,24 @@ def _variables() -> list[str]:
 _VARIABLES = dict(zip(_variables(), _RULES, strict=True))
 
 
+def _popped(table: object, key: str, default: object) -> object:
+    """Take a value out of a table; `from_table` refuses a value that is no table."""
+    if not isinstance(table, dict):
+        return default
+    entries: dict[str, object] = table  # pyright: ignore[reportUnknownVariableType]
+    return entries.pop(key, default)
+
+
 def _read(path: Path | None) -> tuple[dict[str, Given], dict[str, Given], str | None]:
     """Return the file's settings, its rows of ``[warrener.producer]``, and the broker's URL if the file has one."""
     if path is None:
         return {}, {}, None
     sections = read_toml(path)
     for name in sections:
-        refuse_unknown(name, {_SECTION: None}, "key or section", f" at the top of {printable(str(path))}")
+        refuse_unknown(name, {_SECTION}, "key or section", f" at the top of {printable(str(path))}")
     table = sections.get(_SECTION, {})
-    producer: Any = table.pop("producer", {}) if isinstance(table, dict) else {}
-    url = producer.pop("url", None) if isinstance(producer, dict) else None
+    producer = _popped(table, "producer", {})
+    url = _popped(producer, "url", None)
     if url is not None and not isinstance(url, str):
         raise SettingsError(f"url in [{_SECTION}.producer] of {printable(str(path))} must be text")
     return (
