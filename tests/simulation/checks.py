@@ -303,7 +303,8 @@ def unknown_has_a_cause(seen: Evidence) -> Iterator[str]:
     for record in seen.links:
         if record.overdue is not None:
             yield from _overdue(seen, record)
-        if not seen.plan.faults and record.fault is not None and record.fault.kind is not FaultKind.CHANNEL_STORM:
+        excused = {FaultKind.CHANNEL_STORM, *((FaultKind.CONFIRM_OVERDUE,) if "mute" in seen.plan.bad else ())}
+        if not seen.plan.faults and record.fault is not None and record.fault.kind not in excused:
             yield f"link {record.number} was lost without a fault: {record.fault}"
         healed_at = seen.injector.healed_at
         if (
@@ -321,6 +322,8 @@ def _causes(seen: Evidence, publish: Publish) -> Iterator[bool]:
     yield ended >= publish.deadline - TICK
     yield ended >= seen.run.closing_began_at - TICK
     yield bool(seen.injector.credible_lies)
+    # A return from an exchange of a plugin proves nothing: the plugin may deliver later.
+    yield publish.item.address == "delayed" and any(attempt.returned for attempt in publish.attempts)
     for attempt in publish.attempts:
         record = seen.trace.links[attempt.link]
         closed = seen.trace.channel_ends.get((attempt.link, attempt.channel))

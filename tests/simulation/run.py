@@ -196,6 +196,7 @@ async def _main(plan: Plan, clock: MockClock) -> Run:
         if plan.neighbours:
             prepare(plan, brokers, USER, VHOST, wires)
         run.network = Network(plan.network, stream(plan.seed, "network"), trace, wires, brokers)
+        run.network.fixed_order = plan.neighbours
         run.injector = FaultInjector(brokers, run.network, trace, stream(plan.seed, "injector"), clock, password)
         await _Program(run).play()
         await _aftermath(run, brokers)
