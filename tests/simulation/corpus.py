@@ -29,9 +29,9 @@ __all__ = [
     "summarize_corpus",
 ]
 
-#: Every so many seeds one runs twice, and has to do the same again.
+#: One seed in this number runs twice, and must have the same trace both times.
 TWICE = 50
-#: From so many seeds on a corpus has to be as varied as promised.
+#: A corpus of this many seeds or more must be as varied as promised.
 ENOUGH = 1000
 #: How many runs the shrinking of a failure may take.
 SHRINK_RUNS = 400
