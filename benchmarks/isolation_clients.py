@@ -128,10 +128,11 @@ def _aio_pika(load: Load) -> Report:
             reopening = asyncio.Lock()
 
             async def publish(good: bool) -> None:
+                nonlocal channel
                 async with reopening:
                     if channel.is_closed:
                         report.reopened += 1
-                        await channel.reopen()
+                        channel = await connection.channel(publisher_confirms=True)
                 message = aio_pika.Message(
                     bytes(256), delivery_mode=aio_pika.DeliveryMode.PERSISTENT, user_id=None if good else user_id
                 )
@@ -184,7 +185,7 @@ def _pika(load: Load) -> Report:
 CLIENTS: dict[str, Callable[[Load], Report]] = {
     "warrener": _warrener("native"),
     "warrener on aiormq": _warrener("aiormq"),
-    "aio-pika robust": _aio_pika,
+    "aio-pika": _aio_pika,
     "pika BlockingConnection": _pika,
 }
 

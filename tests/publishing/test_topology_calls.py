@@ -83,3 +83,15 @@ async def test_report_publishes_beside_a_refused_declaration(broker: EmbeddedBro
             await producer.wait_connected()
         assert caught.value.entity == "queue 'bad'"
         assert producer.status().link == 1
+
+
+async def test_report_publishes_beside_an_unknown_type_of_exchange(broker: EmbeddedBroker, driver: Any) -> None:
+    """The broker closes the connection because of it: the next link does without that exchange."""
+    topology = (Exchange("bad", "no-such-type"), Queue("q"))
+    settings: Any = {"topology_errors": "report", "backoff_initial": 0.1, "breaker": None}
+    async with open_producer(broker.url, driver=driver, topology=topology, **settings) as producer:
+        receipt = await producer.publish(b"1", routing_key="q")
+        assert receipt.link == 2
+        fault = producer.status().topology_fault
+        assert fault is not None
+        assert (fault.entity, fault.reply_code) == ("exchange 'bad'", 503)

@@ -33,6 +33,7 @@ def _resolve(url: object = URL, environ: dict[str, str] | None = None, **explici
 
 DEFAULTS = {
     "endpoint_order": "shuffled",
+    "start_jitter": 0.0,
     "prefer": "any",
     "connect_timeout": 10.0,
     "heartbeat": 60.0,
@@ -44,6 +45,7 @@ DEFAULTS = {
     "publish_timeout": 60.0,
     "confirm_timeout": 30.0,
     "delivery": "at_least_once",
+    "retry": None,
     "max_buffered": 10_000,
     "max_buffered_bytes": 67_108_864,
     "max_block": 5.0,
@@ -117,6 +119,7 @@ def test_settings_pass_through_with_changes() -> None:
 TEXTS = [
     ("NAME", "billing", "name", "billing"),
     ("ENDPOINT_ORDER", "ordered", "endpoint_order", "ordered"),
+    ("START_JITTER", "2.5", "start_jitter", 2.5),
     ("PREFER", "first", "prefer", "first"),
     ("CONNECT_TIMEOUT", "2.5", "connect_timeout", 2.5),
     ("HEARTBEAT", "0", "heartbeat", 0.0),
@@ -173,8 +176,8 @@ def test_the_query_sets_every_row(variable: str, text: str, setting: str, expect
 
 
 def test_every_row_that_text_can_set_is_in_the_table_above() -> None:
-    """The table of texts misses no row: topology and ssl_context alone are for code only."""
-    assert {setting for _, _, setting, _ in TEXTS} == {"name", *DEFAULTS} - {"topology", "ssl_context"}
+    """The table of texts misses no row: topology, retry and ssl_context alone are for code only."""
+    assert {setting for _, _, setting, _ in TEXTS} == {"name", *DEFAULTS} - {"topology", "ssl_context", "retry"}
     assert {variable.lower() for variable, _, _, _ in TEXTS} | {"mechanism", "server_hostname"} == set(RULES)
 
 

@@ -8,13 +8,14 @@ message in flight on that channel is sent again, or under `at_most_once` ends as
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Final
 
 from tests.simulation.checks import TICK, Evidence, Finding, judge
 from tests.simulation.neighbours import BAD, FAULTS_FROM, FIRST_BAD, alone, beside
 from tests.simulation.run import simulate
-from tests.simulation.trace import Publish
+from tests.simulation.trace import LinkRecord, Publish
 from tests.simulation.workload import describe
 from warrener import PublishRefused, Receipt, Unconfirmed
 from warrener.drivers.base import Lane
@@ -46,6 +47,7 @@ def compare(with_bad: Evidence, without: Evidence) -> list[Finding]:
         "A3 a guilty message closes the main channel once": _guilty(with_bad),
         "A4 a refused target is told soon": _refused(with_bad),
     }
+    findings["A5 the next dial begins with another address"] = _next_address(with_bad)
     return [Finding(name, text) for name, texts in findings.items() for text in texts]
 
 
@@ -83,8 +85,16 @@ def _cut_off_by_another(seen: Evidence, publish: Publish) -> bool:
 
 def _links(seen: Evidence) -> Iterator[str]:
     for record in seen.links:
-        if record.ended_at is not None and record.ended_at < FAULTS_FROM:
+        if record.ended_at is not None and record.ended_at < FAULTS_FROM and not _silent(seen, record):
             yield f"link {record.number} was lost at {record.ended_at:.1f}: {record.fault}"
+
+
+def _silent(seen: Evidence, record: LinkRecord) -> bool:
+    """Whether the broker had answered nothing on the link for `confirm_timeout`, as when only mute queues are left."""
+    if record.overdue is None:
+        return False
+    answers = [each.answered_at or 0.0 for each in seen.trace.attempts.values() if each.link == record.number]
+    return record.overdue[1] - max(answers, default=0.0) >= seen.plan.producer.confirm_timeout - TICK
 
 
 def _guilty(seen: Evidence) -> Iterator[str]:
@@ -103,6 +113,17 @@ def _guilty(seen: Evidence) -> Iterator[str]:
         ]
         if publish.item.poison and len(closed) > 1:
             yield f"message {publish.item.number} closed the main channel {len(closed)} times"
+
+
+def _next_address(seen: Evidence) -> Iterator[str]:
+    """After a dial that failed; the name gives its addresses in one order."""
+    if len(seen.network.addresses) < 2:
+        return
+    firsts = seen.network.first_addresses
+    for record, following in itertools.pairwise(seen.links):
+        one, other = firsts.get(record.number), firsts.get(following.number)
+        if record.opened_at is None and one is not None and one == other:
+            yield f"the dials of links {record.number} and {following.number} both begin with {one}"
 
 
 def _refused(seen: Evidence) -> Iterator[str]:

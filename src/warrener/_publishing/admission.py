@@ -18,9 +18,13 @@ from attrs import define, field
 from warrener._backend import Backend
 from warrener._publishing.ledger import Delivery, Ledger
 from warrener._supervision.supervisor import Supervisor
-from warrener.errors import BufferFull, CircuitOpen, DeadlineExceeded, InvalidMessage, PublishError
+from warrener.errors import BufferFull, CircuitOpen, DeadlineExceeded, InvalidMessage, NotSent, PublishError
+from warrener.retry import Retry
 
 __all__ = ["Admission"]
+
+
+_AT_LEAST_ONCE = Retry.at_least_once()
 
 
 @define(eq=False)
@@ -36,7 +40,15 @@ class CapacityWaiter:
 class Admission:
     """Accepts or refuses new messages; the head of this module explains it. One per producer."""
 
-    def __init__(self, ledger: Ledger, backend: Backend, supervisor: Supervisor, *, max_block: float) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        backend: Backend,
+        supervisor: Supervisor,
+        *,
+        max_block: float,
+        retry: Retry = _AT_LEAST_ONCE,
+    ) -> None:
         #: Why nothing is accepted any more; None while messages are accepted.
         self.refusal: Callable[[str], PublishError] | None = None
         self.waiters: deque[CapacityWaiter] = deque()
@@ -47,6 +59,9 @@ class Admission:
         self._backend = backend
         self._supervisor = supervisor
         self._max_block = max_block
+        self._fail_fast = retry.fail_fast
+        #: Whether new messages wait for a link.
+        self.waits_for_link = "not_sent" in retry.on
         #: Since when no message can be written (no link, or blocked); None while messages can be written.
         self._stalled_since: float | None = backend.clock()
 
@@ -61,7 +76,12 @@ class Admission:
                 delivery.message_id, f"the body has {delivery.size:,} bytes, more than max_buffered_bytes allows in all"
             )
         supervisor = self._supervisor
-        if supervisor.breaker_closed:
+        if not self.waits_for_link and self._stalled_since is not None:
+            fault = self._ledger.settlement.last_fault
+            return NotSent(
+                delivery.message_id, "no message can be written now, and the policy does not wait", last_fault=fault
+            )
+        if supervisor.breaker_closed or not self._fail_fast:
             return None
         # Half open: accepted messages go first, so a new message is a probe only when no other message waits.
         permit = supervisor.admit() if not self._ledger.buffered else supervisor.patience()

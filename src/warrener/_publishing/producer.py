@@ -24,6 +24,7 @@ from warrener._histogram import RECONNECT_BOUNDS, Histogram
 from warrener._ids import message_ids
 from warrener._publishing.admission import Admission
 from warrener._publishing.batches import Batch
+from warrener._publishing.declaring import Declaring
 from warrener._publishing.envelopes import (
     PUBLISH_TIMEOUT,
     Envelopes,
@@ -65,7 +66,6 @@ from warrener.records import (
     Status,
     Stored,
 )
-from warrener.topology import Binding, Declaration
 from warrener.tracing import instrument
 
 __all__ = ["PUBLISH_TIMEOUT", "MessageFields", "Producer", "open_producer", "running"]
@@ -74,7 +74,7 @@ __all__ = ["PUBLISH_TIMEOUT", "MessageFields", "Producer", "open_producer", "run
 MANY_STRIDE = 128
 
 
-class Producer:
+class Producer(Declaring):
     """A supervised publisher with confirms. Run it in a nursery or task group: ``await nursery.start(producer.run)``.
 
     Or run it around a body: ``async with Producer(url) as producer``. `url_or_settings` is an ``amqp://`` or ``amqps://`` URL,
@@ -117,7 +117,8 @@ class Producer:
             max_buffered=s.max_buffered,
             max_buffered_bytes=s.max_buffered_bytes,
             max_in_flight=s.max_in_flight,
-            at_least_once=s.delivery == "at_least_once",
+            at_least_once="unknown" in s.retry_policy.on,
+            attempts=s.retry_policy.attempts,
             confirm_timeout=s.confirm_timeout,
         )
 
@@ -172,13 +173,14 @@ class Producer:
                 drain_timeout=s.drain_timeout,
                 close_timeout=s.close_timeout,
                 abort_timeout=s.abort_timeout,
+                start_jitter=s.start_jitter,
                 prefer=s.prefer,
                 when_exhausted=s.when_exhausted,
             ),
             clock=self._backend.clock,
             rng=self._rng,
         )
-        admission = Admission(self._ledger, self._backend, supervisor, max_block=s.max_block)
+        admission = Admission(self._ledger, self._backend, supervisor, max_block=s.max_block, retry=s.retry_policy)
         sender = Sender(
             self._ledger,
             self._backend,
@@ -388,35 +390,7 @@ class Producer:
             )
         return self._place.error()
 
-    # --- topology ---------------------------------------------------------------------------------------------------
-
-    async def declare(self, *declarations: Declaration, remember: bool = True) -> list[str]:
-        """Declare exchanges, queues and bindings on the live link; return the names of the queues among them.
-
-        It waits at most `publish_timeout` for a link. With `remember` they are declared again on each new link. Raises a
-        `ConnectError`: `TopologyMismatch` if the broker refuses one; then nothing of this call is remembered.
-        """
-        topology, link = await self._on_link()
-        return await topology.declare(link, declarations, remember=remember)
-
-    async def bind(self, binding: Binding, *, remember: bool = True) -> None:
-        """Bind a queue or an exchange to an exchange, as `declare` does."""
-        await self.declare(binding, remember=remember)
-
-    async def unbind(self, binding: Binding) -> None:
-        """End a binding on the live link, and forget it for the next links. Raises as `declare` does."""
-        topology, link = await self._on_link()
-        await topology.unbind(link, binding)
-
-    async def delete_queue(self, name: str) -> int:
-        """Delete a queue, and forget it and its bindings; return how many messages it held. Raises as `declare` does."""
-        topology, link = await self._on_link()
-        return await topology.delete_queue(link, name)
-
-    async def purge(self, name: str) -> int:
-        """Remove the ready messages of a queue and return how many. Raises as `declare` does."""
-        topology, link = await self._on_link()
-        return await topology.purge(link, name)
+    # --- topology: see `Declaring` ----------------------------------------------------------------------------------
 
     async def _on_link(self) -> tuple[LiveTopology, Link]:
         supervisor = self._supervisor

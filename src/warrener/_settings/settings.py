@@ -44,6 +44,7 @@ from warrener.errors import SettingsError, printable
 from warrener.machine.backoff import Backoff
 from warrener.machine.breaker import Breaker
 from warrener.records import Credentials, Endpoint, Mechanism
+from warrener.retry import Retry
 from warrener.topology import Binding, Declaration, Exchange, Queue
 
 __all__ = [
@@ -131,6 +132,7 @@ class SettingsFields(TypedDict, total=False):
 
     name: str | None
     endpoint_order: EndpointOrder
+    start_jitter: float
     prefer: Prefer
     mechanism: Mechanism | None
     server_hostname: str | None
@@ -170,6 +172,7 @@ class SettingsFields(TypedDict, total=False):
     max_inbound_body: int
     require_tls: bool
     ssl_context: ssl.SSLContext | None
+    retry: Retry | None
     topology: Iterable[Declaration]
 
 
@@ -187,6 +190,8 @@ class Settings:
     endpoints: tuple[Endpoint, ...]
     #: The order of the first dials: drawn at random, or as listed.
     endpoint_order: EndpointOrder = row(one_of("shuffled", "ordered"), "shuffled")
+    #: The longest random delay before the first dial, so that a fleet does not start at one instant.
+    start_jitter: float = row(seconds(zero=True, forever=False), 0.0)
     #: "first": the producer goes back to the first endpoint of the list when another one was used for a while.
     prefer: Prefer = row(one_of("any", "first"), "any")
     #: The client property `connection_name`, as the broker's management pages show it.
@@ -209,6 +214,8 @@ class Settings:
     # Kept as it was given: the default follows `publish_timeout`, also in a copy with another `publish_timeout`.
     _confirm_timeout: float | None = row(seconds(), None, optional=True, alias="confirm_timeout")
     delivery: Delivery = row(one_of("at_least_once", "at_most_once"), "at_least_once")
+    #: In code only: the whole policy; None: the one that `delivery` names.
+    retry: Retry | None = None
     #: Messages accepted and not yet written.
     max_buffered: int = row(count(1), 10_000)
     max_buffered_bytes: int = row(count(1), 64 * 1024 * 1024)
@@ -249,6 +256,7 @@ class Settings:
     def __attrs_post_init__(self) -> None:
         _check_backoff(self.backoff)
         _check_breaker(self.breaker)
+        _check_retry(self.retry, self.delivery)
         for declaration in self.topology:
             if not isinstance(declaration, Exchange | Queue | Binding):
                 raise SettingsError(f"topology must hold Exchange, Queue and Binding, not {type(declaration).__name__}")
@@ -273,6 +281,13 @@ class Settings:
         Not longer than `publish_timeout`; by default the smaller of 30 s and `publish_timeout`.
         """
         return min(30.0, self.publish_timeout) if self._confirm_timeout is None else self._confirm_timeout
+
+    @property
+    def retry_policy(self) -> Retry:
+        """What the producer does by itself after an attempt that was not confirmed: `retry`, or what `delivery` names."""
+        if self.retry is not None:
+            return self.retry
+        return Retry.at_least_once() if self.delivery == "at_least_once" else Retry.at_most_once()
 
     @property
     def endpoint(self) -> Endpoint:
@@ -362,7 +377,7 @@ RULES: dict[str, Rule] = (
 )
 
 #: Keywords in code: these rows, and those that only code can set.
-_KEYWORDS = frozenset(RULES) | {"backoff", "ssl_context", "topology"}
+_KEYWORDS = frozenset(RULES) | {"backoff", "retry", "ssl_context", "topology"}
 
 PREFIX = "WARRENER_"
 
@@ -518,6 +533,17 @@ def _check_backoff(backoff: Backoff) -> None:
         raise SettingsError(f"backoff must be a Backoff, not {type(backoff).__name__}")
     for name, rule in _BACKOFF_RULES.items():
         rule.check(f"backoff.{name}", getattr(backoff, name))
+
+
+def _check_retry(retry: Retry | None, delivery: Delivery) -> None:
+    if retry is None:
+        return
+    if not isinstance(retry, Retry):
+        raise SettingsError(f"retry must be a Retry or None, not {type(retry).__name__}")
+    if delivery == "at_most_once" and retry.on & {"unknown", "nacked"}:
+        raise SettingsError("delivery is at_most_once, but retry writes messages again; drop one of them")
+    if "nacked" in retry.on or retry.budget is not None:
+        raise SettingsError("retry: writing again after a nack, and a budget, are not supported yet; drop them")
 
 
 def _check_breaker(breaker: Breaker | None) -> None:

@@ -21,6 +21,14 @@ class ResendRules:
     at_least_once: bool
     #: Number of attempts that a suspect of a channel close gets alone.
     suspect_attempts: int
+    #: Number of times that a message is written; None: its deadline alone limits them.
+    attempts: int | None = None
+
+    def stop(self, delivery: Delivery) -> bool:
+        """Whether the message is not written again."""
+        if not self.at_least_once or delivery.suspected >= self.suspect_attempts:
+            return True
+        return self.attempts is not None and delivery.attempts >= self.attempts
 
 
 def end_epoch(
@@ -50,7 +58,7 @@ def end_epoch(
                 not_written.append(delivery)
             continue
         delivery.unanswered += 1
-        if left or not rules.at_least_once or delivery.suspected >= rules.suspect_attempts:
+        if left or rules.stop(delivery):
             settlement.answer(delivery, ended_unanswered(delivery, fault, rules.suspect_attempts), settled)
         else:
             unanswered.append(delivery)

@@ -71,6 +71,7 @@ class Ledger:
         at_least_once: whether a message is sent again after an attempt that may have arrived. Otherwise it ends `Unconfirmed`.
         confirm_timeout: seconds after which the oldest publish in flight is `overdue`.
         suspect_attempts: number of attempts that a suspect of a channel close gets alone.
+        attempts: number of times that a message is written; None: its deadline alone limits them.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Ledger:
         at_least_once: bool,
         confirm_timeout: float,
         suspect_attempts: int = 3,
+        attempts: int | None = None,
     ) -> None:
         #: The number of the newest link; 0 before the first.
         self.link = 0
@@ -90,7 +92,7 @@ class Ledger:
         self._max_buffered = max_buffered
         self._max_buffered_bytes = max_buffered_bytes
         self._max_in_flight = max_in_flight
-        self._rules = ResendRules(at_least_once, suspect_attempts)
+        self._rules = ResendRules(at_least_once, suspect_attempts, attempts)
         self._unsent = WaitingQueue()
         self._resend = WaitingQueue()
         self._suspects = WaitingQueue()
