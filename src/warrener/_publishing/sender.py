@@ -22,6 +22,7 @@ from warrener._publishing.admission import Admission
 from warrener._publishing.batches import Batch
 from warrener._publishing.ledger import Delivery, Ledger
 from warrener._publishing.listener import LinkFacts
+from warrener._publishing.progress import Progress
 from warrener._publishing.returns_log import ReturnsLog
 from warrener._supervision.supervisor import Supervisor
 from warrener.drivers.base import Lane, Link
@@ -32,6 +33,8 @@ __all__ = ["Sender"]
 
 #: A timer that wakes this number of seconds too late was held up: the process slept, or its event loop stood still.
 LATE = 0.01
+#: While bytes of ours wait to leave, the timer looks at them this number of times in `confirm_timeout`.
+LOOKS = 8
 #: After such a wake-up, the reader of the link gets this number of checkpoints before deadlines are kept.
 GRACE = 5
 
@@ -78,6 +81,7 @@ class Sender:
         self._closing = False
         self._timer_at = -math.inf
         self._timer_poke = anyio.Event()
+        self._progress = Progress()
         #: message_ids of messages that ended without an answer of the broker after closing began.
         self.unconfirmed: list[str] = []
         self.not_sent: list[str] = []
@@ -179,7 +183,7 @@ class Sender:
         if admission.refusal is not None or not self.supervisor.breaker_closed or delivery.deadline <= now:
             return False
         ledger = self.ledger
-        channel = ledger.fast_path(delivery.size)
+        channel = ledger.fast_path(delivery)
         if channel is None:
             return False
         envelope, message_id, body, token = delivery.envelope, delivery.message_id, delivery.body, delivery.token
@@ -244,10 +248,15 @@ class Sender:
         if ledger.wants_suspect_channel:
             link.open_suspect_channel()
 
+    def begun(self, channel: int) -> int:
+        """Return the highest tag of the channel of which a byte was given to the transport."""
+        return 0 if self._link is None else self._link.begun(channel)
+
     # --- from the ledger to the publishers --------------------------------------------------------------------------
 
     def settle(self, settled: Sequence[Delivery]) -> None:
         """Wake the publishers whose outcome is set, tell late outcomes, and tell the breaker."""
+        destinations = self.admission.destinations
         for delivery in settled:
             ticket = delivery.waiter
             if ticket is not None:
@@ -260,10 +269,10 @@ class Sender:
             outcome = delivery.outcome
             if self._closing and type(outcome) is not Receipt:
                 self._note_unanswered(outcome)
-            if type(outcome) is Nacked:
-                self.supervisor.nacked(self.number, delivery.permit)
-            elif delivery.permit is not None:
+            if delivery.permit is not None:
                 self._use_permit(delivery)
+            if destinations.active or type(outcome) is Nacked:
+                destinations.ended(delivery, self.backend.clock())
         late = self.ledger.settlement.late
         if late:
             while late:
@@ -278,11 +287,11 @@ class Sender:
             self.unconfirmed.append(outcome.message_id)
 
     def _use_permit(self, delivery: Delivery) -> None:
+        permit, delivery.permit = delivery.permit, None
         if isinstance(delivery.outcome, Receipt):
-            permit, delivery.permit = delivery.permit, None
             self.supervisor.confirmed(self.number, permit)
         else:
-            self.admission.give_back(delivery)
+            self.supervisor.released(permit)
 
     # --- publishers -------------------------------------------------------------------------------------------------
 
@@ -314,7 +323,7 @@ class Sender:
         self._timer_poke.set()
 
     async def run_timer(self) -> None:
-        """End messages at their deadline, and report an overdue confirm. Runs until it is cancelled.
+        """End messages at their deadline, find overdue ones, and report a silent link. Runs until it is cancelled.
 
         A new message wakes the timer only if it is due before the timer would wake. With equal timeouts it never is. So an
         idle producer has no wake-ups, and a busy one has a few in `confirm_timeout`.
@@ -322,10 +331,18 @@ class Sender:
         while True:
             now = self.backend.clock()
             self.settle(self.ledger.expire(now))
-            if self.ledger.overdue(now) and self.number:
+            if self._link is not None:
+                if self._progress.made(self._link, self.ledger.tags()):
+                    self.ledger.progressed(now)
+                self.ledger.look(now, self._link.written)
+            if self.ledger.silent(now) and self.number:
                 self.supervisor.confirm_overdue(self.number)
             self.pump()
-            self._timer_at = wake_at = self.ledger.next_wakeup(now)
+            wake_at = self.ledger.next_wakeup(now)
+            if self._progress.unfinished:
+                # Bytes of ours wait to leave: look often enough to see when the last one has left.
+                wake_at = min(wake_at, now + self._confirm_timeout / LOOKS)
+            self._timer_at = wake_at
             self._timer_poke = anyio.Event()
             with anyio.move_on_after(max(wake_at - self.backend.clock(), 0.0) if wake_at < math.inf else None):
                 await self._timer_poke.wait()
