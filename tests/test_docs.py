@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
 import importlib.util
 import pkgutil
 import re
+import runpy
 import subprocess
 import sys
+import xml.etree.ElementTree as ET
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +125,99 @@ def test_the_pages_become_html(tmp_path: Path) -> None:
 
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "tutorial.html").exists()
+
+
+# --- docs/design.md ------------------------------------------------------------------------------------------------------
+
+DESIGN = (DOCS / "design.md").read_text()
+#: Names on the page that belong to others.
+ELSEWHERE = {"warrener", "pamqp", "aiormq", "channel.close", "basic.get", "Task.cancel", "ParkingLot"}
+SOURCE = DOCS.parent / "src" / "warrener"
+HOUSE = runpy.run_path(str(DOCS.parent / "scripts" / "house.py"))
+HOW = "run: python scripts/house.py"
+
+
+@cache
+def defined_in(path: Path) -> frozenset[str]:
+    """Every function, class and method of a file, methods as `Class.method`."""
+    found: set[str] = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            found.update(
+                f"{node.name}.{inner.name}"
+                for inner in node.body
+                if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+            )
+            found.update(
+                f"{node.name}.{inner.target.id}"
+                for inner in node.body
+                if isinstance(inner, ast.AnnAssign) and isinstance(inner.target, ast.Name)
+            )
+    return frozenset(found)
+
+
+@cache
+def names_in_the_code() -> frozenset[str]:
+    """Everything that the package defines or uses by name: for words that stand alone on the page."""
+    found: set[str] = set(dir(builtins))
+    for path in SOURCE.rglob("*.py"):
+        found.update(defined_in(path))
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.Name(id=name) | ast.arg(arg=name) | ast.Attribute(attr=name) | ast.keyword(arg=str() as name):
+                    found.add(name)
+                case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                    found.add(name)
+    return frozenset(found)
+
+
+def test_the_design_page_says_what_every_file_decides() -> None:
+    """Each file of the package has one row, and each row has its file."""
+    rows = re.findall(r"^\| `([\w/.]+\.py)` \| (?!`)\S", DESIGN, re.MULTILINE)
+    files = [path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py")]
+
+    assert sorted(rows) == sorted(files)
+
+
+def test_each_step_of_the_walks_exists() -> None:
+    """A walk names a file and functions of that file, and no step has vanished from the code."""
+    steps = re.findall(r"^\|[^|]*\| `([\w/.]+\.py)` \| (`.*`) \|$", DESIGN, re.MULTILINE)
+
+    assert len(steps) > 25
+    for file, functions in steps:
+        for function in re.findall(r"`([\w.]+)`", functions):
+            assert function in defined_in(SOURCE / file), f"{function} is not in {file}"
+
+
+def test_each_code_name_of_the_design_page_exists() -> None:
+    """Every word in code letters is a file or folder, or a name that the package defines or uses."""
+    everything = names_in_the_code()
+    unknown: list[str] = []
+    for span in re.findall(r"`([^`\n]+)`", DESIGN):
+        word = re.sub(r"\(.*\)$", "", span)
+        if re.fullmatch(r"[\w/.-]+", word) and ("/" in word or word.endswith(".py")):
+            known = (SOURCE / word).exists() or (DOCS.parent / word).exists()
+        elif re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", word):
+            known = word in everything or word in ELSEWHERE
+        else:
+            known = word in {"async with", "import-linter", "make test", "python -m warrener", "warrener_*"} or (
+                word.startswith(("warrener ", "ml_producer_"))
+            )
+        if not known:
+            unknown.append(span)
+
+    assert unknown == []
+
+
+def test_the_picture_of_the_house_is_what_the_imports_say() -> None:
+    """docs/house.dot was made from the imports of today, and docs/house.svg was drawn from it."""
+    assert HOUSE["dot"]() == (DOCS / "house.dot").read_text(encoding="utf-8"), HOW
+
+    shown: dict[str, set[str | None]] = {"node": set(), "edge": set()}
+    for group in ET.parse(DOCS / "house.svg").getroot().iter("{http://www.w3.org/2000/svg}g"):  # noqa: S314 - our own
+        shown.setdefault(group.get("class", ""), set()).add(group.findtext("{http://www.w3.org/2000/svg}title"))
+    graph = HOUSE["reduced"](HOUSE["arrows"]())
+    assert shown["node"] == set(graph), HOW
+    assert shown["edge"] == {f"{room}->{other}" for room, others in graph.items() for other in others}, HOW

@@ -1,7 +1,7 @@
 """The AMQP properties of a message, written down once, and the values that a header table may hold.
 
 `Message`, its keywords (`MessageFields`), `Envelope` and the encoders of both drivers carry exactly these properties;
-tests/test_values.py compares each of them with this list.
+tests/values/test_properties.py compares each of them with this list.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What can go wrong: `Fault`, an error as a record, and the exceptions that users catch.
+"""The errors of the library: `Fault`, an error as a record, and the exceptions that users catch.
 
-A *fault* is data: it is made once, at the edge where a foreign exception is caught (drivers), and travels as a value
-through events, records and status. An *exception* is what a caller of the public API sees. Each says in one line what
-happened, whether the message can have reached a queue, and what to do.
+A *fault* is data: a driver makes it once, where it catches a foreign exception, and it travels as a value through events,
+records and status. An *exception* is raised to a caller of the public API. Its text is one line: what happened, whether
+the message can have reached a queue, and what to do.
 
 Nothing here holds a password, a URL or a message body; text that came from a broker passes `printable` first.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import enum
 import unicodedata
+from typing import Any
 
 from attrs import field, frozen
 
@@ -69,7 +70,7 @@ class FaultKind(enum.Enum):
     """The peer accepted and then did not finish the AMQP handshake within `connect_timeout`."""
     AUTHENTICATION = "authentication"
     VHOST = "vhost"
-    """530 at connection.open: missing, down, forbidden, or a connection limit; AMQP has one code for all (F10)."""
+    """530 at connection.open: missing, down, forbidden, or a connection limit; AMQP has one code for all of them."""
     TLS = "tls"
     PROTOCOL = "protocol"
     """The peer does not speak AMQP 0-9-1, or its tuning cannot be used."""
@@ -84,11 +85,11 @@ class FaultKind(enum.Enum):
     STALLED = "stalled"
     """A write did not finish within `write_stall_timeout`, or an inbound frame within `frame_timeout`."""
     CONFIRM_OVERDUE = "confirm_overdue"
-    """The oldest publish waited longer than `confirm_timeout` for its confirm."""
+    """Messages waited on the link, and nothing was confirmed for longer than `confirm_timeout`."""
     CHANNEL_CLOSED = "channel_closed"
     """The broker closed the channel, not the link; `reply_code` says why."""
     CHANNEL_STORM = "channel_storm"
-    """The broker closed more than five channels in ten seconds."""
+    """The broker closed the main channel more than five times in ten seconds, without a cause that could be named."""
     ILLEGAL_FRAME = "illegal_frame"
     """The peer broke the protocol; nothing more was sent to it."""
     CLOSED = "closed"
@@ -105,16 +106,16 @@ class Fault:
     """An error as a record: made once at the edge, safe to log (no secrets, no control characters)."""
 
     kind: FaultKind
-    #: One line, already `printable`: what happened, and what to do where that is known.
+    #: One line, already `printable`: what happened, and what to do if that is known.
     text: str
-    #: The AMQP reply code, where the broker gave one.
+    #: The AMQP reply code, if the broker gave one.
     reply_code: int | None = field(default=None, kw_only=True)
     #: The exchange, queue or binding that a `TOPOLOGY` fault is about, e.g. ``queue 'ml.embed'``.
     entity: str | None = field(default=None, kw_only=True)
 
     @property
     def permanent(self) -> bool:
-        """Whether time alone does not mend it: credentials, vhost, TLS, protocol, topology."""
+        """Whether waiting does not help: credentials, vhost, TLS, protocol, topology."""
         return self.kind in _PERMANENT
 
     @property
@@ -129,6 +130,17 @@ class Fault:
 class WarrenerError(Exception):
     """The base of every exception that this library raises on purpose."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The default calls the class with `args` alone, which a class with keyword arguments refuses.
+        return _restored, (type(self), self.args, dict(vars(self)))
+
+
+def _restored(kind: type[WarrenerError], args: tuple[Any, ...], attributes: dict[str, Any]) -> WarrenerError:
+    """Make an exception anew from its parts: for pickle and copy."""
+    error: WarrenerError = kind.__new__(kind, *args)
+    vars(error).update(attributes)
+    return error
+
 
 class SettingsError(WarrenerError, ValueError):
     """A setting is missing, unknown, out of range, or contradicts another; the text names it. Never shows a secret."""
@@ -140,6 +152,8 @@ class SettingsError(WarrenerError, ValueError):
 class ConnectError(WarrenerError):
     """The broker cannot be reached or refuses this producer; `fault` says why."""
 
+    fault: Fault
+
     def __init__(self, fault: Fault) -> None:
         super().__init__(fault)
         self.fault = fault
@@ -149,7 +163,7 @@ class ConnectError(WarrenerError):
 
 
 class Unreachable(ConnectError):
-    """No broker answered: a wrong host or port, a firewall, or a broker that is down. Retried with backoff."""
+    """No broker answered: a wrong host or port, a firewall, or a broker that is down. The producer dials again."""
 
 
 class AuthenticationRefused(ConnectError):
@@ -169,11 +183,11 @@ class ProtocolMismatch(ConnectError):
 
 
 class TopologyMismatch(ConnectError):
-    """An exchange, queue or binding exists with other arguments, or may not be declared; `entity` names it."""
+    """The broker refused a declaration: it exists with other arguments, or this user may not declare it."""
 
     @property
     def entity(self) -> str:
-        """What could not be declared, e.g. ``queue 'ml.embed'``."""
+        """The exchange, queue or binding that could not be declared, e.g. ``queue 'ml.embed'``."""
         return self.fault.entity or "topology"
 
 
@@ -197,17 +211,17 @@ def connect_error(fault: Fault) -> ConnectError:
 class PublishError(WarrenerError):
     """A publish that ended without the broker's ack.
 
-    `may_have_been_delivered` is the one question that a caller has to ask before publishing again: False means that no
-    queue holds the message because of this publish, True that one may.
+    Read `may_have_been_delivered` before you publish the message again: False means that this publish put it into no
+    queue, True that a queue may hold it.
     """
 
-    #: The class's answer; `PublishRefused` may differ from instance to instance.
+    #: The answer of the class; an `Unroutable` or a `PublishRefused` may have its own.
     may_have_been_delivered: bool = True
-    #: What happened to the message, after the reason.
-    _tail: str = ""
+    #: The end of the text: whether a queue may hold the message, and what to do.
+    _advice: str = "a queue may hold it; publish it again only if a duplicate does no harm"
 
     def __init__(self, message_id: str, reason: str, *, last_fault: Fault | None = None) -> None:
-        super().__init__(message_id, reason)
+        WarrenerError.__init__(self, message_id, reason)
         self.message_id = message_id
         self.reason = reason
         self.last_fault = last_fault
@@ -216,42 +230,52 @@ class PublishError(WarrenerError):
         fault = f" (last fault: {self.last_fault})" if self.last_fault is not None else ""
         if not self.message_id:  # raised by `wait_connected`: no message is concerned
             return f"{self.reason}{fault}"
-        return f"message {printable(self.message_id)}: {self.reason}{fault}; {self._tail}"
+        return f"message {printable(self.message_id)}: {self.reason}{fault}; {self._advice}"
 
 
 class Unroutable(PublishError):
-    """The broker returned the message (`mandatory`): no queue took it."""
+    """The broker returned the message (`mandatory`), because no queue took it."""
 
     may_have_been_delivered = False
-    _tail = "no queue took it; check the exchange, the routing key and the bindings"
+    _advice = "no queue took it; check the exchange, the routing key and the bindings, then publish it again"
 
     def __init__(
-        self, message_id: str, reason: str, *, reply_code: int = 312, exchange: str = "", routing_key: str = ""
+        self,
+        message_id: str,
+        reason: str,
+        *,
+        reply_code: int = 312,
+        exchange: str = "",
+        routing_key: str = "",
+        may_have_been_delivered: bool = False,
     ) -> None:
         super().__init__(message_id, reason)
         self.reply_code = reply_code
         self.exchange = exchange
         self.routing_key = routing_key
+        if may_have_been_delivered:  # an exchange of a plugin may return a message and deliver it later
+            self.may_have_been_delivered = True
+            self._advice = "a queue may hold it later; check the exchange and its type before you publish it again"
 
 
 class Nacked(PublishError):
     """The broker refused responsibility (basic.nack), e.g. a full queue with ``x-overflow=reject-publish``.
 
-    A refusal does not exclude storage: with several queues, others may hold the message (F2).
+    A refusal does not exclude storage: if the message was routed to several queues, another queue may hold it.
     """
 
-    _tail = "some queue may hold it all the same; publish again later, under the same message_id"
+    _advice = "another queue may hold it; publish it again later, with the same message_id"
 
 
 class PublishRefused(PublishError):
-    """The broker closed the channel because of this very message, which went alone: 403, 404 or 406.
+    """The broker refused this message, or refuses its destination: 403, 404, 406 or 311.
 
-    That attempt reached no queue. Where an earlier attempt was lost without an answer, that one may have, and
+    The refused attempt reached no queue. If an earlier attempt got no answer, that attempt may have reached one, and
     `may_have_been_delivered` is True.
     """
 
     may_have_been_delivered = False
-    _tail = "it is in no queue; mend the cause before publishing it again"
+    _advice = "it is in no queue; remove the cause, then publish it again"
 
     def __init__(
         self,
@@ -267,20 +291,26 @@ class PublishRefused(PublishError):
         self.reply_text = reply_text
         if may_have_been_delivered:
             self.may_have_been_delivered = True
-            self._tail = "this attempt is in no queue, an earlier one may be; mend the cause before publishing it again"
+            self._advice = (
+                "a queue may hold it because of an earlier attempt; remove the cause, and publish it again only if a "
+                "duplicate does no harm"
+            )
 
 
 class Unconfirmed(PublishError):
-    """The message was handed to the network and no confirm came: it may or may not be in a queue."""
-
-    _tail = "it may or may not be in a queue; publish again only if a duplicate does no harm"
+    """The message was written and no confirm came: it may or may not be in a queue."""
 
 
 class NotSent(PublishError):
-    """Certain: the message reached no queue because of this publish; publishing it again cannot duplicate it."""
+    """This publish did not put the message into any queue, so publishing it again cannot make a duplicate."""
 
     may_have_been_delivered = False
-    _tail = "it was not sent; publish it again later"
+    _advice = "it was not sent, so no queue holds it; publish it again later"
+
+    def __init__(self, message_id: str, reason: str, *, last_fault: Fault | None = None) -> None:
+        super().__init__(message_id, reason, last_fault=last_fault)
+        if last_fault is not None and last_fault.permanent and self._advice is NotSent._advice:
+            self._advice = "it was not sent, so no queue holds it; remove the cause, then publish it again"
 
 
 class CircuitOpen(NotSent):
@@ -292,26 +322,30 @@ class CircuitOpen(NotSent):
 
 
 class BufferFull(NotSent):
-    """There was no room in the buffer within the time allowed."""
+    """The buffer was full, and no room came in time."""
 
 
 class DeadlineExceeded(NotSent):
-    """The deadline passed before the message was handed to the network."""
+    """The deadline passed before the message was written."""
 
 
 class ProducerClosed(NotSent):
     """The producer is closing or closed."""
 
-    _tail = "it was not sent; publish it through another producer"
+    _advice = "it was not sent, so no queue holds it; publish it with another producer"
 
 
-class GaveUp(NotSent):
-    """The reconnect attempts are used up; `reconnect()` or a restart revives the producer."""
+class GaveUp(NotSent, ConnectError):
+    """The reconnect attempts are used up; after `reconnect()` or a restart the producer dials again."""
 
-    _tail = "it was not sent; mend the broker, then call reconnect() or restart"
+    _advice = "it was not sent, so no queue holds it; repair the broker, then call reconnect() or restart"
+
+    def __init__(self, message_id: str, reason: str, *, last_fault: Fault | None = None) -> None:
+        super().__init__(message_id, reason, last_fault=last_fault)
+        self.fault = last_fault or Fault(FaultKind.UNREACHABLE, reason)
 
 
 class InvalidMessage(NotSent, ValueError):
-    """The message cannot be put into AMQP frames, or breaks a limit; the text names the field."""
+    """The message cannot be put into AMQP frames, or exceeds a limit; the text names the field."""
 
-    _tail = "it was not sent; correct the message"
+    _advice = "it was not sent, so no queue holds it; correct the message"

@@ -262,7 +262,7 @@ class Message:
         if not (
             body.__class__ is bytes
             and _is_plain(routing_key)
-            and (not exchange or _is_plain(exchange))
+            and (exchange == "" or _is_plain(exchange))
             and message_id is None
             and headers is None
             and content_type is None

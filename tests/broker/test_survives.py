@@ -345,7 +345,7 @@ async def test_topology_is_declared_in_order_on_each_link(
 ) -> None:
     """Exchange, queue and binding, given in any order, are there on the first link and on the next."""
     topology = (
-        Binding(queue_name, f"{queue_name}.x", "key"), Queue(queue_name), Exchange(f"{queue_name}.x", "topic"),
+        Binding(source=f"{queue_name}.x", destination=queue_name, routing_key="key"), Queue(queue_name), Exchange(f"{queue_name}.x", "topic"),
     )  # fmt: skip
     async with opened(topology=topology) as producer:
         await producer.publish(b"x", exchange=f"{queue_name}.x", routing_key="key")

@@ -170,13 +170,13 @@ async def test_answers_that_nobody_takes_are_bounded() -> None:
     )  # type: ignore[arg-type]
     streams = transport.start()  # kept: a stream writer that is let go closes its transport
     flow_ok = pamqp.frame.marshal(commands.Channel.FlowOk(True), 1)
-    transport.inject(flow_ok)
+    transport.answer(flow_ok)
     with anyio.fail_after(60):
         while not stream.batches:
             await anyio.lowlevel.checkpoint()
     with pytest.raises(LinkDown) as down:
         for _ in range(20_000):
-            transport.inject(flow_ok)
+            transport.answer(flow_ok)
     assert down.value.fault.kind is FaultKind.ILLEGAL_FRAME
     transport.abort()
     await transport.wait_aborted()

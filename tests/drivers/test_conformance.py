@@ -511,7 +511,9 @@ async def test_declares_in_order(
     """Exchange, queue and binding; then a message takes that way."""
     async with driver.open(endpoint, options(), listener) as link:
         exchange = Exchange(f"x.{queue_name}", "topic", durable=False, auto_delete=True)
-        await link.declare([exchange, Queue(queue_name), Binding(queue_name, exchange.name, "a.#")])
+        await link.declare(
+            [exchange, Queue(queue_name), Binding(source=exchange.name, destination=queue_name, routing_key="a.#")]
+        )
         await link.declare([exchange, Queue(queue_name, passive=True)])
         link.publish(Lane.MAIN, Envelope(exchange=exchange.name, routing_key="a.b"), "m", b"there", None)
         await listener.until(lambda: listener.settled() == [1])

@@ -10,12 +10,14 @@ from attrs import evolve, frozen
 
 from warrener._cli import machine as machine_table
 from warrener.errors import Fault, FaultKind
-from warrener.machine import Breaker, Permit, Step, effects, states
+from warrener.machine import Breaker, EndpointRecord, Endpoints, Permit, Step, effects, events, states
 
 #: Stand for what differs among the states and faults that share a line.
 TOLD = "Announce(before, after)"
 TOLD_WHY = "Announce(before, after, fault)"
 CAUSE = "the fault"
+#: Two endpoints, after the first one failed or shut down and the second one was taken.
+FAILED_OVER = "the second of two endpoints"
 
 
 @frozen
@@ -25,6 +27,29 @@ class Expected:
     state: states.State | None
     orders: tuple[object, ...]
     changes: dict[str, Any]
+
+
+def endpoints_after(row: machine_table.Row, after: states.State, cause: Fault | None) -> Endpoints:
+    """What a line leads to for the only endpoint, by the event alone; lines with two endpoints say it themselves."""
+    endpoints, record = row.record.endpoints, row.record.endpoints.records[0]
+    lost = isinstance(row.event, events.DialFailed | events.LinkLost)
+    dropped = isinstance(after, states.Dropping) and not isinstance(row.record.state, states.Dropping)
+    open_ended = isinstance(row.record.state, states.Dialing | states.Restoring | states.Up)
+    if dropped or (lost and open_ended):
+        assert cause is not None
+        proven = getattr(row.record.state, "proven", False)
+        moved = record.address + int(cause.orderly or not proven)
+        if cause.orderly:
+            return evolve(endpoints, records=(evolve(record, last_fault=cause, address=moved),))
+        delay = 30.0 if cause.permanent else 0.5 * 2**record.failures
+        return evolve(endpoints, records=(EndpointRecord(record.failures + 1, 100.0 + delay, cause, moved),))
+    if isinstance(row.event, events.StableTimerFired | events.PublishConfirmed) and after != row.record.state:
+        return evolve(endpoints, records=(evolve(record, failures=0, retry_at=-math.inf),))
+    if isinstance(row.event, events.ReconnectRequested) and after != row.record.state:
+        return evolve(endpoints, records=(evolve(record, retry_at=-math.inf),))
+    if isinstance(row.record.state, states.Idle) and isinstance(after, states.Dialing):
+        return Endpoints(tried=frozenset({0}))
+    return endpoints
 
 
 def then(state: states.State | None, *orders: object, **changes: Any) -> Expected:
@@ -37,12 +62,14 @@ END = (*CANCEL_ALL, TOLD, effects.Finish())
 CANCEL_STABLE, CANCEL_DRAIN = effects.CancelTimer("stable"), effects.CancelTimer("drain")
 WAITING, GAVE_UP, CLOSING, CLOSED = states.Waiting(3), states.GaveUp(3), states.Closing(3), states.Closed(3)
 UP, UP_BLOCKED, UP_PROVEN = states.Up(3), states.Up(3, blocked=True), states.Up(3, proven=True)
-NEXT_DIAL = (effects.Dial(4), TOLD)
+NEXT_DIAL = (effects.Dial(4, 0, 1), TOLD)
 THIRD = effects.StartRetryTimer(3, 2.0, 4.0)  # attempt number 2, counted from 0: 1 s * 2 ** 2, jitter 0.5
 FIRST = effects.StartRetryTimer(3, 0.5, 1.0)
 SLOWEST = effects.StartRetryTimer(3, 30.0, 60.0)
 SHUT = "StopPublishing(3, fault)"
 FAIL = "FailPending(fault)"
+REFUSE = "RefusePublishing(fault)"
+TO_THE_OTHER = (effects.Dial(4, 1, 0), TOLD_WHY)
 FINISH = "Finish(fault)"
 CLOSE_TIMER = effects.StartCloseTimer(3, 3.0)
 OVERDUE = Fault(FaultKind.CONFIRM_OVERDUE, "no confirm within confirm_timeout; the link is replaced")
@@ -78,11 +105,34 @@ EXPECTED: dict[str, Expected] = {
     "Idle, GaveUp | StopRequested, drain": then(CLOSED, *END),
     "Idle, Waiting, GaveUp | StopRequested, no drain": then(CLOSED, *END),
     # Dialing, and what it shares with others
+    "Dialing | LinkLost, orderly": then(WAITING, THIRD, TOLD_WHY, last_fault=CAUSE, **failures(2)),
+    "Dialing: never connected | DialFailed, permanent": then(
+        WAITING, REFUSE, SLOWEST, TOLD_WHY, last_fault=CAUSE, **failures(2)
+    ),
+    "Dialing: another endpoint is ready | DialFailed / LinkLost": then(
+        states.Dialing(4), *TO_THE_OTHER, last_fault=CAUSE, endpoints=FAILED_OVER
+    ),
+    "Dialing, Restoring: another endpoint is ready | LinkLost, orderly": then(
+        states.Dialing(4), *TO_THE_OTHER, last_fault=CAUSE, endpoints=FAILED_OVER
+    ),
+    "Dialing: attempts used up | LinkLost, orderly": then(GAVE_UP, FAIL, TOLD_WHY, last_fault=CAUSE, **failures(2)),
+    'Dialing: attempts used up, when_exhausted="raise" | LinkLost, orderly': then(
+        CLOSED, FAIL, *CANCEL_ALL, TOLD_WHY, FINISH, last_fault=CAUSE, **failures(2)
+    ),
+    "Dialing: draining, attempts used up | LinkLost, orderly": then(
+        CLOSED, FAIL, *CANCEL_ALL, TOLD_WHY, effects.Finish(), last_fault=CAUSE, **failures(2)
+    ),
+    "Dialing: one failure short of the threshold | LinkLost, orderly": then(
+        WAITING, THIRD, COOLDOWN, TOLD_WHY, last_fault=CAUSE, **TRIPPED
+    ),
+    "Dialing: breaker half open | LinkLost, orderly": then(
+        WAITING, THIRD, COOLDOWN_AGAIN, TOLD_WHY, last_fault=CAUSE, **TRIPPED_AGAIN
+    ),
     "Dialing | LinkOpened": then(states.Restoring(3), effects.ReplayTopology(3), TOLD),
     "Dialing | DialFailed": then(WAITING, THIRD, TOLD_WHY, last_fault=CAUSE, **failures(2)),
     "Dialing | DialFailed, permanent": then(WAITING, SLOWEST, TOLD_WHY, last_fault=CAUSE, **failures(2)),
     "Dialing, Restoring | LinkLost": then(WAITING, THIRD, TOLD_WHY, last_fault=CAUSE, **failures(2)),
-    "Dialing, Restoring | LinkLost, topology refused": then(WAITING, SLOWEST, TOLD_WHY, last_fault=CAUSE),
+    "Dialing, Restoring | LinkLost, topology refused": then(WAITING, REFUSE, SLOWEST, TOLD_WHY, last_fault=CAUSE),
     "Dialing | PublishingBlocked": then(states.Dialing(3, blocked=True)),
     "Dialing, Restoring, Up, Dropping, Waiting | AdmissionRequested": then(None, effects.Admit(None)),
     "Dialing, Restoring, Up, Dropping, Waiting | StopRequested, drain": then(
@@ -129,7 +179,7 @@ EXPECTED: dict[str, Expected] = {
         WAITING, THIRD, COOLDOWN, TOLD_WHY, last_fault=CAUSE, **TRIPPED
     ),
     "Dialing, Restoring: one failure short of the threshold | LinkLost, topology refused": then(
-        WAITING, SLOWEST, TOLD_WHY, last_fault=CAUSE
+        WAITING, REFUSE, SLOWEST, TOLD_WHY, last_fault=CAUSE
     ),
     "Dialing, Restoring, Up, Dropping, Waiting: breaker open | AdmissionRequested": then(None, effects.Refuse(20.0)),
     "Dialing, Restoring, Up, Dropping, Waiting, GaveUp: breaker open | CooldownTimerFired": then(
@@ -153,7 +203,7 @@ EXPECTED: dict[str, Expected] = {
         WAITING, THIRD, COOLDOWN_AGAIN, TOLD_WHY, last_fault=CAUSE, **TRIPPED_AGAIN
     ),
     "Dialing, Restoring: breaker half open | LinkLost, topology refused": then(
-        WAITING, SLOWEST, TOLD_WHY, last_fault=CAUSE
+        WAITING, REFUSE, SLOWEST, TOLD_WHY, last_fault=CAUSE
     ),
     "Dialing, Restoring, Up, Dropping, Waiting: breaker half open | AdmissionRequested": then(
         None,
@@ -170,6 +220,12 @@ EXPECTED: dict[str, Expected] = {
     ),
     # Restoring
     "Restoring | TopologyRestored": then(UP, effects.StartPublishing(3), effects.StartStableTimer(3, 10.0), TOLD),
+    "Restoring: another endpoint is ready | LinkLost": then(
+        states.Dialing(4), *TO_THE_OTHER, last_fault=CAUSE, endpoints=FAILED_OVER, **failures(2)
+    ),
+    "Restoring: another endpoint is ready | LinkLost, topology refused": then(
+        states.Dialing(4), *TO_THE_OTHER, last_fault=CAUSE, endpoints=FAILED_OVER
+    ),
     "Restoring | LinkLost, orderly": then(WAITING, THIRD, TOLD_WHY, last_fault=CAUSE),
     "Restoring, Up | ChannelClosed": then(None, last_fault=CAUSE, channel_closes=(100.0,)),
     "Restoring | PublishingBlocked": then(states.Restoring(3, blocked=True)),
@@ -200,9 +256,37 @@ EXPECTED: dict[str, Expected] = {
     ),
     "Restoring: breaker half open | LinkLost, orderly": then(WAITING, THIRD, TOLD_WHY, last_fault=CAUSE),
     # Up
+    "Up: another endpoint is ready | LinkLost": then(
+        states.Dialing(4),
+        SHUT,
+        CANCEL_STABLE,
+        *TO_THE_OTHER,
+        last_fault=CAUSE,
+        endpoints=FAILED_OVER,
+        **failures(2),
+    ),
+    "Up: another endpoint is ready | LinkLost, orderly": then(
+        states.Dialing(4), SHUT, CANCEL_STABLE, *TO_THE_OTHER, last_fault=CAUSE, endpoints=FAILED_OVER
+    ),
+    "Up: another endpoint is ready | LinkLost, topology refused": then(
+        states.Dialing(4), SHUT, CANCEL_STABLE, *TO_THE_OTHER, last_fault=CAUSE, endpoints=FAILED_OVER
+    ),
+    "Up: proven, another endpoint is ready | LinkLost, orderly": then(
+        states.Dialing(4), SHUT, *TO_THE_OTHER, attempts=1, last_fault=CAUSE, endpoints=FAILED_OVER
+    ),
+    "Up: proven, another endpoint is ready | LinkLost, topology refused": then(
+        WAITING,
+        SHUT,
+        FIRST,
+        TOLD_WHY,
+        last_fault=CAUSE,
+        endpoints=Endpoints(
+            (EndpointRecord(1, 130.0, machine_table.MISMATCH, 1), EndpointRecord()), (1, 0), 0, frozenset({0})
+        ),
+    ),
     "Up | LinkLost": then(WAITING, SHUT, CANCEL_STABLE, THIRD, TOLD_WHY, last_fault=CAUSE, **failures(2)),
     "Up | LinkLost, orderly": then(WAITING, SHUT, CANCEL_STABLE, THIRD, TOLD_WHY, last_fault=CAUSE),
-    "Up | LinkLost, topology refused": then(WAITING, SHUT, CANCEL_STABLE, SLOWEST, TOLD_WHY, last_fault=CAUSE),
+    "Up | LinkLost, topology refused": then(WAITING, SHUT, CANCEL_STABLE, REFUSE, SLOWEST, TOLD_WHY, last_fault=CAUSE),
     "Up | StableTimerFired": then(UP_PROVEN, attempts=0),
     "Up | PublishConfirmed": then(UP_PROVEN, CANCEL_STABLE, attempts=0, **failures(0)),
     "Up | PublishNacked": then(None, **failures(2)),
@@ -220,7 +304,7 @@ EXPECTED: dict[str, Expected] = {
     "Up: blocked | StopRequested, no drain": then(CLOSING, CANCEL_STABLE, effects.CloseLink(3), CLOSE_TIMER, TOLD),
     "Up: proven | LinkLost": then(WAITING, SHUT, FIRST, TOLD_WHY, last_fault=CAUSE, **failures(2)),
     "Up: proven | LinkLost, orderly": then(WAITING, SHUT, FIRST, TOLD_WHY, last_fault=CAUSE),
-    "Up: proven | LinkLost, topology refused": then(WAITING, SHUT, SLOWEST, TOLD_WHY, last_fault=CAUSE),
+    "Up: proven | LinkLost, topology refused": then(WAITING, SHUT, REFUSE, SLOWEST, TOLD_WHY, last_fault=CAUSE),
     "Up: proven | StableTimerFired": then(None),
     "Up: proven | PublishConfirmed": then(None, **failures(0)),
     "Up: proven | ConfirmOverdue": dropping(OVERDUE, effects.StopPublishing(3, OVERDUE), "ABORT", **failures(2)),
@@ -238,19 +322,26 @@ EXPECTED: dict[str, Expected] = {
     "Up: attempts used up | LinkLost": then(
         GAVE_UP, SHUT, CANCEL_STABLE, FAIL, TOLD_WHY, last_fault=CAUSE, **failures(2)
     ),
-    "Up: attempts used up | LinkLost, orderly / LinkLost, topology refused": then(
+    "Up: attempts used up | LinkLost, orderly": then(GAVE_UP, SHUT, CANCEL_STABLE, FAIL, TOLD_WHY, last_fault=CAUSE),
+    "Up: attempts used up | LinkLost, topology refused": then(
         GAVE_UP, SHUT, CANCEL_STABLE, FAIL, TOLD_WHY, last_fault=CAUSE
     ),
     'Up: attempts used up, when_exhausted="raise" | LinkLost': then(
         CLOSED, SHUT, CANCEL_STABLE, FAIL, *CANCEL_ALL, TOLD_WHY, FINISH, last_fault=CAUSE, **failures(2)
     ),
-    'Up: attempts used up, when_exhausted="raise" | LinkLost, orderly / LinkLost, topology refused': then(
+    'Up: attempts used up, when_exhausted="raise" | LinkLost, orderly': then(
+        CLOSED, SHUT, CANCEL_STABLE, FAIL, *CANCEL_ALL, TOLD_WHY, FINISH, last_fault=CAUSE
+    ),
+    'Up: attempts used up, when_exhausted="raise" | LinkLost, topology refused': then(
         CLOSED, SHUT, CANCEL_STABLE, FAIL, *CANCEL_ALL, TOLD_WHY, FINISH, last_fault=CAUSE
     ),
     "Up: draining, attempts used up | LinkLost": then(
         CLOSED, SHUT, CANCEL_STABLE, FAIL, *CANCEL_ALL, TOLD_WHY, effects.Finish(), last_fault=CAUSE, **failures(2)
     ),
-    "Up: draining, attempts used up | LinkLost, orderly / LinkLost, topology refused": then(
+    "Up: draining, attempts used up | LinkLost, orderly": then(
+        CLOSED, SHUT, CANCEL_STABLE, FAIL, *CANCEL_ALL, TOLD_WHY, effects.Finish(), last_fault=CAUSE
+    ),
+    "Up: draining, attempts used up | LinkLost, topology refused": then(
         CLOSED, SHUT, CANCEL_STABLE, FAIL, *CANCEL_ALL, TOLD_WHY, effects.Finish(), last_fault=CAUSE
     ),
     "Up: one failure short of the threshold | LinkLost": then(
@@ -260,7 +351,7 @@ EXPECTED: dict[str, Expected] = {
         WAITING, SHUT, CANCEL_STABLE, THIRD, TOLD_WHY, last_fault=CAUSE
     ),
     "Up: one failure short of the threshold | LinkLost, topology refused": then(
-        WAITING, SHUT, CANCEL_STABLE, SLOWEST, TOLD_WHY, last_fault=CAUSE
+        WAITING, SHUT, CANCEL_STABLE, REFUSE, SLOWEST, TOLD_WHY, last_fault=CAUSE
     ),
     "Up: one failure short of the threshold | PublishNacked": then(None, COOLDOWN, **TRIPPED),
     "Up: one failure short of the threshold | PublishNacked, a probe": then(None, failures=5),
@@ -272,7 +363,7 @@ EXPECTED: dict[str, Expected] = {
     ),
     "Up: breaker half open | LinkLost, orderly": then(WAITING, SHUT, CANCEL_STABLE, THIRD, TOLD_WHY, last_fault=CAUSE),
     "Up: breaker half open | LinkLost, topology refused": then(
-        WAITING, SHUT, CANCEL_STABLE, SLOWEST, TOLD_WHY, last_fault=CAUSE
+        WAITING, SHUT, CANCEL_STABLE, REFUSE, SLOWEST, TOLD_WHY, last_fault=CAUSE
     ),
     "Up: breaker half open | ConfirmOverdue": dropping(
         OVERDUE, effects.StopPublishing(3, OVERDUE), CANCEL_STABLE, "ABORT", COOLDOWN_AGAIN, **TRIPPED_AGAIN
@@ -319,6 +410,12 @@ def expected_step(row: machine_table.Row, expected: Expected) -> Step:
     if isinstance(before.state, states.Idle) and isinstance(after, states.Closed):
         after = states.Closed(0)
     changes: dict[str, Any] = {name: cause if value is CAUSE else value for name, value in expected.changes.items()}
+    if changes.get("endpoints") is FAILED_OVER:
+        first = endpoints_after(row, after, cause).record
+        changes["endpoints"] = Endpoints((first, EndpointRecord()), (1, 0), 1, frozenset({0, 1}))
+    changes.setdefault("endpoints", endpoints_after(row, after, changes.get("last_fault", cause)))
+    if changes["endpoints"] is before.endpoints:
+        del changes["endpoints"]
     if after != before.state or changes:
         record = evolve(before, state=after, at=100.0, **changes)
     else:
@@ -332,6 +429,7 @@ def expected_step(row: machine_table.Row, expected: Expected) -> Step:
         fill |= {
             SHUT: effects.StopPublishing(3, cause),
             FAIL: effects.FailPending(cause),
+            REFUSE: effects.RefusePublishing(cause),
             FINISH: effects.Finish(cause),
         }
     orders = tuple(fill[effect] if isinstance(effect, str) else effect for effect in expected.orders)

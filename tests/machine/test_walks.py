@@ -87,6 +87,17 @@ class Walk(RuleBasedStateMachine):
         self.permits: list[Permit] = []
         self.storm: list[float] = []
         self.hinted_at = -10.0
+        #: The endpoints that can still be dialed in this pass, first the next; when each is ready, and its failures.
+        self.order: list[int] = []
+        self.untried: set[int] = set()
+        self.first_of_pass = True
+        self.ready_at: dict[int, float] = {}
+        self.failed: dict[int, int] = {}
+        self.address: dict[int, int] = {}
+        self.endpoint = 0
+        self.was_up = False
+        self.refused: set[int] = set()
+        self.refusing = False
         self.breaker, self.run, self.out, self.generation = "closed", 0, set[Permit](), 0
 
     # --- feeding the machine, and doing what it orders ---------------------------------------------------------------
@@ -99,11 +110,12 @@ class Walk(RuleBasedStateMachine):
             self.perform(effect)
         return step.effects
 
-    def perform(self, effect: effects.Effect) -> None:
+    def perform(self, effect: effects.Effect) -> None:  # noqa: C901 - one case for each effect
         assert not self.finished, f"{effect} after Finish"
         match effect:
-            case effects.Dial(link):
+            case effects.Dial(link, endpoint, address):
                 assert self.phase is NONE, "a second link"
+                self.takes(endpoint, address)
                 assert link == self.link + 1
                 assert "retry" not in self.timers, "the retry timer still runs"
                 self.link, self.phase, self.ending, self.blocked, self.proven = link, DIALED, False, False, False
@@ -111,10 +123,12 @@ class Walk(RuleBasedStateMachine):
             case effects.ReplayTopology(link):
                 assert (link, self.phase) == (self.link, OPENED)
             case effects.StartPublishing(link):
+                self.was_up, self.refusing = True, False
                 assert (link, self.phase, self.ending) == (self.link, LET_IN, False)
                 assert self.sender != "open"
                 self.sender = "open"
             case effects.PausePublishing(link):
+                self.was_up, self.refusing = True, False
                 assert (link, self.phase) == (self.link, LET_IN)
                 assert self.sender != "paused"
                 self.sender = "paused"
@@ -142,12 +156,55 @@ class Walk(RuleBasedStateMachine):
                 self.timers.pop(timer, None)
             case effects.FailPending():
                 self.gave_up = True
+            case effects.RefusePublishing():
+                self.refusing = True
             case effects.Finish():
                 self.finished = True
             case effects.Announce() | effects.Admit() | effects.Refuse():
                 pass
 
     # --- the model's own account ----------------------------------------------------------------------------------------
+
+    def new_pass(self, *, hinted: bool = False) -> None:
+        if hinted:
+            self.ready_at = dict.fromkeys(self.order, -1.0)
+        self.untried = set(self.order)
+        self.first_of_pass = True
+
+    def choices(self) -> list[int]:
+        """The endpoints that the pass can go on with, in order."""
+        ready = [index for index in self.order if index in self.untried and self.ready_at[index] <= self.at]
+        if self.first_of_pass and not ready:
+            return [min(self.order, key=lambda index: self.ready_at[index])]
+        return ready
+
+    def takes(self, endpoint: int, address: int) -> None:
+        assert self.choices()[0] == endpoint, "not the next endpoint of the pass"
+        assert self.address[endpoint] == address, "not the next address"
+        self.endpoint, self.first_of_pass = endpoint, False
+        self.untried.discard(endpoint)
+
+    def fails(self, fault: Fault, *, proven: bool) -> None:
+        """The endpoint goes to the end; an orderly shutdown is no failure."""
+        index = self.endpoint
+        self.order.remove(index)
+        self.order.append(index)
+        self.address[index] += int(fault.orderly or not proven)
+        self.refused.discard(index)
+        if not fault.orderly:
+            delay = 60.0 if fault.permanent else min(60.0, 2.0 ** self.failed[index])
+            self.failed[index] += 1
+            self.ready_at[index] = self.at + delay
+            if fault.permanent:
+                self.refused.add(index)
+        if proven:
+            # A new pass, in which this one was tried and every other one may be.
+            self.untried = set(self.order) - {index}
+
+    def proves(self) -> None:
+        if self.failed[self.endpoint]:
+            self.failed[self.endpoint], self.ready_at[self.endpoint] = 0, -1.0
+        self.refused.discard(self.endpoint)
 
     def count_failure(self, permit: Permit | None = None, *, of_a_publish: bool = False) -> None:
         self.failures += 1
@@ -173,16 +230,22 @@ class Walk(RuleBasedStateMachine):
 
     # --- asked for ----------------------------------------------------------------------------------------------------
 
-    @initialize()
-    def start(self) -> None:
-        self.feed(events.StartRequested(self.at))
+    @initialize(order=st.sampled_from(((0,), (0,), (1, 0), (0, 2, 1))))
+    def start(self, order: tuple[int, ...]) -> None:
+        self.order = list(order)
+        self.ready_at = dict.fromkeys(order, -1.0)
+        self.failed = dict.fromkeys(order, 0)
+        self.address = dict.fromkeys(order, 0)
+        self.new_pass()
+        self.feed(events.StartRequested(self.at, order))
         assert self.phase is DIALED
 
     @rule()
     @precondition(lambda self: self.finished)
     def begin_again(self) -> None:
+        order = tuple(self.order)
         self.restart()
-        self.start()
+        self.start(order)
 
     def advance(self) -> None:
         """Do the next thing that goes well, as far as there is one: without this, walks seldom get a link up."""
@@ -226,6 +289,8 @@ class Walk(RuleBasedStateMachine):
         heeded = self.at - self.hinted_at >= 1.0 and self.phase is NONE and not self.stopped
         before = self.link
         revived = self.gave_up
+        if heeded:
+            self.new_pass(hinted=True)
         self.feed(events.ReconnectRequested(self.at))
         assert self.link == before + int(heeded)
         if heeded:
@@ -263,10 +328,12 @@ class Walk(RuleBasedStateMachine):
     @precondition(lambda self: self.alive and self.phase is DIALED)
     def dial_fails(self, permanent: bool) -> None:
         self.phase = NONE
-        if not self.stopped:
-            self.count_failure()
         fault = Fault(FaultKind.AUTHENTICATION, "refused", reply_code=403) if permanent else REFUSED
-        self.ended(events.DialFailed(self.link, fault, self.at))
+        if not self.stopped:
+            self.fails(fault, proven=False)
+            if not self.choices():
+                self.count_failure()
+        self.ended(events.DialFailed(self.link, fault, self.at), goes_on=not self.stopped and bool(self.choices()))
 
     @rule()
     @precondition(lambda self: self.alive and self.phase is OPENED and not self.ending)
@@ -283,7 +350,15 @@ class Walk(RuleBasedStateMachine):
         if not self.ending and fault is LOST:
             self.count_failure()
         self.phase = NONE
-        self.ended(events.LinkLost(self.link, fault, self.at))
+        goes_on = False
+        if not self.ending and not self.stopped:
+            self.fails(fault, proven=self.proven)
+            if self.proven:
+                goes_on = fault is SHUTDOWN and bool(self.choices()) and self.attempts < 4
+                self.attempts += int(goes_on)
+            else:
+                goes_on = bool(self.choices())
+        self.ended(events.LinkLost(self.link, fault, self.at), goes_on=goes_on)
 
     @rule()
     @precondition(lambda self: self.alive and self.ending and self.stopped and self.phase is not NONE)
@@ -291,12 +366,15 @@ class Walk(RuleBasedStateMachine):
         self.phase = NONE
         self.ended(events.LinkClosed(self.link, self.at))
 
-    def ended(self, event: Event) -> None:
-        """The link or the dial is gone: a retry within the attempts, otherwise the end, or giving up."""
+    def ended(self, event: Event, *, goes_on: bool = False) -> None:
+        """The link or the dial is gone: the next endpoint, a retry within the attempts, the end, or giving up."""
         self.ending = False
+        before = self.link
         self.feed(event)
         if self.stopped:
             assert self.finished
+        elif goes_on:
+            assert (self.link, self.phase) == (before + 1, DIALED)
         elif self.attempts >= 4:
             assert self.gave_up
             assert self.finished == self.draining
@@ -320,6 +398,7 @@ class Walk(RuleBasedStateMachine):
     def confirms(self, data: st.DataObject) -> None:
         permit = data.draw(st.sampled_from([None, *self.permits[-4:]]))
         self.proven, self.attempts, self.failures = True, 0, 0
+        self.proves()
         if permit is None:
             self.run = 0
         elif permit in self.out:
@@ -339,6 +418,7 @@ class Walk(RuleBasedStateMachine):
     def confirm_is_overdue(self) -> None:
         if not self.blocked:
             self.count_failure()
+            self.fails(LOST, proven=self.proven)
         self.feed(events.ConfirmOverdue(self.link, self.at))
         assert self.ending == (not self.blocked)
 
@@ -346,6 +426,8 @@ class Walk(RuleBasedStateMachine):
     @precondition(lambda self: self.up)
     def channel_closes(self) -> None:
         self.storm = [*(at for at in self.storm if self.at - at < 10.0), self.at]
+        if len(self.storm) > 5:
+            self.fails(LOST, proven=self.proven)
         self.feed(events.ChannelClosed(self.link, GONE, self.at))
         assert self.ending == (len(self.storm) > 5)
 
@@ -357,6 +439,7 @@ class Walk(RuleBasedStateMachine):
         link = self.timers.pop("retry")
         assert link == self.link
         self.attempts += 1
+        self.new_pass()
         self.feed(events.RetryTimerFired(self.link, self.at))
         assert self.phase is DIALED
 
@@ -365,6 +448,7 @@ class Walk(RuleBasedStateMachine):
     def stable_timer_fires(self) -> None:
         assert self.timers.pop("stable") == self.link
         self.proven, self.attempts = True, 0
+        self.proves()
         self.feed(events.StableTimerFired(self.link, self.at))
 
     @rule()
@@ -431,6 +515,24 @@ class Walk(RuleBasedStateMachine):
         if self.stopped or self.finished:
             return
         assert (self.record.attempts, self.record.failures) == (self.attempts, self.failures)
+
+    @invariant()
+    def the_endpoints_agree(self) -> None:
+        """No endpoint is forgotten, and each has the failures that the model counted."""
+        if self.stopped or self.finished or not self.log:
+            return
+        endpoints = self.record.endpoints
+        assert list(endpoints.queue) == self.order
+        assert {index: record.failures for index, record in enumerate(endpoints.records)} == self.failed
+        assert endpoints.current == self.endpoint
+
+    @invariant()
+    def waiting_messages_are_refused_only_where_time_does_not_help(self) -> None:
+        """Every endpoint refuses the producer for good, and it was never connected, or the topology is refused."""
+        fault = self.record.last_fault
+        if self.refusing and self.phase is NONE and not self.ending and fault is not None and fault.permanent:
+            assert self.refused == set(self.order)
+            assert not self.was_up or fault.kind is FaultKind.TOPOLOGY
 
     @invariant()
     def the_breaker_agrees(self) -> None:

@@ -111,7 +111,7 @@ def test_the_topology_is_five_quorum_queues_bound_by_their_names() -> None:
     assert (
         Exchange("bookmarkai.ml", "topic"),
         *(Queue(name, arguments=arguments) for name in QUEUES),
-        *(Binding(name, "bookmarkai.ml", name) for name in QUEUES),
+        *(Binding(source="bookmarkai.ml", destination=name, routing_key=name) for name in QUEUES),
     ) == topology()
     assert ("ml.summarize", "ml.summarize_local", "ml.transcribe", "ml.transcribe_local", "ml.embed") == QUEUES
 
@@ -122,5 +122,5 @@ def test_poison_messages_are_kept_when_a_dead_letter_exchange_is_asked_for() -> 
     queues = {queue.name: queue.arguments for queue in declared if isinstance(queue, Queue)}
     assert {"shop.dlx"} == {queues[name]["x-dead-letter-exchange"] for name in QUEUES}
     assert Exchange("shop.dlx", "topic") in declared
-    assert Binding("shop.dlx", "shop.dlx", "#") in declared
+    assert Binding(source="shop.dlx", destination="shop.dlx", routing_key="#") in declared
     assert {"x-queue-type": "quorum"} == queues["shop.dlx"]

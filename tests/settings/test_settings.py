@@ -307,6 +307,7 @@ def test_what_the_query_may_not_say(query: str, words: list[str]) -> None:
         ({"topology": Queue("q")}, ["topology"]),
         ({"topology": 3}, ["topology"]),
         ({"topology": ["queue"]}, ["topology", "str"]),
+        ({"topology": [Queue.server_named(), Queue.server_named()]}, ["topology", "one server-named queue"]),
         ({"require_tls": True}, ["require_tls", "plain text"]),
     ],
 )

@@ -11,9 +11,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.simulation.checks import Evidence, judge
+from tests.simulation.checks import Evidence, Finding, judge
 from tests.simulation.corpus import ENOUGH, Summary, processors, run_seeds, shrink, subset, summarize_corpus
 from tests.simulation.coverage import table
+from tests.simulation.isolation import isolation
+from tests.simulation.neighbours import alone, beside
 from tests.simulation.run import simulate
 from tests.simulation.schedule import Plan, draw
 
@@ -32,9 +34,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, help="run this seed alone, and tell its story")
     parser.add_argument("--faults", type=_places, help="with --seed: only these of its faults, by place (0,3,4)")
     parser.add_argument("--calls", type=_places, help="with --seed: only these of its calls")
+    parser.add_argument("--beside", action="store_true", help="with --seed: its plan with bad destinations")
     chosen = parser.parse_args(arguments)
     if chosen.seed is None:
         return run_corpus(range(chosen.first, chosen.first + chosen.seeds), chosen.processes)
+    if chosen.beside:
+        plan = beside(chosen.seed)
+        return tell(plan) | tell(alone(plan)) | tell_findings(isolation(chosen.seed))
     plan = draw(chosen.seed)
     faults = range(len(plan.faults)) if chosen.faults is None else chosen.faults
     calls = range(len(plan.calls)) if chosen.calls is None else chosen.calls
@@ -54,6 +60,11 @@ def tell(plan: Plan) -> int:
     print(plan.network)
     print(run.trace.story())
     print(f"hash {run.hash}")
+    return tell_findings(findings)
+
+
+def tell_findings(findings: Sequence[Finding]) -> int:
+    """Print findings; return 0 where there are none."""
     for finding in findings:
         print(finding)
     print("all is well" if not findings else f"{len(findings)} findings")
@@ -68,7 +79,7 @@ def run_corpus(seeds: Sequence[int], processes: int) -> int:
     failed: list[Summary] = []
     for summary in run_seeds(seeds, processes):
         summaries.append(summary)
-        if summary.findings:
+        if summary.findings or summary.apart:
             failed.append(summary)
             _print_failure(summary, smaller=len(failed) <= SHRUNK)
     took = time.monotonic() - began
@@ -91,6 +102,12 @@ def run_corpus(seeds: Sequence[int], processes: int) -> int:
 
 def _print_failure(summary: Summary, *, smaller: bool) -> None:
     print(f"seed {summary.seed} fails:")
+    for finding in summary.apart[:5]:
+        print(f"    {finding}")
+    if summary.apart:
+        print(f"    again: python -m tests.simulation --seed {summary.seed} --beside", flush=True)
+    if not summary.findings:
+        return
     for finding in summary.findings[:5]:
         print(f"    {finding}")
     replay = f"python -m tests.simulation --seed {summary.seed}"

@@ -38,7 +38,8 @@ MOST_TASKS: Final = 20
 #: Where each address leads.
 QUEUES: Final = {
     "jobs": ("jobs",), "work": ("jobs",), "quorum": ("quorum",), "both": ("jobs", "small"), "small": ("small",),
-    "nowhere": (), "missing": (),
+    "nowhere": (), "missing": (), "absent": ("spare",), "returning": ("spare",), "forbidden": ("spare",),
+    "delayed": ("spare",), "full": ("full",), "slow": ("slow",), "mute": ("mute",),
 }  # fmt: skip
 
 
@@ -266,15 +267,23 @@ def outcomes_match(seen: Evidence) -> Iterator[str]:
             case Unroutable():
                 right = len(reached) == 1 and reached[0].returned
             case PublishRefused(reply_code=code):
-                closed = seen.trace.channel_ends.get((reached[-1].link, reached[-1].channel)) if reached else None
-                right = closed is not None and closed[1] == code
-                right = right and final.may_have_been_delivered == (len(reached) > 1)
+                right = _was_refused(seen, publish, code) and (final.may_have_been_delivered or len(reached) <= 1)
             case NotSent():
                 right = not reached
             case _:  # at its deadline a message may be in the link's own buffer still: nobody claims that it was sent
                 right = bool(publish.attempts)
         if not right:
             yield f"{_name(publish)} ended as {describe(final)}, and what was seen is {publish.attempts}"
+
+
+def _was_refused(seen: Evidence, publish: Publish, code: int) -> bool:
+    """Whether a channel was closed with this code while a message of the same target was on it."""
+    return any(
+        attempt.reached is not False
+        and seen.trace.publishes[attempt.number].item.address == publish.item.address
+        and (seen.trace.channel_ends.get((attempt.link, attempt.channel)) or (0.0, None))[1] == code
+        for attempt in seen.trace.attempts.values()
+    )
 
 
 # --- nothing is unknown without a cause ------------------------------------------------------------------------------
@@ -323,7 +332,11 @@ def _left_early(seen: Evidence, publish: Publish) -> bool:
     """Whether the caller asked for it: a deadline shorter than a confirm may take, an abrupt end, or a full queue."""
     cut_off = seen.plan.ending != "close" and (publish.ended_at or 0.0) >= seen.run.closing_began_at - TICK
     hurried = publish.call.timeout < 5.0 or publish.cancelled
-    return cut_off or hurried or publish.item.address in ("small", "both")
+    refused = any(
+        (seen.trace.channel_ends.get((each.link, each.channel)) or (0.0, None))[1] in (403, 404, 406)
+        for each in publish.attempts
+    )
+    return cut_off or hurried or refused or publish.item.address in ("small", "both", "full", "mute", "delayed")
 
 
 def _overdue(seen: Evidence, record: LinkRecord) -> Iterator[str]:

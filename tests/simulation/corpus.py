@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 
 from tests.simulation.checks import Evidence, Finding, judge
 from tests.simulation.coverage import rows_of
@@ -44,6 +44,8 @@ class Summary:
     seed: int
     safety: bool
     findings: tuple[Finding, ...]
+    #: The findings of its plan with bad destinations.
+    apart: tuple[Finding, ...] = field(kw_only=True, default=())
     #: The rows of the fault matrix that it met.
     rows: frozenset[str]
     publishes: int
@@ -115,7 +117,7 @@ def first_failure(seeds: Sequence[int], processes: int) -> Summary | None:
     step = 10 * processes
     for at in range(0, len(seeds), step):
         for summary in run_seeds(seeds[at : at + step], processes):
-            if summary.findings:
+            if summary.findings or summary.apart:
                 return summary
     return None
 

@@ -19,6 +19,7 @@ from attrs import define, field
 from trio.testing import MockClock
 
 from tests.simulation.faults import USER, VHOST, FaultInjector
+from tests.simulation.neighbours import prepare
 from tests.simulation.network import Network
 from tests.simulation.recorder import RecordingDriver
 from tests.simulation.schedule import FRAME_MAX, LARGEST, Call, Item, Plan, ProducerPlan, stream
@@ -41,10 +42,10 @@ TOPOLOGY = (
     Queue("jobs"),
     Queue("quorum", arguments={"x-queue-type": "quorum"}),
     Queue("small", arguments={"x-max-length": 4, "x-overflow": "reject-publish"}),
-    Binding("jobs", "work", "jobs"),
-    Binding("jobs", "work", "both"),
-    Binding("small", "work", "both"),
-    Binding("quorum", "work", "quorum"),
+    Binding(source="work", destination="jobs", routing_key="jobs"),
+    Binding(source="work", destination="jobs", routing_key="both"),
+    Binding(source="work", destination="small", routing_key="both"),
+    Binding(source="work", destination="quorum", routing_key="quorum"),
 )
 #: Virtual seconds that a run lasts at least.
 LEAST = 120.0
@@ -181,6 +182,8 @@ async def _main(plan: Plan, clock: MockClock) -> Run:
         for broker in brokers:
             broker.add_vhost(VHOST)
             broker.add_user(USER, password, VHOST)
+        if plan.neighbours:
+            prepare(plan, brokers, USER, VHOST, wires)
         run.network = Network(plan.network, stream(plan.seed, "network"), trace, wires, brokers)
         run.injector = FaultInjector(brokers, run.network, trace, stream(plan.seed, "injector"), clock, password)
         await _Program(run).play()
@@ -193,6 +196,7 @@ def _broker(plan: Plan, number: int) -> EmbeddedBroker:
     return EmbeddedBroker(
         listen=False,
         strict=False,
+        delayed_messages=True,
         rng=stream(plan.seed, f"broker {number}"),
         sync_interval=plan.sync_interval,
         tuning=Tuning(frame_max=FRAME_MAX, max_message_size=LARGEST, closing_timeout=5.0),

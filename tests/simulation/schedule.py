@@ -17,6 +17,7 @@ from typing import Literal, TypeAlias
 from attrs import frozen
 
 __all__ = [
+    "DELAYED",
     "FAULTS",
     "HOSTILE",
     "Call",
@@ -28,6 +29,8 @@ __all__ = [
     "ProducerPlan",
     "calm",
     "draw",
+    "network_of",
+    "producer_of",
     "stream",
 ]
 
@@ -51,7 +54,17 @@ ADDRESSES = {
     "small": ("", "small"),
     "nowhere": ("work", "nowhere"),
     "missing": ("missing", "jobs"),
+    # the bad destinations of tests.simulation.isolation
+    "absent": ("absent", "spare"),
+    "returning": ("returning", "spare"),
+    "full": ("", "full"),
+    "slow": ("", "slow"),
+    "mute": ("", "mute"),
+    "forbidden": ("forbidden", "spare"),
+    "delayed": ("delayed", "spare"),
 }
+#: The type of exchange of RabbitMQ's plugin for delayed messages.
+DELAYED = "x-delayed-message"
 
 #: The kinds of fault with how likely each exists in a seed, and the longest it lasts in seconds (0: an instant).
 FAULTS: dict[str, tuple[float, float]] = {
@@ -127,6 +140,8 @@ class Item:
     poison: bool = False
     #: Larger than a header frame can hold: refused before it is sent.
     invalid: bool = False
+    #: Milliseconds for which a delayed exchange keeps it.
+    delay_ms: int = 0
 
 
 @frozen
@@ -190,6 +205,9 @@ class Plan:
     chatty: bool
     calls: tuple[Call, ...]
     faults: tuple[Fault, ...]
+    #: Whether the destinations of tests.simulation.isolation exist, and those of them that are bad.
+    neighbours: bool = False
+    bad: frozenset[str] = frozenset()
 
     @property
     def messages(self) -> int:
@@ -213,7 +231,7 @@ def draw(seed: int) -> Plan:
     healed_at = math.inf if mode == "safety" else duration * (0.2 if early else 0.5)
     endings: tuple[Ending, ...] = ("close", "close under load", "close under load", "abort", "kill")
     ending: Ending = "close" if mode == "liveness" or quiet else rng.choice(endings)
-    producer = _producer(seed, mode, quiet=quiet)
+    producer = producer_of(seed, mode, quiet=quiet)
     calls = _workload(seed, duration, producer, from_=healed_at + 1 if early else 0.0, quiet=quiet)
     faults = () if quiet else _faults(seed, min(duration, healed_at), calls, hostile=hostile)
     ends_at = duration if ending == "close" else _ending_instant(seed, duration, calls)
@@ -228,7 +246,7 @@ def draw(seed: int) -> Plan:
         ending=ending,
         ends_at=ends_at,
         producer=producer,
-        network=_network(seed, quiet=quiet),
+        network=network_of(seed, quiet=quiet),
         brokers=stream(seed, "brokers").choice((1, 1, 1, 1, 1, 2, 2, 3)),
         sync_interval=rng.choice((0.0, 0.05, 0.2)),
         chatty=rng.random() < 0.2,
@@ -292,7 +310,8 @@ def _ending_instant(seed: int, duration: float, calls: tuple[Call, ...]) -> floa
     return rng.choice(late) + rng.choice((0.0, 0.001, 0.01, 0.1, 1.0)) * rng.random()
 
 
-def _producer(seed: int, mode: Mode, *, quiet: bool) -> ProducerPlan:
+def producer_of(seed: int, mode: Mode, *, quiet: bool) -> ProducerPlan:
+    """Draw the settings of the producer."""
     rng = stream(seed, "producer")
     pick = rng.choice
     initial = pick((0.2, 0.5, 1.0))
@@ -321,7 +340,8 @@ def _producer(seed: int, mode: Mode, *, quiet: bool) -> ProducerPlan:
     )
 
 
-def _network(seed: int, *, quiet: bool) -> NetworkPlan:
+def network_of(seed: int, *, quiet: bool) -> NetworkPlan:
+    """Draw the network."""
     rng = stream(seed, "network plan")
     latency = rng.choice((0.0005, 0.005, 0.03, 0.1))
     window = 65536 if quiet else rng.choice((300, 1000, 4096, 65536))

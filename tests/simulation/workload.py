@@ -190,6 +190,8 @@ def _fields(item: Item) -> Any:
         fields["persistent"] = False
     if item.poison:
         fields["user_id"] = "nobody"
+    if item.delay_ms:
+        fields["headers"] = {"x-delay": item.delay_ms}
     if item.invalid:
         fields["headers"] = {"long": "x" * FRAME_MAX}
     return fields

@@ -251,6 +251,8 @@ class Joint(RuleBasedStateMachine):
                 sender.stop_publishing(fault)
             case effects.FailPending(fault):
                 sender.fail_pending(fault)
+            case effects.RefusePublishing(fault):
+                sender.refuse_publishing(fault)
             case effects.CloseLink():
                 self.told = self.told or CLOSED_BY_US
             case effects.AbortLink(_, fault):

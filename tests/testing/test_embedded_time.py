@@ -433,3 +433,58 @@ async def test_an_operator_closes_open_connections_only(autojump_clock: MockCloc
         assert ["open", "waiting for close-ok"] == sorted(client.phase.value for client in broker.clients)
         await greeted.stream.aclose()
         await opened.stream.aclose()
+
+
+@pytest.mark.trio
+async def test_one_queue_never_confirms_and_another_confirms_late(autojump_clock: MockClock) -> None:
+    """The confirms of a third queue pass both; the end of a general stall does not end the stall of one queue."""
+    async with EmbeddedBroker(listen=False) as broker:
+        for name in ("mute", "slow", "well"):
+            broker.declare_queue(name)
+        broker.stall_confirms(queue="mute")
+        broker.delay_confirms(3.0, "slow")
+        client = await client_of(broker)
+        began = trio.current_time()
+        await client.send(*content("mute", b"1"), *content("slow", b"2"), *content("well", b"3"))
+        assert (3, began) == ((await client.expect("Basic.Ack")).delivery_tag, trio.current_time())
+        assert (2, began + 3) == ((await client.expect("Basic.Ack")).delivery_tag, trio.current_time())
+        broker.stall_confirms()
+        broker.stall_confirms(on=False)
+        with trio.move_on_after(60) as patience:
+            await client.expect("Basic.Ack")
+        assert patience.cancelled_caught
+        broker.stall_confirms(on=False, queue="mute")
+        assert 1 == (await client.expect("Basic.Ack")).delivery_tag
+        assert [b"1"] == broker.messages("mute")
+        await client.close()
+
+
+@pytest.mark.trio
+async def test_a_delayed_exchange_returns_and_acks_and_delivers_afterwards(autojump_clock: MockClock) -> None:
+    """As the plugin rabbitmq_delayed_message_exchange does; without the plugin the type is unknown."""
+    async with EmbeddedBroker(listen=False, delayed_messages=True) as broker:
+        client = await client_of(broker)
+        arguments = {"x-delayed-type": "direct"}
+        await client.send(
+            commands.Exchange.Declare(exchange="later", exchange_type="x-delayed-message", arguments=arguments)
+        )
+        await client.expect("Exchange.DeclareOk")
+        broker.declare_queue("q")
+        broker.bind_queue("q", "later", "key")
+        headers = {"x-delay": 2000}
+        await client.send(*content("key", b"x", exchange="later", mandatory=True, headers=headers))
+        assert "NO_ROUTE" == (await client.expect("Basic.Return")).reply_text
+        for _ in range(2):  # header and body of the returned message
+            await client.read()
+        await client.expect("Basic.Ack")
+        assert [] == broker.messages("q")
+        await trio.sleep(2.01)
+        assert [b"x"] == broker.messages("q")
+        await client.close()
+    async with EmbeddedBroker(listen=False) as broker:
+        client = await client_of(broker)
+        await client.send(
+            commands.Exchange.Declare(exchange="later", exchange_type="x-delayed-message", arguments=arguments)
+        )
+        assert 503 == (await client.expect("Connection.Close")).reply_code
+        await client.stream.aclose()

@@ -15,7 +15,7 @@ from attrs import define, field
 from tests.wire.far_side import CREDENTIALS, Sink, StrictReader
 from warrener.records import Envelope
 from warrener.topology import Binding, Exchange, Queue
-from warrener.wire import Event, Session, SessionPhase, events
+from warrener.wire import Event, Session, SessionPhase, events, requests
 from warrener.wire.channel import ChannelState
 
 #: Ends a turn: a frame that cannot be, lest real bytes hold it.
@@ -38,7 +38,7 @@ ENVELOPES = (
 DECLARATIONS = (
     Exchange(EXCHANGE, "topic"),
     Queue(QUEUE, arguments={"x-max-length": 3, "x-overflow": "reject-publish"}),
-    Binding(QUEUE, EXCHANGE, "#"),
+    Binding(source=EXCHANGE, destination=QUEUE, routing_key="#"),
 )
 
 
@@ -100,11 +100,11 @@ class Client:
             session.release_control()
         self._control = "busy"
         if number < len(DECLARATIONS):
-            session.declare(DECLARATIONS[number])
+            session.request(requests.declare(DECLARATIONS[number]))
         elif number == 10:
-            session.delete_queue(QUEUE)
+            session.request(requests.delete_queue(QUEUE))
         else:
-            session.take_one(QUEUE)
+            session.request(requests.take_one(QUEUE))
 
 
 def skip_frames(data: bytes, cap: int) -> bytes | None:
@@ -132,9 +132,18 @@ def replay(stream: bytes, piece: int, *, strictly: bool) -> tuple[list[Any], ...
     broken = False
     # What does not begin as a frame is looked at in eight bytes, whatever they would claim as one.
     unread: bytes | None = b"" if stream[:1] == b"\x01" else None
+
+    def send() -> None:
+        while data := session.data_to_send():
+            assert not broken, "bytes after the fault"
+            sent.update(data)
+            if strictly:
+                reader.feed(data)
+
     for number, turn in enumerate(stream.split(TURN)):
         if number:
             client.take_turn()
+            send()  # what was not written cannot be confirmed
         for at in range(0, len(turn), piece):
             fresh = session.receive(turn[at : at + piece])
             told += fresh
@@ -149,11 +158,7 @@ def replay(stream: bytes, piece: int, *, strictly: bool) -> tuple[list[Any], ...
         assert sum(len(content.kept or b"") for content in contents) <= MAX_INBOUND_BODY, (
             "more is kept than a body may have"
         )
-        while data := session.data_to_send():
-            assert not broken, "bytes after the fault"
-            sent.update(data)
-            if strictly:
-                reader.feed(data)
+        send()
         assert reader.at_boundary or session.phase is SessionPhase.OVER
     for entry in client.sink.log:
         assert entry[0] == "return" or 0 < entry[2] <= client.published, "a confirm of what was never published"

@@ -222,8 +222,8 @@ def test_a_body_that_would_close_the_connection() -> None:
 # --- what counts as written -----------------------------------------------------------------------------------------
 
 
-def test_offered_counts_what_was_handed_out() -> None:
-    """A tag is written from the call on that hands out its last byte (I18)."""
+def test_written_counts_what_was_given_out() -> None:
+    """A tag is written from the call on that gives out its last byte (I18)."""
     session = opened()
     publisher = session.publisher(1)
     for _ in range(3):
@@ -233,7 +233,7 @@ def test_offered_counts_what_was_handed_out() -> None:
     assert publisher.written == 3
 
 
-def test_a_message_that_is_handed_out_in_parts() -> None:
+def test_a_message_that_is_given_out_in_parts() -> None:
     """Of a message that takes several sends, the tag is written with the last of them, the ones before it earlier."""
     session = opened()
     publisher = session.publisher(1)
@@ -254,8 +254,8 @@ def test_a_message_that_is_handed_out_in_parts() -> None:
 @given(st.lists(st.integers(0, 300_000), min_size=1, max_size=6), st.integers(0, 20), st.sampled_from([None, TOKEN]))
 @example([131_064 + 70_000], 2, None)
 @example([70_000], 1, TOKEN)
-def test_offered_is_exact(sizes: list[int], takes: int, token: str | None) -> None:
-    """After any number of takings exactly the messages whose last byte is out are written."""
+def test_begun_and_written_are_exact(sizes: list[int], takes: int, token: str | None) -> None:
+    """After any number of takings exactly the messages whose last byte was taken are written, and the next may be begun."""
     session = opened()
     publisher = session.publisher(1)
     for size in sizes:
@@ -264,9 +264,10 @@ def test_offered_is_exact(sizes: list[int], takes: int, token: str | None) -> No
     for _ in range(takes):
         reader.feed(session.data_to_send())
         assert publisher.written == len(reader.published)
+        assert publisher.begun == publisher.written + bool(reader._partial)
 
 
-def test_offered_of_a_closed_channel_stands() -> None:
+def test_written_of_a_closed_channel_stands() -> None:
     """What goes out after the broker closed the channel is discarded there and changes nothing (I14)."""
     session = opened()
     publisher = session.publisher(1)
@@ -274,9 +275,35 @@ def test_offered_of_a_closed_channel_stands() -> None:
     publisher.publish(Envelope(), ID, b"x", None)
     (closed,) = session.receive(marshalled(commands.Channel.Close(404, "", 60, 40), 1))
     assert isinstance(closed, events.ChannelClosed)
-    assert closed.written == 0
+    assert (closed.written, closed.begun) == (0, 0)
     drain(session)
-    assert publisher.written == 0
+    assert (publisher.written, publisher.begun) == (0, 0)
+
+
+def test_a_channel_that_is_closed_inside_a_message() -> None:
+    """The broker has seen the method of a large message only: the message is begun and not written."""
+    session = opened()
+    publisher = session.publisher(1)
+    publisher.publish(Envelope(), ID, b"small", None)
+    publisher.publish(Envelope(), ID, b"x" * 1_000_000, None)
+    session.data_to_send()
+    (closed,) = session.receive(marshalled(commands.Channel.Close(404, "", 60, 40), 1))
+    assert isinstance(closed, events.ChannelClosed)
+    assert (closed.written, closed.begun) == (1, 2)
+
+
+@pytest.mark.parametrize("confirm", [ack, nack])
+def test_a_confirm_before_the_last_byte(confirm: Any) -> None:
+    """A broker cannot answer for a message of which it does not have all bytes."""
+    sink = Sink()
+    session = opened(sink)
+    publisher = session.publisher(1)
+    publisher.publish(Envelope(), ID, b"x" * 1_000_000, None)
+    session.data_to_send()
+    assert publisher.begun == 1
+    (broken,) = session.receive(confirm(1))
+    assert isinstance(broken, events.ProtocolError)
+    assert sink.log == []
 
 
 # --- confirms -----------------------------------------------------------------------------------------------------
@@ -314,12 +341,13 @@ def settle(count: int, log: list[tuple[Any, ...]]) -> dict[int, str]:
 def test_any_coalescing_and_order_gives_the_same_verdicts(
     case: tuple[int, dict[int, str], list[tuple[str, int, bool]]], piece: int
 ) -> None:
-    """ConfirmHandler coalesced and reordered in any legal way, in any pieces, settle what single ones do (I8, I11)."""
+    """Confirms coalesced and reordered in any legal way, in any pieces, settle what single ones do (I8, I11)."""
     count, verdicts, told = case
     sink = Sink()
     session = opened(sink)
     for _ in range(count):
         session.publisher(1).publish(Envelope(), ID, b"", None)
+    drain(session)
     stream = b"".join((ack if kind == "ack" else nack)(tag, multiple) for kind, tag, multiple in told)
     for at in range(0, len(stream), piece):
         assert session.receive(stream[at : at + piece]) == []
@@ -335,6 +363,7 @@ def test_tags_that_were_never_assigned(confirm: Any, tag: int, multiple: bool) -
     session = opened(sink)
     for _ in range(3):
         session.publisher(1).publish(Envelope(), ID, b"", None)
+    drain(session)
     (broken,) = session.receive(confirm(1) + confirm(tag, multiple))
     assert isinstance(broken, events.ProtocolError)
     assert [entry[2] for entry in sink.log] == [1]
@@ -408,6 +437,7 @@ def test_contents_of_two_channels_may_interleave() -> None:
     session = opened(sink, publishers=2)
     for channel in (1, 2):
         session.publisher(channel).publish(Envelope(), ID, b"", None)
+    drain(session)
     one, two = returned(b"one", channel=1), returned(b"two", channel=2)
     head_one, head_two = one[: -len(b"one") - 8], two[: -len(b"two") - 8]
     blocked = marshalled(commands.Connection.Blocked("memory"))

@@ -30,7 +30,7 @@ from tests.wire.far_side import (
 )
 from tests.wire.replay import TURN, check, replay
 from warrener.records import Envelope
-from warrener.wire import ProtocolErrorKind, Session, events
+from warrener.wire import ProtocolErrorKind, Session, events, requests
 from warrener.wire.codec import MAX_DEPTH, long_string, table
 from warrener.wire.framing import BODY, HEADER, METHOD, frame
 
@@ -210,7 +210,7 @@ def test_questions_without_end(where: str) -> None:
     session = publishing(Sink())
     question = marshalled(commands.Channel.Flow(True), 1)
     if where != "publisher":
-        session.take_one("q")
+        session.request(requests.take_one("q"))
         question = marshalled(commands.Channel.Flow(True), 2)
     if where == "closing control":
         session.release_control()

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pamqp import commands
+from pamqp.header import ContentHeader
 from pamqp.heartbeat import Heartbeat
 
 from tests.wire.far_side import (
@@ -24,7 +25,15 @@ from tests.wire.far_side import (
 )
 from warrener.records import Credentials, Envelope
 from warrener.topology import Binding, Exchange, Queue
-from warrener.wire import ProtocolErrorKind, Session, SessionPhase, events, negotiate_heartbeat, negotiate_limit
+from warrener.wire import (
+    ProtocolErrorKind,
+    Session,
+    SessionPhase,
+    events,
+    negotiate_heartbeat,
+    negotiate_limit,
+    requests,
+)
 from warrener.wire.channel import ChannelState
 
 
@@ -303,7 +312,58 @@ def test_a_closed_channel_does_not_block() -> None:
     session = opened()
     session.receive(marshalled(commands.Channel.Flow(False), 1))
     told = session.receive(marshalled(commands.Channel.Close(404, "NOT_FOUND", 60, 40), 1))
-    assert told == [events.ChannelClosed(1, 404, "NOT_FOUND", 0), events.Unblocked()]
+    assert told == [events.ChannelClosed(1, 404, "NOT_FOUND", 0, 0), events.Unblocked()]
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        "p@ss w/rd",
+        "p%40ss%20w%2Frd",
+        "p%40ss%20w/rd",
+        "p%40ss+w%2frd",
+        "cEBzcyB3L3Jk",
+        "AGFubgBwQHNzIHcvcmQ=",
+        "YW5uOnBAc3Mgdy9yZA",
+    ],
+)
+def test_the_password_is_masked_in_every_text_of_the_broker(shown: str) -> None:
+    """Raw, percent-encoded, base64: in the greeting, a close, a refusal, a return and a blocked reason."""
+    sink = Sink()
+    credentials = Credentials("ann", "p@ss w/rd")
+    session = Session(credentials, sink)
+    text = f"you said {shown}!"
+    told: list[Any] = []
+    start = commands.Connection.Start(server_properties={"product": text, "version": text}, mechanisms="PLAIN")
+    for frame in (start, commands.Connection.Tune(2047, 131072, 60), commands.Connection.OpenOk()):
+        told += session.receive(marshalled(frame))
+    open_publisher(session)
+    session.publisher(1).publish(Envelope(), "m", b"", None)
+    session.request(requests.declare(Queue("q")))
+    drain(session)
+    for frame, channel in (
+        (commands.Channel.OpenOk(), 2),
+        (commands.Channel.Close(406, text, 50, 10), 2),
+        (commands.Basic.Return(312, text, "", text), 1),
+        (ContentHeader(body_size=0, properties=commands.Basic.Properties()), 1),
+        (commands.Connection.Blocked(text), 0),
+        (commands.Channel.Close(404, text, 60, 40), 1),
+        (commands.Connection.Close(320, text, 0, 0), 0),
+    ):
+        told += session.receive(marshalled(frame, channel))
+    everything = repr([told, sink.log])
+    assert shown not in everything
+    assert everything.count("you said ***") == 8
+
+
+def test_texts_without_the_password_stay_as_they_are() -> None:
+    """An empty password masks nothing."""
+    session = Session(Credentials("ann", ""), Sink())
+    for frame in (START, commands.Connection.Tune(2047, 131072, 60), commands.Connection.OpenOk()):
+        session.receive(marshalled(frame))
+    assert session.receive(marshalled(commands.Connection.Blocked("low on memory"))) == [
+        events.Blocked("low on memory")
+    ]
 
 
 def test_update_secret() -> None:
@@ -423,7 +483,7 @@ def test_a_closed_channel_is_replaced_under_a_fresh_number() -> None:
     drain(session)
     assert publisher.publish(Envelope(), "m", b"", None) == 4
     told = session.receive(marshalled(commands.Channel.Close(404, "NOT_FOUND - no exchange", 60, 40), 1))
-    assert told == [events.ChannelClosed(1, 404, "NOT_FOUND - no exchange", 3)]
+    assert told == [events.ChannelClosed(1, 404, "NOT_FOUND - no exchange", 3, 3)]
     drain(session)
     assert publisher.publish(Envelope(), "m", b"", None) == 5
     assert (publisher.written, drain(session)) == (3, b"")
@@ -476,24 +536,24 @@ def test_all_numbers_taken() -> None:
 def test_requests() -> None:
     """Requests go in order on a channel of their own, which is opened for the first and closed at the end."""
     session = opened()
-    session.declare(Exchange("e", "topic", arguments={"alternate-exchange": "ae"}))
+    session.request(requests.declare(Exchange("e", "topic", arguments={"alternate-exchange": "ae"})))
     assert names(session) == ["Channel.Open"]
     session.receive(marshalled(commands.Channel.OpenOk(), 2))
     (declare,) = frames(session)
     assert (declare.exchange, declare.exchange_type, declare.durable) == ("e", "topic", True)
     assert declare.arguments == {"alternate-exchange": "ae"}
     assert session.receive(marshalled(commands.Exchange.DeclareOk(), 2)) == [events.Replied()]
-    session.declare(Queue("q", auto_delete=True))
+    session.request(requests.declare(Queue("q", auto_delete=True)))
     (declare,) = frames(session)
     assert (declare.queue, declare.durable, declare.auto_delete, declare.passive) == ("q", True, True, False)
-    assert session.receive(marshalled(commands.Queue.DeclareOk("q", 0, 0), 2)) == [events.Replied()]
-    session.declare(Binding("q", "e", "k"))
+    assert session.receive(marshalled(commands.Queue.DeclareOk("q", 0, 0), 2)) == [events.Replied("q")]
+    session.request(requests.declare(Binding(source="e", destination="q", routing_key="k")))
     (bind,) = frames(session)
     assert (bind.queue, bind.exchange, bind.routing_key) == ("q", "e", "k")
     assert session.receive(marshalled(commands.Queue.BindOk(), 2)) == [events.Replied()]
-    session.delete_queue("q")
+    session.request(requests.delete_queue("q"))
     assert names(session) == ["Queue.Delete"]
-    session.take_one("r")
+    session.request(requests.take_one("r"))
     assert names(session) == ["Basic.Get"], "a second request does not wait for the first answer"
     assert session.receive(marshalled(commands.Queue.DeleteOk(0), 2)) == [events.Replied()]
     assert session.receive(marshalled(commands.Basic.GetEmpty(""), 2)) == [events.GetResult(None, None)]
@@ -507,19 +567,19 @@ def test_requests() -> None:
 def test_a_refused_request() -> None:
     """The broker refuses by closing the channel; the next request opens another."""
     session = opened()
-    session.declare(Queue("q"))
+    session.request(requests.declare(Queue("q")))
     session.receive(marshalled(commands.Channel.OpenOk(), 2))
     told = session.receive(marshalled(commands.Channel.Close(406, "PRECONDITION_FAILED", 50, 10), 2))
     assert told == [events.Refused(406, "PRECONDITION_FAILED")]
     assert names(session) == ["Channel.Open", "Queue.Declare", "Channel.CloseOk"]
-    session.declare(Queue("q"))
+    session.request(requests.declare(Queue("q")))
     assert names(session) == ["Channel.Open"]
 
 
 def test_nothing_that_comes_on_a_released_control_channel_counts() -> None:
     """Until the broker confirms its end, whatever was on its way there is ignored: contents and confirms, too."""
     session = opened()
-    session.take_one("q")
+    session.request(requests.take_one("q"))
     session.receive(
         marshalled(commands.Channel.OpenOk(), 2) + marshalled(commands.Basic.GetOk(1, False, "", "q", 0), 2)
     )
@@ -535,7 +595,7 @@ def test_an_answer_that_nobody_asked_for() -> None:
     """A reply on the control channel without a request, or to another one, is a fault."""
     for reply in (commands.Queue.DeclareOk("q", 0, 0), commands.Basic.GetEmpty(), commands.Channel.OpenOk()):
         session = opened()
-        session.delete_queue("q")
+        session.request(requests.delete_queue("q"))
         session.receive(marshalled(commands.Channel.OpenOk(), 2))
         (broken,) = session.receive(marshalled(reply, 2))
         assert isinstance(broken, events.ProtocolError)
@@ -544,7 +604,11 @@ def test_an_answer_that_nobody_asked_for() -> None:
 def test_orders_to_a_session_that_is_not_open() -> None:
     """Neither a channel nor a request can be had before open-ok, or after the end."""
     session = tuned()
-    for order in (session.open_publisher, lambda: session.delete_queue("q"), lambda: session.update_secret("x")):
+    for order in (
+        session.open_publisher,
+        lambda: session.request(requests.delete_queue("q")),
+        lambda: session.update_secret("x"),
+    ):
         with pytest.raises(RuntimeError, match="opening"):
             order()
 
@@ -553,24 +617,24 @@ def test_orders_to_a_session_that_is_not_open() -> None:
 def test_a_request_that_is_given_up(answered: int) -> None:
     """A request may be left at any moment: its late answer is ignored, and the next one has a fresh channel."""
     session = opened()
-    session.declare(Queue("q"))
+    session.request(requests.declare(Queue("q")))
     answers = [marshalled(commands.Channel.OpenOk(), 2), marshalled(commands.Queue.DeclareOk("q", 0, 0), 2)]
     for answer in answers[:answered]:
         session.receive(answer)
     session.release_control()
-    session.declare(Queue("other"))
+    session.request(requests.declare(Queue("other")))
     for answer in answers[answered:]:
         assert session.receive(answer) == []
     crossing = marshalled(commands.Channel.Close(406, "", 50, 10), 2)
     assert session.receive(crossing + marshalled(commands.Channel.CloseOk(), 2)) == []
     session.receive(marshalled(commands.Channel.OpenOk(), 3))
-    assert session.receive(marshalled(commands.Queue.DeclareOk("other", 0, 0), 3)) == [events.Replied()]
+    assert session.receive(marshalled(commands.Queue.DeclareOk("other", 0, 0), 3)) == [events.Replied("other")]
 
 
 def test_taking_messages() -> None:
     """basic.get gives bodies, empty ones too; one beyond the limit is not kept; an empty queue says so."""
     session = opened(max_inbound_body=10)
-    session.take_one("q")
+    session.request(requests.take_one("q"))
     session.receive(marshalled(commands.Channel.OpenOk(), 2))
 
     def answer(body: bytes) -> bytes:
@@ -579,11 +643,11 @@ def test_taking_messages() -> None:
         return marshalled(commands.Basic.GetOk(1, False, "", "q", 0), 2) + content.removeprefix(method)
 
     assert session.receive(answer(b"0123456789")) == [events.GetResult(b"0123456789", 10)]
-    session.take_one("q")
+    session.request(requests.take_one("q"))
     assert session.receive(answer(b"")) == [events.GetResult(b"", 0)]
-    session.take_one("q")
+    session.request(requests.take_one("q"))
     assert session.receive(answer(b"0123456789a")) == [events.GetResult(None, 11)]
-    session.take_one("q")
+    session.request(requests.take_one("q"))
     assert session.receive(marshalled(commands.Basic.GetEmpty(), 2)) == [events.GetResult(None, None)]
 
 
@@ -591,7 +655,7 @@ def test_an_unencodable_request_opens_nothing() -> None:
     """A declaration that AMQP cannot carry is refused before a channel is opened for it."""
     session = opened()
     with pytest.raises(ValueError, match="arguments"):
-        session.declare(Queue("q", arguments={"x": float("nan")}))
+        session.request(requests.declare(Queue("q", arguments={"x": float("nan")})))
     assert drain(session) == b""
 
 
@@ -599,7 +663,7 @@ def test_a_request_beyond_the_frame() -> None:
     """A declaration or a secret that no frame of this broker holds is refused, not sent: it would cost the connection (I28)."""
     session = opened(frame_max=4096)
     with pytest.raises(ValueError, match=r"Queue\.Declare takes .* bytes; this broker takes 4,096"):
-        session.declare(Queue("q", arguments={"x": "y" * 4096}))
+        session.request(requests.declare(Queue("q", arguments={"x": "y" * 4096})))
     with pytest.raises(ValueError, match=r"Connection\.UpdateSecret takes"):
         session.update_secret("s" * 5000)
     assert drain(session) == b""
@@ -631,7 +695,7 @@ def test_whatever_is_ordered_the_bytes_are_legal(orders: list[str]) -> None:
                 session.beat()
             case "declare":
                 try:
-                    session.declare(Queue("q"))
+                    session.request(requests.declare(Queue("q")))
                 except RuntimeError:
                     session.release_control()
             case "release":

@@ -21,6 +21,7 @@ from warrener.machine._record import Policy, Record, Step, connection_state
 from warrener.machine._transitions import transition
 from warrener.machine.backoff import Backoff
 from warrener.machine.breaker import Breaker, Permit, admit, cooled, failed, released, retry_after, succeeded
+from warrener.machine.endpoints import EndpointRecord, Endpoints
 
 __all__ = [
     "BreakerRow",
@@ -46,6 +47,12 @@ REFUSED = Fault(FaultKind.UNREACHABLE, "connection refused")
 PASSWORD = Fault(FaultKind.AUTHENTICATION, "ACCESS_REFUSED", reply_code=403)
 MISMATCH = Fault(FaultKind.TOPOLOGY, "PRECONDITION_FAILED", reply_code=406, entity="queue 'tasks'")
 NO_EXCHANGE = Fault(FaultKind.CHANNEL_CLOSED, "NOT_FOUND", reply_code=404)
+
+#: One endpoint that failed once, the same with another endpoint that is ready, and one that works.
+ONE = Endpoints((EndpointRecord(1, AT - 20, LOST, 1),), tried=frozenset({0}))
+TWO = Endpoints((ONE.record, EndpointRecord()), (0, 1), tried=frozenset({0}))
+WORKING = Endpoints((EndpointRecord(0, last_fault=LOST, address=1),), tried=frozenset({0}))
+WORKING_TWO = Endpoints((WORKING.record, EndpointRecord()), (0, 1), tried=frozenset({0}))
 
 #: A breaker with one failure less than its threshold, an open one, a half-open one, and one whose only probe is out.
 EDGE = Breaker(failures=4)
@@ -116,7 +123,16 @@ _CLOSES = tuple(AT - seconds for seconds in (9, 7, 5, 3, 1))
 
 def _plain(state: states.State) -> Record:
     """Return the record of a producer that has lost a link: it is at link 3, with 2 attempts and 1 failure."""
-    return Record(state=state, attempts=2, failures=1, breaker=Breaker(failures=1), last_fault=LOST, at=AT - 20)
+    return Record(
+        state=state,
+        attempts=2,
+        failures=1,
+        breaker=Breaker(failures=1),
+        last_fault=LOST,
+        connected_once=True,
+        endpoints=ONE,
+        at=AT - 20,
+    )
 
 
 def _situations(state: states.State) -> Iterator[tuple[str, Record, Policy]]:
@@ -131,10 +147,15 @@ def _situations(state: states.State) -> Iterator[tuple[str, Record, Policy]]:
         yield "less than 1 s after the last hint", evolve(plain, hinted_at=AT - 0.5), _STAY
     if isinstance(state, (states.Dialing, states.Restoring, states.Up)):
         yield "blocked", evolve(plain, state=evolve(state, blocked=True)), _STAY
+    if isinstance(state, (states.Dialing, states.Restoring)):
+        yield "never connected", evolve(plain, connected_once=False), _STAY
+    if isinstance(state, (states.Dialing, states.Restoring, states.Up)):
+        yield "another endpoint is ready", evolve(plain, endpoints=TWO), _STAY
     if isinstance(state, states.Up):
-        yield "proven", evolve(plain, state=states.Up(LINK, proven=True), attempts=0), _STAY
-        healthy = evolve(plain, state=states.Up(LINK, proven=True), attempts=0, failures=0, breaker=Breaker())
-        yield "proven, no failures", healthy, _STAY
+        proven = evolve(plain, state=states.Up(LINK, proven=True), attempts=0, endpoints=WORKING)
+        yield "proven", proven, _STAY
+        yield "proven, no failures", evolve(proven, failures=0, breaker=Breaker()), _STAY
+        yield "proven, another endpoint is ready", evolve(proven, endpoints=WORKING_TWO), _STAY
     if isinstance(state, (states.Restoring, states.Up)):
         yield "five channels closed within 10 s", evolve(plain, channel_closes=_CLOSES), _STAY
     if seeking:
@@ -258,6 +279,7 @@ def _then(before: Record, after: Record) -> str:
     if before.failures != after.failures:
         words.append(f"failures {_change(before.failures, after.failures)}")
     words.extend(_breaker_words(before.breaker, after.breaker))
+    words.extend(_endpoint_words(before.endpoints, after.endpoints))
     if before.draining != after.draining:
         words.append("draining")
     if len(before.channel_closes) < len(after.channel_closes):
@@ -273,6 +295,16 @@ def _state_words(state: states.State) -> str:
     words = [f"**{type(state).__name__}**"]
     words.extend(name for name in ("blocked", "proven", "aborted") if getattr(state, name, False))
     return " ".join(words)
+
+
+def _endpoint_words(before: Endpoints, after: Endpoints) -> Iterator[str]:
+    was, now = before.record, after.records[before.current]
+    if now.failures > was.failures:
+        yield "endpoint failed"
+    if now.address != was.address:
+        yield "next address"
+    if after.current != before.current:
+        yield "next endpoint"
 
 
 def _breaker_words(before: Breaker | None, after: Breaker | None) -> Iterator[str]:

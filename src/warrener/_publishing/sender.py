@@ -39,6 +39,7 @@ LOOKS = 8
 GRACE = 5
 
 _MAIN = Lane.MAIN
+_REFUSED = "the broker refuses this producer"
 
 
 def _forget_waiter(delivery: Delivery) -> None:
@@ -79,6 +80,8 @@ class Sender:
         self._started = False
         self._pumping = False
         self._closing = False
+        #: Whether the broker refuses the producer for a reason that time does not end.
+        self._refused = False
         self._timer_at = -math.inf
         self._timer_poke = anyio.Event()
         self._progress = Progress()
@@ -109,6 +112,7 @@ class Sender:
         """Write messages on the link; `pump` follows."""
         if number != self.number or self._link is None:
             return
+        self._accept_after_refusal()
         self.ledger.link_up(number)
         self.ledger.resume(self.backend.clock())
         self._started = True
@@ -119,6 +123,7 @@ class Sender:
         """Hold messages back; what is in flight stays in flight."""
         if number != self.number or self._link is None:
             return
+        self._accept_after_refusal()
         self.ledger.link_up(number)
         self.ledger.pause()
         self._started = False
@@ -141,10 +146,24 @@ class Sender:
         )
         self.settle(self.ledger.give_up(fault, self.backend.clock()))
 
+    def refuse_publishing(self, fault: Fault) -> None:
+        """The broker refuses the producer for a reason that time does not end: end all pending messages, refuse new ones."""
+        if self._closing:
+            return
+        self._refused = True
+        self.admission.refuse_with(lambda message_id: NotSent(message_id, _REFUSED, last_fault=fault))
+        self.settle(self.ledger.give_up(fault, self.backend.clock(), NotSent, _REFUSED))
+
     def accept_again(self) -> None:
-        """A dial begins after the attempts had been used up: accept new messages."""
-        if not self._closing:
+        """A dial begins after the attempts had been used up: accept new messages, unless the broker refuses the producer."""
+        if not self._closing and not self._refused:
             self.admission.refusal = None
+
+    def _accept_after_refusal(self) -> None:
+        """A link is up: the broker no longer refuses the producer."""
+        if self._refused:
+            self._refused = False
+            self.accept_again()
 
     def stop_accepting(self) -> None:
         """The producer closes: refuse new messages, and tell the supervisor when none is pending."""

@@ -230,6 +230,8 @@ class Settings:
         for declaration in self.topology:
             if not isinstance(declaration, Exchange | Queue | Binding):
                 raise SettingsError(f"topology must hold Exchange, Queue and Binding, not {type(declaration).__name__}")
+        if sum(isinstance(each, Queue) and each.is_server_named for each in self.topology) > 1:
+            raise SettingsError("topology may hold one server-named queue; declare the others with producer.declare()")
         if self.confirm_timeout > self.publish_timeout:
             raise SettingsError(
                 f"confirm_timeout ({self.confirm_timeout:g} s) is longer than publish_timeout ({self.publish_timeout:g} s), "

@@ -41,6 +41,12 @@ class Publishing(Protocol):
     def fail_pending(self, fault: Fault) -> None:
         """The attempts are used up: end all pending messages, and refuse new ones until `accept_again`."""
 
+    def refuse_publishing(self, fault: Fault) -> None:
+        """The broker refuses the producer for good: end all pending messages with this fault, and refuse new ones.
+
+        `start_publishing` and `pause_publishing` end this.
+        """
+
     def accept_again(self) -> None:
         """A dial begins after the attempts had been used up: accept new messages."""
 

@@ -236,6 +236,8 @@ class Supervisor:
                 self.publishing.stop_publishing(fault)
             case effects.FailPending(fault):
                 self.publishing.fail_pending(fault)
+            case effects.RefusePublishing(fault):
+                self.publishing.refuse_publishing(fault)
             case effects.StartRetryTimer(link, shortest, longest):
                 delay = self._rng.uniform(shortest, longest)
                 self._retry_at = self._clock() + delay

@@ -2,17 +2,17 @@
 
 A dial resolves the name anew, tries its addresses as RFC 8305 ("happy eyeballs") orders them, 250 ms apart or as soon as
 the one before has failed, and takes the first whose connection *and* TLS handshake are done: an address that accepts and
-then shows a bad certificate loses against one that is right (R16, and R21 for each of them). Losers are closed.
+then shows a bad certificate loses against one that shows a good one. The streams of the losers are closed.
 
-What must stay true:
+Invariants:
 
-* The only exception is one bare `LinkDown`; when all addresses fail, its fault is the most telling one and names every
+* The only exception is one `LinkDown`, raised without an ExceptionGroup; when all addresses fail, its fault is the most telling one and names every
   address that was tried. Cancellation passes through as itself, at once. There is no deadline here: the caller has one
   over the whole open, of which this is the first part.
 * The platform's resolver cannot be interrupted. So each lookup has a daemon thread, and while one for the same host and
-  port is out, no other is started: whoever comes next waits for that answer. Cancelled, it leaves the thread behind;
+  port is out, no other is started: the next dial waits for that answer. Cancelled, it leaves the thread behind;
   a resolver that hangs for ever costs one thread per endpoint, and neither the end of the event loop nor that of the
-  program waits for it. No answer is kept once it has been handed out.
+  program waits for it. No answer is kept for later dials.
 * ``amqps`` never falls back to ``amqp``. The name that the certificate must carry is the configured one, whatever address
   it led to. TLS older than 1.2 is refused even where a context of the user's would allow it.
 * A TLS stream is closed without waiting for the peer's close_notify: AMQP has a close handshake of its own, and an end of
@@ -296,7 +296,7 @@ async def dial(
     """Connect to the endpoint, TLS handshake included: one pass over all its addresses.
 
     `ssl_context` replaces the context that is made from the endpoint's files. `resolve` and `connect` are the two places
-    at which this touches the world. Raises one bare `LinkDown`; a deadline is the caller's.
+    at which this does input and output. Raises one `LinkDown`; the deadline is the caller's.
     """
     _check_security(endpoint, ssl_context, require_tls=require_tls)
     context = (ssl_context or _make_context(endpoint)) if endpoint.tls else None

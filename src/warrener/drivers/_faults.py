@@ -1,13 +1,13 @@
 """The one table in which foreign exceptions and the broker's reply codes become `Fault`s.
 
 Both drivers use it, so that the same cause has the same kind and the same words whichever driver met it. Everything here
-is a pure function of its arguments. What must stay true:
+is a pure function of its arguments. Invariants:
 
 * A fault's text is one line that says what happened and, where that is known, what to do. It never holds a user name, a
   password, a URL or a message; text from the broker passes `printable`, and the user name that RabbitMQ quotes in its
   refusals is taken out.
 * AMQP has too few codes, so the *phase* of the link decides: 403 before the tuning is a refused login, 530 at
-  connection.open is a refused virtual host, whatever its text says (F10). What is only likely is worded as such.
+  connection.open is a refused virtual host, whatever its text says. A likely cause is worded as "possible".
 * Only a refusal that time does not mend gets a kind for which `Fault.permanent` is true.
 """
 
@@ -39,6 +39,7 @@ __all__ = [
     "stalled_frame",
     "stalled_write",
     "timed_out",
+    "unanswered",
     "unusable",
 ]
 
@@ -85,7 +86,7 @@ _CONNECTION_ADVICE = {
 
 
 def closed_by_broker(reply_code: int, reply_text: str, phase: DialPhase) -> Fault:
-    """Return the fault for a connection.close from the broker; its meaning depends on the phase (F10)."""
+    """Return the fault for a connection.close from the broker; its meaning depends on the phase."""
     said = _said(reply_text)
     if phase in (DialPhase.GREETING, DialPhase.AUTHENTICATING) and reply_code == 403:
         return Fault(
@@ -171,6 +172,12 @@ def timed_out(phase: DialPhase, seconds: float) -> Fault:
     return Fault(
         FaultKind.HANDSHAKE_TIMEOUT, f"the peer did not finish within {seconds:g} s while {phase.value}; {hint}"
     )
+
+
+def unanswered(about: str, seconds: float, behind: str = "") -> Fault:
+    """Return the fault for a request that the broker did not answer in time."""
+    text = f"the broker did not answer {printable(about)} within {seconds:g} s (declare_timeout){behind}"
+    return Fault(FaultKind.STALLED, text)
 
 
 def silent(seconds: float) -> Fault:

@@ -1,18 +1,25 @@
-"""The seam between the supervisor and the wire: `Driver.open` makes a `Link`; a `Link` publishes, listener, closes.
+"""The seam between the supervisor and the wire: `Driver.open` makes a `Link`; a link publishes, reports and closes.
 
-A third driver needs nothing but this file (docs/drivers.md). The rules that a driver keeps:
+A third driver needs nothing but this file (docs/drivers.md). A driver keeps these rules:
 
 * `Driver.open` is an async context manager. Entering it takes at most `LinkOptions.connect_timeout`, from name
-  resolution to confirm.select-ok; it raises one bare `LinkDown`, never a group. Cancellation passes through as itself.
-* The block owns the socket, the tasks and the heartbeat. When the link dies, the driver cancels the body and the block
-  raises one bare `LinkDown`; by then everything is closed. Leaving the block normally does the AMQP close handshake
-  within `close_timeout` and then aborts; leaving it by an exception or a cancellation aborts within `abort_timeout`,
-  shielded.
-* `Link.publish` is a plain `def`: it takes the next delivery tag, hands the frames to the link's one writer, and returns.
-  A caller's cancellation cannot reach the writer.
-* `LinkListener` are plain `def`s that the link's reader calls; they neither block nor raise.
-* *Channels* are numbered 1, 2, 3 … within a link, in the order in which they were opened for publishing; (link,
-  channel) is an *epoch*, delivery tags belong to it and start at 1.
+  resolution to confirm.select-ok. A failure is one `LinkDown`, raised without an ExceptionGroup. A cancellation stays a
+  cancellation.
+* The context manager owns the socket, the tasks and the heartbeat. When the link dies, the driver cancels the body of the
+  `async with`, closes everything, and then raises one `LinkDown` without an ExceptionGroup. When the body ends by itself,
+  the driver does the AMQP close handshake within `close_timeout` and then aborts. When the body ends by an exception or a
+  cancellation, the driver aborts within `abort_timeout`, shielded.
+* `Link.publish` is a plain `def`: it takes the next delivery tag, appends the frames to the pending bytes of the link's one
+  writer, and returns. A caller's cancellation cannot reach the writer.
+* The methods of a `LinkListener` are plain `def`s that the link's reader calls; they neither block nor raise.
+* Channels are numbered 1, 2, 3 … within a link, in the order in which they were opened for publishing. (link, channel) is
+  an *epoch*; delivery tags belong to it and start at 1.
+
+Three moments of a message, in this order:
+
+* *begun*: its first byte was given to the transport;
+* *written*: the call that gives its last byte to the transport has started: from here on it may arrive;
+* *out*: that call has returned: the clock of `confirm_timeout` starts.
 """
 
 from __future__ import annotations
@@ -26,7 +33,7 @@ from attrs import field, frozen
 
 from warrener.errors import Fault
 from warrener.records import Endpoint, Envelope, Lane, Returned
-from warrener.topology import Declaration
+from warrener.topology import Binding, Declaration
 
 __all__ = ["Driver", "Lane", "Link", "LinkDown", "LinkListener", "LinkOptions", "Peer"]
 
@@ -44,7 +51,7 @@ class LinkDown(Exception):
 
 @frozen
 class LinkOptions:
-    """What a link is opened with; durations are seconds. See the table of defaults in docs/reference.md."""
+    """The settings of a link; durations are seconds. docs/reference.md has the table of defaults."""
 
     connection_name: str = "warrener"
     connect_timeout: float = 10.0
@@ -65,15 +72,15 @@ class LinkOptions:
 
 @frozen
 class Peer:
-    """What the handshake settled, for `check`, status and logs; text is `printable`."""
+    """What both sides agreed on in the handshake, for `check`, status and logs; its texts are `printable`."""
 
     product: str = ""
     version: str = ""
-    #: Negotiated: the smaller of both sides, in seconds; 0 is off.
+    #: The smaller interval of both sides, in seconds; 0 is off.
     heartbeat: float = 0.0
     frame_max: int = 131072
     channel_max: int = 2047
-    #: Where the winning connection went, e.g. ``127.0.0.1:5672``.
+    #: The address of the broker that was reached, e.g. ``127.0.0.1:5672``.
     address: str = ""
     #: The TLS version and cipher, or None without TLS.
     tls: str | None = None
@@ -81,19 +88,19 @@ class Peer:
 
 
 class LinkListener(Protocol):
-    """What a link tells its owner. Plain functions, called from the link's reader; one object per link."""
+    """What a link reports to its owner. Plain functions, called from the link's reader; one object per link."""
 
     def channel_opened(self, lane: Lane, channel: int) -> None:
         """A publishing channel is in confirm mode; tags start at 1. Called for the first one before `open` returns."""
 
     def channel_closed(self, lane: Lane, channel: int, fault: Fault, written: int) -> None:
-        """The broker closed the channel; tags up to `written` may have reached it. The driver opens MAIN anew itself."""
+        """The broker closed the channel; tags up to `written` may have reached it. The driver itself opens MAIN anew."""
 
     def confirmed(self, channel: int, tag: int, multiple: bool) -> None:
         """basic.ack; 0 < tag <= the last tag assigned on the channel (anything else ends the link)."""
 
     def nacked(self, channel: int, tag: int, multiple: bool) -> None:
-        """basic.nack, with the same bounds. Only ever what the broker sent."""
+        """basic.nack, with the same bounds; a driver never makes one up."""
 
     def returned(self, channel: int, returned: Returned) -> None:
         """basic.return with its content, in wire order among the confirms of the channel."""
@@ -113,19 +120,19 @@ class Link(Protocol):
 
     @property
     def peer(self) -> Peer:
-        """What the handshake settled."""
+        """What both sides agreed on in the handshake."""
         ...
 
     @property
     def congested(self) -> bool:
-        """Whether so many bytes wait for the socket that the owner should hold back; `LinkListener.writable` follows."""
+        """Whether too many bytes are pending, so that the owner should hold back; `LinkListener.writable` follows."""
         ...
 
     def publish(self, lane: Lane, envelope: Envelope, message_id: str, body: bytes, token: str | None) -> int:
-        """Hand one message to the writer on the lane's open channel; return its delivery tag.
+        """Append one message to the pending bytes, for the lane's open channel; return its delivery tag.
 
-        `token`, where given, is sent as the header ``x-warrener-token``. The message was validated before
-        (`validate`); this does not fail and does not wait. It may only be called while the lane's channel is open.
+        `token`, where given, is sent as the header ``x-warrener-token``. The owner has called `validate` for the message
+        before; this does not fail and does not wait. It may be called only while the lane's channel is open.
         """
         ...
 
@@ -134,36 +141,65 @@ class Link(Protocol):
         ...
 
     def written(self, channel: int) -> int:
-        """The highest tag of the channel whose last byte may have reached the network: marked before the send call.
+        """The highest tag of the channel that was *written*.
 
-        Valid after the link's end too, then for good, and after `abort`: what is handed out from then on has to be covered by
-        the answer. A driver that cannot tell answers the last tag assigned.
+        The answer is valid after the link's end too, and after `abort`: it then covers everything that may still be written.
+        A driver that cannot tell answers the last tag assigned.
+        """
+        ...
+
+    def begun(self, channel: int) -> int:
+        """The highest tag of the channel that was *begun*: `written(channel)`, or one more.
+
+        A broker may close a channel because of a message of which it has seen the first bytes only. So every tag up to
+        this one is a suspect of a channel close.
+        """
+        ...
+
+    @property
+    def bytes_out(self) -> int:
+        """How many bytes of this link the peer has taken, as far as the driver can tell. It only grows.
+
+        While it grows, a missing confirm is no sign of a dead link: a large message on a slow line takes its time.
         """
         ...
 
     def open_suspect_channel(self) -> None:
         """Open a channel for `Lane.SUSPECT` unless there is one; `LinkListener.channel_opened` follows."""
 
-    async def declare(self, declarations: Iterable[Declaration]) -> None:
-        """Declare in the given order on a channel of its own; raises `LinkDown` with a `TOPOLOGY` fault on refusal."""
+    async def declare(self, declarations: Iterable[Declaration]) -> list[str]:
+        """Declare in the given order on a channel of its own; return the names of the queues, as the broker gives them.
+
+        The declarations are pipelined; each has `declare_timeout` from the answer before it. The first refusal raises
+        `LinkDown` with a `TOPOLOGY` fault that names the entity.
+        """
+        ...
+
+    async def unbind(self, binding: Binding) -> None:
+        """End a binding; raises as `declare` does."""
+
+    async def purge(self, queue: str) -> int:
+        """Remove the ready messages of a queue and return how many; raises as `declare` does."""
+        ...
 
     async def get(self, queue: str, limit: int) -> list[bytes]:
         """Take up to `limit` bodies from the queue (basic.get, no-ack). For `warrener check`; not a consumer."""
         ...
 
-    async def delete_queue(self, queue: str) -> None:
-        """Delete a queue (queue.delete)."""
+    async def delete_queue(self, queue: str) -> int:
+        """Delete a queue and return how many messages it held; raises as `declare` does."""
+        ...
 
     def abort(self, fault: Fault) -> None:
-        """End the link without a close handshake; the block raises `LinkDown(fault)`. A plain `def`; idempotent."""
+        """End the link without a close handshake: the context manager raises `LinkDown(fault)`. Idempotent, a plain `def`."""
 
 
 class Driver(Protocol):
-    """Makes links; holds no state of theirs."""
+    """Makes links."""
 
     @property
     def name(self) -> str:
-        """How logs and metrics call it."""
+        """Its name in logs and metrics."""
         ...
 
     def open(

@@ -62,6 +62,7 @@ from warrener.machine.breaker import (
     succeeded,
 )
 from warrener.machine.effects import Effect
+from warrener.machine.endpoints import EndpointRecord, Endpoints
 from warrener.machine.events import Event
 from warrener.machine.states import State
 
@@ -70,6 +71,8 @@ __all__ = [
     "Breaker",
     "BreakerState",
     "Effect",
+    "EndpointRecord",
+    "Endpoints",
     "Event",
     "Permit",
     "Policy",

@@ -12,10 +12,11 @@ from warrener.machine import states
 from warrener.machine.backoff import Backoff
 from warrener.machine.breaker import Breaker
 from warrener.machine.effects import Effect
+from warrener.machine.endpoints import Endpoints
 from warrener.machine.states import Idle, State
 from warrener.records import ConnectionState
 
-__all__ = ["Policy", "Record", "Step", "connection_state", "initial"]
+__all__ = ["Policy", "Record", "Step", "connection_state", "initial", "next_record"]
 
 
 @frozen
@@ -52,7 +53,7 @@ class Record:
     """Everything that the machine remembers. Only `transition` makes the next record; one owner holds it."""
 
     state: State = field(factory=Idle)
-    #: Dials since a link was last proven; the dial at the start does not count.
+    #: Passes since a link was last proven; the pass at the start does not count.
     attempts: int = 0
     #: Failures since the last ack, counted by the rules of the breaker, and also if there is no breaker.
     failures: int = 0
@@ -66,6 +67,10 @@ class Record:
     hinted_at: float = -math.inf
     #: The instants of the last channel closes on this link; at most six.
     channel_closes: tuple[float, ...] = ()
+    #: A link was up at least once.
+    connected_once: bool = False
+    #: Each endpoint's failures, backoff and last fault, and the order of the next dials.
+    endpoints: Endpoints = field(factory=Endpoints)
     #: The newest instant that changed the record. Time does not run backwards: an older instant is treated as this one.
     at: float = -math.inf
 
@@ -108,3 +113,34 @@ def connection_state(subject: Record | State) -> ConnectionState:
             return ConnectionState.CLOSING
         case states.Closed():
             return ConnectionState.CLOSED
+
+
+def next_record(
+    record: Record,
+    at: float,
+    state: states.State | None = None,
+    *,
+    attempts: int | None = None,
+    failures: int | None = None,
+    breaker: Breaker | None = None,
+    last_fault: Fault | None = None,
+    draining: bool | None = None,
+    hinted_at: float | None = None,
+    channel_closes: tuple[float, ...] | None = None,
+    connected_once: bool | None = None,
+    endpoints: Endpoints | None = None,
+) -> Record:
+    """Return the record with the given fields changed. `attrs.evolve` would take several times as long."""
+    return Record(
+        record.state if state is None else state,
+        record.attempts if attempts is None else attempts,
+        record.failures if failures is None else failures,
+        record.breaker if breaker is None else breaker,
+        record.last_fault if last_fault is None else last_fault,
+        record.draining if draining is None else draining,
+        record.hinted_at if hinted_at is None else hinted_at,
+        record.channel_closes if channel_closes is None else channel_closes,
+        record.connected_once if connected_once is None else connected_once,
+        record.endpoints if endpoints is None else endpoints,
+        at,
+    )

@@ -22,6 +22,7 @@ __all__ = [
     "Finish",
     "PausePublishing",
     "Refuse",
+    "RefusePublishing",
     "ReplayTopology",
     "StartCloseTimer",
     "StartCooldownTimer",
@@ -40,9 +41,15 @@ Timer: TypeAlias = Literal["retry", "stable", "cooldown", "drain", "close"]
 
 @frozen
 class Dial:
-    """Open link `link`: one pass over all addresses, within `connect_timeout`."""
+    """Open link `link` to the endpoint with index `endpoint`, within `connect_timeout`.
+
+    The dial tries every address of the endpoint's name. It begins with the address of index `address`, taken modulo the
+    number of addresses.
+    """
 
     link: int
+    endpoint: int = 0
+    address: int = 0
 
 
 @frozen
@@ -92,6 +99,17 @@ class StopPublishing:
 @frozen
 class FailPending:
     """End every waiting message at once: `GaveUp` if it was not written, `Unconfirmed` if it was."""
+
+    fault: Fault
+
+
+@frozen
+class RefusePublishing:
+    """End every waiting message at once as in `FailPending`, but with `NotSent` in place of `GaveUp`.
+
+    The broker refuses this producer for a reason that time does not end. New messages get the same answer, until
+    `StartPublishing` or `PausePublishing` comes. The machine goes on dialing.
+    """
 
     fault: Fault
 
@@ -188,6 +206,7 @@ Effect: TypeAlias = (
     | PausePublishing
     | StopPublishing
     | FailPending
+    | RefusePublishing
     | StartRetryTimer
     | StartStableTimer
     | StartCooldownTimer

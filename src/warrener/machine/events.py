@@ -41,9 +41,13 @@ __all__ = [
 
 @frozen
 class StartRequested:
-    """`run()` was called: dial at once."""
+    """`run()` was called: dial at once.
+
+    `order` has the index of every endpoint once, in the order in which the first pass dials them.
+    """
 
     at: float
+    order: tuple[int, ...] = (0,)
 
 
 @frozen
@@ -141,7 +145,7 @@ class LinkOpened:
 
 @frozen
 class DialFailed:
-    """One pass over all addresses has ended without a link."""
+    """The dial has tried every address of its endpoint, and has ended without a link."""
 
     link: int
     fault: Fault

@@ -34,7 +34,7 @@ def topology(exchange: str = DEFAULT_EXCHANGE, *, dead_letter: bool = False) -> 
         # First of all: a queue may only name an exchange that will take its letters.
         Exchange(letters, "topic"),
         Queue(letters, arguments={"x-queue-type": "quorum"}),
-        Binding(letters, letters, "#"),
+        Binding(source=letters, destination=letters, routing_key="#"),
         *_declarations(exchange, arguments | {"x-dead-letter-exchange": letters}),
     )
 
@@ -43,5 +43,5 @@ def _declarations(exchange: str, arguments: Mapping[str, FieldValue]) -> tuple[D
     return (
         Exchange(exchange, "topic"),
         *(Queue(name, arguments=arguments) for name in QUEUES),
-        *(Binding(name, exchange, name) for name in QUEUES),
+        *(Binding(source=exchange, destination=name, routing_key=name) for name in QUEUES),
     )

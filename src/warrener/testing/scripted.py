@@ -21,7 +21,7 @@ from attrs import define, field, frozen
 from warrener.drivers.base import Lane, LinkDown, LinkListener, LinkOptions, Peer
 from warrener.errors import Fault, FaultKind
 from warrener.records import Endpoint, Envelope, Returned
-from warrener.topology import Declaration
+from warrener.topology import Binding, Declaration, Queue
 
 __all__ = ["Life", "Published", "ScriptedDriver", "ScriptedLink", "hangs", "lives", "refuses"]
 
@@ -140,21 +140,45 @@ class ScriptedLink:
         if Lane.SUSPECT not in self._channels:
             self.open_channel(Lane.SUSPECT)
 
-    async def declare(self, declarations: Iterable[Declaration]) -> None:
+    def begun(self, channel: int) -> int:
+        """As `Link.begun`: nothing is begun and not written."""
+        return self.written(channel)
+
+    @property
+    def bytes_out(self) -> int:
+        """The bytes of all bodies that were published."""
+        return sum(len(message.body) for message in self.published)
+
+    async def declare(self, declarations: Iterable[Declaration]) -> list[str]:
         """Note the declarations, or refuse them by the script."""
         await anyio.lowlevel.checkpoint()
         if self.life.topology is not None:
             raise LinkDown(self.life.topology)
-        self.declared.extend(declarations)
+        declared = list(declarations)
+        self.declared.extend(declared)
+        return [each.name for each in declared if isinstance(each, Queue)]
+
+    async def unbind(self, binding: Binding) -> None:
+        """Forget the binding."""
+        await anyio.lowlevel.checkpoint()
+        if binding in self.declared:
+            self.declared.remove(binding)
+
+    async def purge(self, queue: str) -> int:
+        """No queue holds anything."""
+        await anyio.lowlevel.checkpoint()
+        return 0
 
     async def get(self, queue: str, limit: int) -> list[bytes]:
         """No queue holds anything."""
         await anyio.lowlevel.checkpoint()
         return []
 
-    async def delete_queue(self, queue: str) -> None:
-        """Nothing to delete."""
+    async def delete_queue(self, queue: str) -> int:
+        """Forget the queue."""
         await anyio.lowlevel.checkpoint()
+        self.declared = [each for each in self.declared if not (isinstance(each, Queue) and each.name == queue)]
+        return 0
 
     def abort(self, fault: Fault) -> None:
         """End the link now; the same as the peer's doing, for a test."""

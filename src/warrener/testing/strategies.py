@@ -7,6 +7,8 @@ them about the live link. Random lists of events hardly ever get beyond a dial.
 
 from __future__ import annotations
 
+import math
+
 try:
     from hypothesis import strategies as st
 except ModuleNotFoundError:
@@ -14,11 +16,12 @@ except ModuleNotFoundError:
 
 from warrener import machine
 from warrener.errors import Fault, FaultKind
-from warrener.machine import Backoff, Breaker, Event, Permit, Policy, Record, State
+from warrener.machine import Backoff, Breaker, EndpointRecord, Endpoints, Event, Permit, Policy, Record, State
 
 __all__ = [
     "backoffs",
     "breakers",
+    "endpoints",
     "events",
     "faults",
     "instants",
@@ -129,6 +132,23 @@ def states() -> st.SearchStrategy[State]:
 
 
 @st.composite
+def endpoints(draw: st.DrawFn) -> Endpoints:
+    """Return one to three endpoints with any failures; the current endpoint was tried in this pass."""
+    count = draw(st.integers(min_value=1, max_value=3))
+    current = draw(st.integers(min_value=0, max_value=count - 1))
+    one = st.builds(
+        EndpointRecord,
+        failures=st.integers(min_value=0, max_value=12),
+        retry_at=st.just(-math.inf) | instants(),
+        last_fault=st.none() | faults(),
+        address=st.integers(min_value=0, max_value=9),
+    )
+    tried = draw(st.frozensets(st.integers(min_value=0, max_value=count - 1)))
+    queue = tuple(draw(st.permutations(range(count))))
+    return Endpoints(tuple(draw(one) for _ in range(count)), queue, current, tried | {current})
+
+
+@st.composite
 def records(draw: st.DrawFn, among: st.SearchStrategy[State] | None = None) -> Record:
     """Any consistent record; in one of the states of `among`, where that is given."""
     state = draw(states() if among is None else among)
@@ -145,6 +165,8 @@ def records(draw: st.DrawFn, among: st.SearchStrategy[State] | None = None) -> R
         draining=draw(st.booleans()),
         hinted_at=at - draw(ago),
         channel_closes=tuple(sorted(at - seconds for seconds in draw(st.lists(ago, max_size=6)))),
+        connected_once=draw(st.booleans()),
+        endpoints=draw(endpoints()),
         at=at,
     )
 
@@ -176,7 +198,6 @@ def events(*, link: int | None = None) -> st.SearchStrategy[Event]:
     """Every event; about link `link` where that is given, otherwise about any."""
     at = instants()
     plain = (
-        machine.events.StartRequested,
         machine.events.ReconnectRequested,
         machine.events.AdmissionRequested,
         machine.events.Drained,
@@ -185,6 +206,7 @@ def events(*, link: int | None = None) -> st.SearchStrategy[Event]:
     return st.one_of(
         link_events(_LINKS if link is None else st.just(link)),
         *(st.builds(event, at) for event in plain),
+        st.builds(machine.events.StartRequested, at, st.sampled_from(((0,), (1, 0), (2, 0, 1)))),
         st.builds(machine.events.StopRequested, at, st.booleans()),
         st.builds(machine.events.PermitReleased, permits(), at),
         st.builds(machine.events.CooldownTimerFired, st.integers(min_value=0, max_value=9), at),

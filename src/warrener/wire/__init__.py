@@ -3,7 +3,7 @@
 `Session` is the way in; `events` says what it reports. Nothing here awaits, logs, reads a clock or draws a random number.
 """
 
-from warrener.wire import events
+from warrener.wire import events, requests
 from warrener.wire.codec import Malformed, Unsendable
 from warrener.wire.events import ConfirmHandler, Event, ProtocolErrorKind, SessionPhase, Tuning
 from warrener.wire.session import MECHANISMS, Session, negotiate_heartbeat, negotiate_limit
@@ -21,4 +21,5 @@ __all__ = [
     "events",
     "negotiate_heartbeat",
     "negotiate_limit",
+    "requests",
 ]

@@ -6,86 +6,17 @@ The broker closes the channel of a request that it refuses, and that must not be
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from collections.abc import Callable
 
-from attrs import define, field, frozen
+from attrs import define, field
 from pamqp import commands
 
-from warrener.errors import printable
-from warrener.topology import Binding, Declaration, Exchange, Queue
 from warrener.wire import events
 from warrener.wire.channel import ChannelState, Content
 from warrener.wire.codec import ContentHeader, Malformed, Method
+from warrener.wire.requests import REPLIES, Request
 
-__all__ = ["ControlChannel", "Request", "declare", "delete_queue", "take_one"]
-
-#: The answers that a request may get.
-_REPLIES: Final[Mapping[type[Method], tuple[type[Method], ...]]] = {
-    commands.Exchange.Declare: (commands.Exchange.DeclareOk,),
-    commands.Queue.Declare: (commands.Queue.DeclareOk,),
-    commands.Queue.Bind: (commands.Queue.BindOk,),
-    commands.Queue.Delete: (commands.Queue.DeleteOk,),
-    commands.Basic.Get: (commands.Basic.GetOk, commands.Basic.GetEmpty),
-}
-
-
-@frozen
-class Request:
-    """A method that the broker answers, with its arguments."""
-
-    kind: type[Method]
-    arguments: Mapping[str, Any]
-
-
-def declare(declaration: Declaration) -> Request:
-    """Return the request that makes one exchange, queue or binding."""
-    match declaration:
-        case Exchange():
-            return Request(
-                commands.Exchange.Declare,
-                {
-                    "exchange": declaration.name,
-                    "exchange_type": declaration.type,
-                    "passive": declaration.passive,
-                    "durable": declaration.durable,
-                    "auto_delete": declaration.auto_delete,
-                    "internal": declaration.internal,
-                    "arguments": declaration.arguments,
-                },
-            )
-        case Queue():
-            return Request(
-                commands.Queue.Declare,
-                {
-                    "queue": declaration.name,
-                    "passive": declaration.passive,
-                    "durable": declaration.durable,
-                    "exclusive": declaration.exclusive,
-                    "auto_delete": declaration.auto_delete,
-                    "arguments": declaration.arguments,
-                },
-            )
-        case Binding():
-            return Request(
-                commands.Queue.Bind,
-                {
-                    "queue": declaration.queue,
-                    "exchange": declaration.exchange,
-                    "routing_key": declaration.routing_key,
-                    "arguments": declaration.arguments,
-                },
-            )
-
-
-def delete_queue(queue: str) -> Request:
-    """Return the request that deletes a queue."""
-    return Request(commands.Queue.Delete, {"queue": queue})
-
-
-def take_one(queue: str) -> Request:
-    """Return the request that takes one message without an acknowledgement."""
-    return Request(commands.Basic.Get, {"queue": queue, "no_ack": True})
+__all__ = ["ControlChannel"]
 
 
 @define(eq=False)
@@ -93,8 +24,7 @@ class ControlChannel:
     """Sends requests one behind the other, without waiting; the answers come in the same order."""
 
     wire_number: int
-    #: Sends a method on this channel.
-    _send: Callable[[type[Method], Mapping[str, Any]], None]
+    _send: Callable[[Request], None]
     state: ChannelState = ChannelState.OPENING
     #: The message that is being received.
     content: Content | None = None
@@ -108,7 +38,7 @@ class ControlChannel:
             self._waiting.append(request)
         else:
             self._asked.append(request.kind)
-            self._send(request.kind, request.arguments)
+            self._send(request)
 
     def on_method(self, method: Method) -> events.Event | None:
         """Take a method other than channel.close and channel.flow; return what it means."""
@@ -117,27 +47,29 @@ class ControlChannel:
             while self._waiting:
                 self.ask(self._waiting.popleft())
             return None
-        if not self._asked or not isinstance(method, _REPLIES[self._asked[0]]):
+        if not self._asked or not isinstance(method, REPLIES[self._asked[0]]):
             raise Malformed(f"{method.name} came on the control channel, which did not ask for it")
         if isinstance(method, commands.Basic.GetOk):
             self.content = Content(method, kept=bytearray())
             return None
         self._asked.popleft()
-        return events.GetResult(None, None) if isinstance(method, commands.Basic.GetEmpty) else events.Replied()
+        match method:
+            case commands.Basic.GetEmpty():
+                return events.GetResult(None, None)
+            case commands.Queue.DeclareOk(queue=queue):
+                return events.Replied(queue=queue or "")
+            case commands.Queue.DeleteOk(message_count=count) | commands.Queue.PurgeOk(message_count=count):
+                return events.Replied(messages=count or 0)
+            case _:
+                return events.Replied()
 
     def on_content(self, content: Content, header: ContentHeader) -> events.Event:
         """Take a whole message; return it as an event."""
         self._asked.popleft()
         return events.GetResult(None if content.kept is None else bytes(content.kept), header.body_size)
 
-    def on_close(self, close: commands.Channel.Close) -> events.Event | None:
-        """Take channel.close: the first request without an answer is refused. None: our own close has crossed it."""
-        if self.state is ChannelState.CLOSING:
-            return None
-        return events.Refused(close.reply_code or 0, printable(close.reply_text))
-
     def close(self) -> None:
         """Begin our close; answers that are still due are ignored."""
         self.state = ChannelState.CLOSING
         self.content = None
-        self._send(commands.Channel.Close, {"reply_code": 200, "reply_text": "done"})
+        self._send(Request(commands.Channel.Close, {"reply_code": 200, "reply_text": "done"}))

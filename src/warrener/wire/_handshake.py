@@ -8,11 +8,11 @@ from typing import Final
 
 from pamqp import commands
 
-from warrener.errors import printable
 from warrener.records import Credentials, FieldValue
 from warrener.wire.codec import long_string, method_payload, short_string, table
 from warrener.wire.events import ProtocolError, ProtocolErrorKind, Tuning
 from warrener.wire.framing import FLOOR, METHOD, frame
+from warrener.wire.masking import Mask
 
 __all__ = ["MECHANISMS", "Handshake", "PeerRefused", "negotiate_heartbeat", "negotiate_limit"]
 
@@ -73,6 +73,7 @@ class Handshake:
             except UnicodeEncodeError:
                 raise ValueError(f"the {name} cannot be encoded as UTF-8") from None
         self._credentials = credentials
+        self._text = Mask(credentials)
         self._mechanisms = mechanisms
         self._mechanism = ""
         self._client_properties = table({**client_properties, "capabilities": _CAPABILITIES})
@@ -96,9 +97,9 @@ class Handshake:
         offered = start.mechanisms.split()
         mechanism = next((name for name in self._mechanisms if name in offered), None)
         if mechanism is None:
-            raise PeerRefused(ProtocolErrorKind.NO_MECHANISM, printable(" ".join(offered)))
-        self._product = printable(start.server_properties.get("product", ""))
-        self._version = printable(start.server_properties.get("version", ""))
+            raise PeerRefused(ProtocolErrorKind.NO_MECHANISM, self._text(" ".join(offered)))
+        self._product = self._text(start.server_properties.get("product", ""))
+        self._version = self._text(start.server_properties.get("version", ""))
         self._mechanism = mechanism
         return self._start_ok(mechanism)
 

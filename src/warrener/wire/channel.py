@@ -5,8 +5,8 @@ alone, and in the token where there is one; both are mostly 32 bytes wide. So wh
 and kept per (envelope, size), and a publish is one join and one append. Ids and tokens of other widths, and bodies
 larger than a frame, take the general path.
 
-What must stay true: the frames of one publish are contiguous on their channel, each at most `frame_max` (I28); tags are
-1, 2, 3 … in the order of the calls (I6); `written` grows in the step that hands out the last byte of a message (I18).
+Invariants: the frames of one message are contiguous on their channel, each at most `frame_max`. Tags are 1, 2, 3 … in the
+order of the calls. `written` grows in the step that gives out the last byte of a message.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ PARCEL: Final = 64 * 1024
 #: RabbitMQ closes the whole connection for larger ones (501), bystanders included.
 _LARGEST_BODY: Final = 512 * 1024 * 1024
 _ID_SIZE: Final = 32
-#: What a channel may keep encoded, in bytes of memory; the frames of an entry count, and so much for its objects.
+#: What a channel may keep encoded, in bytes of memory. An entry counts for its frames and `_ENTRY` for its objects.
 _MAX_KEPT: Final = 4 * 1024 * 1024
 _ENTRY: Final = 1024
 
@@ -110,8 +110,10 @@ class Publisher:
     state: ChannelState = ChannelState.OPENING
     #: The last delivery tag assigned.
     last_tag: int = 0
-    #: The highest tag whose last byte was handed out.
+    #: The highest tag that was written: its last byte was given out.
     written: int = 0
+    #: The highest tag that was begun: its first byte was given out. At most one more than `written`.
+    begun: int = 0
     #: The return that is being received.
     content: Content | None = None
     _templates: dict[Envelope, _Template] = field(factory=dict[Envelope, _Template])
@@ -124,8 +126,8 @@ class Publisher:
     def publish(self, envelope: Envelope, message_id: str, body: bytes, token: str | None) -> int:
         """Append the frames of one message; return its delivery tag.
 
-        On a channel that has ended the message gets its tag and goes nowhere: whoever publishes may not have heard of the
-        end yet, and will find the tag beyond `written`.
+        On a channel that has ended the message gets its tag and is not sent: the caller may not have heard of the end yet,
+        and will find the tag beyond `written`.
         """
         if self.state is not _READY:
             return self._publish_nothing()
@@ -191,7 +193,7 @@ class Publisher:
         self._kept = 0
 
     def _make_room(self, size: int) -> None:
-        """Count an entry of `bytes` as kept; where that is too much, everything kept before it is forgotten."""
+        """Count an entry of `size` bytes as kept; where that is too much, everything kept before it is forgotten."""
         cost = size + _ENTRY
         if self._kept + cost > _MAX_KEPT:
             self._forget()
@@ -273,7 +275,7 @@ class Publisher:
         return before, between, after, end
 
     def _header_start(self, template: _Template, properties: int, body_size: int) -> bytes:
-        """Return a header frame up to its flags; `bytes` stand between the body size and `template.rest`."""
+        """Return a header frame up to its flags; `properties` bytes stand between the body size and `template.rest`."""
         payload = _CONTENT_FIXED + properties + len(template.rest)
         return _CONTENT.pack(HEADER, self.wire_number, payload, commands.Basic.frame_id, 0, body_size)
 
@@ -288,12 +290,12 @@ class Publisher:
             # The tag is not assigned yet, so a parcel that is cut inside the message does not count it as written. The
             # last frame stays pending until it is.
             if len(pending) >= PARCEL:
-                self.outgoing.cut()
+                self.outgoing.cut(within=self)
             pending += frame(BODY, self.wire_number, body[at : at + room])
 
 
-#: Bytes, and the tags that count as written once they are taken.
-_Parcel: TypeAlias = "tuple[bytes, tuple[tuple[Publisher, int], ...]]"
+#: Bytes; and for each publisher the tags that are written and begun once the bytes are taken.
+_Parcel: TypeAlias = "tuple[bytes, tuple[tuple[Publisher, int, int], ...]]"
 
 
 @define(eq=False)
@@ -307,15 +309,26 @@ class Outgoing:
     publishers: list[Publisher] = field(factory=list[Publisher])
     _parcels: deque[_Parcel] = field(factory=deque[_Parcel])
 
-    def cut(self) -> None:
-        """Make a parcel of what is pending; when it is taken, the tags assigned so far count as written."""
+    def cut(self, within: Publisher | None = None) -> None:
+        """Make a parcel of the pending bytes; when it is taken, the tags assigned so far are written.
+
+        `within`: the cut lies inside the next message of that publisher, which is begun then.
+        """
         data = bytes(self.pending)
         self.pending.clear()
         self.backlog += len(data)
-        self._parcels.append((data, tuple((publisher, publisher.last_tag) for publisher in self.publishers)))
+        self._parcels.append(
+            (
+                data,
+                tuple(
+                    (publisher, publisher.last_tag, publisher.last_tag + (publisher is within))
+                    for publisher in self.publishers
+                ),
+            )
+        )
 
     def take(self) -> bytes:
-        """Return the next bytes to send, b"" if there are none; from now on they count as written."""
+        """Return the next bytes to send, b"" if there are none; from now on they are written."""
         if not self._parcels:
             if not self.pending:
                 return b""
@@ -324,14 +337,15 @@ class Outgoing:
             self.pending[:] = bytes(len(data))
             self.pending.clear()
             for publisher in self.publishers:
-                publisher.written = publisher.last_tag
+                publisher.written = publisher.begun = publisher.last_tag
             return data
         data, tags = self._parcels.popleft()
         self.backlog -= len(data)
-        for publisher, tag in tags:
+        for publisher, written, begun in tags:
             # A channel that the broker closed discards what reaches it now: `written` stands as it was reported.
             if publisher.state is _READY:
-                publisher.written = tag
+                publisher.written = written
+                publisher.begun = begun
         return data
 
     def clear(self) -> None:
@@ -366,7 +380,7 @@ class Content:
         if header.body_size > limit:
             self.kept = None
 
-    def extend(self, data: bytearray) -> None:
+    def extend(self, data: bytes | bytearray) -> None:
         """Take a body frame."""
         if self.header is None:
             raise Malformed("a body frame came where a content header was due")

@@ -4,7 +4,7 @@ pamqp describes the methods (which arguments, of which types); this module reads
 reader trusts its input (a string may be longer than its frame, tables recurse without end, bytes may trail) and its
 writer narrows floats to 32 bits, cuts field names, knows no `bytes`, and refuses names that RabbitMQ accepts.
 
-What must stay true:
+Invariants:
 
 * Reading raises nothing but `Malformed`, for any bytes; nothing is allocated by a length before that length was compared
   with what is left; tables nest at most `MAX_DEPTH` deep and hold at most `MAX_ENTRIES` values altogether.

@@ -1,4 +1,4 @@
-"""What a session tells besides confirms and returns: facts, in the order in which they happened."""
+"""The events of a session, in the order in which they happened; confirms and returns are calls of a `ConfirmHandler`."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class SessionPhase(enum.Enum):
 
 
 class ConfirmHandler(Protocol):
-    """Who is told of confirms and returns: at once, in wire order, by plain calls that neither block nor raise."""
+    """Takes confirms and returns: at once, in wire order, by plain calls that neither block nor raise."""
 
     def confirmed(self, channel: int, tag: int, multiple: bool) -> None:
         """basic.ack; 0 < tag <= the last tag assigned on the channel."""
@@ -62,7 +62,7 @@ class ConfirmHandler(Protocol):
 
 @frozen
 class Tuning:
-    """What both sides settled."""
+    """What both sides agreed on."""
 
     product: str
     version: str
@@ -99,13 +99,19 @@ class ChannelClosed:
     channel: int
     reply_code: int
     reply_text: str
-    #: The highest tag whose last byte may have been sent.
+    #: The highest tag that was written, and the highest that was begun.
     written: int
+    begun: int
 
 
 @frozen
 class Replied:
-    """The request on the control channel was done."""
+    """The first request without an answer was done."""
+
+    #: The queue's name, where a queue was declared.
+    queue: str = ""
+    #: How many messages a purge or a deletion removed.
+    messages: int = 0
 
 
 @frozen
@@ -119,7 +125,7 @@ class GetResult:
 
 @frozen
 class Refused:
-    """The broker closed the control channel because of the request."""
+    """The broker closed the control channel because of the first request without an answer; no other is answered."""
 
     reply_code: int
     reply_text: str
@@ -158,14 +164,14 @@ class Closed:
 
 
 class ProtocolErrorKind(enum.Enum):
-    """Why a peer cannot be talked to any more: the named faults of the wire."""
+    """Why a peer cannot be talked to any more."""
 
     NOT_AMQP = "not amqp"
     """Its first bytes are not a frame; `ProtocolError.bytes` has up to eight of them."""
     NO_MECHANISM = "no mechanism"
     """It offers no login mechanism that is allowed; `ProtocolError.text` has what it offers."""
     UNUSABLE = "unusable"
-    """It keeps to the protocol and asks for what cannot be done."""
+    """It keeps to the protocol, and asks for something that this client cannot do."""
     ILLEGAL = "illegal"
     """It broke the protocol."""
 

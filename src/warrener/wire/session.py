@@ -36,11 +36,9 @@ from typing import Any, Final
 
 from pamqp import commands
 
-from warrener.errors import printable
 from warrener.records import Credentials, FieldValue, Returned
-from warrener.topology import Declaration
-from warrener.wire import _control, events
-from warrener.wire._control import ControlChannel, Request
+from warrener.wire import events
+from warrener.wire._control import ControlChannel
 from warrener.wire._handshake import MECHANISMS, Handshake, PeerRefused, negotiate_heartbeat, negotiate_limit
 from warrener.wire.channel import ChannelState, Content, Outgoing, Publisher
 from warrener.wire.codec import (
@@ -48,12 +46,13 @@ from warrener.wire.codec import (
     Malformed,
     Method,
     Unsendable,
-    method_payload,
     read_content_header,
     read_method,
 )
 from warrener.wire.events import ConfirmHandler, Event, ProtocolErrorKind, SessionPhase, Tuning
-from warrener.wire.framing import HEADER, HEARTBEAT, METHOD, Parser, frame
+from warrener.wire.framing import FLOOR, HEADER, HEARTBEAT, METHOD, Parser
+from warrener.wire.masking import Mask
+from warrener.wire.requests import Request
 
 __all__ = ["MECHANISMS", "Session", "negotiate_heartbeat", "negotiate_limit"]
 
@@ -101,6 +100,7 @@ class Session:
             mechanisms=mechanisms,
             client_properties=client_properties or {},
         )
+        self._text = Mask(credentials)
         self._prefetch = prefetch
         self._max_inbound_body = max_inbound_body
         self.phase = SessionPhase.STARTING
@@ -243,38 +243,32 @@ class Session:
         """
         return self._by_number[channel]
 
-    def declare(self, declaration: Declaration) -> None:
-        """Declare one exchange, queue or binding; `Replied` or `Refused` follows."""
-        self._request(_control.declare(declaration))
+    def request(self, request: Request) -> None:
+        """Send a request; `Replied`, `GetResult` or `Refused` follows.
 
-    def delete_queue(self, queue: str) -> None:
-        """Delete a queue; `Replied` or `Refused` follows."""
-        self._request(_control.delete_queue(queue))
+        Other requests may wait for their answers: the answers come in the order of the requests, and `Refused` ends those
+        behind it, too. Raises `Unsendable`.
+        """
+        self._require_open()
+        assert self.tuning is not None
+        frame_max = self.tuning.frame_max
+        request.encode(0, frame_max)  # raises `Unsendable` before a channel is opened for it
+        control = self._control
+        if control is None:
+            wire_number = self._free_wire_number()
 
-    def take_one(self, queue: str) -> None:
-        """Take one message without an acknowledgement (basic.get); `GetResult` or `Refused` follows."""
-        self._request(_control.take_one(queue))
+            def send(request: Request) -> None:
+                self._out.pending += request.encode(wire_number, frame_max)
+
+            control = self._control = self._channels[wire_number] = ControlChannel(wire_number, send)
+            self._send(wire_number, commands.Channel.Open)
+        control.ask(request)
 
     def release_control(self) -> None:
         """Close the control channel, if there is one; answers that are still due are ignored."""
         control, self._control = self._control, None
         if control is not None and self.phase is SessionPhase.OPEN:
             control.close()
-
-    def _request(self, request: Request) -> None:
-        """Send a request; others may wait for their answer already, and the answers come in the same order."""
-        self._require_open()
-        self._method(0, request.kind, **request.arguments)  # raises `Unsendable` before a channel is opened for it
-        control = self._control
-        if control is None:
-            wire_number = self._free_wire_number()
-
-            def send(kind: type[Method], arguments: Mapping[str, Any]) -> None:
-                self._send(wire_number, kind, **arguments)
-
-            control = self._control = self._channels[wire_number] = ControlChannel(wire_number, send)
-            self._send(wire_number, commands.Channel.Open)
-        control.ask(request)
 
     def _require_open(self) -> None:
         if self.phase is not SessionPhase.OPEN:
@@ -291,15 +285,8 @@ class Session:
         raise Unsendable(f"all {highest} channels of the connection are taken")
 
     def _send(self, channel: int, kind: type[Method], **arguments: Any) -> None:
-        self._out.pending += self._method(channel, kind, **arguments)
-
-    def _method(self, channel: int, kind: type[Method], **arguments: Any) -> bytes:
-        """Return the frame of a method; raises `Unsendable` where it is larger than agreed upon."""
-        data = frame(METHOD, channel, method_payload(kind, **arguments))
-        if self.tuning is not None and len(data) > self.tuning.frame_max:
-            limit = self.tuning.frame_max
-            raise Unsendable(f"{kind.name} takes {len(data):,} bytes; this broker takes {limit:,} (frame_max)")
-        return data
+        frame_max = FLOOR if self.tuning is None else self.tuning.frame_max
+        self._out.pending += Request(kind, arguments).encode(channel, frame_max)
 
     def _answer(self, channel: int, kind: type[Method], **arguments: Any) -> None:
         """Answer what may come any number of times; a broker that does not take the answers asks in vain."""
@@ -322,14 +309,14 @@ class Session:
 
     def _on_ack(self, wire_number: int, tag: int, multiple: bool) -> None:
         publisher = self._publishers.get(wire_number)
-        if publisher is None or not 0 < tag <= publisher.last_tag or publisher.content is not None:
+        if publisher is None or not 0 < tag <= publisher.written or publisher.content is not None:
             self._unexpected_confirm(wire_number, tag, publisher)
         else:
             self._confirm_handler.confirmed(publisher.number, tag, multiple)
 
     def _on_nack(self, wire_number: int, tag: int, multiple: bool) -> None:
         publisher = self._publishers.get(wire_number)
-        if publisher is None or not 0 < tag <= publisher.last_tag or publisher.content is not None:
+        if publisher is None or not 0 < tag <= publisher.written or publisher.content is not None:
             self._unexpected_confirm(wire_number, tag, publisher)
         else:
             self._confirm_handler.nacked(publisher.number, tag, multiple)
@@ -344,7 +331,7 @@ class Session:
             raise Malformed(f"a confirm came on channel {wire_number}, where nothing is published")
         if publisher.content is not None:
             raise Malformed("a confirm came inside the content of a return")
-        raise Malformed(f"tag {tag} was confirmed where 1 to {publisher.last_tag} were published")
+        raise Malformed(f"tag {tag} was confirmed where 1 to {publisher.written} were written")
 
     # --- frames -------------------------------------------------------------------------------------------------
 
@@ -394,9 +381,9 @@ class Session:
             publisher.number,
             Returned(
                 reply_code=method.reply_code or 0,
-                reply_text=printable(method.reply_text),
-                exchange=method.exchange,
-                routing_key=method.routing_key or "",
+                reply_text=self._text(method.reply_text),
+                exchange=self._text(method.exchange),
+                routing_key=self._text(method.routing_key or ""),
                 message_id=header.message_id,
                 token=header.token,
                 body_size=header.body_size,
@@ -422,7 +409,7 @@ class Session:
                 self._out.clear()
                 self._end()
                 self._send(0, commands.Connection.CloseOk)
-                self._events.append(events.CloseReceived(code or 0, printable(text), phase))
+                self._events.append(events.CloseReceived(code or 0, self._text(text), phase))
             case commands.Connection.Start(), SessionPhase.STARTING:
                 self._out.pending += self._handshake.on_start(method)
                 self.phase = SessionPhase.AUTHENTICATING
@@ -439,7 +426,7 @@ class Session:
                 self._events.append(events.Opened())
             case commands.Connection.Blocked(reason=reason), SessionPhase.OPEN:
                 self._blocked_by.add(0)
-                self._events.append(events.Blocked(printable(reason)))
+                self._events.append(events.Blocked(self._text(reason)))
             case commands.Connection.Unblocked(), SessionPhase.OPEN:
                 self._unblock(0)
             case commands.Connection.UpdateSecretOk(), SessionPhase.OPEN if self._updating_secret:
@@ -460,12 +447,15 @@ class Session:
         step = _STEPS.get(publisher.state)
         match method:
             case commands.Channel.Close(reply_code=code, reply_text=text):
-                written = publisher.written
                 publisher.end()
                 self._out.publishers.remove(publisher)
                 del self._channels[publisher.wire_number], self._publishers[publisher.wire_number]
                 self._send(publisher.wire_number, commands.Channel.CloseOk)
-                self._events.append(events.ChannelClosed(publisher.number, code or 0, printable(text), written))
+                self._events.append(
+                    events.ChannelClosed(
+                        publisher.number, code or 0, self._text(text), publisher.written, publisher.begun
+                    )
+                )
                 self._unblock(publisher.number)
             case _ if step is not None and isinstance(method, step[0]):
                 publisher.state = step[1]
@@ -490,13 +480,12 @@ class Session:
 
     def _on_control_method(self, control: ControlChannel, method: Method) -> None:
         match method:
-            case commands.Channel.Close():
+            case commands.Channel.Close(reply_code=code, reply_text=text):
                 self._answer(control.wire_number, commands.Channel.CloseOk)
-                refused = control.on_close(method)
-                if refused is not None:
+                if control.state is not ChannelState.CLOSING:  # our own close has not crossed it
                     del self._channels[control.wire_number]
                     self._control = None
-                    self._events.append(refused)
+                    self._events.append(events.Refused(code or 0, self._text(text)))
             case commands.Channel.CloseOk() if control.state is ChannelState.CLOSING:
                 del self._channels[control.wire_number]
             case _ if control.state is ChannelState.CLOSING:

@@ -445,9 +445,15 @@ class Ledger:
         settlement.answer(delivery, Unconfirmed(delivery.message_id, reason, last_fault=settlement.last_fault), [])
         return False
 
-    def give_up(self, fault: Fault, now: float) -> list[Delivery]:
-        """No further link: messages that were never written end as `GaveUp`, those that may have been as `Unconfirmed`."""
-        return self._end_all(GaveUp, "the attempts to reconnect are used up", fault, now)
+    def give_up(
+        self,
+        fault: Fault,
+        now: float,
+        kind: type[NotSent] = GaveUp,
+        reason: str = "the attempts to reconnect are used up",
+    ) -> list[Delivery]:
+        """No further link: messages that were never written end as `kind`, those that may have been as `Unconfirmed`."""
+        return self._end_all(kind, reason, fault, now)
 
     def close(self, now: float, fault: Fault | None = None) -> list[Delivery]:
         """End every message, and accept no more.

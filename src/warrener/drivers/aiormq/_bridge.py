@@ -8,7 +8,7 @@ comes from `anyio.lowlevel.current_token()`: its native half is Trio's own, whos
 asyncio thread (as `anyio.from_thread.run_sync` would, for a round trip each) nor starts a task per call (as a blocking
 portal would). The thread is a plain one and no worker of a pool, as a pool keeps its threads after the link has ended.
 
-What must stay true:
+Invariants:
 
 * Order. All listener, and the end, cross through one queue: whoever sees the end has seen all reports before it.
 * The host never blocks: it waits for the thread in Trio, and joins it when the thread has nothing left to do.

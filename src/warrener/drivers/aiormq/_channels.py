@@ -50,6 +50,7 @@ class Channels:
         self._last_number = 0
         self._last_epoch = 0
         self._opening: set[Lane] = set()
+        self._opening_numbers: set[int] = set()
         #: Why the broker closed a channel that is no epoch, by AMQP's number; read by the call that used the channel.
         self._refusals: dict[int, tuple[int, str]] = {}
 
@@ -61,6 +62,15 @@ class Channels:
         """Return the highest tag of the epoch that was written; from any thread."""
         epoch = self.epochs.get(number)
         return 0 if epoch is None else epoch.written
+
+    def begun(self, number: int) -> int:
+        """Return the highest tag of the epoch that was begun; from any thread."""
+        epoch = self.epochs.get(number)
+        return 0 if epoch is None else epoch.begun
+
+    def publishes(self, channel: int) -> bool:
+        """Whether AMQP's channel number is that of a publishing channel, or of one that is being opened."""
+        return channel in self._open or channel in self._opening_numbers
 
     def free_number(self) -> int:
         """Return AMQP's number for a new channel; a number comes back as late as possible."""
@@ -84,10 +94,14 @@ class Channels:
 
     async def open(self, lane: Lane, number: int) -> None:
         """Open a channel for the lane and put it into confirm mode."""
-        channel = await self.new_channel(number)
-        await channel.confirm_delivery()
-        if self._options.prefetch:
-            await channel.basic_qos(prefetch_count=self._options.prefetch)
+        self._opening_numbers.add(number)
+        try:
+            channel = await self.new_channel(number)
+            await channel.confirm_delivery()
+            if self._options.prefetch:
+                await channel.basic_qos(prefetch_count=self._options.prefetch)
+        finally:
+            self._opening_numbers.discard(number)
         self._last_epoch += 1
         epoch = Epoch(self._last_epoch, lane, channel)
         closed = [each.number for each in self.epochs.values() if each.closed]

@@ -126,11 +126,23 @@ class Engine:
         """Return the highest tag of the epoch that was written; from any thread."""
         return 0 if self._protocol is None else self._protocol.channels.written(number)
 
+    def begun(self, number: int) -> int:
+        """Return the highest tag of the epoch that was begun; from any thread."""
+        return 0 if self._protocol is None else self._protocol.channels.begun(number)
+
+    @property
+    def bytes_out(self) -> int:
+        """How many bytes the peer has taken, as far as can be told; from any thread."""
+        if self._protocol is None:
+            return 0
+        transport = self._protocol.transport
+        return transport.bytes_out - transport.unacknowledged()
+
     @property
     def requests(self) -> Requests:
         """Declarations and the like."""
         assert self._protocol is not None
-        return Requests(self._protocol.channels, self._options.connect_timeout, lambda: self._fault)
+        return self._protocol.requests
 
     # --- liveness and the end -------------------------------------------------------------------------------------
 

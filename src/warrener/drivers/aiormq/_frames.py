@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import TypeVar
 
-import pamqp.frame
 from pamqp.exceptions import PAMQPException
 
 from warrener.drivers import _faults
 from warrener.drivers.base import LinkDown
+from warrener.wire.codec import Malformed, read_method
 
 __all__ = ["UNREADABLE", "FrameFilter", "method_of", "read"]
 
@@ -39,11 +39,18 @@ PUBLISH = 60 << 16 | 40
 RETURN = 60 << 16 | 50
 ACK = 60 << 16 | 80
 NACK = 60 << 16 | 120
+#: The answers to requests: declare-ok, bind-ok and so on of exchange and queue; get-ok and get-empty.
+ANSWERS = (
+    *(40 << 16 | method for method in (11, 31, 51)),
+    *(50 << 16 | method for method in (11, 21, 31, 41, 51)),
+    60 << 16 | 71,
+    60 << 16 | 72,
+)
 
 #: No frame may be larger before the tuning (RabbitMQ's own limit there).
 UNTUNED_FRAME_MAX = 8192
 
-#: What pamqp raises on bytes that it cannot read; deep nesting included.
+#: What pamqp raises on values that it cannot encode.
 UNREADABLE = (PAMQPException, ArithmeticError, LookupError, RecursionError, TypeError, ValueError, struct.error)
 
 #: Returns the frame to pass on to aiormq, or None.
@@ -63,6 +70,8 @@ class FrameFilter:
         self._methods = methods
         self._content = content
         self._confirm = confirm
+        #: The channels on which a content is incomplete: no method may come there.
+        self.unfinished: Container[int] = ()
         self._buffer = bytearray()
         self._greeted = False
         #: The largest frame that is legal now, its eight bytes of overhead included.
@@ -87,6 +96,12 @@ class FrameFilter:
 
     def feed(self, data: bytes) -> bytes:
         """Take bytes in any split; return the whole frames that are for aiormq."""
+        try:
+            return self._feed(data)
+        except Malformed as error:
+            raise LinkDown(_faults.illegal_frame(str(error))) from None
+
+    def _feed(self, data: bytes) -> bytes:
         buffer = self._buffer
         buffer += data
         if not self._greeted and not self._greet():
@@ -107,6 +122,8 @@ class FrameFilter:
             if kind == METHOD:
                 if size < _METHOD.size:
                     raise LinkDown(_faults.illegal_frame("a method frame without a method"))
+                if channel in self.unfinished:
+                    raise Malformed(f"a method came on channel {channel} inside a content")
                 (method,) = _METHOD.unpack_from(buffer, at + _FRAME.size)
                 if method in (ACK, NACK):
                     if size != _METHOD.size + _CONFIRM.size:
@@ -136,14 +153,16 @@ class FrameFilter:
 
 
 def read(data: bytes, kind: type[T]) -> T:
-    """Return the frame as pamqp reads it; raises `LinkDown` for bytes that are not such a frame."""
-    try:
-        frame = pamqp.frame.unmarshal(data)[2]
-    except UNREADABLE as error:
-        raise LinkDown(_faults.illegal_frame(f"a frame that cannot be read ({type(error).__name__})")) from None
-    if not isinstance(frame, kind):
-        raise LinkDown(_faults.illegal_frame(f"a {type(frame).__name__} where {kind.__name__} was due"))
-    return frame
+    """Return the method in the frame; raises `LinkDown` for bytes that are not such a frame."""
+    method = read_method(payload(data))
+    if not isinstance(method, kind):
+        raise LinkDown(_faults.illegal_frame(f"a {method.name} where {kind.__name__} was due"))
+    return method
+
+
+def payload(data: bytes) -> bytes:
+    """Return the payload of a whole frame."""
+    return data[_FRAME.size : -1]
 
 
 def method_of(data: bytes | bytearray | memoryview) -> int | None:
@@ -152,3 +171,8 @@ def method_of(data: bytes | bytearray | memoryview) -> int | None:
         return None
     (method,) = _METHOD.unpack_from(data, _FRAME.size)
     return int(method)
+
+
+def channel_of(data: bytes) -> int:
+    """Return the channel number of the frame with which the bytes begin."""
+    return int.from_bytes(data[1:3])

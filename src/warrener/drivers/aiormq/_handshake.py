@@ -11,9 +11,9 @@ from pamqp import commands
 from warrener.drivers import _faults
 from warrener.drivers.aiormq import _frames as frames
 from warrener.drivers.base import LinkDown, Peer
-from warrener.errors import printable
 from warrener.records import Credentials
 from warrener.wire import negotiate_heartbeat, negotiate_limit
+from warrener.wire.masking import Mask
 
 __all__ = ["Handshake"]
 
@@ -27,8 +27,9 @@ _FEWEST_CHANNELS = 3
 class Handshake:
     """Reads connection.start and connection.tune before aiormq does, and completes aiormq's connection.start-ok."""
 
-    def __init__(self, credentials: Credentials, heartbeat: float, peer: Peer) -> None:
+    def __init__(self, credentials: Credentials, heartbeat: float, peer: Peer, text: Mask) -> None:
         self._credentials = credentials
+        self._text = text
         self._heartbeat = heartbeat
         self.peer = peer
 
@@ -37,12 +38,12 @@ class Handshake:
         start = frames.read(data, commands.Connection.Start)
         mechanisms = str(start.mechanisms)
         if "PLAIN" not in mechanisms.split():
-            raise LinkDown(_faults.no_common_mechanism(mechanisms))
+            raise LinkDown(_faults.no_common_mechanism(self._text(mechanisms)))
         properties: Mapping[str, object] = start.server_properties or {}
         self.peer = evolve(
             self.peer,
-            product=printable(properties.get("product", "")),
-            version=printable(properties.get("version", "")),
+            product=self._text(properties.get("product", "")),
+            version=self._text(properties.get("version", "")),
         )
         return data
 

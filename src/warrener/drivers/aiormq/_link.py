@@ -2,7 +2,7 @@
 
 `AiormqLink` lives with the owner, the engine in its asyncio loop; on Trio that is another thread. What they share is
 one deque, to which the owner appends and from which the engine takes, and counters that one side writes and the other
-reads. LinkListener reach the owner through `TaskEndpoint`, which keeps the link's own books before it passes them on.
+reads. Reports reach the owner through `TaskEndpoint`, which keeps the link's own books before it passes them on.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from warrener.drivers.aiormq._encoding import OVERHEAD, header_size
 from warrener.drivers.base import Lane, LinkListener, Peer
 from warrener.errors import Fault
 from warrener.records import Envelope, Returned
+from warrener.topology import Binding, Declaration, Queue
+from warrener.wire import requests
 
 if TYPE_CHECKING:
     from warrener.drivers.aiormq._engine import Engine
-    from warrener.topology import Declaration
 
 __all__ = ["AiormqLink", "TaskEndpoint"]
 
@@ -49,11 +50,12 @@ class AiormqLink:
         self.peer = Peer()
         #: The open channel of each lane and the last tag assigned on it.
         self._channels: dict[Lane, list[int]] = {}
-        #: Bytes handed over; the owner's side writes it.
+        #: Bytes that the owner has published; the owner's side writes it.
         self._handed = 0
         #: Bytes of those that are no longer waiting; the engine's side writes it.
         self._sent = 0
         self._congested = False
+        self._bytes_out = 0
         self._sizes: dict[int, tuple[Envelope, int | str]] = {}
 
     def attach(self, engine: Engine) -> None:
@@ -66,7 +68,7 @@ class AiormqLink:
         return self._congested
 
     def publish(self, lane: Lane, envelope: Envelope, message_id: str, body: bytes, token: str | None) -> int:
-        """Hand one message to the pump; return its tag."""
+        """Append one message to the pump's queue; return its tag."""
         engine = self._engine
         channel = self._channels.get(lane)
         if engine is None or channel is None:
@@ -109,29 +111,54 @@ class AiormqLink:
         Between `abort` and the end of the link the engine, perhaps in another thread, may still hand over more: nobody can
         tell, and it is the last tag assigned.
         """
+        return self._last_if_aborting(channel) or (0 if self._engine is None else self._engine.written(channel))
+
+    def _last_if_aborting(self, channel: int) -> int:
         if self._aborted and not self.ended:
             for number, last in self._channels.values():
                 if number == channel:
                     return last
-        return 0 if self._engine is None else self._engine.written(channel)
+        return 0
+
+    def begun(self, channel: int) -> int:
+        """Return the highest tag that was begun; between `abort` and the end of the link the last tag assigned."""
+        return self._last_if_aborting(channel) or (0 if self._engine is None else self._engine.begun(channel))
+
+    @property
+    def bytes_out(self) -> int:
+        """How many bytes the peer has taken: the kernel's own queue is not counted, where the system tells its length."""
+        if self._engine is not None:
+            self._bytes_out = max(self._bytes_out, self._engine.bytes_out)
+        return self._bytes_out
 
     def open_suspect_channel(self) -> None:
         """Open a channel for suspects unless there is one."""
         if self._engine is not None:
             self._soon(self._engine.open_channel_soon, Lane.SUSPECT)
 
-    async def declare(self, declarations: Iterable[Declaration]) -> None:
-        """Declare in the given order, each on a channel of its own."""
-        await self._call("declare", tuple(declarations))
+    async def declare(self, declarations: Iterable[Declaration]) -> list[str]:
+        """Declare in the given order, on a channel of its own."""
+        names: list[str] = await self._call("declare", tuple(declarations))
+        return names
+
+    async def unbind(self, binding: Binding) -> None:
+        """End a binding."""
+        await self._call("ask", requests.unbind(binding), str(binding))
+
+    async def purge(self, queue: str) -> int:
+        """Remove the ready messages of a queue."""
+        removed: int = await self._call("ask", requests.purge(queue), str(Queue(queue)))
+        return removed
 
     async def get(self, queue: str, limit: int) -> list[bytes]:
         """Take up to `limit` bodies from the queue."""
         bodies: list[bytes] = await self._call("get", queue, limit)
         return bodies
 
-    async def delete_queue(self, queue: str) -> None:
+    async def delete_queue(self, queue: str) -> int:
         """Delete the queue."""
-        await self._call("delete_queue", queue)
+        removed: int = await self._call("ask", requests.delete_queue(queue), str(Queue(queue)))
+        return removed
 
     def abort(self, fault: Fault) -> None:
         """End the link without a close handshake."""

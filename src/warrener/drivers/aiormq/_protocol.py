@@ -18,14 +18,18 @@ from warrener.drivers._dial import Dialed
 from warrener.drivers._faults import DialPhase
 from warrener.drivers.aiormq import _frames as frames
 from warrener.drivers.aiormq._channels import Channels
+from warrener.drivers.aiormq._contents import Contents
 from warrener.drivers.aiormq._frames import FrameFilter
 from warrener.drivers.aiormq._handshake import Handshake
 from warrener.drivers.aiormq._pump import Publish, Pump
-from warrener.drivers.aiormq._returns import Returns
+from warrener.drivers.aiormq._requests import Requests
 from warrener.drivers.aiormq._transport import FilteringTransport
 from warrener.drivers.base import Lane, LinkDown, LinkListener, LinkOptions, Peer
-from warrener.errors import Fault, printable
+from warrener.errors import Fault
 from warrener.records import Endpoint, Returned
+from warrener.wire.channel import Content
+from warrener.wire.codec import ContentHeader, Malformed
+from warrener.wire.masking import Mask
 
 __all__ = ["Connection", "Protocol"]
 
@@ -69,12 +73,15 @@ class Protocol:
         self.phase = DialPhase.GREETING
         self._listener = listener
         self._fail = fail
+        self._text = Mask(endpoint.credentials)
         #: No channel is opened any more.
         self.stopping = False
         self._handshake = Handshake(
-            endpoint.credentials, options.heartbeat, Peer(address=dialed.address, tls=dialed.tls)
+            endpoint.credentials, options.heartbeat, Peer(address=dialed.address, tls=dialed.tls), self._text
         )
-        self._returns = Returns(self._on_returned)
+        self._contents = Contents(options.max_inbound_body)
+        #: What has stopped publishing: 0 for the connection, else the channel whose flow was stopped.
+        self._stopped_by: set[int] = set()
         self._filter = FrameFilter(
             {
                 frames.START: self._on_start,
@@ -84,11 +91,14 @@ class Protocol:
                 frames.UNBLOCKED: self._on_unblocked,
                 frames.FLOW: self._on_flow,
                 frames.CHANNEL_CLOSE: self._on_channel_close,
+                frames.CHANNEL_CLOSE_OK: self._on_channel_close_ok,
                 frames.RETURN: self._on_return,
+                **dict.fromkeys(frames.ANSWERS, self._on_answer),
             },
-            self._returns.on_content,
+            self._contents.on_content,
             self._on_confirm,
         )
+        self._filter.unfinished = self._contents
         self.transport = FilteringTransport(
             dialed.stream, self._filter, self._on_outgoing, sent, self._lost, options.write_stall_timeout,
             options.frame_timeout,
@@ -103,6 +113,10 @@ class Protocol:
         self.channels = Channels(
             self.connection, options, listener, channel_max=lambda: self.peer.channel_max, spawn=spawn, fail=fail
         )
+        self.requests = Requests(
+            self.channels, self.transport, self._contents, options.declare_timeout,
+            frame_max=lambda: self.peer.frame_max, unanswered=fail,
+        )  # fmt: skip
         self.pump = Pump(queue, work, self.transport, self.channels.epochs, dropped=sent, fail=fail)
 
     @property
@@ -147,59 +161,97 @@ class Protocol:
     def _on_connection_close(self, _: int, data: bytes) -> bytes | None:
         """Answer at once and end the link: aiormq may answer a close with a close, or not at all."""
         close = frames.read(data, commands.Connection.Close)
-        self.transport.inject(pamqp.frame.marshal(commands.Connection.CloseOk(), 0))
-        raise LinkDown(_faults.closed_by_broker(int(close.reply_code or 0), str(close.reply_text or ""), self.phase))
+        self.transport.answer(pamqp.frame.marshal(commands.Connection.CloseOk(), 0))
+        text = self._text(close.reply_text or "")
+        raise LinkDown(_faults.closed_by_broker(close.reply_code or 0, text, self.phase))
 
     def _on_blocked(self, _: int, data: bytes) -> bytes | None:
-        self.transport.blocked = True
-        self._listener.blocked(printable(frames.read(data, commands.Connection.Blocked).reason))
+        self._stop(0, self._text(frames.read(data, commands.Connection.Blocked).reason))
         return None
 
     def _on_unblocked(self, _: int, data: bytes) -> bytes | None:
-        self.transport.blocked = False
-        self._listener.unblocked()
+        self._go_on(0)
         return None
+
+    def _stop(self, source: int, reason: str) -> None:
+        self._stopped_by.add(source)
+        self.transport.blocked = True
+        self._listener.blocked(reason)
+
+    def _go_on(self, source: int) -> None:
+        if source in self._stopped_by:
+            self._stopped_by.discard(source)
+            if not self._stopped_by:
+                self.transport.blocked = False
+                self._listener.unblocked()
 
     def _on_flow(self, channel: int, data: bytes) -> bytes | None:
         active = bool(frames.read(data, commands.Channel.Flow).active)
-        self.transport.inject(pamqp.frame.marshal(commands.Channel.FlowOk(active=active), channel))
-        if self.channels.epoch(channel) is not None:
-            if active:
-                self._listener.unblocked()
-            else:
-                self._listener.blocked("channel.flow")
+        self.transport.answer(pamqp.frame.marshal(commands.Channel.FlowOk(active=active), channel))
+        if active:
+            self._go_on(channel)
+        elif self.channels.publishes(channel):
+            self._stop(channel, "the broker stopped the flow of the channel")
         return None
 
     def _on_channel_close(self, channel: int, data: bytes) -> bytes | None:
         """Answer at once, so that nothing can be sent on the number afterwards, and let aiormq know."""
         close = frames.read(data, commands.Channel.Close)
-        self.transport.inject(pamqp.frame.marshal(commands.Channel.CloseOk(), channel))
-        self._returns.forget(channel)
-        epoch = self.channels.on_close(channel, int(close.reply_code or 0), str(close.reply_text or ""))
+        self.transport.answer(pamqp.frame.marshal(commands.Channel.CloseOk(), channel))
+        self._contents.forget(channel)
+        code, text = close.reply_code or 0, self._text(close.reply_text or "")
+        epoch = self.channels.on_close(channel, code, text)
+        self.requests.on_close(channel)
+        self._go_on(channel)
         if epoch is not None and epoch.lane is Lane.MAIN and not self.stopping:
             # aiormq learns of the close in the next turn of the event loop; the task starts after that.
             self.channels.open_soon(Lane.MAIN)
         return data
 
+    def _on_channel_close_ok(self, channel: int, data: bytes) -> bytes | None:
+        self.requests.on_close_ok(channel)
+        self._contents.forget(channel)
+        return data
+
     def _on_confirm(self, channel: int, tag: int, multiple: bool, negative: bool) -> None:
         epoch = self.channels.epoch(channel)
+        if channel in self._contents:
+            raise Malformed("a confirm came inside the content of a return")
         if epoch is None:
-            return
+            if self.stopping:
+                return
+            raise Malformed(f"a confirm came on channel {channel}, where nothing is published")
         if not 0 < tag <= epoch.written:
-            raise LinkDown(_faults.illegal_frame(f"a confirm for delivery tag {tag}; {epoch.written} were published"))
+            raise Malformed(f"tag {tag} was confirmed where 1 to {epoch.written} were written")
         if negative:
             self._listener.nacked(epoch.number, tag, multiple)
         else:
             self._listener.confirmed(epoch.number, tag, multiple)
 
     def _on_return(self, channel: int, data: bytes) -> bytes | None:
-        self._returns.on_return(channel, data)
+        method = frames.read(data, commands.Basic.Return)
+        epoch = self.channels.epoch(channel)
+        if epoch is None or not epoch.begun:
+            raise Malformed(f"a return came on channel {channel}, where nothing is published")
+
+        def report(content: Content, header: ContentHeader) -> None:
+            returned = Returned(
+                reply_code=method.reply_code or 0,
+                reply_text=self._text(method.reply_text or ""),
+                exchange=self._text(method.exchange or ""),
+                routing_key=self._text(method.routing_key or ""),
+                message_id=header.message_id,
+                token=header.token,
+                body_size=header.body_size,
+                body_hash=content.digest(),
+            )
+            self._listener.returned(epoch.number, returned)
+
+        self._contents.begin(channel, Content(method, kept=None), report)
         return None
 
-    def _on_returned(self, channel: int, returned: Returned) -> None:
-        epoch = self.channels.epoch(channel)
-        if epoch is not None:
-            self._listener.returned(epoch.number, returned)
+    def _on_answer(self, channel: int, data: bytes) -> bytes | None:
+        return None if self.requests.on_answer(channel, data) else data
 
     # --- frames from aiormq ---------------------------------------------------------------------------------------
 
@@ -208,5 +260,7 @@ class Protocol:
         if method == frames.START_OK:
             return self._handshake.start_ok(data)
         if method == frames.CHANNEL_CLOSE_OK:
+            return None
+        if method == frames.CHANNEL_CLOSE and self.requests.closing(frames.channel_of(data)):
             return None
         return data

@@ -1,110 +1,223 @@
-"""Declarations, deletions and basic.get, each on a channel of its own."""
+"""Declarations, deletions and basic.get: pipelined, each call on a channel of its own.
+
+aiormq opens and closes the channel. The requests are encoded and their answers read by `warrener.wire`, because aiormq
+waits for each answer before it sends the next request.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable
-from functools import partial
-from typing import Any, TypeVar
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import asynccontextmanager
+from typing import TypeAlias
 
-from aiormq.abc import AbstractChannel
+from attrs import define, field
 from pamqp import commands
 
 from warrener.drivers import _faults
 from warrener.drivers._faults import DialPhase
+from warrener.drivers.aiormq import _frames as frames
 from warrener.drivers.aiormq._channels import GONE, Channels
-from warrener.drivers.aiormq._encoding import table
+from warrener.drivers.aiormq._contents import Contents
+from warrener.drivers.aiormq._transport import FilteringTransport
 from warrener.drivers.base import LinkDown
 from warrener.errors import Fault
-from warrener.topology import Binding, Declaration, Exchange, Queue
+from warrener.topology import Declaration, Queue
+from warrener.wire import Unsendable, requests
+from warrener.wire.channel import Content
+from warrener.wire.codec import ContentHeader, Malformed, Method, read_method
+from warrener.wire.requests import REPLIES, Request
 
 __all__ = ["Requests"]
 
-T = TypeVar("T")
+_CLOSE = Request(commands.Channel.Close, {"reply_code": 200, "reply_text": "done"})
+
+#: An answer, with the content of basic.get-ok.
+_Answer: TypeAlias = "tuple[Method, Content | None]"
+
+
+@define(eq=False)
+class _Call:
+    """The requests of one caller, on their channel."""
+
+    number: int
+    #: Method and entity of the requests without an answer; the answers that the caller has not taken yet.
+    unanswered: deque[tuple[type[Method], str]] = field(factory=deque[tuple[type[Method], str]])
+    answers: deque[_Answer] = field(factory=deque[_Answer])
+    news: asyncio.Event = field(factory=asyncio.Event)
+    #: The broker closed the channel; the caller wants no more answers.
+    closed: bool = False
+    over: bool = False
 
 
 class Requests:
     """What `Link` offers besides publishing; every method raises `LinkDown`."""
 
-    def __init__(self, channels: Channels, timeout: float, fault: Callable[[], Fault | None]) -> None:
+    def __init__(
+        self,
+        channels: Channels,
+        transport: FilteringTransport,
+        contents: Contents,
+        timeout: float,
+        *,
+        frame_max: Callable[[], int],
+        unanswered: Callable[[Fault], None],
+    ) -> None:
         self._channels = channels
+        self._transport = transport
+        self._contents = contents
         self._timeout = timeout
-        #: Why the link is over, if it is.
-        self._fault = fault
+        self._frame_max = frame_max
+        #: Ends the link because of a request that the broker does not answer.
+        self._fail = unanswered
+        self._calls: dict[int, _Call] = {}
 
-    async def declare(self, declarations: Iterable[Declaration]) -> None:
-        """Declare in the given order."""
-        for declaration in declarations:
-            await self._on_own_channel(partial(_declare, declaration), str(declaration))
+    @property
+    def entity(self) -> str | None:
+        """What the first request without an answer is about."""
+        return next((call.unanswered[0][1] for call in self._calls.values() if call.unanswered and not call.over), None)
+
+    async def declare(self, declarations: Iterable[Declaration]) -> list[str]:
+        """Declare in the given order, without waiting in between; return the names of the queues among them."""
+        wanted = [(str(each), requests.declare(each)) for each in declarations]
+        names: list[str] = []
+        async with self._channel() as call:
+            for entity, request in wanted:
+                self._send(call, request, entity)
+            for done, (entity, _) in enumerate(wanted):
+                behind = f", the first {done} of {len(wanted)} declarations are done" if len(wanted) > 1 else ""
+                method, _ = await self._answer(call, entity, f"the declaration of {entity}", behind)
+                if isinstance(method, commands.Queue.DeclareOk):
+                    names.append(method.queue or "")
+        return names
+
+    async def ask(self, request: Request, entity: str) -> int:
+        """Make one request about the entity; return how many messages it removed."""
+        async with self._channel() as call:
+            self._send(call, request, entity)
+            method, _ = await self._answer(call, entity, f"{request.kind.name} of {entity}")
+        match method:
+            case commands.Queue.DeleteOk(message_count=count) | commands.Queue.PurgeOk(message_count=count):
+                return count or 0
+            case _:
+                return 0
 
     async def get(self, queue: str, limit: int) -> list[bytes]:
-        """Take up to `limit` bodies from the queue."""
-
-        async def take(channel: AbstractChannel) -> list[bytes]:
-            bodies: list[bytes] = []
+        """Take up to `limit` bodies from the queue, one after the other."""
+        entity = str(Queue(queue))
+        bodies: list[bytes] = []
+        async with self._channel() as call:
             while len(bodies) < limit:
-                message = await channel.basic_get(queue, no_ack=True)
-                if isinstance(message.delivery, commands.Basic.GetEmpty):
+                self._send(call, requests.take_one(queue), entity)
+                _, content = await self._answer(call, entity, f"Basic.Get of {entity}")
+                if content is None:
                     break
-                bodies.append(message.body)
-            return bodies
+                if content.kept is None:
+                    text = f"a message of {content.received:,} bytes is larger than max_inbound_body"
+                    raise LinkDown(_faults.unusable(text))
+                bodies.append(bytes(content.kept))
+        return bodies
 
-        return await self._on_own_channel(take, str(Queue(queue)))
+    # --- the wire ---------------------------------------------------------------------------------------------------
 
-    async def delete_queue(self, queue: str) -> None:
-        """Delete the queue."""
-
-        async def delete(channel: AbstractChannel) -> None:
-            await channel.queue_delete(queue)
-
-        await self._on_own_channel(delete, str(Queue(queue)))
-
-    async def _on_own_channel(self, use: Callable[[AbstractChannel], Coroutine[Any, Any, T]], entity: str) -> T:
-        number = 0
+    @asynccontextmanager
+    async def _channel(self) -> AsyncGenerator[_Call]:
+        """Open a channel for the requests of one caller, and close it afterwards."""
         try:
             async with asyncio.timeout(self._timeout):
                 number = self._channels.free_number()
-                channel = await self._channels.new_channel(number)
-                answer = await use(channel)
-                await channel.close()
-                return answer
+                await self._channels.new_channel(number)
         except TimeoutError:
-            raise LinkDown(self._fault() or _faults.timed_out(DialPhase.PREPARING, self._timeout)) from None
-        except (TypeError, ValueError) as error:
-            raise LinkDown(_faults.not_encodable(entity, error)) from None
+            raise self._unanswered("the opening of a channel") from None
         except GONE as error:
-            refusal = self._channels.refusal(number)
-            if refusal is not None:
-                raise LinkDown(_faults.declaration_refused(*refusal, entity)) from None
-            task = asyncio.current_task()
-            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
-                raise  # The caller was cancelled; aiormq cancels by itself when a channel goes away.
-            raise LinkDown(self._fault() or _faults.fault_of(error, DialPhase.UP)) from None
+            raise self._gone(error) from None
+        call = self._calls[number] = _Call(number)
+        try:
+            yield call
+        finally:
+            call.over = True
+            if call.closed:
+                del self._calls[number]
+            else:
+                # Answers that are still due come before close-ok, which aiormq takes as the channel's end.
+                self._transport.inject(_CLOSE.encode(number, self._frame_max()))
 
+    def _send(self, call: _Call, request: Request, entity: str) -> None:
+        try:
+            data = request.encode(call.number, self._frame_max())
+        except Unsendable as error:
+            raise LinkDown(_faults.not_encodable(entity, error)) from None
+        call.unanswered.append((request.kind, entity))
+        self._transport.inject(data)
 
-async def _declare(declaration: Declaration, channel: AbstractChannel) -> None:
-    arguments = table(declaration.arguments)
-    match declaration:
-        case Exchange():
-            await channel.exchange_declare(
-                declaration.name,
-                exchange_type=declaration.type,
-                passive=declaration.passive,
-                durable=declaration.durable,
-                auto_delete=declaration.auto_delete,
-                internal=declaration.internal,
-                arguments=arguments,
-            )
-        case Queue():
-            await channel.queue_declare(
-                declaration.name,
-                passive=declaration.passive,
-                durable=declaration.durable,
-                exclusive=declaration.exclusive,
-                auto_delete=declaration.auto_delete,
-                arguments=arguments,
-            )
-        case Binding():
-            await channel.queue_bind(
-                declaration.queue, declaration.exchange, declaration.routing_key, arguments=arguments
-            )
+    async def _answer(self, call: _Call, entity: str, about: str, behind: str = "") -> _Answer:
+        """Wait for the next answer, `timeout` seconds from the answer before it."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                while not call.answers and not call.closed:
+                    call.news.clear()
+                    await call.news.wait()
+        except TimeoutError:
+            raise self._unanswered(about, behind) from None
+        if call.answers:
+            return call.answers.popleft()
+        refusal = self._channels.refusal(call.number) or (0, "")
+        raise LinkDown(_faults.declaration_refused(*refusal, entity))
+
+    def _unanswered(self, about: str, behind: str = "") -> LinkDown:
+        fault = _faults.unanswered(about, self._timeout, behind)
+        self._fail(fault)
+        return LinkDown(fault)
+
+    def _gone(self, error: BaseException) -> BaseException:
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+            return error  # The caller was cancelled; aiormq cancels by itself when a channel goes away.
+        return LinkDown(_faults.fault_of(error, DialPhase.UP))
+
+    # --- for the protocol -------------------------------------------------------------------------------------------
+
+    def on_answer(self, channel: int, data: bytes) -> bool:
+        """Take an answer; False where the channel is not that of a request."""
+        call = self._calls.get(channel)
+        if call is None:
+            return False
+        method = read_method(frames.payload(data))
+        if call.over:
+            if isinstance(method, commands.Basic.GetOk):
+                self._contents.begin(channel, Content(method, kept=None), lambda *_: None)
+            return True
+        if not call.unanswered or not isinstance(method, REPLIES[call.unanswered[0][0]]):
+            raise Malformed(f"{method.name} came on channel {channel}, which did not ask for it")
+        if isinstance(method, commands.Basic.GetOk):
+
+            def done(content: Content, _: ContentHeader) -> None:
+                self._take(call, method, content)
+
+            self._contents.begin(channel, Content(method, kept=bytearray()), done)
+        else:
+            self._take(call, method, None)
+        return True
+
+    def _take(self, call: _Call, method: Method, content: Content | None) -> None:
+        call.unanswered.popleft()
+        call.answers.append((method, content))
+        call.news.set()
+
+    def closing(self, channel: int) -> bool:
+        """Whether a close of ours for the channel is out: aiormq must not send another one."""
+        return channel in self._calls and self._calls[channel].over
+
+    def on_close_ok(self, channel: int) -> None:
+        """The broker confirmed the end of a channel."""
+        self._calls.pop(channel, None)
+
+    def on_close(self, channel: int) -> None:
+        """The broker closed the channel: the first request without an answer is refused."""
+        call = self._calls.get(channel)
+        if call is not None:
+            call.closed = True
+            call.news.set()
+            if call.over:  # the closes have crossed; close-ok follows
+                self._channels.refusal(channel)

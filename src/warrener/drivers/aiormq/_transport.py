@@ -1,8 +1,8 @@
 """The transport: every byte between aiormq and the broker passes here, in both directions.
 
 Why it exists. aiormq tells its user little of what the driver seam has to report: it overrides the server's heartbeat,
-swallows connection.blocked, matches returns by message_id (F3), drops a multiple ack whose top tag it no longer holds
-(F4), may answer a close with a close, and keeps credentials in a URL that it logs. All of that is visible on the wire.
+swallows connection.blocked, matches returns by message_id, drops a multiple ack whose highest tag it no longer
+holds, may answer a close with a close, and keeps credentials in a URL that it logs. All of that is visible on the wire.
 So aiormq gets an asyncio transport of our own (`aiormq.TransportFactory` is public API for that) and the driver reads
 the events from the frames themselves:
 
@@ -12,7 +12,7 @@ the events from the frames themselves:
   publishes, lets the driver rewrite or drop a frame, and gathers everything written in one turn of the loop into one
   send.
 
-What must stay true: the tag of a publish is marked as written before the `send` call that holds its last byte; after
+Invariants: the tag of a publish is marked as written before the `send` call that holds its last byte; after
 `seal` not one byte more is accepted; and the stream belongs to the two tasks here, nobody else touches it.
 """
 
@@ -27,6 +27,7 @@ import anyio
 from attrs import define, field
 
 from warrener.drivers import _faults
+from warrener.drivers._progress import unacknowledged
 from warrener.drivers.aiormq import _frames as frames
 from warrener.drivers.aiormq._frames import FrameFilter
 from warrener.drivers.base import Lane, LinkDown
@@ -51,11 +52,13 @@ class Epoch:
     number: int
     lane: Lane
     channel: AbstractChannel
-    #: The last tag handed to the transport.
+    #: The last tag that aiormq has given to the transport.
     assigned: int = 0
     #: The last tag whose last byte may have reached the network; frozen when the broker closes the channel, which
-    #: discards whatever arrives later (F5).
+    #: discards whatever arrives later.
     written: int = 0
+    #: The last tag of which a byte was given to the network; frozen likewise.
+    begun: int = 0
     closed: bool = False
 
 
@@ -67,7 +70,8 @@ class Parcel:
     tag: int
     #: What it counts for in the backlog; bytes.
     size: int
-    #: Where its last byte stands in the outgoing stream, once written.
+    #: Where its first byte stands in the outgoing stream, and where the one behind its last does.
+    start: int = 0
     end: int = 0
 
 
@@ -86,19 +90,21 @@ class FilteringTransport(asyncio.Transport):
     _failed: Callable[[BaseException], None]
     _write_stall_timeout: float
     _frame_timeout: float
+    #: The bytes of all sends that have returned.
+    bytes_out: int = 0
     #: When the last byte arrived, on the loop's clock.
     heard_at: float = 0.0
     #: Whether the broker has stopped reading on purpose; a write does not count as stalled then.
     blocked: bool = False
-    #: Publishes that were handed to aiormq and have not come out of it yet, in order.
+    #: Publishes that were given to aiormq and have not come out of it yet, in order.
     _expected: deque[Parcel] = field(factory=deque[Parcel])
     #: Publishes in `_pending`, in order.
     _parcels: deque[Parcel] = field(factory=deque[Parcel])
     _pending: bytearray = field(factory=bytearray)
     #: How many bytes were taken out of `_pending` since the beginning.
     _taken: int = 0
-    #: How many answers were injected since a batch was last taken.
-    _injected: int = 0
+    #: How many answers were added since a batch was last taken.
+    _answers: int = 0
     _sealed: bool = False
     _closing: bool = False
     _lost: bool = False
@@ -122,6 +128,10 @@ class FilteringTransport(asyncio.Transport):
         protocol.connection_made(self)
         self._tasks = [loop.create_task(self._read(protocol)), loop.create_task(self._write())]
         return reader, asyncio.StreamWriter(self, protocol, reader, loop)
+
+    def unacknowledged(self) -> int:
+        """Return the bytes that the kernel holds; from any thread."""
+        return unacknowledged(self._stream)
 
     @property
     def backlog(self) -> int:
@@ -170,7 +180,7 @@ class FilteringTransport(asyncio.Transport):
     # --- outbound ---------------------------------------------------------------------------------------------------
 
     def expect(self, parcel: Parcel) -> None:
-        """Announce the publish that is handed to aiormq next."""
+        """Announce the publish that is given to aiormq next."""
         self._expected.append(parcel)
 
     def forget_last(self) -> None:
@@ -189,7 +199,8 @@ class FilteringTransport(asyncio.Transport):
                     self._sent(parcel.size)
                     return
                 parcel.epoch.assigned = parcel.tag
-                parcel.end = self._taken + len(self._pending) + len(data)
+                parcel.start = self._taken + len(self._pending)
+                parcel.end = parcel.start + len(data)
                 self._parcels.append(parcel)
             else:
                 kept = self._outgoing(method, bytes(data))
@@ -198,16 +209,20 @@ class FilteringTransport(asyncio.Transport):
                 data = kept
         self.inject(data)
 
-    def inject(self, data: bytes | bytearray | memoryview) -> None:
-        """Send bytes of the driver's own, after what is pending.
+    def answer(self, data: bytes) -> None:
+        """Send an answer to the broker, which may ask without end.
 
-        They answer the broker, which may ask without end: raises `LinkDown` where it asks on and takes no answers.
+        Raises `LinkDown` where it asks on and takes no answers.
         """
-        self._injected += 1
-        if self._injected > _ANSWERS:
+        self._answers += 1
+        if self._answers > _ANSWERS:
             raise LinkDown(
                 _faults.illegal_frame(f"more than {_ANSWERS} requests while nothing was read of the answers")
             )
+        self.inject(data)
+
+    def inject(self, data: bytes | bytearray | memoryview) -> None:
+        """Send bytes behind the pending ones."""
         if not self._sealed:
             self._pending += data
             self._flushed.clear()
@@ -231,17 +246,20 @@ class FilteringTransport(asyncio.Transport):
                 while pending:
                     batch = bytes(pending[:_LARGEST_SEND])
                     del pending[: len(batch)]
-                    self._injected = 0
+                    self._answers = 0
                     self._taken += len(batch)
                     gone = 0
                     while parcels and parcels[0].end <= self._taken:
                         parcel = parcels.popleft()
                         gone += parcel.size
                         if not parcel.epoch.closed:
-                            parcel.epoch.written = parcel.tag
+                            parcel.epoch.written = parcel.epoch.begun = parcel.tag
+                    if parcels and parcels[0].start < self._taken and not parcels[0].epoch.closed:
+                        parcels[0].epoch.begun = parcels[0].tag
                     self._stall_timer = loop.call_later(self._write_stall_timeout, self._write_stalled)
                     await self._stream.send(batch)
                     self._stall_timer.cancel()
+                    self.bytes_out += len(batch)
                     if gone:
                         self._sent(gone)
                 self._flushed.set()
@@ -255,7 +273,7 @@ class FilteringTransport(asyncio.Transport):
 
     def _write_stalled(self) -> None:
         if self.blocked:
-            # The broker does not read while an alarm lasts (F7); that is no stall, and silence is watched elsewhere.
+            # A blocked broker stops reading: that is no stall. Silence is watched elsewhere.
             self._stall_timer = asyncio.get_running_loop().call_later(self._write_stall_timeout, self._write_stalled)
         else:
             self._failed(LinkDown(_faults.stalled_write(self._write_stall_timeout)))

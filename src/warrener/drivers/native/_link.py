@@ -12,6 +12,7 @@ from anyio.abc import TaskGroup
 from warrener.drivers import _faults
 from warrener.drivers._dial import Dialed
 from warrener.drivers._faults import DialPhase
+from warrener.drivers._progress import unacknowledged
 from warrener.drivers.base import Lane, LinkListener, LinkOptions, Peer
 from warrener.drivers.native._channels import Channels
 from warrener.drivers.native._reader import Reader
@@ -20,8 +21,8 @@ from warrener.drivers.native._stream import STREAM_ENDS
 from warrener.drivers.native._writer import HIGH_WATER, Writer
 from warrener.errors import Fault
 from warrener.records import Envelope
-from warrener.topology import Declaration
-from warrener.wire import ProtocolErrorKind, Session, SessionPhase, events
+from warrener.topology import Binding, Declaration, Queue
+from warrener.wire import ProtocolErrorKind, Session, SessionPhase, events, requests
 
 __all__ = ["NativeLink"]
 
@@ -73,8 +74,9 @@ class NativeLink:
             session, listener, options.connect_timeout, fail=self._fail, wake_writer=self._writer.wake
         )
         self._requests = Requests(
-            session, options.connect_timeout, abort=self._abort_for, wake_writer=self._writer.wake
+            session, options.declare_timeout, abort=self._abort_for, wake_writer=self._writer.wake
         )
+        self._bytes_out = 0
         self._tuned = anyio.Event()
         #: Our close handshake has begun; it is complete, or not worth waiting for.
         self._leaving = False
@@ -118,17 +120,35 @@ class NativeLink:
         if self.fault is None and not self._channels.has(Lane.SUSPECT):
             self._channels.open(Lane.SUSPECT)
 
-    async def declare(self, declarations: Iterable[Declaration]) -> None:
+    def begun(self, channel: int) -> int:
+        """Return the highest tag that was begun."""
+        return self._session.publisher(channel).begun
+
+    @property
+    def bytes_out(self) -> int:
+        """How many bytes the peer has taken: the kernel's own queue is not counted, where the system tells its length."""
+        self._bytes_out = max(self._bytes_out, self._writer.bytes_out - unacknowledged(self._stream))
+        return self._bytes_out
+
+    async def declare(self, declarations: Iterable[Declaration]) -> list[str]:
         """Declare in the given order, on a channel of its own."""
-        await self._requests.declare(declarations)
+        return await self._requests.declare(declarations)
+
+    async def unbind(self, binding: Binding) -> None:
+        """End a binding."""
+        await self._requests.ask(requests.unbind(binding), str(binding))
+
+    async def purge(self, queue: str) -> int:
+        """Remove the ready messages of a queue."""
+        return await self._requests.ask(requests.purge(queue), str(Queue(queue)))
 
     async def get(self, queue: str, limit: int) -> list[bytes]:
         """Take up to `limit` bodies from the queue."""
         return await self._requests.get(queue, limit)
 
-    async def delete_queue(self, queue: str) -> None:
+    async def delete_queue(self, queue: str) -> int:
         """Delete a queue."""
-        await self._requests.delete_queue(queue)
+        return await self._requests.ask(requests.delete_queue(queue), str(Queue(queue)))
 
     def abort(self, fault: Fault) -> None:
         """End the link without a close handshake."""

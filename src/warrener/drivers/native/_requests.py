@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import TypeAlias
 
 import anyio
@@ -12,8 +11,9 @@ import anyio
 from warrener.drivers import _faults
 from warrener.drivers.base import LinkDown
 from warrener.errors import Fault, FaultKind
-from warrener.topology import Declaration
-from warrener.wire import Session, SessionPhase, Unsendable, events
+from warrener.topology import Declaration, Queue
+from warrener.wire import Session, SessionPhase, Unsendable, events, requests
+from warrener.wire.requests import Request
 
 __all__ = ["Answer", "Requests"]
 
@@ -31,6 +31,8 @@ class Requests:
         self._abort = abort
         self._wake_writer = wake_writer
         self._lock = anyio.Lock()
+        #: What the requests without an answer are about, and the answers that no caller has taken yet.
+        self._unanswered: deque[str] = deque()
         self._answers: deque[Answer] = deque()
         self._answered = anyio.Event()
         #: Why the link is over.
@@ -38,45 +40,63 @@ class Requests:
 
     def on_answer(self, answer: Answer) -> None:
         """Take the answer to the first request that has none."""
+        if self._unanswered:
+            self._unanswered.popleft()
         self._answers.append(answer)
         self._answered.set()
+
+    @property
+    def entity(self) -> str | None:
+        """What the first request without an answer is about."""
+        return self._unanswered[0] if self._unanswered else None
 
     def end(self, fault: Fault) -> None:
         """The link is over: no answer comes any more."""
         self._fault = self._fault or fault
         self._answered.set()
 
-    async def declare(self, declarations: Iterable[Declaration]) -> None:
-        """Declare in the given order, without waiting in between, on a channel that is closed afterwards."""
-        wanted = tuple(declarations)
+    async def declare(self, declarations: Iterable[Declaration]) -> list[str]:
+        """Declare in the given order, without waiting in between; return the names of the queues among them."""
+        wanted = [(str(each), requests.declare(each)) for each in declarations]
+        names: list[str] = []
         async with self._lock:
             try:
-                self._begin()
-                for declaration in wanted:
-                    try:
-                        self._session.declare(declaration)
-                    except Unsendable as error:
-                        raise LinkDown(_faults.not_encodable(str(declaration), error)) from None
-                self._wake_writer()
-                for done, declaration in enumerate(wanted):
-                    about = f"the declaration of {declaration}"
-                    if len(wanted) > 1:
-                        about += f", after {done} of {len(wanted)} declarations"
-                    answer = await self._answer(about)
+                for entity, request in wanted:
+                    self._send(request, entity)
+                for done, (entity, _) in enumerate(wanted):
+                    behind = f", the first {done} of {len(wanted)} declarations are done" if len(wanted) > 1 else ""
+                    answer = await self._answer(f"the declaration of {entity}", behind)
                     if isinstance(answer, events.Refused):
-                        raise LinkDown(
-                            _faults.declaration_refused(answer.reply_code, answer.reply_text, str(declaration))
-                        )
+                        raise LinkDown(_faults.declaration_refused(answer.reply_code, answer.reply_text, entity))
+                    if isinstance(answer, events.Replied) and answer.queue:
+                        names.append(answer.queue)
+            finally:
+                self._release()
+        return names
+
+    async def ask(self, request: Request, entity: str) -> int:
+        """Make one request about the entity; return how many messages it removed."""
+        async with self._lock:
+            try:
+                self._send(request, entity)
+                answer = await self._answer(f"{request.kind.name} of {entity}")
+                if isinstance(answer, events.Refused):
+                    raise LinkDown(_faults.declaration_refused(answer.reply_code, answer.reply_text, entity))
+                return answer.messages if isinstance(answer, events.Replied) else 0
             finally:
                 self._release()
 
     async def get(self, queue: str, limit: int) -> list[bytes]:
         """Take up to `limit` bodies from the queue, one after the other."""
+        entity = str(Queue(queue))
         bodies: list[bytes] = []
         async with self._lock:
             try:
                 while len(bodies) < limit:
-                    answer = await self._ask(partial(self._session.take_one, queue), f"basic.get of queue {queue!r}")
+                    self._send(requests.take_one(queue), entity)
+                    answer = await self._answer(f"Basic.Get of {entity}")
+                    if isinstance(answer, events.Refused):
+                        raise LinkDown(_faults.channel_closed_by_broker(answer.reply_code, answer.reply_text))
                     if not isinstance(answer, events.GetResult) or answer.size is None:
                         break
                     if answer.body is None:
@@ -87,33 +107,21 @@ class Requests:
                 self._release()
         return bodies
 
-    async def delete_queue(self, queue: str) -> None:
-        """Delete a queue."""
-        async with self._lock:
-            try:
-                await self._ask(partial(self._session.delete_queue, queue), f"the deletion of queue {queue!r}")
-            finally:
-                self._release()
-
-    def _begin(self) -> None:
+    def _send(self, request: Request, entity: str) -> None:
+        """Send a request about the entity."""
         if self._fault is not None:
             raise LinkDown(self._fault)
         if self._session.phase is not SessionPhase.OPEN:
             raise LinkDown(Fault(FaultKind.CLOSED, "the link is closing"))
-        self._answers.clear()
-
-    async def _ask(self, order: Callable[[], None], about: str) -> Answer:
-        """Send one request and wait for its answer; a refusal raises `LinkDown`."""
-        self._begin()
-        order()
+        try:
+            self._session.request(request)
+        except Unsendable as error:
+            raise LinkDown(_faults.not_encodable(entity, error)) from None
+        self._unanswered.append(entity)
         self._wake_writer()
-        answer = await self._answer(about)
-        if isinstance(answer, events.Refused):
-            raise LinkDown(_faults.channel_closed_by_broker(answer.reply_code, answer.reply_text))
-        return answer
 
-    async def _answer(self, about: str) -> Answer:
-        """Wait for the next answer."""
+    async def _answer(self, about: str, behind: str = "") -> Answer:
+        """Wait for the next answer, `timeout` seconds from the answer before it."""
         with anyio.move_on_after(self._timeout):
             while not self._answers:
                 if self._fault is not None:
@@ -121,10 +129,11 @@ class Requests:
                 self._answered = anyio.Event()
                 await self._answered.wait()
         if not self._answers:
-            text = f"the broker did not answer {about} within {self._timeout:g} s (declare_timeout)"
-            raise LinkDown(self._abort(Fault(FaultKind.STALLED, text)))
+            raise LinkDown(self._abort(_faults.unanswered(about, self._timeout, behind)))
         return self._answers.popleft()
 
     def _release(self) -> None:
+        self._unanswered.clear()
+        self._answers.clear()
         self._session.release_control()
         self._wake_writer()

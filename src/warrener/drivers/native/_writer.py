@@ -40,6 +40,8 @@ class Writer:
         self._on_lost = on_lost
         #: Whether `HIGH_WATER` bytes or more were pending, and not yet `LOW_WATER` or fewer since.
         self.full = False
+        #: The bytes of all sends that have returned.
+        self.bytes_out = 0
         #: When the last send began, or a heartbeat was due.
         self.sent_at = anyio.current_time()
         #: Around the task. Its deadline is that of the present send. A broker that has blocked us does not read, so no
@@ -108,6 +110,7 @@ class Writer:
                 patience.deadline = math.inf
                 await self._on_lost(error)
                 return
+            self.bytes_out += len(data)
             self._sending = False
             patience.deadline = math.inf
 

@@ -18,6 +18,7 @@ from warrener.testing.broker import _codec as codec
 from warrener.testing.broker._codec import Content, IllegalBytes, Method, RawFrame
 from warrener.testing.broker._confirms import Confirms
 from warrener.testing.broker._model import (
+    DELAYED,
     EXCHANGE_TYPES,
     NAMES,
     Entry,
@@ -301,7 +302,8 @@ class Channel:
             _check_expiration(properties.expiration)
         tag = self.confirms.next_tag() if self.confirms is not None else 0
         message = Message(exchange.name, fields.routing_key, body, properties, content.raw_properties)
-        queues = vhost.route(exchange, fields.routing_key, message.headers)
+        later = vhost.deliver_later(exchange, message, self.connection.number)
+        queues = [] if later else vhost.route(exchange, fields.routing_key, message.headers)
         if not queues and fields.mandatory:
             self._send_content(
                 codec.encode_method(
@@ -528,8 +530,7 @@ class Channel:
             self._not_the_default(name)
             self.vhost.exchange(name)
         else:
-            if fields.exchange_type not in EXCHANGE_TYPES:
-                raise Refusal(503, f"unknown exchange type '{fields.exchange_type}'")
+            self._check_exchange_type(fields.exchange_type, name, tables["arguments"])
             self._not_the_default(name)
             self._permit(CONFIGURE, "exchange", name)
             if name not in self.vhost.exchanges:
@@ -544,6 +545,15 @@ class Channel:
             )
         if not fields.nowait:
             self.send("exchange.declare_ok")
+
+    def _check_exchange_type(self, kind: str, name: str, arguments: codec.TypedTable) -> None:
+        if kind == DELAYED and self.vhost.node.delayed_messages:
+            if arguments.get("x-delayed-type", (None, None))[1] not in EXCHANGE_TYPES:
+                raise precondition_failed(
+                    f"Invalid argument, 'x-delayed-type' must be an existing exchange type (exchange '{name}')"
+                )
+        elif kind not in EXCHANGE_TYPES:
+            raise Refusal(503, f"unknown exchange type '{kind}'")
 
     def _exchange_delete(self, fields: Any, _: Tables) -> None:
         name = _clean(fields.exchange)

@@ -45,6 +45,8 @@ NAMES = {
 #: Reply codes that close a channel; all others close the connection (AMQP 0-9-1, 1.2).
 SOFT = frozenset({311, 312, 313, 403, 404, 405, 406})
 EXCHANGE_TYPES = ("direct", "fanout", "topic", "headers")
+#: The type of exchange that the plugin rabbitmq_delayed_message_exchange adds, where the broker has it.
+DELAYED = "x-delayed-message"
 #: The arguments that each type of queue knows (RabbitMQ 3.10). One that only other types know is refused, one that
 #: no type knows is ignored; a second declaration must repeat those that its type knows.
 _COMMON_ARGUMENTS = frozenset({
@@ -196,6 +198,11 @@ class Exchange:
     arguments: TypedTable
     bindings: dict[tuple[str, str, str, str], Bound] = field(factory=dict["tuple[str, str, str, str]", "Bound"])
 
+    @property
+    def matching(self) -> str:
+        """How it compares keys; a delayed exchange does as the type that its arguments name."""
+        return str(self.arguments["x-delayed-type"][1]) if self.type == DELAYED else self.type
+
 
 @frozen
 class Bound:
@@ -241,7 +248,10 @@ class Queue:
         self.consumers: list[Consumer] = []
         self.exclusive_consumer = False
         self.deleted = False
-        self.stalled = False
+        #: Seconds that an ack waits beyond the sync.
+        self.confirm_delay = 0.0
+        #: Why nothing is enqueued or settled: every queue is stalled ("node"), or this one ("queue").
+        self._stalls: set[str] = set()
         self._held: list[tuple[Message, Settle | None, int]] = []
         self._unsynced: list[Entry] = []
         self._sync_timer: Timer | None = None
@@ -253,6 +263,11 @@ class Queue:
     def argument(self, name: str) -> Any:
         """Return the value of a declared argument, or None."""
         return self.arguments.get(name, (None, None))[1]
+
+    @property
+    def stalled(self) -> bool:
+        """Whether publishes are held, neither enqueued nor settled."""
+        return bool(self._stalls)
 
     def __str__(self) -> str:
         return f"queue '{self.name}' in vhost '{self.vhost.name}'"
@@ -320,7 +335,11 @@ class Queue:
 
     def _settle(self, entry: Entry, accepted: bool) -> None:
         settle, entry.settle = entry.settle, None
-        if settle is not None:
+        if settle is None:
+            return
+        if accepted and self.confirm_delay:
+            self.node.timers.after(self.confirm_delay, lambda: settle(self, True))
+        else:
             settle(self, accepted)
 
     def _insert(self, entry: Entry) -> None:
@@ -360,10 +379,10 @@ class Queue:
             entry.safe = True
             self._settle(entry, True)
 
-    def stall(self, on: bool) -> None:
+    def stall(self, on: bool, why: str = "queue") -> None:
         """Lose the leader, or find it again: then the held publishes are enqueued and settled."""
-        self.stalled = on
-        if not on:
+        (self._stalls.add if on else self._stalls.discard)(why)
+        if not self._stalls:
             held, self._held = self._held, []
             for message, settle, connection in held:
                 self.publish(message, settle, connection)
@@ -598,7 +617,7 @@ class Vhost:
         if known is None:
             _check_queue(what, durable=durable, exclusive=exclusive, auto_delete=auto_delete, arguments=arguments)
             queue = Queue(self, name, durable=durable, owner=owner, auto_delete=auto_delete, arguments=arguments)
-            queue.stalled = self.node.stalled
+            queue.stall(self.node.stalled, "node")
             self.queues[name] = queue
             return queue
         if known.owner != owner:
@@ -683,12 +702,29 @@ class Vhost:
             return
         for bound in exchange.bindings.values():
             if (
-                exchange.type == "fanout"
-                or (exchange.type == "direct" and bound.key == key)
-                or (exchange.type == "topic" and _topic_matches(bound.key.split("."), key.split(".")))
-                or (exchange.type == "headers" and _headers_match(bound.arguments, headers))
+                exchange.matching == "fanout"
+                or (exchange.matching == "direct" and bound.key == key)
+                or (exchange.matching == "topic" and _topic_matches(bound.key.split("."), key.split(".")))
+                or (exchange.matching == "headers" and _headers_match(bound.arguments, headers))
             ):
                 yield bound.kind, bound.destination
+
+    def deliver_later(self, exchange: Exchange, message: Message, connection: int) -> bool:
+        """Keep a message of a delayed exchange for the milliseconds of its header ``x-delay``; say whether it has one.
+
+        As with RabbitMQ's plugin, the publisher hears that it was routed nowhere (a mandatory publish is returned, then
+        acked), and the queues get it afterwards.
+        """
+        delay = message.headers.get("x-delay")
+        if exchange.type != DELAYED or not isinstance(delay, int) or delay <= 0:
+            return False
+
+        def deliver() -> None:
+            for queue in self.route(exchange, message.routing_key, message.headers):
+                queue.publish(message, None, connection)
+
+        self.node.timers.after(delay / 1000, deliver)
+        return True
 
     def dead_letter(self, source: Queue, message: Message, reason: str, target: str, key: str) -> None:
         """Publish a dead message on, with the ``x-death`` header; not round in a circle without a rejection."""
@@ -752,6 +788,8 @@ class Node:
         self.users: dict[str, User] = {"guest": User("guest", "guest", {"/": (".*", ".*", ".*")})}
         self.log: list[Enqueued] = []
         self.stalled = False
+        #: Whether it has the plugin rabbitmq_delayed_message_exchange.
+        self.delayed_messages = False
         self._generated = 0
 
     def generated_name(self, prefix: str) -> str:
@@ -785,7 +823,7 @@ class Node:
         self.stalled = on
         for vhost in self.vhosts.values():
             for queue in tuple(vhost.queues.values()):
-                queue.stall(on)
+                queue.stall(on, "node")
 
     def sync(self) -> None:
         """Sync every queue, as an orderly stop does."""

@@ -27,6 +27,7 @@ from attrs import define, field, frozen
 
 from warrener.testing._loop_thread import LoopThread, runs_in_loop
 from warrener.testing._streams import CHUNK, MemoryStream, Port, SocketStream, memory_stream_pair
+from warrener.testing.broker._codec import TypedTable
 from warrener.testing.broker._confirms import Coalescing, EveryBatch, RandomCoalescing
 from warrener.testing.broker._model import Enqueued, Node, Queue, User, Vhost
 from warrener.testing.broker._protocol import Connection, ConnectionPhase, Intercept, Tuning, Violation
@@ -45,8 +46,11 @@ class ProtocolViolated(AssertionError):
     """A client of the broker sent what AMQP 0-9-1 does not allow; `violations` lists it."""
 
     def __init__(self, violations: tuple[Violation, ...]) -> None:
-        super().__init__("; ".join(str(violation) for violation in violations))
+        super().__init__(violations)
         self.violations = violations
+
+    def __str__(self) -> str:
+        return "; ".join(str(violation) for violation in self.violations)
 
 
 @frozen
@@ -92,6 +96,7 @@ class BrokerOptions(TypedDict, total=False):
     strict: bool
     tls: ssl.SSLContext | None
     listen: bool
+    delayed_messages: bool
 
 
 @define(eq=False)
@@ -136,12 +141,14 @@ class EmbeddedBroker:
         strict: bool = True,
         tls: ssl.SSLContext | None = None,
         listen: bool = True,
+        delayed_messages: bool = False,
     ) -> None:
         """Make a broker; it serves inside its block.
 
         `tuning` is what it proposes to clients; `rng`, where given, draws the points at which confirms are flushed
         and the waits for a sync; `coalescing` draws the former another way. `sync_interval` (seconds) is the longest
         that a persistent message in a classic queue, or any message in a quorum queue, waits for its ack. `tls` serves TLS.
+        `delayed_messages` adds the exchange type ``x-delayed-message`` of RabbitMQ's plugin.
         """
         self.tuning = tuning if tuning is not None else Tuning()
         self.strict = strict
@@ -154,6 +161,7 @@ class EmbeddedBroker:
         self._timers = Timers(anyio.current_time)
         self._timers.on_sooner = self._wake_clock
         self._node = Node(self._timers, rng=rng, sync_interval=sync_interval, wall_clock=_wall_clock)
+        self._node.delayed_messages = delayed_messages
         self._port: Port | None = None
         self._tasks: TaskGroup | None = None
         self._running: Any = None
@@ -432,11 +440,23 @@ class EmbeddedBroker:
     @runs_in_loop
     def declare_queue(self, name: str, vhost: str = "/", arguments: dict[str, str | int] | None = None) -> None:
         """Make a durable queue, as a client would."""
-        typed = {
-            key: ("longstr" if isinstance(value, str) else "signedint", value)
-            for key, value in (arguments or {}).items()
-        }
-        self._vhost(vhost).declare_queue(name, 0, durable=True, exclusive=False, auto_delete=False, arguments=typed)
+        self._vhost(vhost).declare_queue(
+            name, 0, durable=True, exclusive=False, auto_delete=False, arguments=_typed_arguments(arguments)
+        )
+
+    @runs_in_loop
+    def declare_exchange(
+        self, name: str, kind: str = "direct", vhost: str = "/", arguments: dict[str, str | int] | None = None
+    ) -> None:
+        """Make a durable exchange, as a client would."""
+        self._vhost(vhost).declare_exchange(
+            name, kind, durable=True, auto_delete=False, internal=False, arguments=_typed_arguments(arguments)
+        )
+
+    @runs_in_loop
+    def bind_queue(self, queue: str, exchange: str, routing_key: str = "", vhost: str = "/") -> None:
+        """Bind a queue to an exchange, as a client would."""
+        self._vhost(vhost).bind(exchange, "queue", queue, routing_key, {})
 
     @runs_in_loop
     def delete_queue(self, name: str, vhost: str = "/") -> None:
@@ -516,9 +536,20 @@ class EmbeddedBroker:
             served.change()
 
     @runs_in_loop
-    def stall_confirms(self, on: bool = True) -> None:
-        """Have every queue behave as a quorum queue without a leader: nothing is stored or confirmed until `stall_confirms(False)`."""
+    def stall_confirms(self, on: bool = True, queue: str | None = None, vhost: str = "/") -> None:
+        """Have every queue, or the one named, behave as a quorum queue without a leader.
+
+        Nothing is stored or confirmed there until `stall_confirms(False)`.
+        """
+        if queue is not None:
+            self._queue(queue, vhost).stall(on)
+            return
         self._node.stall(on)
+
+    @runs_in_loop
+    def delay_confirms(self, seconds: float, queue: str, vhost: str = "/") -> None:
+        """Have one queue confirm this much later than it stores; 0 ends it."""
+        self._queue(queue, vhost).confirm_delay = seconds
 
     @runs_in_loop
     def sync(self) -> None:
@@ -607,6 +638,12 @@ class EmbeddedBroker:
 
     def _queue(self, name: str, vhost: str) -> Queue:
         return self._vhost(vhost).queues[name]
+
+
+def _typed_arguments(arguments: dict[str, str | int] | None) -> TypedTable:
+    return {
+        key: ("longstr" if isinstance(value, str) else "signedint", value) for key, value in (arguments or {}).items()
+    }
 
 
 def _client(connection: Connection) -> Client:

@@ -1,0 +1,503 @@
+"""The relay: one task that writes to the outbox, claims from it, and hands runs of rows to the producer.
+
+The coordinator is the only task that touches the store, one transaction at a time, so that the calls of `enqueue` that
+wait together, the deletes of confirmed rows and the next claim share one commit. What is decided is decided in
+`_decisions`; here are the tasks, the thread and the clock.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
+from datetime import UTC, datetime
+from typing import Any, Protocol, TypeVar, TypeVarTuple, Unpack
+
+import anyio
+import anyio.abc
+import anyio.to_thread
+from attrs import define, evolve
+
+from warrener._backend import Backend, backend
+from warrener.errors import ProducerClosed, PublishError
+from warrener.outbox._decisions import RelayPolicy, Run, Window
+from warrener.outbox._rows import encode, flagged
+from warrener.outbox._store import Store
+from warrener.outbox.errors import OutboxError, OutboxNotFlushed, OutboxProblem, OutboxUnusable
+from warrener.outbox.records import Done, NewRow, OutboxStatus, Settlement, Stored, Want, Work
+from warrener.records import ConnectionState, Message, Receipt, Status
+
+__all__ = ["Publisher", "Relay"]
+
+_log = logging.getLogger("warrener.outbox")
+
+#: Rows and bytes that one transaction inserts, at most.
+_INSERTS = 2_000
+_INSERT_BYTES = 32 << 20
+#: Seconds until a failed store is tried again: doubled each time, from the first to the second.
+_STORE_RETRY = (0.1, 5.0)
+#: A call of the store that takes longer is interrupted.
+_STORE_TIMEOUT = 20.0
+#: While the broker is away for longer than this, the claimed rows are given back, so that another relay can take them.
+_GIVE_BACK_AFTER = 1.0
+#: A backlog that is older than this many seconds is reported in the log; then again each time its age has doubled.
+_OLD_BACKLOG = 300.0
+
+Answer = TypeVar("Answer")
+Arguments = TypeVarTuple("Arguments")
+
+
+class Publisher(Protocol):
+    """What a relay needs of a producer."""
+
+    @property
+    def name(self) -> str:
+        """The producer's name, for the log."""
+        ...
+
+    def status(self) -> Status:
+        """The producer at this instant."""
+        ...
+
+    async def publish_many(self, messages: Iterable[Message], *, timeout: float) -> Sequence[Receipt | PublishError]:
+        """Publish a run; one outcome for each message."""
+        ...
+
+    def changes(self) -> AbstractAsyncContextManager[Any]:
+        """Each transition of the connection."""
+        ...
+
+    def outcomes(self) -> AbstractAsyncContextManager[Any]:
+        """Outcomes that came after their publish had ended."""
+        ...
+
+
+@define(eq=False)
+class _Pending:
+    """One call of `enqueue`."""
+
+    row: NewRow
+    #: Whether the row is on its way to the disk; from here on cancelling takes nothing back.
+    taken: bool = False
+    result: int | OutboxError | None = None
+    waiter: Any = None
+
+
+class Relay:
+    """Run it in a task group beside its producer: ``await tasks.start(relay.run)``."""
+
+    def __init__(
+        self,
+        store: Store,
+        producer: Publisher,
+        policy: RelayPolicy,
+        *,
+        poll_interval: float,
+        publish_timeout: float,
+    ) -> None:
+        self._store = store
+        self._producer = producer
+        self._policy = policy
+        self._poll_interval = poll_interval
+        self._publish_timeout = publish_timeout
+        self._window = Window(policy)
+        self._token = uuid.uuid4().hex
+        self._backend: Backend | None = None
+        self._cancelled: type[BaseException] = BaseException
+        self._limiter: anyio.CapacityLimiter | None = None
+        self._news: anyio.Event | None = None
+        self._pending: deque[_Pending] = deque()
+        self._flush_waiters: list[tuple[int, anyio.Event]] = []
+        self._flush_due = False
+        self._stopping = False
+        self._ended = False
+        # Claims: where the next scan begins, and whether rows may wait there.
+        self._scan_from = 0
+        self._rows_may_wait = True
+        self._down_since: float | None = None
+        self._renew_at = math.inf
+        # The store's health.
+        self._failure: OutboxUnusable | None = None
+        self._failures = 0
+        self._retry_at = -math.inf
+        self._call_began: float | None = None
+        self._count_at = -math.inf
+        #: Whether something was written since the rows were counted.
+        self._uncounted = True
+        self._counts: OutboxStatus | None = None
+        self._last_confirm: datetime | None = None
+        self._report_age = _OLD_BACKLOG
+
+    # --- life -------------------------------------------------------------------------------------------------------
+
+    async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Relay until `stop`, or cancellation. Raises `OutboxUnusable` where the outbox cannot be opened.
+
+        A database server that does not answer is no such case: the relay tries again until it does.
+        """
+        self._backend = backend()
+        self._cancelled = anyio.get_cancelled_exc_class()
+        self._limiter = anyio.CapacityLimiter(1)
+        self._news = anyio.Event()
+        try:
+            try:
+                await self._call(self._store.open)
+            except OutboxUnusable as error:
+                if error.problem is not OutboxProblem.UNREACHABLE:
+                    raise
+                self._store_failed(error)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._watch_link)
+                tasks.start_soon(self._watch_outcomes)
+                tasks.start_soon(self._poll)
+                tasks.start_soon(self._listen)
+                task_status.started()
+                await self._coordinate(tasks)
+                tasks.cancel_scope.cancel()
+        finally:
+            self._stopping = self._ended = True
+            with anyio.CancelScope(shield=True):
+                await self._finish()
+
+    @property
+    def ended(self) -> bool:
+        """Whether `run` has returned or raised."""
+        return self._ended
+
+    def stop(self) -> None:
+        """Claim and accept nothing more; `run` returns when what the producer has is settled and written down."""
+        self._stopping = True
+        self._wake()
+
+    async def _finish(self) -> None:
+        """Write down what is known, give back the rest, disconnect."""
+        for pending in self._pending:
+            self._answer(pending, OutboxError("the producer closed before the message was stored"))
+        self._pending.clear()
+        self._window.abandon()
+        with suppress(OutboxUnusable):
+            if self._window.has_orders:
+                await self._call(self._store.transact, Work(settlement=self._window.orders()), self._token, 0.0)
+            await self._call(self._store.release, self._token)
+        await self._call(self._store.close)
+
+    # --- for publishers ---------------------------------------------------------------------------------------------
+
+    async def enqueue(self, message: Message, *, key: str | None = None) -> Stored:
+        """Store the message; return when it is on disk.
+
+        Cancelled before the row is on its way to the disk, nothing is stored. Cancelled later, the call waits for the
+        disk and returns, because the message is stored. Raises `OutboxFull`, `OutboxUnusable`, `ProducerClosed`.
+        """
+        row = encode(message, key)
+        parking = self._backend
+        if parking is None or self._stopping:
+            if self._stopping:
+                raise ProducerClosed(row.message_id, "the producer is closed; the message was not stored")
+            raise RuntimeError("the producer is not running: enqueue() needs `await nursery.start(producer.run)` first")
+        await parking.checkpoint_if_cancelled()
+        pending = _Pending(row)
+        self._pending.append(pending)
+        self._wake()
+        try:
+            await parking.park(pending, _forget_waiter)
+        except self._cancelled:
+            if not pending.taken:
+                self._pending.remove(pending)
+                raise
+            with anyio.CancelScope(shield=True):
+                while pending.result is None:
+                    await parking.park(pending, _forget_waiter)
+        result = pending.result
+        if isinstance(result, int):
+            return Stored(row.message_id, result)
+        assert result is not None
+        raise result
+
+    async def wait_flushed(self, timeout: float) -> None:
+        """Wait until everything stored so far is confirmed or set aside. Raises `OutboxNotFlushed` at the timeout."""
+        done = anyio.Event()
+        with anyio.move_on_after(timeout):
+            waiter = (await self._call(self._store.last_position), done)
+            self._flush_waiters.append(waiter)
+            try:
+                self._flush_due = True
+                self._wake()
+                await done.wait()
+                return
+            finally:
+                self._flush_waiters.remove(waiter)
+        raise OutboxNotFlushed(timeout=timeout, waiting=self.status().backlog)
+
+    def status(self) -> OutboxStatus:
+        """The outbox as it was counted last, at most about a second ago."""
+        counts = self._counts or OutboxStatus(waiting=0, leased=0, set_aside=0, bytes=0, oldest_age=None)
+        return evolve(
+            counts,
+            last_confirm=self._last_confirm,
+            confirmed=self._window.confirmed,
+            possible_duplicates=self._window.possible_duplicates,
+            last_error=None if self._failure is None else str(self._failure),
+        )
+
+    # --- the coordinator --------------------------------------------------------------------------------------------
+
+    async def _coordinate(self, tasks: anyio.abc.TaskGroup) -> None:
+        assert self._backend is not None
+        clock = self._backend.clock
+        while True:
+            now = clock()
+            self._follow_link(now)
+            self._start_runs(tasks)
+            work, pending = self._next_work(now)
+            if work is not None:
+                await self._do(work, pending, now)
+            elif self._stopping and not self._window.flights and not self._window.has_orders:
+                return
+            elif self._stopping and self._failure is not None and not self._window.flights:
+                return  # the store is away: `_finish` tries once more
+            else:
+                await self._nap(now)
+
+    def _start_runs(self, tasks: anyio.abc.TaskGroup) -> None:
+        assert self._backend is not None
+        if self._down_since is None and not self._stopping:
+            for run in self._window.runs(self._backend.clock()):
+                tasks.start_soon(self._publish, run, tasks)
+
+    def _follow_link(self, now: float) -> None:
+        status = self._producer.status()
+        if status.connection_state is ConnectionState.CONNECTED and not status.blocked:
+            if self._down_since is not None:
+                self._down_since = None
+                self._rows_may_wait = True
+        elif self._down_since is None:
+            self._down_since = now
+        elif len(self._window) and not self._window.flights and now - self._down_since >= _GIVE_BACK_AFTER:
+            self._window.release_unsent()
+
+    def _next_work(self, now: float) -> tuple[Work | None, list[_Pending]]:
+        pending = self._take_pending()
+        failing = self._failure is not None
+        work = Work(inserts=[one.row for one in pending])
+        # A failed store is tried again at its time, by the relay's part and by each enqueue apart from one another:
+        # a full disk that refuses a row must not hold up the deletes that make room.
+        if now >= self._retry_at and not (failing and pending):
+            want: Want | None = None
+            if self._rows_may_wait and self._down_since is None and not self._stopping:
+                want = self._window.want(self._scan_from)
+            work = evolve(
+                work,
+                settlement=self._window.orders() if self._window.has_orders else Settlement(),
+                renew=now >= self._renew_at and len(self._window) > 0,
+                want=want,
+                count=now >= self._count_due() or self._flush_due,
+                flushed_to=min((position for position, _ in self._flush_waiters), default=None)
+                if self._flush_due
+                else None,
+            )
+        asked = pending or work.settlement or work.renew or work.count
+        asked = asked or work.want is not None or work.flushed_to is not None
+        return (work if asked else None), pending
+
+    def _take_pending(self) -> list[_Pending]:
+        taken: list[_Pending] = []
+        size = 0
+        while self._pending and len(taken) < _INSERTS and size < _INSERT_BYTES:
+            one = self._pending.popleft()
+            one.taken = True
+            size += len(one.row.body)
+            taken.append(one)
+        return taken
+
+    async def _do(self, work: Work, pending: list[_Pending], began: float) -> None:
+        try:
+            done = await self._call(self._store.transact, work, self._token, self._policy.lease)
+        except OutboxUnusable as error:
+            for one in pending:
+                self._answer(one, error)
+            if not pending or self._failure is None:
+                self._store_failed(error)
+            return
+        except BaseException:
+            for one in pending:
+                self._answer(one, OutboxError("the store failed; the message may not be stored"))
+            raise
+        if self._failure is not None:
+            _log.info("%s: the outbox can be written again", self._producer.name)
+        self._failure, self._failures, self._retry_at = None, 0, -math.inf
+        for one, answer in zip(pending, done.stored, strict=True):
+            self._answer(one, answer)
+            self._rows_may_wait = True
+        self._uncounted = self._uncounted or bool(pending or work.settlement or done.claimed.rows)
+        self._apply(work, done, began)
+
+    def _apply(self, work: Work, done: Done, began: float) -> None:
+        if not done.owned:
+            _log.warning(
+                "%s: another relay took over this relay's rows, because its lease of %g s ran out; they may be published twice",
+                self._producer.name, self._policy.lease,
+            )  # fmt: skip
+            self._window.lost()
+            self._token = uuid.uuid4().hex
+            self._renew_at = math.inf
+            self._rows_may_wait = True
+            return
+        if work.settlement:
+            self._report(work.settlement)
+            self._window.written(work.settlement)
+            self._flush_due = bool(self._flush_waiters)
+        if work.settlement or work.renew or done.claimed.rows:
+            self._window.leased_until = began + self._policy.lease
+            self._renew_at = began + self._policy.lease / 4
+        if work.want is not None:
+            self._window.take(done.claimed, work.want)
+            self._scan_from = done.claimed.scanned_to
+            self._rows_may_wait = done.claimed.more
+        if work.flushed_to is not None:
+            self._flush_due = False
+            if done.flushed:
+                for position, event in self._flush_waiters:
+                    if position <= work.flushed_to:
+                        event.set()
+                        self._flush_due = True  # others may wait for a higher position
+        if done.status is not None:
+            self._count_taken(done.status, began)
+
+    def _count_taken(self, counts: OutboxStatus, began: float) -> None:
+        assert self._backend is not None
+        now = self._backend.clock()
+        # Counting a large outbox takes long: never more than a twentieth of the time.
+        self._count_at = now + max(0.1, 20 * (now - began))
+        self._uncounted = False
+        self._counts = counts
+        age = counts.oldest_age or 0.0
+        if age < _OLD_BACKLOG:
+            self._report_age = _OLD_BACKLOG
+        elif age >= self._report_age:
+            self._report_age = 2 * age
+            _log.warning(
+                "%s: the oldest of %d rows in the outbox has waited %.0f s for its confirm",
+                self._producer.name, counts.backlog, age,
+            )  # fmt: skip
+
+    def _count_due(self) -> float:
+        """When to count next: other processes write as well, so also where this one wrote nothing."""
+        return self._count_at + (0.0 if self._uncounted else 1.0)
+
+    def _report(self, settlement: Settlement) -> None:
+        if settlement.confirmed:
+            self._last_confirm = datetime.now(UTC)
+        for aside in settlement.set_aside:
+            _log.warning(
+                "%s: row %d was set aside (%s): %s%s", self._producer.name, aside.position, aside.reason, aside.error,
+                "; later rows of its key wait until somebody retries or drops it" if aside.holds else "",
+            )  # fmt: skip
+
+    def _store_failed(self, error: OutboxUnusable) -> None:
+        assert self._backend is not None
+        if self._failure is None or self._failure.problem is not error.problem:
+            _log.error("%s: the outbox cannot be used: %s", self._producer.name, error)
+        first, longest = _STORE_RETRY
+        self._failure = error
+        self._retry_at = self._backend.clock() + min(longest, first * 2.0 ** min(self._failures, 16))
+        self._failures += 1
+
+    async def _nap(self, now: float) -> None:
+        """Sleep until there is something to do."""
+        due = min(
+            self._window.wakes_at(),
+            self._renew_at if len(self._window) else math.inf,
+            self._count_due(),
+            math.inf if self._down_since is None else self._down_since + _GIVE_BACK_AFTER,
+        )
+        if due <= now:
+            due = math.inf  # it is due and cannot be done now; news will come
+        due = max(due, self._retry_at)
+        assert self._news is not None
+        with anyio.move_on_after(max(0.0, due - now)):
+            await self._news.wait()
+        self._news = anyio.Event()
+
+    # --- tasks beside it --------------------------------------------------------------------------------------------
+
+    async def _publish(self, run: Run, tasks: anyio.abc.TaskGroup) -> None:
+        messages = [_message(flagged, row.message, row.possible_duplicate) for row in run.rows]
+        outcomes: Sequence[Receipt | PublishError]
+        try:
+            outcomes = await self._producer.publish_many(messages, timeout=self._publish_timeout)
+        except PublishError as error:  # the producer is closed
+            outcomes = [error] * len(messages)
+        assert self._backend is not None
+        self._window.landed(run, outcomes, self._backend.clock())
+        # The coordinator may be waiting for the disk; the next rows of these keys need not wait for it.
+        self._start_runs(tasks)
+        self._wake()
+
+    async def _watch_link(self) -> None:
+        async with self._producer.changes() as changes:
+            async for _ in changes:
+                self._wake()
+
+    async def _watch_outcomes(self) -> None:
+        async with self._producer.outcomes() as outcomes:
+            async for outcome in outcomes:
+                if self._window.late(outcome.message_id, outcome.result):
+                    self._wake()
+
+    async def _poll(self) -> None:
+        assert self._backend is not None
+        while True:
+            await anyio.sleep(self._poll_interval)
+            self._scan_from, self._rows_may_wait = 0, True
+            self._flush_due = bool(self._flush_waiters)  # another relay may have published the rows
+            began = self._call_began
+            if began is not None and self._backend.clock() - began > _STORE_TIMEOUT:
+                self._store.interrupt()
+            self._wake()
+
+    async def _listen(self) -> None:
+        """Follow the hints of a store that gives some."""
+        wait_hint = getattr(self._store, "wait_hint", None)
+        while wait_hint is not None:
+            await wait_hint()
+            self._scan_from, self._rows_may_wait = 0, True
+            self._wake()
+
+    # --- within -----------------------------------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        if self._news is not None:
+            self._news.set()
+
+    def _answer(self, pending: _Pending, result: int | OutboxError) -> None:
+        pending.result = result
+        ticket, pending.waiter = pending.waiter, None
+        if ticket is not None and self._backend is not None:
+            self._backend.wake(ticket)
+
+    async def _call(self, function: Callable[[Unpack[Arguments]], Answer], *arguments: *Arguments) -> Answer:
+        """Call the store, in a thread where it blocks; one call at a time."""
+        if not self._store.blocks:
+            await anyio.lowlevel.checkpoint()
+            return function(*arguments)
+        assert self._backend is not None
+        assert self._limiter is not None
+        async with self._limiter:
+            self._call_began = self._backend.clock()
+            try:
+                return await anyio.to_thread.run_sync(function, *arguments)
+            finally:
+                self._call_began = None
+
+
+def _forget_waiter(pending: _Pending) -> None:
+    pending.waiter = None
+
+
+def _message(flag: Callable[[Message], Message], message: Message | None, possible_duplicate: bool) -> Message:
+    assert message is not None, "a row without a message is never published"
+    return flag(message) if possible_duplicate else message

@@ -1,0 +1,166 @@
+"""A message as columns, and back. The format is documented in docs/outbox.md, because other programs write it too."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
+from typing import Any, Final
+
+from warrener._properties import PROPERTIES, FieldValue
+from warrener.errors import InvalidMessage, printable
+from warrener.outbox.records import NewRow
+from warrener.records import Message
+
+__all__ = ["DUPLICATE_HEADER", "decode", "encode", "flagged"]
+
+#: A row that may be in a queue already is published with this header, so that a consumer knows it.
+DUPLICATE_HEADER: Final = "x-warrener-possible-duplicate"
+
+#: Properties of `Message` that stand in the column `properties` as they are, with the value that is left out there.
+_PLAIN: Final[Mapping[str, object]] = {
+    **{each.field: None for each in PROPERTIES if each.field not in ("headers", "timestamp", "message_id")},
+    "persistent": True,
+    "mandatory": True,
+}
+_KNOWN: Final = frozenset({*_PLAIN, "headers", "timestamp"})
+#: Columns of text, which PostgreSQL keeps without NUL.
+_TEXTS: Final = ("message_id", "exchange", "routing_key")
+
+
+def encode(message: Message, key: str | None = None) -> NewRow:
+    """Return the row of a message. Raises TypeError or `InvalidMessage` for a key, an id or an address that cannot be kept."""
+    if key is not None and not isinstance(key, str):
+        raise TypeError(f"key must be str or None, not {type(key).__name__}")
+    for name in _TEXTS:
+        if "\0" in getattr(message, name):
+            raise InvalidMessage(message.message_id, f"{name} contains a NUL character, which PostgreSQL cannot keep")
+    if key is not None and "\0" in key:
+        raise InvalidMessage(message.message_id, "the key contains a NUL character, which PostgreSQL cannot keep")
+    properties: dict[str, object] = {
+        name: value for name, default in _PLAIN.items() if (value := getattr(message, name)) != default
+    }
+    if message.timestamp is not None:
+        properties["timestamp"] = _utc(message.timestamp).isoformat()
+    if message.headers:
+        properties["headers"] = {name: _to_json(value) for name, value in message.headers.items()}
+    text = json.dumps(properties, ensure_ascii=False, separators=(",", ":"), sort_keys=True) if properties else "{}"
+    return NewRow(message.message_id, key, message.exchange, message.routing_key, text, message.body)
+
+
+def decode(message_id: object, exchange: object, routing_key: object, properties: object, body: object) -> Message:
+    """Return the message of a row's columns. Raises ValueError, with the column's name, for other columns."""
+    if isinstance(body, str):  # SQLite keeps what it was given, and text is how SQL writes a body
+        body = body.encode()
+    elif isinstance(body, memoryview):
+        body = body.tobytes()
+    if not isinstance(body, bytes):
+        raise ValueError(f"column body must hold bytes, not {type(body).__name__}")  # noqa: TRY004 - it is a row's content, not an argument
+    for name, value in (("message_id", message_id), ("exchange", exchange), ("routing_key", routing_key)):
+        if not isinstance(value, str):
+            raise ValueError(f"column {name} must hold text, not {type(value).__name__}")  # noqa: TRY004 - it is a row's content, not an argument
+    if not message_id:
+        raise ValueError("column message_id is empty")
+    fields = _fields(properties)
+    return Message(body, message_id=message_id, exchange=exchange, routing_key=routing_key, **fields)  # type: ignore[arg-type]
+
+
+def flagged(message: Message) -> Message:
+    """Return the same message with the header that says: a queue may hold it already."""
+    values = {name: getattr(message, name) for name in _KNOWN}
+    values["headers"] = {**message.headers, DUPLICATE_HEADER: True}
+    return Message(
+        message.body,
+        message_id=message.message_id,
+        exchange=message.exchange,
+        routing_key=message.routing_key,
+        **values,
+    )
+
+
+def _fields(properties: object) -> dict[str, Any]:
+    if properties == "{}":
+        return {}
+    if not isinstance(properties, str):
+        raise ValueError(f"column properties must hold JSON text, not {type(properties).__name__}")  # noqa: TRY004 - it is a row's content, not an argument
+    try:
+        fields = json.loads(properties)
+    except ValueError as error:
+        raise ValueError(f"column properties is not JSON: {error}") from None
+    except RecursionError:
+        raise ValueError("column properties is nested too deeply") from None
+    if not isinstance(fields, dict):
+        raise ValueError("column properties must hold a JSON object")  # noqa: TRY004 - it is a row's content, not an argument
+    unknown = sorted(set(fields) - _KNOWN)
+    if unknown:
+        raise ValueError(f"column properties has the unknown name {printable(unknown[0], 60)!r}")
+    for name in ("persistent", "mandatory"):
+        if not isinstance(fields.get(name, True), bool):
+            raise ValueError(f"column properties: {name} must be true or false")  # noqa: TRY004 - it is a row's content, not an argument
+    if fields.get("timestamp") is not None:
+        try:
+            fields["timestamp"] = _utc(datetime.fromisoformat(fields["timestamp"]))
+        except (TypeError, ValueError):
+            raise ValueError("column properties: timestamp must be text in ISO 8601") from None
+    headers = fields.get("headers")
+    if headers is not None:
+        if not isinstance(headers, dict):
+            raise ValueError("column properties: headers must be a JSON object")
+        fields["headers"] = {name: _from_json(value) for name, value in headers.items()}
+    return fields
+
+
+def _utc(instant: datetime) -> datetime:
+    return instant.replace(tzinfo=UTC) if instant.tzinfo is None else instant.astimezone(UTC)
+
+
+# --- header values that JSON does not have ------------------------------------------------------------------------
+# {"!bytes": base64}, {"!decimal": text}, {"!timestamp": ISO 8601}; a table with one name that begins with "!" is
+# wrapped as {"!table": {...}}, so that every table comes back as it was.
+
+
+def _to_json(value: FieldValue) -> object:
+    match value:
+        case bytes():
+            return {"!bytes": base64.b64encode(value).decode()}
+        case Decimal():
+            return {"!decimal": str(value)}
+        case datetime():
+            return {"!timestamp": _utc(value).isoformat()}
+        case list():
+            return [_to_json(item) for item in value]
+        case Mapping():
+            table = {name: _to_json(item) for name, item in value.items()}
+            return {"!table": table} if len(table) == 1 and next(iter(table)).startswith("!") else table
+        case _:
+            return value
+
+
+_SPECIAL: Final[Mapping[str, Callable[[Any], FieldValue]]] = {
+    "!bytes": lambda text: base64.b64decode(text, validate=True),
+    "!decimal": Decimal,
+    "!timestamp": lambda text: _utc(datetime.fromisoformat(text)),
+}
+
+
+def _from_json(value: Any) -> FieldValue:
+    if isinstance(value, list):
+        return [_from_json(item) for item in value]
+    if isinstance(value, dict):
+        if len(value) == 1:
+            ((name, inner),) = value.items()
+            if name == "!table" and isinstance(inner, dict):
+                return {name: _from_json(item) for name, item in inner.items()}
+            if name.startswith("!"):
+                convert = _SPECIAL.get(name)
+                if convert is None:
+                    raise ValueError(f"column properties: headers hold the unknown type {printable(name, 60)!r}")
+                try:
+                    return convert(inner)
+                except (TypeError, ValueError, InvalidOperation, binascii.Error):
+                    raise ValueError(f"column properties: headers hold a value that is no {name[1:]}") from None
+        return {name: _from_json(item) for name, item in value.items()}
+    return value  # type: ignore[no-any-return]

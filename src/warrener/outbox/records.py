@@ -1,0 +1,238 @@
+"""The values of the outbox: rows, claims, orders, counts. Frozen, without I/O, clock or randomness."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Literal, TypeAlias
+
+from attrs import field, frozen
+
+from warrener.outbox.errors import OutboxFull
+from warrener.records import Message
+
+__all__ = [
+    "Again",
+    "Candidate",
+    "Claimed",
+    "Done",
+    "Entry",
+    "EntryState",
+    "NewRow",
+    "OutboxStatus",
+    "Row",
+    "SetAside",
+    "Settlement",
+    "Stored",
+    "Want",
+    "Work",
+]
+
+#: "waiting": stored and not claimed; "leased": a relay has claimed the row; "set_aside": a person has to decide.
+EntryState: TypeAlias = Literal["waiting", "leased", "set_aside"]
+
+
+@frozen
+class Stored:
+    """The message is on disk. `position` is its place in the outbox's order."""
+
+    message_id: str
+    position: int
+
+
+@frozen
+class OutboxStatus:
+    """An outbox at one instant."""
+
+    #: Rows that wait to be published, leased ones not counted.
+    waiting: int
+    #: Rows that a relay has claimed.
+    leased: int
+    #: Rows that a person has to look at: `entries(state="set_aside")`.
+    set_aside: int
+    #: Bytes of the bodies of all three kinds of rows.
+    bytes: int
+    #: Seconds since the oldest row that is not set aside was stored; None where there is none.
+    oldest_age: float | None
+    #: When a broker last confirmed a row of this outbox to this process; None before the first.
+    last_confirm: datetime | None = None
+    #: Rows that this process's relay has published and deleted.
+    confirmed: int = 0
+    #: How many of those may have reached a queue twice.
+    possible_duplicates: int = 0
+    #: The newest error of the store; None where the last access succeeded.
+    last_error: str | None = None
+
+    @property
+    def backlog(self) -> int:
+        """Rows stored and not yet confirmed or set aside."""
+        return self.waiting + self.leased
+
+
+@frozen
+class Entry:
+    """One row as a person sees it."""
+
+    position: int
+    message_id: str
+    key: str | None
+    exchange: str
+    routing_key: str
+    state: EntryState
+    #: How often the row was published, or claimed by a relay that then died.
+    attempts: int
+    #: Whether a queue may hold the message already.
+    possible_duplicate: bool
+    stored_at: datetime
+    #: The row is not published before this instant; None: at once.
+    not_before: datetime | None
+    #: Why the row was set aside: the name of an error class.
+    reason: str | None
+    #: The newest error, in words.
+    last_error: str | None
+    set_aside_at: datetime | None
+    properties: str = field(repr=False)
+    body: bytes = field(repr=lambda body: f"<{len(body)} bytes>")
+
+
+@frozen
+class NewRow:
+    """A row to insert; see docs/outbox.md for the columns."""
+
+    message_id: str
+    key: str | None
+    exchange: str
+    routing_key: str
+    properties: str
+    body: bytes
+
+
+@frozen(eq=False)
+class Row:
+    """A row that this relay has claimed."""
+
+    position: int
+    claim: int
+    key: str | None
+    #: None where the columns are not a message; `problem` says why.
+    message: Message | None
+    attempts: int = 0
+    #: How often the broker refused the row with a nack.
+    nacks: int = 0
+    possible_duplicate: bool = False
+    problem: str | None = None
+
+
+@frozen
+class Candidate:
+    """What the claim looks at before it chooses: a row's place, key, size, and whether it may be published now."""
+
+    position: int
+    key: str | None
+    size: int
+    #: False: the row's retry time has not come, or (PostgreSQL) an older transaction still runs.
+    ready: bool
+    #: Whether any relay has claimed it.
+    taken: bool
+    #: The lowest position of the row's key in the outbox; the row's own position where it has no key.
+    first: int
+
+
+@frozen
+class Want:
+    """How much the relay can take."""
+
+    rows: int
+    bytes: int
+    #: At most so many rows of one key, so that one key cannot fill the relay.
+    per_key: int
+    #: Scan upwards from here; rows at or below are left out, except those of `keys`.
+    after: int = 0
+    #: Keys whose rows this relay has finished and of which more were there.
+    keys: tuple[str, ...] = ()
+    #: Rows looked at in one claim, at most.
+    scan: int = 5_000
+
+
+@frozen
+class Claimed:
+    """What one claim brought."""
+
+    rows: tuple[Row, ...] = ()
+    #: Where the scan ended; the next one may go on there.
+    scanned_to: int = 0
+    #: Whether the scan stopped for a limit and not at the end of the outbox.
+    more: bool = False
+    #: Keys of which at least one further row was seen.
+    unfinished: frozenset[str] = frozenset()
+
+
+@frozen
+class Again:
+    """A row to keep in the outbox after an attempt, with what was learned."""
+
+    position: int
+    claim: int
+    attempts: int
+    nacks: int
+    possible_duplicate: bool
+    #: Seconds from now; None: at once.
+    delay: float | None
+    error: str
+
+
+@frozen
+class SetAside:
+    """A row for a person to look at."""
+
+    position: int
+    claim: int
+    attempts: int
+    possible_duplicate: bool
+    reason: str
+    error: str
+    #: Whether later rows of its key wait until a person has decided.
+    holds: bool
+
+
+@frozen
+class Settlement:
+    """What became of claimed rows: written in one transaction, and only where the claims are still this relay's."""
+
+    #: (position, claim) of confirmed rows, to delete.
+    confirmed: tuple[tuple[int, int], ...] = ()
+    again: tuple[Again, ...] = ()
+    set_aside: tuple[SetAside, ...] = ()
+    #: The positions that each changed claim still holds; none: the claim ends.
+    claims: Mapping[int, tuple[int, ...]] = field(factory=dict[int, tuple[int, ...]])
+
+    def __bool__(self) -> bool:
+        return bool(self.confirmed or self.again or self.set_aside or self.claims)
+
+
+@frozen
+class Work:
+    """What one transaction does, in this order: insert, settle, renew the lease, claim."""
+
+    inserts: Sequence[NewRow] = ()
+    settlement: Settlement = field(factory=Settlement)
+    renew: bool = False
+    want: Want | None = None
+    #: Ask for the counts too.
+    count: bool = False
+    #: Ask whether rows at or below this position wait or are leased.
+    flushed_to: int | None = None
+
+
+@frozen
+class Done:
+    """What a transaction answered."""
+
+    #: A position, or why the row was not stored, for each insert.
+    stored: Sequence[int | OutboxFull] = ()
+    #: False: another relay took over this relay's claims; the settlement was not written.
+    owned: bool = True
+    claimed: Claimed = field(factory=Claimed)
+    status: OutboxStatus | None = None
+    #: The answer to `flushed_to`.
+    flushed: bool | None = None

@@ -1,0 +1,51 @@
+"""Text from the broker, with the password that we gave it taken out.
+
+A broker may write the password into a text of its own (a close, a return, a blocked reason), on purpose or for debugging,
+and such texts reach exceptions, logs and the status.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterator
+from urllib.parse import quote, quote_plus
+
+from warrener.errors import printable
+from warrener.records import Credentials
+
+__all__ = ["Mask"]
+
+_MASK = "***"
+
+
+class Mask:
+    """Makes text from outside `printable`, with the password masked: raw, percent-encoded and in base64."""
+
+    def __init__(self, credentials: Credentials) -> None:
+        forms = sorted(set(_forms(credentials)), key=len, reverse=True) if credentials.password else []
+        # Percent-encoding has digits of either case.
+        self._pattern = re.compile("|".join(map(re.escape, forms)), re.IGNORECASE) if forms else None
+
+    def __call__(self, text: object) -> str:
+        """Return the text as one safe line."""
+        raw = text if isinstance(text, str) else repr(text)
+        return printable(self._pattern.sub(_MASK, raw) if self._pattern is not None else raw)
+
+
+def _forms(credentials: Credentials) -> Iterator[str]:
+    user, password = credentials.username, credentials.password
+    yield password
+    # As `repr` and JSON show it.
+    yield repr(password)[1:-1]
+    yield password.encode("unicode_escape").decode()
+    try:
+        secrets = [password.encode(), f"\0{user}\0{password}".encode(), f"{user}:{password}".encode()]
+    except UnicodeEncodeError:
+        return  # The session refuses such credentials.
+    yield quote(password)
+    yield quote(password, safe="")
+    yield quote_plus(password)
+    for secret in secrets:
+        for encoded in (base64.b64encode(secret), base64.urlsafe_b64encode(secret)):
+            yield encoded.decode().rstrip("=")

@@ -1,0 +1,301 @@
+"""Which endpoint, and which of its addresses, the next dial goes to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from attrs import evolve
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from warrener.errors import Fault, FaultKind
+from warrener.machine import (
+    Backoff,
+    Breaker,
+    EndpointRecord,
+    Endpoints,
+    Policy,
+    Record,
+    effects,
+    events,
+    initial,
+    states,
+    transition,
+)
+from warrener.machine.endpoints import begin_pass, endpoint_failed, endpoint_proven, in_order, next_endpoint
+from warrener.testing.strategies import backoffs, endpoints, faults, instants
+
+LOST = Fault(FaultKind.CONNECTION_LOST, "connection reset")
+REFUSED = Fault(FaultKind.UNREACHABLE, "connection refused")
+PASSWORD = Fault(FaultKind.AUTHENTICATION, "ACCESS_REFUSED", reply_code=403)
+SHUTDOWN = Fault(FaultKind.CLOSED_BY_BROKER, "CONNECTION_FORCED", reply_code=320)
+FOREVER = Policy(backoff=Backoff(initial=1, cap=15, jitter=0, attempts=None))
+
+
+def dials(step_effects: tuple[effects.Effect, ...]) -> list[effects.Dial]:
+    return [effect for effect in step_effects if isinstance(effect, effects.Dial)]
+
+
+def started(count: int, policy: Policy = FOREVER) -> Record:
+    return transition(initial(), events.StartRequested(0.0, tuple(range(count))), policy).record
+
+
+def up(record: Record, *, proven: bool) -> Record:
+    for event in (events.LinkOpened(record.link, record.at), events.TopologyRestored(record.link, record.at)):
+        record = transition(record, event, FOREVER).record
+    if proven:
+        record = transition(record, events.PublishConfirmed(record.link, record.at), FOREVER).record
+    return record
+
+
+def failing(record: Record, fault_of: dict[int, Fault], policy: Policy) -> Iterator[tuple[float, int]]:
+    """Fail every dial for ever; yield the instant and the endpoint of each."""
+    at = record.at
+    while True:
+        current = record.endpoints.current
+        yield at, current
+        step = transition(record, events.DialFailed(record.link, fault_of[current], at), policy)
+        if not dials(step.effects):
+            (timer,) = [effect for effect in step.effects if isinstance(effect, effects.StartRetryTimer)]
+            at += timer.longest
+            step = transition(step.record, events.RetryTimerFired(timer.link, at), policy)
+        record = step.record
+
+
+# --- the queue ---------------------------------------------------------------------------------------------------
+
+
+@given(endpoints(), faults(), backoffs(), instants(), st.booleans())
+def test_no_endpoint_is_forgotten_or_doubled(
+    before: Endpoints, fault: Fault, backoff: Backoff, at: float, proven: bool
+) -> None:
+    """Whatever happens, the queue has every endpoint once, and the one that failed is its last."""
+    after = endpoint_failed(before, fault, backoff, at, proven=proven)
+
+    assert sorted(after.queue) == list(range(len(before.records)))
+    assert after.queue[-1] == before.current
+    for made in (begin_pass(after, at), begin_pass(after, at, hinted=True), endpoint_proven(after)):
+        assert sorted(made.queue) == list(range(len(before.records)))
+        assert len(made.records) == len(before.records)
+
+
+@given(endpoints(), faults(), backoffs(), instants())
+def test_an_endpoint_that_has_just_failed_is_not_the_next(
+    before: Endpoints, fault: Fault, backoff: Backoff, at: float
+) -> None:
+    """As long as another endpoint is ready, the next pass begins with another one."""
+    after = endpoint_failed(before, fault, backoff, at, proven=True)
+    others = [index for index in after.queue[:-1] if after.records[index].retry_at <= at]
+    assume(others)
+
+    assert begin_pass(after, at).current == others[0]
+
+
+@given(endpoints(), instants())
+def test_a_pass_dials_each_ready_endpoint_once(before: Endpoints, at: float) -> None:
+    """A pass ends, and by then it has dialed exactly the endpoints that were ready, in the order of the queue."""
+    ready = [index for index in before.queue if before.records[index].retry_at <= at]
+    following: Endpoints | None = begin_pass(before, at)
+    dialed: list[int] = []
+    while following is not None:
+        dialed.append(following.current)
+        following = next_endpoint(following, at)
+
+    soonest = min(before.queue, key=lambda index: before.records[index].retry_at)
+    assert dialed == (ready or [soonest])
+
+
+@given(endpoints())
+def test_a_hint_makes_every_endpoint_ready(before: Endpoints) -> None:
+    """`reconnect()` says that a broker is back, and does not say which one."""
+    after = begin_pass(before, 0.0, hinted=True)
+
+    assert after.current == before.queue[0]
+    assert {record.retry_at for record in after.records} == {-math.inf}
+
+
+@given(st.lists(st.sampled_from((REFUSED, PASSWORD)), min_size=1, max_size=3))
+def test_every_endpoint_is_dialed_again_and_again(each: list[Fault]) -> None:
+    """With all of them failing, no endpoint waits longer than the longest delay of the backoff and one more pass."""
+    last: dict[int, float] = {}
+    for at, endpoint in failing(started(len(each)), dict(enumerate(each)), FOREVER):
+        assert at - last.get(endpoint, 0.0) <= 2 * FOREVER.backoff.cap
+        last[endpoint] = at
+        if at > 300:
+            break
+
+    assert set(last) == set(range(len(each)))
+
+
+def test_an_endpoint_that_refuses_for_good_is_dialed_at_the_slowest_pace() -> None:
+    """A wrong password on one endpoint does not slow the other one down, and is not tried with each pass."""
+    instants_of: dict[int, list[float]] = {0: [], 1: []}
+    for at, endpoint in failing(started(2), {0: PASSWORD, 1: REFUSED}, FOREVER):
+        if at > 60:
+            break
+        instants_of[endpoint].append(at)
+
+    assert instants_of == {0: [0.0, 15.0, 30.0, 45.0, 60.0], 1: [0.0, 1.0, 3.0, 7.0, 15.0, 30.0, 45.0, 60.0]}
+
+
+def test_a_single_endpoint_keeps_the_delays_of_the_backoff() -> None:
+    """With one endpoint, each failed dial is a pass and is followed by a delay."""
+    instants_of = [at for at, _ in zip(failing(started(1), {0: REFUSED}, FOREVER), range(7), strict=False)]
+
+    assert [at for at, _ in instants_of] == [0.0, 1.0, 3.0, 7.0, 15.0, 30.0, 45.0]
+
+
+def test_a_pass_counts_one_failure_and_one_attempt() -> None:
+    """Three endpoints that refuse are one failure for the breaker, and the delay comes after the third."""
+    record = started(3)
+    for endpoint in (1, 2):
+        step = transition(record, events.DialFailed(record.link, REFUSED, 1.0), FOREVER)
+        assert dials(step.effects) == [effects.Dial(record.link + 1, endpoint, 0)]
+        record = step.record
+        assert (record.failures, record.attempts) == (0, 0)
+    step = transition(record, events.DialFailed(record.link, REFUSED, 1.0), FOREVER)
+
+    assert step.record.state == states.Waiting(3)
+    assert (step.record.failures, step.record.attempts) == (1, 0)
+    assert transition(step.record, events.RetryTimerFired(3, 2.0), FOREVER).record.attempts == 1
+
+
+# --- the address -------------------------------------------------------------------------------------------------
+
+
+@given(endpoints(), faults(), backoffs(), instants(), st.booleans())
+def test_the_next_dial_begins_with_another_address(
+    before: Endpoints, fault: Fault, backoff: Backoff, at: float, proven: bool
+) -> None:
+    """The address moves on after a failed dial, an unproven link and a shutdown, and stays after a proven link's loss."""
+    after = endpoint_failed(before, fault, backoff, at, proven=proven)
+
+    moved = after.records[before.current].address - before.record.address
+    assert moved == (0 if proven and not fault.orderly else 1)
+
+
+def test_the_order_to_dial_carries_the_address() -> None:
+    """A mute first address costs one dial: the next dial begins with the second one, also after an unproven link."""
+    record, addresses = started(1), []
+    for _ in range(3):
+        step = transition(record, events.DialFailed(record.link, REFUSED, record.at), FOREVER)
+        step = transition(step.record, events.RetryTimerFired(record.link, record.at + 20), FOREVER)
+        addresses += [dial.address for dial in dials(step.effects)]
+        record = step.record
+    lost = events.LinkLost(record.link, LOST, record.at)
+    step = transition(up(record, proven=False), lost, FOREVER)
+    step = transition(step.record, events.RetryTimerFired(record.link, record.at + 20), FOREVER)
+
+    assert [*addresses, dials(step.effects)[0].address] == [1, 2, 3, 4]
+
+
+def test_a_dropped_link_moves_the_address_on_unless_it_was_proven() -> None:
+    """A link on which no confirm arrives is as good as a failed dial."""
+    for proven, address in ((False, 1), (True, 0)):
+        record = up(started(1), proven=proven)
+        dropped = transition(record, events.ConfirmOverdue(1, record.at), FOREVER).record
+
+        assert dropped.endpoints.record.address == address
+
+
+# --- failing over ------------------------------------------------------------------------------------------------
+
+
+def test_a_shutdown_leads_to_another_endpoint_at_once() -> None:
+    """320 from a proven link is no failure, and no delay comes before the next endpoint."""
+    record = up(started(2), proven=True)
+
+    step = transition(record, events.LinkLost(1, SHUTDOWN, record.at), FOREVER)
+
+    assert dials(step.effects) == [effects.Dial(2, 1, 0)]
+    assert (step.record.failures, step.record.endpoints.records[0].failures) == (0, 0)
+
+
+def test_two_endpoints_that_shut_down_cannot_cause_fast_dials() -> None:
+    """Without a proven link in between, the second shutdown ends the pass, and a delay follows."""
+    record = up(started(2), proven=True)
+    record = transition(record, events.LinkLost(1, SHUTDOWN, record.at), FOREVER).record
+    record = up(record, proven=False)
+
+    step = transition(record, events.LinkLost(2, SHUTDOWN, record.at), FOREVER)
+
+    assert step.record.state == states.Waiting(2)
+
+
+def test_a_shutdown_does_not_lead_beyond_the_last_attempt() -> None:
+    """With no attempt left the producer gives up, whatever other endpoints there are."""
+    policy = Policy(backoff=Backoff(attempts=0))
+    record = up(started(2, policy), proven=True)
+
+    assert transition(record, events.LinkLost(1, SHUTDOWN, record.at), policy).record.state == states.GaveUp(1)
+
+
+def test_the_loss_of_a_proven_link_waits_and_then_begins_with_another_endpoint() -> None:
+    """A whole fleet loses its broker at once: the delay is what spreads its dials to the next endpoint."""
+    record = up(started(2), proven=True)
+
+    step = transition(record, events.LinkLost(1, LOST, 5.0), FOREVER)
+    assert step.record.state == states.Waiting(1)
+    step = transition(step.record, events.RetryTimerFired(1, 6.0), FOREVER)
+
+    assert dials(step.effects) == [effects.Dial(2, 1, 0)]
+
+
+# --- refusals ----------------------------------------------------------------------------------------------------
+
+
+def refusals(step_effects: tuple[effects.Effect, ...]) -> list[Fault]:
+    return [effect.fault for effect in step_effects if isinstance(effect, effects.RefusePublishing)]
+
+
+def test_a_lasting_refusal_before_the_first_connection_ends_the_waiting_messages() -> None:
+    """A wrong password at the start is told at once; after a first connection the messages wait for the broker."""
+    first = started(1)
+    later = transition(up(first, proven=True), events.LinkLost(1, LOST, 1.0), FOREVER).record
+    later = transition(later, events.RetryTimerFired(1, 2.0), FOREVER).record
+
+    assert refusals(transition(first, events.DialFailed(1, PASSWORD, 0.5), FOREVER).effects) == [PASSWORD]
+    assert refusals(transition(first, events.DialFailed(1, REFUSED, 0.5), FOREVER).effects) == []
+    assert refusals(transition(later, events.DialFailed(2, PASSWORD, 2.5), FOREVER).effects) == []
+
+
+def test_a_refused_topology_ends_the_waiting_messages_also_later() -> None:
+    """Nothing can be published while a declaration is refused, at the first connection and after a reconnect."""
+    mismatch = Fault(FaultKind.TOPOLOGY, "PRECONDITION_FAILED", reply_code=406, entity="queue 'tasks'")
+    record = transition(up(started(1), proven=True), events.LinkLost(1, LOST, 1.0), FOREVER).record
+    record = transition(record, events.RetryTimerFired(1, 2.0), FOREVER).record
+    record = transition(record, events.LinkOpened(2, 2.5), FOREVER).record
+
+    assert refusals(transition(record, events.LinkLost(2, mismatch, 3.0), FOREVER).effects) == [mismatch]
+
+
+def test_messages_wait_while_one_endpoint_does_not_refuse() -> None:
+    """Only when every endpoint refuses the producer for good are the waiting messages ended."""
+    record = transition(started(2), events.DialFailed(1, PASSWORD, 0.5), FOREVER).record
+
+    assert refusals(transition(record, events.DialFailed(2, REFUSED, 1.0), FOREVER).effects) == []
+    assert refusals(transition(record, events.DialFailed(2, PASSWORD, 1.0), FOREVER).effects) == [PASSWORD]
+
+
+@given(endpoints())
+def test_a_proven_link_clears_the_failures_of_its_endpoint(before: Endpoints) -> None:
+    """The other endpoints keep theirs, and the last fault stays for the status."""
+    after = endpoint_proven(before)
+
+    assert after.record == EndpointRecord(
+        0,
+        -math.inf if before.record.failures else before.record.retry_at,
+        before.record.last_fault,
+        before.record.address,
+    )
+    assert evolve(after, records=()) == evolve(before, records=())
+    assert [index for index in before.queue if after.records[index] != before.records[index]] in ([], [before.current])
+
+
+def test_the_first_order_is_the_owner_s() -> None:
+    """A shuffled order is drawn by the owner and given with the start."""
+    step = transition(initial(), events.StartRequested(0.0, (2, 0, 1)), Policy(breaker=Breaker()))
+
+    assert dials(step.effects) == [effects.Dial(1, 2, 0)]
+    assert step.record.endpoints == evolve(in_order((2, 0, 1)), tried=frozenset({2}))

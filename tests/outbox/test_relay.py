@@ -1,0 +1,293 @@
+"""The relay with a broker, on every backend: what is stored is published, whatever happens to the connection."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+
+from warrener import Backoff, Message, ProducerClosed, Queue, open_producer
+from warrener.outbox import OutboxFull, OutboxNotFlushed, OutboxUnusable, SQLiteOutbox, add
+from warrener.testing import EmbeddedBroker
+
+pytestmark = pytest.mark.anyio
+
+QUEUES = (Queue("tasks"), Queue("small", arguments={"x-max-length": 1, "x-overflow": "reject-publish"}))
+SOON = Backoff(initial=0.05, cap=0.05, min_gap=0.05, attempts=None)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "tasks.db"
+
+
+@asynccontextmanager
+async def relaying(broker, outbox, **settings):
+    """A producer with the outbox beside it."""
+    settings = {"topology": QUEUES, "backoff": SOON, "breaker": None} | settings
+    async with open_producer(broker.url, **settings) as producer, anyio.create_task_group() as tasks:
+        relay = outbox.relay(producer)
+        await tasks.start(relay.run)
+        try:
+            yield relay
+        finally:
+            relay.stop()
+
+
+def outbox_at(path, **arguments):
+    return SQLiteOutbox(path, **{"poll_interval": 0.02} | arguments)
+
+
+def task(number, routing_key="tasks"):
+    return Message(b"%d" % number, routing_key=routing_key)
+
+
+async def test_what_is_stored_is_published(path):
+    """`enqueue` returns the place of the row; afterwards the row is gone and the message is in its queue."""
+    async with EmbeddedBroker() as broker, relaying(broker, outbox_at(path)) as relay:
+        message = task(1)
+        stored = await relay.enqueue(message, key="user-42")
+        await relay.wait_flushed(10)
+
+        assert (stored.message_id, stored.position) == (message.message_id, 1)
+        assert broker.messages("tasks") == [b"1"]
+        status = relay.status()
+        assert (status.backlog, status.set_aside, status.confirmed, status.possible_duplicates) == (0, 0, 1, 0)
+        assert status.last_confirm is not None
+
+
+async def test_an_outage_is_outlived(path):
+    """Messages are accepted while there is no broker, and go out in order when there is one."""
+    async with EmbeddedBroker() as broker:
+        broker.stop()
+        async with relaying(broker, outbox_at(path)) as relay:
+            for number in range(20):
+                await relay.enqueue(task(number), key="one")
+            with pytest.raises(OutboxNotFlushed, match="20"):
+                await relay.wait_flushed(0.05)
+            broker.restart()
+            await relay.wait_flushed(10)
+
+            assert broker.messages("tasks") == [b"%d" % number for number in range(20)]
+
+
+async def test_rows_outlive_the_process(path):
+    """The next producer publishes what the last one left."""
+    async with EmbeddedBroker() as broker:
+        broker.stop()
+        async with relaying(broker, outbox_at(path)) as relay:
+            await relay.enqueue(task(1))
+        broker.restart()
+        async with relaying(broker, outbox_at(path)) as relay:
+            await relay.wait_flushed(10)
+
+        assert broker.messages("tasks") == [b"1"]
+
+
+async def test_what_another_program_commits_is_found(path):
+    """A plain insert in a transaction of its own; a rolled-back one is never published."""
+    outbox = outbox_at(path)
+    outbox.status()
+    async with EmbeddedBroker() as broker, relaying(broker, outbox) as relay:
+        db = sqlite3.connect(path)
+        with db:
+            add(db, task(1))
+        add(db, task(2))
+        db.rollback()
+        db.close()
+        await relay.wait_flushed(10)
+
+        assert broker.messages("tasks") == [b"1"]
+
+
+async def test_a_returned_row_is_set_aside_and_loud(path, caplog):
+    """Its key waits for a person and the log says so; other keys go on; a retry keeps the order."""
+    outbox = outbox_at(path)
+    async with EmbeddedBroker() as broker, relaying(broker, outbox) as relay:
+        await relay.enqueue(task(1, "missing"), key="a")
+        await relay.enqueue(task(2), key="a")
+        await relay.enqueue(task(3), key="b")
+        with pytest.raises(OutboxNotFlushed):
+            await relay.wait_flushed(0.3)
+        (entry,) = await anyio.to_thread.run_sync(outbox.entries, "set_aside")
+        assert (entry.position, entry.reason, entry.attempts) == (1, "Unroutable", 1)
+        assert broker.messages("tasks") == [b"3"]
+        assert "row 1 was set aside (Unroutable)" in caplog.text
+
+        broker.declare_queue("missing")
+        assert await anyio.to_thread.run_sync(outbox.retry, [entry.position]) == 1
+        await relay.wait_flushed(10)
+        assert broker.messages("missing") == [b"1"]
+        assert broker.messages("tasks") == [b"3", b"2"]
+
+
+async def test_nacks_beyond_the_attempts_set_a_row_aside(path):
+    """A queue that refuses gets as many attempts as the outbox allows."""
+    async with EmbeddedBroker() as broker, relaying(broker, outbox_at(path, attempts=1)) as relay:
+        await relay.enqueue(task(1, "small"))
+        await relay.wait_flushed(10)
+        await relay.enqueue(task(2, "small"))
+        await relay.wait_flushed(10)
+
+        assert relay.status().set_aside == 1
+        assert broker.messages("small") == [b"1"]
+
+
+async def test_a_lost_confirm_is_sent_again_and_flagged(path):
+    """A relay that ends without the confirm leaves the row; the copy carries the header and the same id."""
+    async with EmbeddedBroker(sync_interval=1e6, rng=random.Random(1)) as broker:
+        with anyio.CancelScope() as life:
+            async with relaying(broker, outbox_at(path)) as relay:
+                stored = await relay.enqueue(task(1))
+                while not broker.log:
+                    await anyio.sleep(0.01)
+                life.cancel()
+        async with relaying(broker, outbox_at(path)) as relay:
+            while relay.status().confirmed == 0:
+                broker.sync()
+                await anyio.sleep(0.01)
+            assert relay.status().possible_duplicates == 1
+
+        first, copy = broker.log
+        assert first.message_id == copy.message_id == stored.message_id
+        assert broker.messages("tasks") == [b"1", b"1"]
+
+
+async def test_a_full_outbox_refuses_and_keeps(path):
+    """`OutboxFull` reaches the caller; what was stored is published."""
+    async with EmbeddedBroker() as broker:
+        broker.stop()
+        async with relaying(broker, outbox_at(path, max_rows=1)) as relay:
+            await relay.enqueue(task(1))
+            with pytest.raises(OutboxFull, match="1 of at most 1 rows"):
+                await relay.enqueue(task(2))
+            broker.restart()
+            await relay.wait_flushed(10)
+
+        assert broker.messages("tasks") == [b"1"]
+
+
+async def test_calls_that_wait_together_share_a_commit(path):
+    """A thousand tasks that enqueue at once cost a few transactions."""
+    async with EmbeddedBroker() as broker:
+        broker.stop()
+        async with relaying(broker, outbox_at(path)) as relay:
+            transact, commits = relay._store.transact, []
+
+            def counting(work, *arguments):
+                commits.append(len(work.inserts))
+                return transact(work, *arguments)
+
+            relay._store.transact = counting
+            async with anyio.create_task_group() as tasks:
+                for number in range(1000):
+                    tasks.start_soon(relay.enqueue, task(number))
+
+            assert sum(commits) == 1000
+            assert len([size for size in commits if size]) <= 20
+
+
+async def test_cancelled_before_the_row_is_on_its_way_nothing_is_stored(path):
+    """The call raises the cancellation."""
+    outbox = outbox_at(path)
+    async with EmbeddedBroker() as broker:
+        broker.stop()
+        async with relaying(broker, outbox) as relay:
+            with anyio.move_on_after(0) as scope:
+                await relay.enqueue(task(1))
+            assert scope.cancelled_caught
+            assert await anyio.to_thread.run_sync(outbox.entries) == []
+
+
+async def test_cancelled_on_the_way_to_the_disk_the_call_returns_stored(path):
+    """The message is stored, so the caller is told, and the cancellation comes at the next checkpoint."""
+    async with EmbeddedBroker() as broker:
+        broker.stop()
+        async with relaying(broker, outbox_at(path)) as relay, anyio.create_task_group() as tasks:
+            transact, results = relay._store.transact, []
+
+            def cancelling(work, *arguments):
+                if work.inserts:
+                    anyio.from_thread.run_sync(tasks.cancel_scope.cancel)
+                return transact(work, *arguments)
+
+            async def caller():
+                results.append(await relay.enqueue(task(1)))
+                await anyio.sleep(60)
+
+            relay._store.transact = cancelling
+            tasks.start_soon(caller)
+        (stored,) = results
+        assert stored.position == 1
+
+
+async def test_before_and_after_its_life_the_relay_refuses(path):
+    """An error in words, not a call that never returns."""
+    async with EmbeddedBroker() as broker:
+        async with open_producer(broker.url) as producer:
+            relay = outbox_at(path).relay(producer)
+            with pytest.raises(RuntimeError, match="not running"):
+                await relay.enqueue(task(1))
+        async with relaying(broker, outbox_at(path)) as relay:
+            pass
+        with pytest.raises(ProducerClosed):
+            await relay.enqueue(task(1))
+
+
+async def test_a_file_that_cannot_be_used_ends_the_relay_at_once(path):
+    """The error is raised where the relay is started."""
+    path.write_bytes(b"no database " * 1000)
+    async with EmbeddedBroker() as broker, open_producer(broker.url) as producer:
+        relay = outbox_at(path).relay(producer)
+        with pytest.raises(OutboxUnusable):
+            await relay.run()
+
+
+async def test_one_outbox_object_has_one_relay_at_a_time(path):
+    """A second producer makes its own; the file takes any number."""
+    outbox = outbox_at(path)
+    async with EmbeddedBroker() as broker, relaying(broker, outbox) as relay:
+        with pytest.raises(RuntimeError, match="belongs to a running producer"):
+            outbox.relay(relay._producer)
+        async with relaying(broker, outbox_at(path)) as second:
+            await second.enqueue(task(1))
+            await second.wait_flushed(10)
+
+
+async def test_three_relays_keep_the_order_of_each_key(path):
+    """Thirty keys, three relays on one file, one of them cancelled in the middle: no inversion."""
+    keys, rows = 30, 10
+    async with EmbeddedBroker() as broker:
+        broker.stop()
+        async with relaying(broker, outbox_at(path)) as relay:
+            async with anyio.create_task_group() as tasks:
+                for number in range(keys * rows):
+                    await relay.enqueue(task(number), key=f"k{number % keys}")
+            async with anyio.create_task_group() as tasks:
+
+                async def doomed():
+                    async with relaying(broker, outbox_at(path)):
+                        while len(broker.log) < keys:
+                            await anyio.sleep(0.001)
+                        cancelled.cancel()
+                        await anyio.sleep(60)
+
+                cancelled = anyio.CancelScope()
+
+                async def run_doomed():
+                    with cancelled:
+                        await doomed()
+
+                tasks.start_soon(run_doomed)
+                async with relaying(broker, outbox_at(path)) as other:
+                    broker.restart()
+                    await other.wait_flushed(30)
+                    await relay.wait_flushed(30)
+        firsts = list(dict.fromkeys(int(body) for body in broker.messages("tasks")))
+        assert sorted(firsts) == list(range(keys * rows))
+        for key in range(keys):
+            of_key = [number for number in firsts if number % keys == key]
+            assert of_key == sorted(of_key)

@@ -1,0 +1,158 @@
+"""Plans with bad destinations beside sound ones, and how a broker gets them.
+
+Each seed has one plan of this kind, which `tests.simulation.isolation` runs twice: `beside` several bad destinations, and
+`alone`, with the same calls while each destination is well.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import trio
+from attrs import evolve
+
+from tests.simulation.schedule import (
+    DELAYED,
+    Call,
+    Fault,
+    Item,
+    Plan,
+    calm,
+    network_of,
+    producer_of,
+    stream,
+)
+from warrener.testing.broker import EmbeddedBroker
+
+__all__ = ["BAD", "FAULTS_FROM", "FIRST_BAD", "alone", "beside", "prepare"]
+
+#: Kinds of bad destination: the address that its messages go to, and the virtual second at which it is mended.
+BAD: Final = {
+    "absent": ("absent", None),  # an exchange that never exists
+    "returning": ("returning", 6.0),  # an exchange that is declared in the middle of the run
+    "full": ("full", None),  # a queue that refuses every message
+    "slow": ("slow", None),  # a queue that confirms late
+    "mute": ("mute", None),  # a queue that never confirms
+    "forbidden": ("forbidden", None),  # an exchange without the permission to write
+    "poisoned": ("jobs", None),  # messages that cost the channel (406), to a queue that is well
+    "delayed": ("delayed", None),  # an exchange of a plugin: return and ack, and yet delivered
+}
+#: Messages from this number on belong to a bad destination.
+FIRST_BAD: Final = 3000
+#: Virtual seconds. Calls begin after the first and end before the second; only later may the link have faults.
+BEGIN, END, FAULTS_FROM, ENDS_AT = 1.5, 16.0, 30.0, 45.0
+SLOWNESS = 3.0
+_SOUND = ("jobs", "jobs", "work", "quorum")
+_TROUBLES = ("rst", "fin", "freeze", "crash", "operator close", "cut to broker", "cut to client", "alarm")
+
+
+def beside(seed: int) -> Plan:
+    """Return the plan of a seed with bad destinations."""
+    rng = stream(seed, "isolation")
+    # A destination that holds a tenth of a tiny window or buffer would hold less than one message.
+    producer = producer_of(seed, "liveness", quiet=False)
+    kinds = rng.sample(sorted(BAD), rng.randint(3, len(BAD)))
+    calls = [*_sound_calls(rng, producer.publish_timeout)]
+    number = FIRST_BAD
+    for kind in kinds:
+        for call in _bad_calls(rng, kind, number):
+            calls.append(call)
+            number += len(call.messages)
+    faults = [
+        Fault(rng.uniform(FAULTS_FROM, ENDS_AT), rng.choice(_TROUBLES), 2.0, 50) for _ in range(rng.randint(0, 3))
+    ]
+    plan = calm(
+        tuple(sorted(calls, key=lambda call: call.at)), tuple(sorted(faults, key=lambda fault: fault.at)), seed=seed
+    )
+    return evolve(
+        plan,
+        duration=ENDS_AT,
+        ends_at=ENDS_AT,
+        producer=producer,
+        network=network_of(seed, quiet=False),
+        sync_interval=rng.choice((0.0, 0.05, 0.2)),
+        neighbours=True,
+        bad=frozenset(kinds),
+    )
+
+
+def alone(plan: Plan) -> Plan:
+    """Return the same plan with each destination well."""
+    calls = tuple(evolve(call, messages=tuple(_well(item) for item in call.messages)) for call in plan.calls)
+    return evolve(plan, bad=frozenset(), calls=calls, faults=(), ends_at=FAULTS_FROM)
+
+
+def _well(item: Item) -> Item:
+    return evolve(item, poison=False, delay_ms=0)
+
+
+def _sound_calls(rng: random.Random, timeout: float) -> Iterator[Call]:
+    number = 0
+    while number < 40:
+        at = rng.uniform(BEGIN, END)
+        count = rng.choice((1, 1, 1, 1, 4))
+        items = tuple(Item(number + index, rng.choice((20, 200, 700)), rng.choice(_SOUND)) for index in range(count))
+        yield Call(at, "publish" if count == 1 else rng.choice(("many", "nowait")), items, timeout)
+        number += count
+
+
+def _bad_calls(rng: random.Random, kind: str, number: int) -> Iterator[Call]:
+    address, mended_at = BAD[kind]
+    count = rng.randint(3, 12)
+    timeout = rng.choice((6.0, 12.0, 25.0))
+    items = [
+        Item(
+            number + index,
+            rng.choice((20, 200)),
+            address,
+            poison=kind == "poisoned",
+            delay_ms=2000 if kind == "delayed" else 0,
+        )
+        for index in range(count)
+    ]
+    if rng.random() < 0.5 and mended_at is None:
+        yield Call(rng.uniform(BEGIN, END), rng.choice(("many", "nowait")), tuple(items), timeout)
+        return
+    for item in items:
+        yield Call(rng.uniform(BEGIN, END), "publish", (item,), timeout)
+
+
+# --- the brokers --------------------------------------------------------------------------------------------------------
+
+
+def prepare(plan: Plan, brokers: Sequence[EmbeddedBroker], user: str, vhost: str, tasks: trio.Nursery) -> None:
+    """Make the destinations, bad or well, on each broker."""
+    for broker in brokers:
+        for queue in ("spare", "slow", "mute"):
+            broker.declare_queue(queue, vhost)
+        limits: dict[str, str | int] = {"x-max-length": 0, "x-overflow": "reject-publish"}
+        broker.declare_queue("full", vhost, limits if "full" in plan.bad else None)
+        broker.declare_exchange("forbidden", vhost=vhost)
+        broker.bind_queue("spare", "forbidden", "spare", vhost)
+        broker.declare_exchange("delayed", DELAYED, vhost, {"x-delayed-type": "direct"})
+        broker.bind_queue("spare", "delayed", "spare", vhost)
+        for exchange in ("absent", "returning"):
+            if exchange not in plan.bad:
+                _declare(broker, exchange, vhost)
+        if "forbidden" in plan.bad:
+            broker.set_permissions(user, vhost=vhost, write="^(?!forbidden$)")
+        if "slow" in plan.bad:
+            broker.delay_confirms(SLOWNESS, "slow", vhost)
+        if "mute" in plan.bad:
+            broker.stall_confirms(queue="mute", vhost=vhost)
+        if "returning" in plan.bad:
+            tasks.start_soon(_return, broker, vhost)
+
+
+def _declare(broker: EmbeddedBroker, exchange: str, vhost: str) -> None:
+    broker.declare_exchange(exchange, vhost=vhost)
+    broker.bind_queue("spare", exchange, "spare", vhost)
+
+
+async def _return(broker: EmbeddedBroker, vhost: str) -> None:
+    at = BAD["returning"][1]
+    assert at is not None
+    await trio.sleep_until(at)
+    _declare(broker, "returning", vhost)
