@@ -412,3 +412,5 @@ class Status:
     heartbeat: float | None
     #: The number of the newest link; 0 before the first.
     link: int
+    #: Destinations whose own circuit breaker is open or half open, at most ten: the last ones that the broker nacked.
+    open_destinations: tuple[str, ...] = ()

@@ -126,7 +126,7 @@ def test_a_dead_epochs_facts_move_nothing_in_a_live_one(
         elif kind == "return":
             bench.bounce(bench.accepted[-1], channel=channel)
         else:
-            bench.ledger.channel_closed(channel, NOT_FOUND, tag)
+            bench.ledger.channel_closed(channel, NOT_FOUND, tag, tag, bench.now)
     assert picture() == before
     assert bench.ledger.counters.stale == sum(channel != live for _, channel, _, _ in stream)
 

@@ -159,6 +159,8 @@ class Walk(RuleBasedStateMachine):
         self.bench.now += draw.draw(st.sampled_from([0.0, 0.1, 0.5, 0.5, 1.0, 4.0]))
         self.expire()
         assert self.ledger.expire(self.bench.now) == []
+        self.ledger.look(self.bench.now, lambda channel: self.model.last[channel])
+        self.model.look(self.bench.now)
 
     def expire(self) -> None:
         self.model.expire(self.bench.now)
@@ -192,9 +194,9 @@ class Walk(RuleBasedStateMachine):
 
     def say(self, channel: int, tag: int, *, multiple: bool, acked: bool) -> None:
         if channel in self.model.lanes.values():
-            self.model.answered(channel, tag, multiple, "C" if acked else "N")
+            self.model.answered(channel, tag, multiple, "C" if acked else "N", self.bench.now)
         fact = self.ledger.confirmed if acked else self.ledger.nacked
-        self.compare(fact(channel, tag, multiple))
+        self.compare(fact(channel, tag, multiple, self.bench.now))
 
     def bounce(self, draw: st.DataObject) -> None:
         note = draw.draw(st.sampled_from(self.model.flight))

@@ -20,6 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from tests.ledger.driving import books_balance, returned_of
 from warrener._publishing.admission import Admission
+from warrener._publishing.destinations import Destinations
 from warrener._publishing.ledger import Delivery, Ledger
 from warrener._publishing.sender import Sender
 from warrener.errors import Fault, FaultKind, Nacked, PublishError, Unconfirmed
@@ -77,6 +78,9 @@ class ScriptedLink:
 
     def written(self, channel: int) -> int:
         return self.offered_tags.get(channel, self.tags[channel])
+
+    def begun(self, channel: int) -> int:
+        return self.written(channel)
 
     def abort(self, _fault: object) -> None:
         """The walk ends links by itself."""
@@ -178,7 +182,7 @@ class Joint(RuleBasedStateMachine):
         )
         parking: Any = Parking(self)
         owner: Any = self.owner
-        self.admission = Admission(self.ledger, parking, owner, max_block=5.0)
+        self.admission = Admission(self.ledger, parking, owner, Destinations(None, 10), max_block=5.0)
         self.sender = Sender(
             self.ledger,
             parking,
@@ -281,7 +285,7 @@ class Joint(RuleBasedStateMachine):
     def keep_time(self) -> None:
         """What the sender's timer does at its instant."""
         self.sender.settle(self.ledger.expire(self.now))
-        if self.ledger.overdue(self.now) and self.sender.number:
+        if self.ledger.silent(self.now) and self.sender.number:
             self.owner.confirm_overdue(self.sender.number)
         self.sender.pump()
         self.drain_mailbox()

@@ -55,6 +55,7 @@ from warrener._publishing.ledger.introductions import PASSES_AFTER
 from warrener._publishing.ledger.outcomes import acked, nacked, refused
 from warrener._publishing.ledger.refusals import REFUSALS, Refusals, Target, named
 from warrener._publishing.ledger.settlement import Settlement
+from warrener._publishing.ledger.shares import Shares
 from warrener._publishing.ledger.waiting import Limits, Waiting
 from warrener.errors import Fault, GaveUp, InvalidMessage, NotSent, ProducerClosed, PublishError, Unconfirmed
 from warrener.records import Lane, Receipt, Returned
@@ -105,6 +106,8 @@ class Ledger:
             self._refusals,
             Limits(max_buffered, max_buffered_bytes, max_in_flight, max_in_flight_bytes),
         )
+
+        self._shares = Shares(self._in_flight, self._waiting)
 
     # --- new messages -----------------------------------------------------------------------------------------------
 
@@ -548,6 +551,10 @@ class Ledger:
     def overdue(self) -> Mapping[tuple[str, str], int]:
         """Number of overdue messages in flight, by exchange and routing key."""
         return self._in_flight.overdue
+
+    def share_used(self, destination: tuple[str, str], size: int, now: float) -> bool:
+        """Whether an unhealthy destination already holds its share of the window or of the buffer."""
+        return self._shares.used(destination, size, now)
 
     def _answered(self, channel: int, tag: int, multiple: bool, now: float) -> list[Delivery]:
         """Take out the publishes that the broker answers, and count facts that mean no publish of ours."""
