@@ -135,7 +135,9 @@ def test_the_short_way_is_offered_to_a_healthy_link() -> None:
     assert [bench.ledger.fast_path(sized(size)) for size in (0, 4, 10)] == [1, 1, 1]
 
 
-@pytest.mark.parametrize("why", ["down", "paused", "full", "waiting", "too large", "suspects", "not covered", "refusal"])
+@pytest.mark.parametrize(
+    "why", ["down", "paused", "full", "waiting", "too large", "suspects", "not covered", "refusal"]
+)
 def test_the_short_way_is_not_offered(why: str) -> None:
     """Nobody overtakes, no limit is passed, nothing goes where it must not."""
     bench = Bench(up=why != "down", max_in_flight=1, max_buffered_bytes=10)

@@ -289,7 +289,6 @@ EXPECTED: dict[str, Expected] = {
     "Up | LinkLost, topology refused": then(WAITING, SHUT, CANCEL_STABLE, REFUSE, SLOWEST, TOLD_WHY, last_fault=CAUSE),
     "Up | StableTimerFired": then(UP_PROVEN, attempts=0),
     "Up | PublishConfirmed": then(UP_PROVEN, CANCEL_STABLE, attempts=0, **failures(0)),
-    "Up | PublishNacked": then(None, **failures(2)),
     "Up | ConfirmOverdue": dropping(OVERDUE, effects.StopPublishing(3, OVERDUE), CANCEL_STABLE, "ABORT", **failures(2)),
     "Up | PublishingBlocked": then(UP_BLOCKED, effects.PausePublishing(3), TOLD),
     "Up | StopRequested, no drain": then(
@@ -353,8 +352,6 @@ EXPECTED: dict[str, Expected] = {
     "Up: one failure short of the threshold | LinkLost, topology refused": then(
         WAITING, SHUT, CANCEL_STABLE, REFUSE, SLOWEST, TOLD_WHY, last_fault=CAUSE
     ),
-    "Up: one failure short of the threshold | PublishNacked": then(None, COOLDOWN, **TRIPPED),
-    "Up: one failure short of the threshold | PublishNacked, a probe": then(None, failures=5),
     "Up: one failure short of the threshold | ConfirmOverdue": dropping(
         OVERDUE, effects.StopPublishing(3, OVERDUE), CANCEL_STABLE, "ABORT", COOLDOWN, **TRIPPED
     ),
@@ -371,7 +368,6 @@ EXPECTED: dict[str, Expected] = {
     "Up: breaker half open, probe out | PublishConfirmed, a probe": then(
         UP_PROVEN, CANCEL_STABLE, attempts=0, failures=0, breaker=Breaker(generation=3)
     ),
-    "Up: breaker half open, probe out | PublishNacked, a probe": then(None, COOLDOWN_AGAIN, **TRIPPED_AGAIN),
     # Dropping
     "Dropping | LinkLost / LinkClosed": then(WAITING, THIRD, TOLD_WHY, last_fault=CAUSE),
     "Dropping | StopRequested, no drain": then(CLOSING, CLOSE_TIMER, TOLD),

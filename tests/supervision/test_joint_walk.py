@@ -140,9 +140,6 @@ class Owner:
     def confirmed(self, link: int, permit: Permit | None) -> None:
         self.mailbox.append(events.PublishConfirmed(link, self.world.now, permit))
 
-    def nacked(self, link: int, permit: Permit | None) -> None:
-        self.mailbox.append(events.PublishNacked(link, self.world.now, permit))
-
     def released(self, permit: Permit) -> None:
         self.mailbox.append(events.PermitReleased(permit, self.world.now))
 
@@ -519,14 +516,7 @@ class Joint(RuleBasedStateMachine):
             self.failures = 0
             self.listener.confirmed(one.channel, one.tag, multiple)
         else:
-            self.failures += sum(map(self.is_refused, answered))
             self.listener.nacked(one.channel, one.tag, multiple)
-
-    def is_refused(self, attempt: Attempt) -> bool:
-        """Whether this nack decides: nobody was told otherwise, and no attempt before may have arrived."""
-        delivery = attempt.delivery
-        lost = any(each.delivery is delivery and each.fate == "lost" for each in self.attempts)
-        return not (attempt.returned or lost or delivery.outcome is not None)
 
     def bounce(self, draw: st.DataObject) -> None:
         one = draw.draw(st.sampled_from(self.open_attempts()))

@@ -24,7 +24,6 @@ __all__ = [
     "LinkOpened",
     "PermitReleased",
     "PublishConfirmed",
-    "PublishNacked",
     "PublishingBlocked",
     "PublishingUnblocked",
     "ReconnectRequested",
@@ -219,15 +218,6 @@ class PublishConfirmed:
     permit: Permit | None = None
 
 
-@frozen
-class PublishNacked:
-    """The broker nacked a message."""
-
-    link: int
-    at: float
-    permit: Permit | None = None
-
-
 Event: TypeAlias = (
     StartRequested
     | StopRequested
@@ -250,5 +240,4 @@ Event: TypeAlias = (
     | PublishingUnblocked
     | ConfirmOverdue
     | PublishConfirmed
-    | PublishNacked
 )
