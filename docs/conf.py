@@ -11,7 +11,6 @@ myst_heading_anchors = 3
 default_role = "code"
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
-autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
 nitpicky = True
 # Signatures name types that have no page here: those of other packages, and private ones. That every public name has its place

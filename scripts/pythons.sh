@@ -23,7 +23,7 @@ find_python() {
     command -v "python$1"
 }
 
-passed= failed= absent=
+passed='' failed='' absent=''
 for version in 3.11 3.12 3.13 3.14; do
     if ! python=$(find_python $version) || ! "$python" -c 'import sys; sys.exit("%d.%d" % sys.version_info[:2] != sys.argv[1])' $version 2>/dev/null; then
         absent="$absent $version"

@@ -16,6 +16,7 @@ fi
 "$(dirname "$0")/program.sh" debootstrap
 PATH=$PATH:${XDG_CACHE_HOME:-$HOME/.cache}/warrener/bin
 
+# shellcheck disable=SC2016 # apt itself fills in $(SITE)
 mirror() {
     apt-get indextargets "$@" --format '$(SITE)' 'Created-By: Packages' 'Origin: Debian' 'Label: Debian' 'Component: main' |
         sort -u | head -n 1

@@ -109,12 +109,25 @@ def _checked_table(table: object, path: str, depth: int, left: list[int]) -> dic
         raise Unsendable(f"{path} must be a mapping, not {type(table).__name__}")
     copy: dict[str, FieldValue] = {}
     for key, value in table.items():
+        # Most entries need no path for an error, and a path costs more than the rest.
+        if key.__class__ is str and len(key) <= 255 and key.isascii() and _is_plain(value) and left[0] > 0:
+            left[0] -= 1
+            copy[key] = value
+            continue
         if not isinstance(key, str):
             raise Unsendable(f"{path} has a name that is {type(key).__name__}, not str")
         if why_not := why_not_short(key):
             raise Unsendable(f"{path} has a name that {why_not}")
         copy[key] = _checked(value, f"{path}[{key!r:.60}]", depth, left)
     return copy
+
+
+def _is_plain(value: Any) -> bool:
+    kind = value.__class__
+    if kind is str:
+        plain: bool = value.isascii()
+        return plain
+    return value is None or kind is bool or (kind is int and -(1 << 31) <= value < 1 << 31)
 
 
 def _checked(value: Any, path: str, depth: int, left: list[int]) -> FieldValue:

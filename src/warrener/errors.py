@@ -138,6 +138,7 @@ class WarrenerError(Exception):
 def _restored(kind: type[WarrenerError], args: tuple[Any, ...], attributes: dict[str, Any]) -> WarrenerError:
     """Make an exception anew from its parts: for pickle and copy."""
     error: WarrenerError = kind.__new__(kind, *args)
+    error.args = args  # a subclass of OSError does not take them in __new__
     vars(error).update(attributes)
     return error
 

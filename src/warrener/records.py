@@ -35,10 +35,12 @@ __all__ = [
     "Mechanism",
     "Message",
     "MessageFields",
+    "OutboxStatus",
     "Outcome",
     "Receipt",
     "Returned",
     "Status",
+    "Stored",
 ]
 
 #: A body of a message; a mutable one is copied.
@@ -134,12 +136,12 @@ class Envelope:
 
     @classmethod
     def of(cls, message: Message) -> Self:
-        """Return the envelope of a message. Its headers are the message's own mapping, not a copy."""
+        """Return the envelope of a message, with a copy of its headers: those of a message can be changed."""
         return cls(
             exchange=message.exchange,
             routing_key=message.routing_key,
             mandatory=message.mandatory,
-            headers=message.headers or None,
+            headers=_checked_headers(message.message_id, message.headers) if message.headers else None,
             content_type=message.content_type,
             content_encoding=message.content_encoding,
             delivery_mode=2 if message.persistent else 1,
@@ -152,6 +154,13 @@ class Envelope:
             user_id=message.user_id,
             app_id=message.app_id,
         )
+
+
+def _checked_headers(message_id: str, headers: object) -> dict[str, FieldValue]:
+    try:
+        return checked_table(headers)
+    except Unsendable as error:
+        raise InvalidMessage(message_id, str(error)) from None
 
 
 def _milliseconds(seconds: float) -> str:
@@ -180,7 +189,7 @@ class MessageFields(TypedDict, total=False):
     mandatory: bool
 
 
-def _is_plain(value: str) -> bool:
+def _is_plain(value: object) -> bool:
     """Whether the value is certainly a short string of AMQP; most are."""
     return type(value) is str and len(value) <= 255 and value.isascii()
 
@@ -281,7 +290,7 @@ class Message:
 
     def _check(self, values: dict[str, object], headers: object) -> None:
         for name in ("message_id", "correlation_id"):
-            if isinstance(values[name], uuid.UUID):
+            if values[name].__class__ is uuid.UUID:
                 values[name] = str(values[name])
         if not isinstance(self.message_id, str):
             raise InvalidMessage("?", f"message_id must be str or UUID, not {type(self.message_id).__name__}")
@@ -290,7 +299,8 @@ class Message:
         if not isinstance(self.body, bytes):
             self._refuse(f"body must be bytes, not {type(self.body).__name__}")
         for name in SHORT_STRINGS:
-            if (value := values[name]) is not None or name in ("exchange", "routing_key"):
+            value = values[name]
+            if not (_is_plain(value) or (value is None and name not in ("exchange", "routing_key"))):
                 self._check_short_string(name, value)
         self._check_numbers(values)
         if self.timestamp is not None:
@@ -299,10 +309,7 @@ class Message:
             if why_not := why_not_timestamp(self.timestamp):
                 self._refuse(f"timestamp {why_not}")
         if headers is not None:
-            try:
-                values["headers"] = checked_table(headers)
-            except Unsendable as error:
-                raise InvalidMessage(self.message_id, str(error)) from None
+            values["headers"] = _checked_headers(self.message_id, headers)
 
     def _check_numbers(self, values: dict[str, object]) -> None:
         for name in ("persistent", "mandatory"):
@@ -385,6 +392,43 @@ class ClosingReport:
 
 
 @frozen
+class Stored:
+    """The message is on disk. `position` is its place in the outbox's order."""
+
+    message_id: str
+    position: int
+
+
+@frozen
+class OutboxStatus:
+    """An outbox at one instant."""
+
+    #: Rows that wait to be published, leased ones not counted.
+    waiting: int
+    #: Rows that a relay has claimed.
+    leased: int
+    #: Rows that a person has to look at: `entries(state="set_aside")`.
+    set_aside: int
+    #: Bytes of the bodies of all three kinds of rows.
+    bytes: int
+    #: Seconds since the oldest row that is not set aside was stored; None where there is none.
+    oldest_age: float | None
+    #: When a broker last confirmed a row of this outbox to this process; None before the first.
+    last_confirm: datetime | None = None
+    #: Rows that this process's relay has published and deleted.
+    confirmed: int = 0
+    #: How many of those may have reached a queue twice.
+    possible_duplicates: int = 0
+    #: The newest error of the store; None where the last access succeeded.
+    last_error: str | None = None
+
+    @property
+    def backlog(self) -> int:
+        """Rows stored and not yet confirmed or set aside."""
+        return self.waiting + self.leased
+
+
+@frozen
 class Status:
     """A producer at one instant; reading it costs O(1) and changes nothing."""
 
@@ -414,3 +458,5 @@ class Status:
     link: int
     #: Destinations whose own circuit breaker is open or half open, at most ten: the last ones that the broker nacked.
     open_destinations: tuple[str, ...] = ()
+    #: The outbox of the producer, as it was counted last; None where it has none.
+    outbox: OutboxStatus | None = None

@@ -23,6 +23,7 @@ from attrs import define, evolve, field
 
 from warrener.drivers import _dial as dial_module
 from warrener.drivers._dial import Dialed, dial, resolve
+from warrener.drivers._faults import DialPhase, fault_of
 from warrener.drivers.base import LinkDown
 from warrener.errors import Fault, FaultKind
 from warrener.records import Endpoint
@@ -533,25 +534,85 @@ async def test_a_context_that_does_not_verify_is_obeyed_and_logged_once(
 
 
 @sockets
-@pytest.mark.parametrize("which", ["cafile", "certfile", "keyfile", "encrypted"])
+@pytest.mark.parametrize("which", ["cafile", "certfile", "keyfile"])
 async def test_files_that_cannot_be_used(which: str, cafile: str, authority: trustme.CA, tmp_path: Path) -> None:
-    """A missing or encrypted file is a TLS fault that names its role; nobody is asked for a passphrase."""
-    from cryptography.hazmat.primitives import serialization as s
-
-    certificate = authority.issue_cert("localhost")
-    certfile, keyfile = tmp_path / "client.pem", tmp_path / "client.key"
-    certificate.cert_chain_pems[0].write_to_path(certfile)
-    key = certificate.private_key_pem.bytes()
-    if which == "encrypted":
-        loaded = s.load_pem_private_key(key, None)
-        key = loaded.private_bytes(s.Encoding.PEM, s.PrivateFormat.PKCS8, s.BestAvailableEncryption(b"x"))
-    keyfile.write_bytes(key)
-    endpoint = Endpoint("localhost", 1, tls=True, cafile=cafile, certfile=str(certfile), keyfile=str(keyfile))
-    if which != "encrypted":
-        endpoint = evolve(endpoint, **{which: str(tmp_path / "missing")})
+    """A missing file is a TLS fault that names its role."""
+    endpoint = evolve(_with_certificate(authority, cafile, tmp_path), **{which: str(tmp_path / "missing")})
     fault = await _refused(dial(endpoint))
     word = "cafile" if which == "cafile" else "certfile or keyfile"
     assert (fault.kind, fault.text.startswith(word)) == (FaultKind.TLS, True)
+
+
+@sockets
+@pytest.mark.parametrize(
+    ("passphrase", "said"), [(None, "is encrypted, and there is no passphrase"), ("wrong", "does not open")]
+)
+async def test_an_encrypted_key(
+    passphrase: str | None, said: str, cafile: str, authority: trustme.CA, tmp_path: Path
+) -> None:
+    """Without its passphrase an encrypted key is a TLS fault that says so; nobody is asked on the terminal."""
+    endpoint = _with_certificate(authority, cafile, tmp_path, encrypted_by=b"open sesame")
+    fault = await _refused(dial(evolve(endpoint, keyfile_password=passphrase)))
+    assert (fault.kind, said in fault.text) == (FaultKind.TLS, True)
+
+
+@sockets
+async def test_an_encrypted_key_and_another_host_name(
+    serve: Serve, cafile: str, authority: trustme.CA, tmp_path: Path
+) -> None:
+    """The passphrase opens the key; the certificate may be for `server_hostname` in place of the host."""
+    port = await serve(_tls_echo(_server_context(authority, "broker.example")))
+    endpoint = _with_certificate(authority, cafile, tmp_path, encrypted_by=b"open sesame")
+    endpoint = evolve(endpoint, port=port, keyfile_password="open sesame", server_hostname="broker.example")
+    dialed = await dial(endpoint)
+    await anyio.aclose_forcefully(dialed.stream)
+
+
+@sockets
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_a_broker_that_wants_a_certificate(cafile: str, authority: trustme.CA, version: ssl.TLSVersion) -> None:
+    """The fault says that none was given, or at least that the handshake failed; with TLS 1.3 the first read tells."""
+    context = _server_context(authority, "localhost", clients=authority)
+    context.maximum_version = version
+    server = socket.create_server(("127.0.0.1", 0))
+    port = server.getsockname()[1]
+
+    def refuse() -> None:
+        # With the standard library's sockets, because anyio's server side does not send the alert.
+        with server, server.accept()[0] as raw, suppress(ssl.SSLError):
+            context.wrap_socket(raw, server_side=True)
+
+    thread = threading.Thread(target=refuse)
+    thread.start()
+    try:
+        dialed = await dial(Endpoint("localhost", port, tls=True, cafile=cafile))
+        try:
+            await dialed.stream.receive()
+        finally:
+            await anyio.aclose_forcefully(dialed.stream)
+    except LinkDown as down:
+        fault = down.fault
+    except (ssl.SSLError, anyio.BrokenResourceError) as error:
+        fault = fault_of(error, DialPhase.GREETING)
+    finally:
+        thread.join()
+    assert fault.kind is FaultKind.TLS
+    assert version is ssl.TLSVersion.TLSv1_2 or "asks for a client certificate" in fault.text
+
+
+def _with_certificate(authority: trustme.CA, cafile: str, folder: Path, encrypted_by: bytes = b"") -> Endpoint:
+    """An endpoint whose client has a certificate."""
+    from cryptography.hazmat.primitives import serialization as s
+
+    certificate = authority.issue_cert("localhost")
+    certfile, keyfile = folder / "client.pem", folder / "client.key"
+    certificate.cert_chain_pems[0].write_to_path(certfile)
+    key = certificate.private_key_pem.bytes()
+    if encrypted_by:
+        loaded = s.load_pem_private_key(key, None)
+        key = loaded.private_bytes(s.Encoding.PEM, s.PrivateFormat.PKCS8, s.BestAvailableEncryption(encrypted_by))
+    keyfile.write_bytes(key)
+    return Endpoint("localhost", 1, tls=True, cafile=cafile, certfile=str(certfile), keyfile=str(keyfile))
 
 
 @sockets

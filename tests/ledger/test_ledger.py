@@ -145,13 +145,13 @@ def test_only_what_is_next_can_be_sent() -> None:
 
 
 def test_what_cannot_be_framed_ends_without_a_tag() -> None:
-    """`refuse` resolves as `InvalidMessage`, quotes the last fault, and the next tag is still 1."""
+    """`refuse` resolves as `InvalidMessage`, quotes no fault, and the next tag is still 1."""
     bench = Bench()
     bench.ledger.settlement.last_fault = LOST
     bad, good = bench.accept(), bench.accept()
     assert bench.ledger.refuse(bad, "the header is too long") == [bad]
     assert isinstance(bad.outcome, InvalidMessage)
-    assert bad.outcome.last_fault is LOST
+    assert bad.outcome.last_fault is None
     assert bench.write() == [good]
     assert good.tag == 1
     assert bench.ledger.refuse(bad, "again") == []

@@ -23,7 +23,16 @@ from warrener.machine import (
     states,
     transition,
 )
-from warrener.machine.endpoints import begin_pass, endpoint_failed, endpoint_proven, in_order, next_endpoint
+from warrener.machine.endpoints import (
+    begin_pass,
+    endpoint_failed,
+    endpoint_proven,
+    hand_over_target,
+    hand_over_to,
+    in_order,
+    next_endpoint,
+    prefer_delay,
+)
 from warrener.testing.strategies import backoffs, endpoints, faults, instants
 
 LOST = Fault(FaultKind.CONNECTION_LOST, "connection reset")
@@ -299,3 +308,114 @@ def test_the_first_order_is_the_owner_s() -> None:
 
     assert dials(step.effects) == [effects.Dial(1, 2, 0)]
     assert step.record.endpoints == evolve(in_order((2, 0, 1)), tried=frozenset({2}))
+
+
+# --- handing over ------------------------------------------------------------------------------------------------
+
+FIRST = Policy(backoff=FOREVER.backoff, prefer="first")
+
+
+def on_the_second(policy: Policy) -> Record:
+    """Proven on endpoint 1, after endpoint 0 refused once."""
+    record = transition(started(2, policy), events.DialFailed(1, REFUSED, 0.0), policy).record
+    for event in (events.LinkOpened(2, 0.0), events.TopologyRestored(2, 0.0), events.PublishConfirmed(2, 0.0)):
+        record = transition(record, event, policy).record
+    return record
+
+
+def test_a_hand_over_waits_for_the_confirms_and_goes_on_at_the_other_endpoint() -> None:
+    """Pause, wait, close, dial: the order in which no message becomes unknown."""
+    record, seen = up(started(2), proven=True), []
+    for event in (events.HandOverRequested(1.0), events.InFlightSettled(1, 2.0), events.LinkClosed(1, 2.5)):
+        step = transition(record, event, FOREVER)
+        record, seen = step.record, [*seen, *(type(effect).__name__ for effect in step.effects)]
+
+    assert seen == [
+        *("PausePublishing", "StartHandOverTimer", "ReportSettled", "Announce"),
+        *("CancelTimer", "CloseLink", "StartCloseTimer"),
+        *("StopPublishing", "CancelTimer", "Dial", "Announce"),
+    ]
+    assert record.state == states.Dialing(2)
+    assert (record.endpoints.current, record.attempts, record.failures) == (1, 0, 0)
+
+
+def test_a_hand_over_that_fails_goes_back_at_once() -> None:
+    """The endpoint that was left is the last one of the pass, without a delay before it."""
+    record = transition(up(started(2), proven=True), events.HandOverRequested(1.0, 1), FOREVER).record
+    record = transition(record, events.HandOverTimerFired(1, 11.0), FOREVER).record
+    record = transition(record, events.LinkClosed(1, 11.0), FOREVER).record
+
+    step = transition(record, events.DialFailed(2, REFUSED, 12.0), FOREVER)
+
+    assert dials(step.effects) == [effects.Dial(3, 0, 1)]
+
+
+def test_a_hand_over_to_an_endpoint_that_does_not_exist_changes_nothing() -> None:
+    """An index outside the list, or a producer that drains, keeps its link."""
+    record = up(started(2), proven=True)
+    draining = transition(record, events.StopRequested(1.0, drain=True), FOREVER).record
+
+    assert transition(record, events.HandOverRequested(1.0, 2), FOREVER).record is record
+    assert transition(record, events.HandOverRequested(1.0, -1), FOREVER).record is record
+    assert transition(draining, events.HandOverRequested(1.0, 1), FOREVER).record is draining
+
+
+def test_the_first_endpoint_is_preferred_again_after_a_while() -> None:
+    """After `stable_for`, doubled for each failure of the first endpoint, the link is handed over to it."""
+    record = transition(started(2, FIRST), events.DialFailed(1, REFUSED, 0.0), FIRST).record
+    record = transition(record, events.LinkOpened(2, 0.0), FIRST).record
+    step = transition(record, events.TopologyRestored(2, 0.0), FIRST)
+    assert effects.StartPreferTimer(2, 20.0) in step.effects
+
+    record = transition(step.record, events.PreferTimerFired(2, 20.0), FIRST).record
+    assert record.state == states.HandingOver(2, 0)
+    record = transition(record, events.InFlightSettled(2, 20.0), FIRST).record
+    step = transition(record, events.LinkClosed(2, 20.0), FIRST)
+    assert dials(step.effects) == [effects.Dial(3, 0, 1)]
+
+    back = transition(step.record, events.DialFailed(3, REFUSED, 20.0), FIRST).record
+    back = transition(back, events.LinkOpened(4, 20.0), FIRST).record
+    assert effects.StartPreferTimer(4, 40.0) in transition(back, events.TopologyRestored(4, 20.0), FIRST).effects
+
+
+def test_the_delay_before_going_back_has_a_cap() -> None:
+    """An endpoint that stays away costs at most one interruption an hour."""
+    gone = evolve(in_order((0, 1)), records=(EndpointRecord(1000), EndpointRecord()), current=1)
+
+    assert prefer_delay(gone, 10.0) == 3600.0
+    assert prefer_delay(gone, 7200.0) == 7200.0
+    assert prefer_delay(gone, 0.0) == 0.0
+
+
+def test_nothing_is_handed_over_while_blocked_or_draining() -> None:
+    """The timer is started again; on the first endpoint it does nothing."""
+    record = on_the_second(FIRST)
+    blocked = transition(record, events.PublishingBlocked(2, 1.0), FIRST).record
+    draining = transition(record, events.StopRequested(1.0, drain=True), FIRST).record
+    for busy in (blocked, draining):
+        step = transition(busy, events.PreferTimerFired(2, 20.0), FIRST)
+        assert (step.record, step.effects) == (busy, (effects.StartPreferTimer(2, 20.0),))
+
+    first = up(started(2, FIRST), proven=True)
+    assert transition(first, events.PreferTimerFired(1, 20.0), FIRST).effects == ()
+
+
+@given(endpoints(), instants(), st.data())
+def test_a_hand_over_begins_with_its_target_and_ends_with_the_endpoint_it_left(
+    before: Endpoints, at: float, data: st.DataObject
+) -> None:
+    """No endpoint is forgotten by a hand-over, and the address of the one that was left moves on."""
+    target = data.draw(st.integers(min_value=0, max_value=len(before.records) - 1))
+
+    after = hand_over_to(before, target)
+
+    assert sorted(after.queue) == list(range(len(before.records)))
+    assert (after.current, after.queue[0], after.tried) == (target, target, frozenset({target}))
+    assert after.queue[-1] == before.current or target == before.current
+    assert after.records[before.current].address == before.record.address + 1
+    assert hand_over_target(before, at, target) == target
+    chosen = hand_over_target(before, at, None)
+    assert chosen is not None
+    assert chosen != before.current or all(
+        record.retry_at > at for index, record in enumerate(before.records) if index != before.current
+    )

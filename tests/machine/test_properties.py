@@ -128,9 +128,15 @@ GRAPH: dict[type[machine.states.State], set[type[machine.states.State]]] = {
     },
     machine.states.Up: {
         machine.states.Dialing,
+        machine.states.HandingOver,
         machine.states.Dropping,
         machine.states.Waiting,
         machine.states.GaveUp,
+        machine.states.Closing,
+        machine.states.Closed,
+    },
+    machine.states.HandingOver: {
+        machine.states.Dialing,
         machine.states.Closing,
         machine.states.Closed,
     },
@@ -174,7 +180,7 @@ def test_a_dial_is_ordered_only_where_there_is_no_link(live: tuple[Record, Event
     assert len(dials) == int(entered)
     if dials:
         without = isinstance(record.state, (machine.states.Idle, machine.states.Waiting, machine.states.GaveUp))
-        ended = isinstance(event, (machine.events.DialFailed, machine.events.LinkLost))
+        ended = isinstance(event, (machine.events.DialFailed, machine.events.LinkLost, machine.events.LinkClosed))
         assert without or ended
         endpoints = step.record.endpoints
         assert dials == [effects.Dial(record.link + 1, endpoints.current, endpoints.record.address)]
@@ -196,7 +202,7 @@ def test_attempts_start_again_only_from_proven_health(live: tuple[Record, Event]
     elif after.attempts != record.attempts:
         assert after.attempts == 0
         proven = isinstance(event, (machine.events.PublishConfirmed, machine.events.StableTimerFired)) and isinstance(
-            record.state, machine.states.Up
+            record.state, (machine.states.Up, machine.states.HandingOver)
         )
         revived = isinstance(event, machine.events.ReconnectRequested) and isinstance(
             record.state, machine.states.GaveUp
@@ -300,7 +306,7 @@ def test_a_friendly_script_brings_it_up(start: tuple[Record, Policy]) -> None:
                 event = machine.events.LinkOpened(link, at)
             case machine.states.Restoring():
                 event = machine.events.TopologyRestored(link, at)
-            case machine.states.Dropping():
+            case machine.states.Dropping() | machine.states.HandingOver():
                 event = machine.events.LinkLost(link, lost, at)
             case _:
                 break
@@ -495,6 +501,7 @@ def test_channel_closes_are_forgotten_after_ten_seconds_and_with_their_link() ->
         (lambda: Policy(drain_timeout=float("nan")), "drain_timeout"),
         (lambda: Policy(close_timeout=-1), "close_timeout"),
         (lambda: Policy(abort_timeout=-1), "abort_timeout"),
+        (lambda: Policy(prefer="last"), "prefer"),  # type: ignore[arg-type]
         (lambda: Policy(when_exhausted="retry"), "when_exhausted"),  # type: ignore[arg-type]
     ],
 )

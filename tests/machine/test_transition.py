@@ -18,6 +18,9 @@ TOLD_WHY = "Announce(before, after, fault)"
 CAUSE = "the fault"
 #: Two endpoints, after the first one failed or shut down and the second one was taken.
 FAILED_OVER = "the second of two endpoints"
+#: The only endpoint, after a hand-over from it to itself, and after a confirm.
+HANDED_OVER = "the next address"
+PROVEN = "no failures"
 
 
 @frozen
@@ -31,7 +34,14 @@ class Expected:
 
 def endpoints_after(row: machine_table.Row, after: states.State, cause: Fault | None) -> Endpoints:
     """What a line leads to for the only endpoint, by the event alone; lines with two endpoints say it themselves."""
-    endpoints, record = row.record.endpoints, row.record.endpoints.records[0]
+    endpoints = row.record.endpoints
+    record = endpoints.record
+    second = endpoints.current == 1
+
+    def known(after: EndpointRecord, *, last: bool = False) -> Endpoints:
+        records = (endpoints.records[0], after) if second else (after,)
+        return evolve(endpoints, records=records, queue=(0, 1) if second and last else endpoints.queue)
+
     lost = isinstance(row.event, events.DialFailed | events.LinkLost)
     dropped = isinstance(after, states.Dropping) and not isinstance(row.record.state, states.Dropping)
     open_ended = isinstance(row.record.state, states.Dialing | states.Restoring | states.Up)
@@ -40,13 +50,13 @@ def endpoints_after(row: machine_table.Row, after: states.State, cause: Fault | 
         proven = getattr(row.record.state, "proven", False)
         moved = record.address + int(cause.orderly or not proven)
         if cause.orderly:
-            return evolve(endpoints, records=(evolve(record, last_fault=cause, address=moved),))
+            return known(evolve(record, last_fault=cause, address=moved), last=True)
         delay = 30.0 if cause.permanent else 0.5 * 2**record.failures
-        return evolve(endpoints, records=(EndpointRecord(record.failures + 1, 100.0 + delay, cause, moved),))
+        return known(EndpointRecord(record.failures + 1, 100.0 + delay, cause, moved), last=True)
     if isinstance(row.event, events.StableTimerFired | events.PublishConfirmed) and after != row.record.state:
-        return evolve(endpoints, records=(evolve(record, failures=0, retry_at=-math.inf),))
+        return known(evolve(record, failures=0, retry_at=-math.inf))
     if isinstance(row.event, events.ReconnectRequested) and after != row.record.state:
-        return evolve(endpoints, records=(evolve(record, retry_at=-math.inf),))
+        return known(evolve(record, retry_at=-math.inf))
     if isinstance(row.record.state, states.Idle) and isinstance(after, states.Dialing):
         return Endpoints(tried=frozenset({0}))
     return endpoints
@@ -57,7 +67,9 @@ def then(state: states.State | None, *orders: object, **changes: Any) -> Expecte
     return Expected(state, orders, changes)
 
 
-CANCEL_ALL = tuple(effects.CancelTimer(name) for name in ("retry", "stable", "cooldown", "drain", "close"))
+CANCEL_ALL = tuple(
+    effects.CancelTimer(name) for name in ("retry", "stable", "prefer", "cooldown", "drain", "hand_over", "close")
+)
 END = (*CANCEL_ALL, TOLD, effects.Finish())
 CANCEL_STABLE, CANCEL_DRAIN = effects.CancelTimer("stable"), effects.CancelTimer("drain")
 WAITING, GAVE_UP, CLOSING, CLOSED = states.Waiting(3), states.GaveUp(3), states.Closing(3), states.Closed(3)
@@ -72,6 +84,13 @@ REFUSE = "RefusePublishing(fault)"
 TO_THE_OTHER = (effects.Dial(4, 1, 0), TOLD_WHY)
 FINISH = "Finish(fault)"
 CLOSE_TIMER = effects.StartCloseTimer(3, 3.0)
+LEFT = "StopPublishing(3, fault or handed over)"
+HANDING_OVER = states.HandingOver(3, 0)
+WAIT_FOR_CONFIRMS = (effects.StartHandOverTimer(3, 10.0), effects.ReportSettled(3), TOLD)
+CANCEL_HAND_OVER = effects.CancelTimer("hand_over")
+CANCEL_BOTH = (CANCEL_STABLE, effects.CancelTimer("prefer"))
+NEXT_ADDRESS = (effects.Dial(4, 0, 2), TOLD_WHY)
+LEAVING = Fault(FaultKind.CLOSED, "the producer goes on at another endpoint")
 OVERDUE = Fault(FaultKind.CONFIRM_OVERDUE, "no confirm within confirm_timeout; the link is replaced")
 STORM = Fault(FaultKind.CHANNEL_STORM, "the broker closed more than 5 channels within 10 s; the link is replaced")
 UNANSWERED = Fault(FaultKind.CLOSED, "the close handshake was not answered within close_timeout")
@@ -134,15 +153,15 @@ EXPECTED: dict[str, Expected] = {
     "Dialing, Restoring | LinkLost": then(WAITING, THIRD, TOLD_WHY, last_fault=CAUSE, **failures(2)),
     "Dialing, Restoring | LinkLost, topology refused": then(WAITING, REFUSE, SLOWEST, TOLD_WHY, last_fault=CAUSE),
     "Dialing | PublishingBlocked": then(states.Dialing(3, blocked=True)),
-    "Dialing, Restoring, Up, Dropping, Waiting | AdmissionRequested": then(None, effects.Admit(None)),
-    "Dialing, Restoring, Up, Dropping, Waiting | StopRequested, drain": then(
+    "Dialing, Restoring, Up, HandingOver, Dropping, Waiting | AdmissionRequested": then(None, effects.Admit(None)),
+    "Dialing, Restoring, Up, HandingOver, Dropping, Waiting | StopRequested, drain": then(
         None, effects.StartDrainTimer(10.0), TOLD, draining=True
     ),
     "Dialing, Restoring | StopRequested, no drain": then(CLOSING, effects.CloseLink(3), CLOSE_TIMER, TOLD),
     "Dialing: blocked | LinkOpened": then(states.Restoring(3, blocked=True), effects.ReplayTopology(3), TOLD),
     "Dialing, Restoring, Up: blocked | PublishingBlocked": then(None),
     "Dialing: blocked | PublishingUnblocked": then(states.Dialing(3)),
-    "Dialing, Restoring, Up, Dropping, Waiting: draining | StopRequested, drain": then(None),
+    "Dialing, Restoring, Up, HandingOver, Dropping, Waiting: draining | StopRequested, drain": then(None),
     "Dialing, Restoring: draining | StopRequested, no drain / Drained / DrainTimerFired": then(
         CLOSING, effects.CloseLink(3), CANCEL_DRAIN, CLOSE_TIMER, TOLD
     ),
@@ -181,11 +200,13 @@ EXPECTED: dict[str, Expected] = {
     "Dialing, Restoring: one failure short of the threshold | LinkLost, topology refused": then(
         WAITING, REFUSE, SLOWEST, TOLD_WHY, last_fault=CAUSE
     ),
-    "Dialing, Restoring, Up, Dropping, Waiting: breaker open | AdmissionRequested": then(None, effects.Refuse(20.0)),
-    "Dialing, Restoring, Up, Dropping, Waiting, GaveUp: breaker open | CooldownTimerFired": then(
+    "Dialing, Restoring, Up, HandingOver, Dropping, Waiting: breaker open | AdmissionRequested": then(
+        None, effects.Refuse(20.0)
+    ),
+    "Dialing, Restoring, Up, HandingOver, Dropping, Waiting, GaveUp: breaker open | CooldownTimerFired": then(
         None, breaker=Breaker(state="half_open", failures=5, generation=2, opened_at=90.0)
     ),
-    "Dialing, Restoring, Up, Dropping, Waiting: breaker open, cooldown over | AdmissionRequested": then(
+    "Dialing, Restoring, Up, HandingOver, Dropping, Waiting: breaker open, cooldown over | AdmissionRequested": then(
         None,
         effects.Admit(Permit(2, 1)),
         effects.CancelTimer("cooldown"),
@@ -205,17 +226,17 @@ EXPECTED: dict[str, Expected] = {
     "Dialing, Restoring: breaker half open | LinkLost, topology refused": then(
         WAITING, REFUSE, SLOWEST, TOLD_WHY, last_fault=CAUSE
     ),
-    "Dialing, Restoring, Up, Dropping, Waiting: breaker half open | AdmissionRequested": then(
+    "Dialing, Restoring, Up, HandingOver, Dropping, Waiting: breaker half open | AdmissionRequested": then(
         None,
         effects.Admit(Permit(2, 1)),
         breaker=Breaker(
             state="half_open", failures=5, generation=2, opened_at=70.0, outstanding=frozenset({1}), issued=1
         ),
     ),
-    "Dialing, Restoring, Up, Dropping, Waiting: breaker half open, probe out | AdmissionRequested": then(
+    "Dialing, Restoring, Up, HandingOver, Dropping, Waiting: breaker half open, probe out | AdmissionRequested": then(
         None, effects.Refuse(1.0)
     ),
-    "Dialing, Restoring, Up, Dropping, Waiting, GaveUp: breaker half open, probe out | PermitReleased": then(
+    "Dialing, Restoring, Up, HandingOver, Dropping, Waiting, GaveUp: breaker half open, probe out | PermitReleased": then(
         None, breaker=Breaker(state="half_open", failures=5, generation=2, opened_at=70.0, issued=1)
     ),
     # Restoring
@@ -368,6 +389,73 @@ EXPECTED: dict[str, Expected] = {
     "Up: breaker half open, probe out | PublishConfirmed, a probe": then(
         UP_PROVEN, CANCEL_STABLE, attempts=0, failures=0, breaker=Breaker(generation=3)
     ),
+    "Up: another endpoint is ready | HandOverRequested": then(
+        states.HandingOver(3, 1), effects.PausePublishing(3), CANCEL_STABLE, *WAIT_FOR_CONFIRMS
+    ),
+    "Up: proven, another endpoint is ready | HandOverRequested": then(
+        states.HandingOver(3, 1, proven=True), effects.PausePublishing(3), *WAIT_FOR_CONFIRMS
+    ),
+    "Up | HandOverRequested": then(HANDING_OVER, effects.PausePublishing(3), CANCEL_STABLE, *WAIT_FOR_CONFIRMS),
+    "Up: blocked | HandOverRequested": then(HANDING_OVER, CANCEL_STABLE, *WAIT_FOR_CONFIRMS),
+    "Up: proven | HandOverRequested": then(
+        states.HandingOver(3, 0, proven=True), effects.PausePublishing(3), *WAIT_FOR_CONFIRMS
+    ),
+    "Up: draining | HandOverRequested": then(None),
+    # Not on the preferred endpoint: a timer leads back to the first one
+    "Restoring: not on the preferred endpoint | TopologyRestored": then(
+        UP, effects.StartPublishing(3), effects.StartStableTimer(3, 10.0), effects.StartPreferTimer(3, 20.0), TOLD
+    ),
+    "Up: not on the preferred endpoint | LinkLost": then(
+        WAITING, SHUT, *CANCEL_BOTH, THIRD, TOLD_WHY, last_fault=CAUSE, **failures(2)
+    ),
+    "Up: not on the preferred endpoint | LinkLost, orderly": then(
+        WAITING, SHUT, *CANCEL_BOTH, THIRD, TOLD_WHY, last_fault=CAUSE
+    ),
+    "Up: not on the preferred endpoint | LinkLost, topology refused": then(
+        WAITING, SHUT, *CANCEL_BOTH, REFUSE, SLOWEST, TOLD_WHY, last_fault=CAUSE
+    ),
+    "Up: not on the preferred endpoint | HandOverRequested": then(
+        states.HandingOver(3, 1), effects.PausePublishing(3), *CANCEL_BOTH, *WAIT_FOR_CONFIRMS
+    ),
+    "Up: not on the preferred endpoint | PreferTimerFired": then(
+        HANDING_OVER, effects.PausePublishing(3), *CANCEL_BOTH, *WAIT_FOR_CONFIRMS
+    ),
+    "Up: not on the preferred endpoint | ConfirmOverdue": dropping(
+        OVERDUE, effects.StopPublishing(3, OVERDUE), *CANCEL_BOTH, "ABORT", **failures(2)
+    ),
+    "Up: not on the preferred endpoint | StopRequested, no drain": then(
+        CLOSING, effects.PausePublishing(3), *CANCEL_BOTH, effects.CloseLink(3), CLOSE_TIMER, TOLD
+    ),
+    # HandingOver
+    "HandingOver | LinkLost / LinkClosed": then(
+        states.Dialing(4), LEFT, CANCEL_HAND_OVER, *NEXT_ADDRESS, last_fault=CAUSE, endpoints=HANDED_OVER
+    ),
+    "HandingOver | InFlightSettled / HandOverTimerFired": then(
+        states.HandingOver(3, 0, proven=True, closing=True), CANCEL_HAND_OVER, effects.CloseLink(3), CLOSE_TIMER
+    ),
+    "HandingOver | PublishConfirmed": then(None, attempts=0, endpoints=PROVEN, **failures(0)),
+    "HandingOver | StopRequested, no drain": then(CLOSING, CANCEL_HAND_OVER, effects.CloseLink(3), CLOSE_TIMER, TOLD),
+    "HandingOver | CloseTimerFired": then(None, effects.AbortLink(3, UNANSWERED)),
+    "HandingOver: draining | StopRequested, no drain / Drained / DrainTimerFired": then(
+        CLOSING, CANCEL_HAND_OVER, effects.CloseLink(3), CANCEL_DRAIN, CLOSE_TIMER, TOLD
+    ),
+    "HandingOver: breaker half open, probe out | PublishConfirmed, a probe": then(
+        None, attempts=0, failures=0, breaker=Breaker(generation=3), endpoints=PROVEN
+    ),
+    "HandingOver: closing | LinkLost / LinkClosed": then(
+        states.Dialing(4),
+        "StopPublishing(3, handed over)",
+        effects.CancelTimer("close"),
+        effects.Dial(4, 0, 2),
+        TOLD,
+        endpoints=HANDED_OVER,
+    ),
+    "HandingOver: closing | InFlightSettled / HandOverTimerFired": then(None),
+    "HandingOver: closing | StopRequested, no drain": then(CLOSING, CLOSE_TIMER, TOLD),
+    "HandingOver: closing, draining | StopRequested, drain": then(None),
+    "HandingOver: closing, draining | StopRequested, no drain / Drained / DrainTimerFired": then(
+        CLOSING, CANCEL_DRAIN, CLOSE_TIMER, TOLD
+    ),
     # Dropping
     "Dropping | LinkLost / LinkClosed": then(WAITING, THIRD, TOLD_WHY, last_fault=CAUSE),
     "Dropping | StopRequested, no drain": then(CLOSING, CLOSE_TIMER, TOLD),
@@ -409,6 +497,13 @@ def expected_step(row: machine_table.Row, expected: Expected) -> Step:
     if changes.get("endpoints") is FAILED_OVER:
         first = endpoints_after(row, after, cause).record
         changes["endpoints"] = Endpoints((first, EndpointRecord()), (1, 0), 1, frozenset({0, 1}))
+    if changes.get("endpoints") is HANDED_OVER:
+        changes["endpoints"] = evolve(before.endpoints, records=(evolve(before.endpoints.record, address=2),))
+        if changes.get("last_fault", before) is None:
+            del changes["last_fault"]
+    if changes.get("endpoints") is PROVEN:
+        record = evolve(before.endpoints.record, failures=0, retry_at=-math.inf)
+        changes["endpoints"] = evolve(before.endpoints, records=(record,))
     changes.setdefault("endpoints", endpoints_after(row, after, changes.get("last_fault", cause)))
     if changes["endpoints"] is before.endpoints:
         del changes["endpoints"]
@@ -421,6 +516,8 @@ def expected_step(row: machine_table.Row, expected: Expected) -> Step:
         TOLD_WHY: effects.Announce(before.state, after, cause),
         "Announce(before, after, its fault)": effects.Announce(before.state, after, record.last_fault),
     }
+    fill[LEFT] = effects.StopPublishing(3, cause or LEAVING)
+    fill["StopPublishing(3, handed over)"] = effects.StopPublishing(3, LEAVING)
     if cause is not None:
         fill |= {
             SHUT: effects.StopPublishing(3, cause),

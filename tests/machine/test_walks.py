@@ -33,7 +33,9 @@ REFUSED = Fault(FaultKind.UNREACHABLE, "connection refused")
 MISMATCH = Fault(FaultKind.TOPOLOGY, "PRECONDITION_FAILED", reply_code=406, entity="queue 'tasks'")
 GONE = Fault(FaultKind.CHANNEL_CLOSED, "NOT_FOUND", reply_code=404)
 
-POLICY = Policy(backoff=Backoff(jitter=0, attempts=4), breaker=Breaker(threshold=3, cooldown=20.0, probes=2))
+POLICY = Policy(
+    backoff=Backoff(cap=60, jitter=0, attempts=4), breaker=Breaker(threshold=3, cooldown=20.0, probes=2), prefer="first"
+)
 
 #: Not visible to the machine: how far the link is that was ordered last.
 NONE, DIALED, OPENED, LET_IN = "no link", "dialed", "opened", "let in"
@@ -96,7 +98,9 @@ class Walk(RuleBasedStateMachine):
         self.endpoint = 0
         self.was_up = False
         self.refused: set[int] = set()
-        self.refusing = False
+        #: The endpoint to which the link is being handed over.
+        self.target: int | None = None
+        self.forced: int | None = None
         self.breaker, self.run, self.out, self.generation = "closed", 0, set[Permit](), 0
 
     # --- feeding the machine, and doing what it orders ---------------------------------------------------------------
@@ -122,12 +126,12 @@ class Walk(RuleBasedStateMachine):
             case effects.ReplayTopology(link):
                 assert (link, self.phase) == (self.link, OPENED)
             case effects.StartPublishing(link):
-                self.was_up, self.refusing = True, False
+                self.was_up = True
                 assert (link, self.phase, self.ending) == (self.link, LET_IN, False)
                 assert self.sender != "open"
                 self.sender = "open"
             case effects.PausePublishing(link):
-                self.was_up, self.refusing = True, False
+                self.was_up = True
                 assert (link, self.phase) == (self.link, LET_IN)
                 assert self.sender != "paused"
                 self.sender = "paused"
@@ -145,6 +149,12 @@ class Walk(RuleBasedStateMachine):
                 self.timers["retry"] = link
             case effects.StartStableTimer(link):
                 self.timers["stable"] = link
+            case effects.StartPreferTimer(link):
+                self.timers["prefer"] = link
+            case effects.StartHandOverTimer(link):
+                self.timers["hand_over"] = link
+            case effects.ReportSettled(link):
+                assert (link, self.phase, self.sender == "open") == (self.link, LET_IN, False)
             case effects.StartCooldownTimer(generation):
                 self.timers["cooldown"] = generation
             case effects.StartDrainTimer():
@@ -155,8 +165,9 @@ class Walk(RuleBasedStateMachine):
                 self.timers.pop(timer, None)
             case effects.FailPending():
                 self.gave_up = True
-            case effects.RefusePublishing():
-                self.refusing = True
+            case effects.RefusePublishing(fault):
+                assert self.refused == set(self.order), "an endpoint does not refuse for good"
+                assert not self.was_up or fault.kind is FaultKind.TOPOLOGY, "messages could wait"
             case effects.Finish():
                 self.finished = True
             case effects.Announce() | effects.Admit() | effects.Refuse():
@@ -172,6 +183,8 @@ class Walk(RuleBasedStateMachine):
 
     def choices(self) -> list[int]:
         """The endpoints that the pass can go on with, in order."""
+        if self.forced is not None:
+            return [self.forced]
         ready = [index for index in self.order if index in self.untried and self.ready_at[index] <= self.at]
         if self.first_of_pass and not ready:
             return [min(self.order, key=lambda index: self.ready_at[index])]
@@ -180,7 +193,7 @@ class Walk(RuleBasedStateMachine):
     def takes(self, endpoint: int, address: int) -> None:
         assert self.choices()[0] == endpoint, "not the next endpoint of the pass"
         assert self.address[endpoint] == address, "not the next address"
-        self.endpoint, self.first_of_pass = endpoint, False
+        self.endpoint, self.first_of_pass, self.forced = endpoint, False, None
         self.untried.discard(endpoint)
 
     def fails(self, fault: Fault, *, proven: bool) -> None:
@@ -221,7 +234,7 @@ class Walk(RuleBasedStateMachine):
 
     @property
     def up(self) -> bool:
-        return self.alive and self.phase is LET_IN and not self.ending
+        return self.alive and self.phase is LET_IN and not self.ending and self.target is None
 
     # --- asked for ----------------------------------------------------------------------------------------------------
 
@@ -342,6 +355,9 @@ class Walk(RuleBasedStateMachine):
     @rule(fault=st.sampled_from((LOST, LOST, SHUTDOWN, MISMATCH)))
     @precondition(lambda self: self.alive and self.phase in (OPENED, LET_IN))
     def is_lost(self, fault: Fault) -> None:
+        if self.target is not None and not self.stopped:
+            self.goes_on(events.LinkLost(self.link, fault, self.at))
+            return
         if not self.ending and fault is LOST:
             self.count_failure()
         self.phase = NONE
@@ -360,6 +376,51 @@ class Walk(RuleBasedStateMachine):
     def is_closed(self) -> None:
         self.phase = NONE
         self.ended(events.LinkClosed(self.link, self.at))
+
+    @rule(ask=st.booleans())
+    @precondition(lambda self: self.up and not self.stopped)
+    def is_handed_over(self, ask: bool) -> None:
+        others = [index for index in self.order if index != self.endpoint and self.ready_at[index] <= self.at]
+        target = self.order[-1] if ask else (others or [self.endpoint])[0]
+        self.target = None if self.draining else target
+        self.feed(events.HandOverRequested(self.at, target if ask else None))
+
+    @rule()
+    @precondition(lambda self: "prefer" in self.timers)
+    def prefer_timer_fires(self) -> None:
+        assert self.timers.pop("prefer") == self.link
+        busy = self.draining or self.blocked
+        self.target = None if busy else 0
+        self.feed(events.PreferTimerFired(self.link, self.at))
+        assert ("prefer" in self.timers) == busy
+
+    @rule(settled=st.booleans())
+    @precondition(lambda self: "hand_over" in self.timers)
+    def waiting_for_confirms_ends(self, settled: bool) -> None:
+        if settled:
+            self.feed(events.InFlightSettled(self.link, self.at))
+        else:
+            self.timers.pop("hand_over")
+            self.feed(events.HandOverTimerFired(self.link, self.at))
+        assert self.ending
+
+    @rule()
+    @precondition(lambda self: self.alive and self.target is not None and self.ending and not self.stopped)
+    def is_closed_for_the_next(self) -> None:
+        self.goes_on(events.LinkClosed(self.link, self.at))
+
+    def goes_on(self, event: Event) -> None:
+        """The link has ended during a hand-over: its target is dialed at once, and that is no failure."""
+        assert self.target is not None
+        left, before = self.endpoint, self.link
+        self.order = [self.target, *(index for index in self.order if index not in (self.target, left))]
+        if left != self.target:
+            self.order.append(left)
+        self.address[left] += 1
+        self.untried, self.forced = set(self.order), self.target
+        self.phase, self.ending, self.target = NONE, False, None
+        self.feed(event)
+        assert (self.link, self.phase) == (before + 1, DIALED)
 
     def ended(self, event: Event, *, goes_on: bool = False) -> None:
         """The link or the dial is gone: the next endpoint, a retry within the attempts, the end, or giving up."""
@@ -515,14 +576,6 @@ class Walk(RuleBasedStateMachine):
         assert endpoints.current == self.endpoint
 
     @invariant()
-    def waiting_messages_are_refused_only_where_time_does_not_help(self) -> None:
-        """Every endpoint refuses the producer for good, and it was never connected, or the topology is refused."""
-        fault = self.record.last_fault
-        if self.refusing and self.phase is NONE and not self.ending and fault is not None and fault.permanent:
-            assert self.refused == set(self.order)
-            assert not self.was_up or fault.kind is FaultKind.TOPOLOGY
-
-    @invariant()
     def the_breaker_agrees(self) -> None:
         breaker = self.record.breaker
         if breaker is None or self.stopped or self.finished:
@@ -532,7 +585,9 @@ class Walk(RuleBasedStateMachine):
 
     @invariant()
     def the_sender_follows_the_link(self) -> None:
-        if self.up and not self.stopped:
+        if self.target is not None and not self.stopped:
+            assert self.sender == "paused"
+        elif self.up and not self.stopped:
             assert self.sender == ("paused" if self.blocked else "open")
         elif self.phase is NONE or self.phase is DIALED or self.phase is OPENED:
             assert self.sender == "stopped" or self.stopped
@@ -544,7 +599,11 @@ class Walk(RuleBasedStateMachine):
         assert ("retry" in self.timers) == isinstance(state, states.Waiting)
         assert ("stable" in self.timers) == (isinstance(state, states.Up) and not state.proven)
         assert ("drain" in self.timers) == (self.draining and not self.finished)
-        assert ("close" in self.timers) == isinstance(state, states.Closing)
+        closing = isinstance(state, states.HandingOver) and state.closing
+        assert isinstance(state, states.Closing) <= ("close" in self.timers)
+        assert ("close" in self.timers) <= (closing or isinstance(state, states.Closing))
+        assert ("hand_over" in self.timers) == (isinstance(state, states.HandingOver) and not closing)
+        assert ("prefer" in self.timers) == (isinstance(state, states.Up) and self.endpoint != 0)
         if self.finished:
             assert not self.timers
         elif not self.stopped:
@@ -560,6 +619,8 @@ class Walk(RuleBasedStateMachine):
         elif self.stopped:
             assert state.link == self.link
             assert isinstance(state, states.Closing)
+        elif self.target is not None:
+            assert state == states.HandingOver(self.link, self.target, self.proven, closing=self.ending)
         elif self.ending:
             assert isinstance(state, states.Dropping)
         elif self.phase is LET_IN:

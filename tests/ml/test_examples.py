@@ -83,7 +83,8 @@ def test_every_file_of_the_kit_is_what_its_name_says() -> None:
 
 def test_the_probes_ask_the_right_questions() -> None:
     """Liveness never depends on the broker, readiness does; stopping takes longer than the service's own deadline."""
-    deployment, _ = yaml.safe_load_all((KIT / "kubernetes.yaml").read_text())
+    objects = yaml.safe_load_all((KIT / "kubernetes.yaml").read_text())
+    deployment = next(each for each in objects if each["kind"] == "Deployment")
     pod = deployment["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     assert ("/livez", "/readyz") == (

@@ -16,6 +16,7 @@ from warrener.ml.payloads import (
     Transcribe,
     TranscribeContent,
 )
+from warrener.ml.producer import MLProducer
 from warrener.ml.settings import MLSettings
 
 SECRET = "s3cr3t-hunter2"
@@ -159,6 +160,13 @@ def test_variables_that_kubernetes_makes_are_ignored(monkeypatch, variable) -> N
     """A Service that is called ml-producer does not end the start."""
     monkeypatch.setenv(variable, "tcp://10.0.0.1:3001")
     assert MLSettings.load() == MLSettings.load()
+
+
+def test_a_producer_takes_its_options_over_those_of_the_settings(monkeypatch) -> None:
+    """A shorter deadline shortens what follows from it; the service's own defaults stay, without a file too."""
+    for settings in (None, MLSettings.load(), MLSettings()):
+        options = MLProducer(settings, publish_timeout=5).producer.settings
+        assert (5.0, 5.0, 10) == (options.publish_timeout, options.confirm_timeout, options.backoff.attempts)
 
 
 def test_a_missing_file_is_named(tmp_path) -> None:

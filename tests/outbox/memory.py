@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+import anyio
 from attrs import define, evolve, field, frozen
 
 from warrener.outbox._decisions import gather
@@ -81,6 +82,9 @@ class MemoryStore:
 
     def interrupt(self) -> None:
         pass
+
+    async def wait_hint(self) -> None:
+        await anyio.sleep_forever()
 
     def transact(self, work: Work, token: str, lease: float) -> Done:
         failure, self.fail_before = self.fail_before, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 import sqlite3
 from contextlib import asynccontextmanager
@@ -9,8 +10,8 @@ from contextlib import asynccontextmanager
 import anyio
 import pytest
 
-from warrener import Backoff, Message, ProducerClosed, Queue, open_producer
-from warrener.outbox import OutboxFull, OutboxNotFlushed, OutboxUnusable, SQLiteOutbox, add
+from warrener import Backoff, Message, Producer, ProducerClosed, Queue, Unreachable, open_producer
+from warrener.outbox import OutboxFull, OutboxNotFlushed, OutboxUnusable, SQLiteOutbox, Stored, add
 from warrener.testing import EmbeddedBroker
 
 pytestmark = pytest.mark.anyio
@@ -28,13 +29,8 @@ def path(tmp_path):
 async def relaying(broker, outbox, **settings):
     """A producer with the outbox beside it."""
     settings = {"topology": QUEUES, "backoff": SOON, "breaker": None} | settings
-    async with open_producer(broker.url, **settings) as producer, anyio.create_task_group() as tasks:
-        relay = outbox.relay(producer)
-        await tasks.start(relay.run)
-        try:
-            yield relay
-        finally:
-            relay.stop()
+    async with open_producer(broker.url, outbox=outbox, **settings) as producer:
+        yield producer._relay
 
 
 def outbox_at(path, **arguments):
@@ -224,26 +220,63 @@ async def test_cancelled_on_the_way_to_the_disk_the_call_returns_stored(path):
         assert stored.position == 1
 
 
-async def test_before_and_after_its_life_the_relay_refuses(path):
+async def test_before_and_after_its_life_the_producer_refuses(path):
     """An error in words, not a call that never returns."""
     async with EmbeddedBroker() as broker:
-        async with open_producer(broker.url) as producer:
-            relay = outbox_at(path).relay(producer)
-            with pytest.raises(RuntimeError, match="not running"):
-                await relay.enqueue(task(1))
-        async with relaying(broker, outbox_at(path)) as relay:
+        producer = Producer(broker.url, outbox=outbox_at(path))
+        with pytest.raises(RuntimeError, match="not running"):
+            await producer.enqueue(b"1", routing_key="tasks")
+        async with producer:
             pass
         with pytest.raises(ProducerClosed):
-            await relay.enqueue(task(1))
+            await producer.enqueue(b"1", routing_key="tasks")
+        async with open_producer(broker.url) as without:
+            with pytest.raises(RuntimeError, match="has no outbox"):
+                await without.enqueue(b"1", routing_key="tasks")
 
 
-async def test_a_file_that_cannot_be_used_ends_the_relay_at_once(path):
-    """The error is raised where the relay is started."""
+async def test_the_producer_takes_bodies_and_messages(path):
+    """`enqueue` takes what `publish` takes, and its status shows the outbox."""
+    async with (
+        EmbeddedBroker() as broker,
+        open_producer(broker.url, topology=QUEUES, outbox=outbox_at(path)) as producer,
+    ):
+        stored = await producer.enqueue(b"1", routing_key="tasks", key="user-42", message_id="mine")
+        await producer.enqueue(task(2))
+        with pytest.raises(TypeError, match="routing_key"):
+            await producer.enqueue(task(3), routing_key="tasks")
+        await producer.wait_flushed(10)
+
+        assert stored == Stored("mine", 1)
+        assert broker.messages("tasks") == [b"1", b"2"]
+        assert producer.status().outbox.confirmed == 2
+        assert "routing_key" in inspect.signature(producer.enqueue).parameters
+
+
+async def test_a_file_that_cannot_be_used_is_said_before_the_body_begins(path):
+    """The error is raised without an ExceptionGroup where the producer is opened."""
     path.write_bytes(b"no database " * 1000)
-    async with EmbeddedBroker() as broker, open_producer(broker.url) as producer:
-        relay = outbox_at(path).relay(producer)
+    async with EmbeddedBroker() as broker:
         with pytest.raises(OutboxUnusable):
-            await relay.run()
+            async with open_producer(broker.url, outbox=outbox_at(path)):
+                pytest.fail("the body ran")
+
+
+async def test_a_producer_that_gives_up_keeps_the_rows(path):
+    """Its own error is raised, and what was stored is published by the next one."""
+    outbox = outbox_at(path)
+    async with EmbeddedBroker() as broker:
+        broker.stop()
+        with pytest.raises(Unreachable):
+            backoff = Backoff(initial=0.05, cap=0.05, min_gap=0.05, attempts=2)
+            async with relaying(broker, outbox, backoff=backoff, when_exhausted="raise") as relay:
+                await relay.enqueue(task(1))
+                await anyio.sleep(60)
+        broker.restart()
+        async with relaying(broker, outbox) as relay:
+            await relay.wait_flushed(10)
+
+        assert broker.messages("tasks") == [b"1"]
 
 
 async def test_one_outbox_object_has_one_relay_at_a_time(path):

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import sqlite3
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from tests.outbox.rows import LEASE, claim, insert
 from warrener.errors import SettingsError
 from warrener.outbox import OutboxFull, OutboxProblem, OutboxUnusable, SQLiteOutbox, Stored, add
 from warrener.outbox import _sqlite_store as module
-from warrener.outbox._owner import has_ended, this_process
-from warrener.outbox._rows import encode
 from warrener.outbox._schema import APPLICATION_ID, VERSION
 from warrener.outbox._sqlite_store import SQLiteStore
-from warrener.outbox.records import Again, SetAside, Settlement, Want, Work
+from warrener.outbox.records import Settlement, Work
 from warrener.records import Message
-
-WANT = Want(rows=100, bytes=1 << 20, per_key=10)
-LEASE = 30.0
 
 
 @pytest.fixture
@@ -44,57 +38,6 @@ def open_store(path):
         store.close()
 
 
-def insert(store, *keys, body=b"body"):
-    done = store.transact(Work(inserts=[encode(Message(body, routing_key="q"), key) for key in keys]), "", 0.0)
-    return list(done.stored)
-
-
-def claim(store, token="relay", lease=LEASE):
-    return store.transact(Work(want=WANT), token, lease).claimed.rows
-
-
-def positions(rows):
-    return [row.position for row in rows]
-
-
-# --- keeping rows -------------------------------------------------------------------------------------------------
-
-
-def test_rows_outlive_the_connection(open_store):
-    """Another connection finds them, in their order, with every column."""
-    first = open_store()
-    message = Message(b"\x00\xff", exchange="x", routing_key="q", headers={"a": 1}, priority=3)
-    first.transact(Work(inserts=[encode(message, "key")]), "", 0.0)
-    first.close()
-
-    (row,) = claim(open_store())
-    assert (row.message, row.key, row.attempts, row.possible_duplicate) == (message, "key", 0, False)
-
-
-def test_a_full_outbox_says_how_full(open_store):
-    """`OutboxFull` carries the counts; rows of the same transaction that had a place are stored."""
-    store = open_store(max_rows=2)
-    first, second, refused = insert(store, None, None, None)
-
-    assert (first, second) == (1, 2)
-    assert isinstance(refused, OutboxFull)
-    assert (refused.rows, refused.max_rows) == (2, 2)
-    assert store.status().waiting == 2
-
-
-def test_bytes_are_bounded_too(open_store):
-    """The bodies of set-aside rows count as well."""
-    store = open_store(max_bytes=10)
-    insert(store, None, body=b"12345678")
-    (row,) = claim(store)
-    aside = SetAside(row.position, row.claim, 1, False, "Unroutable", "returned", holds=False)
-    store.transact(Work(settlement=Settlement(set_aside=(aside,), claims={row.claim: ()})), "relay", LEASE)
-
-    (refused,) = insert(store, None, body=b"12345678")
-    assert isinstance(refused, OutboxFull)
-    assert (refused.rows, refused.bytes) == (1, 8)
-
-
 def test_a_limit_sees_what_other_programs_stored(open_store, path):
     """Rows that were inserted with plain SQL count."""
     store = open_store(max_rows=2)
@@ -104,138 +47,6 @@ def test_a_limit_sees_what_other_programs_stored(open_store, path):
     db.close()
 
     assert isinstance(insert(store, None)[0], OutboxFull)
-
-
-def test_a_position_is_never_given_twice(open_store):
-    """A claim that lists a deleted row claims nothing that comes later."""
-    store = open_store()
-    insert(store, None)
-    (row,) = claim(store)
-    store.transact(Work(settlement=Settlement(confirmed=((1, row.claim),))), "relay", LEASE)
-
-    assert insert(store, None) == [2]
-    assert store.last_position() == 2
-
-
-# --- claims -------------------------------------------------------------------------------------------------------
-
-
-def test_a_claimed_row_is_nobody_elses(open_store):
-    """Neither for another relay, nor to drop."""
-    store = open_store()
-    insert(store, "a", None)
-
-    assert positions(claim(store)) == [1, 2]
-    assert positions(claim(open_store(), "other")) == []
-    assert store.drop([1]) == 0
-    assert [entry.state for entry in store.entries(None, None, 10, bodies=False)] == ["leased", "leased"]
-
-
-def test_a_relay_whose_lease_ran_out_deletes_nothing(open_store):
-    """Its rows are flagged and another relay's; the old token is told that it owns nothing."""
-    store, other = open_store(), open_store()
-    insert(store, None)
-    (row,) = claim(store, "slow", lease=-1.0)
-    (taken,) = claim(other, "other")
-    done = store.transact(Work(settlement=Settlement(confirmed=((1, row.claim),))), "slow", LEASE)
-
-    assert not done.owned
-    assert (taken.position, taken.attempts, taken.possible_duplicate) == (1, 1, True)
-    assert store.status().leased == 1
-
-
-def test_a_late_confirm_deletes_a_row_that_is_still_owned(open_store):
-    """A lease that ran out is prolonged, as long as no other relay has taken it over."""
-    store = open_store()
-    insert(store, None)
-    (row,) = claim(store, lease=-1.0)
-    done = store.transact(Work(settlement=Settlement(confirmed=((1, row.claim),))), "relay", LEASE)
-
-    assert done.owned
-    assert store.status().backlog == 0
-
-
-def test_rows_of_a_dead_process_need_not_wait_for_the_lease(open_store, path):
-    """The process id and its start say that it has ended."""
-    store = open_store()
-    insert(store, None)
-    script = (
-        "from tests.outbox.test_sqlite import *\n"
-        f"store = SQLiteStore({str(path)!r}, max_rows=9, max_bytes=9999); store.open()\n"
-        "claim(store, 'dead')\n"
-    )
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
-
-    (row,) = claim(store)
-    assert row.possible_duplicate
-
-
-def test_a_living_process_is_not_taken_for_a_dead_one():
-    """Nor is one of which nothing can be told."""
-    assert not has_ended(this_process())
-    assert not has_ended("somebody")
-    assert not has_ended('{"pid": 1}')
-
-
-def test_a_key_continues_behind_its_first_rows(open_store):
-    """`unfinished` names a key with more rows than one claim takes, and the next claim begins with them."""
-    store = open_store()
-    insert(store, *["a"] * 4)
-    want = Want(rows=100, bytes=1 << 20, per_key=2)
-    claimed = store.transact(Work(want=want), "relay", LEASE).claimed
-    (number,) = {row.claim for row in claimed.rows}
-    settlement = Settlement(confirmed=((1, number), (2, number)), claims={number: ()})
-    want = Want(rows=100, bytes=1 << 20, per_key=2, after=99, keys=("a",))
-    again = store.transact(Work(settlement=settlement, want=want), "relay", LEASE).claimed
-
-    assert (positions(claimed.rows), claimed.unfinished) == ([1, 2], {"a"})
-    assert (positions(again.rows), again.unfinished) == ([3, 4], frozenset())
-
-
-def test_what_an_attempt_taught_is_kept(open_store):
-    """Attempts, nacks, the flag, the error, and the instant before which the row is not published."""
-    store = open_store()
-    insert(store, "a", "a")
-    rows = claim(store)
-    number = rows[0].claim
-    again = Again(1, number, attempts=2, nacks=1, possible_duplicate=True, delay=60.0, error="full")
-    store.transact(Work(settlement=Settlement(again=(again,), claims={number: ()})), "relay", LEASE)
-
-    assert claim(store) == ()
-    entry, _ = store.entries("waiting", None, 10, bodies=True)
-    assert (entry.attempts, entry.possible_duplicate, entry.last_error) == (2, True, "full")
-    assert entry.not_before is not None
-    assert entry.not_before > entry.stored_at
-    assert store.retry([1]) == 1
-    assert [(row.position, row.nacks) for row in claim(store)] == [(1, 1), (2, 0)]
-
-
-def test_a_row_that_was_set_aside_comes_back_to_its_place(open_store):
-    """It holds up its key until it is retried or dropped; then its key goes on, in order."""
-    store = open_store()
-    insert(store, "a", "a", "b")
-    number = claim(store)[0].claim
-    aside = SetAside(1, number, 1, False, "Unroutable", "returned", holds=True)
-    store.transact(Work(settlement=Settlement(set_aside=(aside,), claims={number: ()})), "relay", LEASE)
-
-    held = claim(store)
-    assert positions(held) == [3]
-    (entry,) = store.entries("set_aside", None, 10, bodies=True)
-    assert (entry.reason, entry.last_error, entry.body) == ("Unroutable", "returned", b"body")
-    assert store.retry([entry.message_id]) == 1
-    assert positions(claim(store)) == [1, 2]
-
-
-def test_a_set_aside_row_may_be_dropped(open_store):
-    """The rows that it held up go on."""
-    store = open_store()
-    insert(store, "a", "a")
-    number = claim(store)[0].claim
-    aside = SetAside(1, number, 1, False, "Unroutable", "returned", holds=True)
-    store.transact(Work(settlement=Settlement(set_aside=(aside,), claims={number: ()})), "relay", LEASE)
-
-    assert store.drop([1]) == 1
-    assert positions(claim(store)) == [2]
 
 
 def test_a_row_of_nonsense_is_claimed_with_its_problem(open_store, path):

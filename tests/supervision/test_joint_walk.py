@@ -155,6 +155,9 @@ class Owner:
     def confirm_overdue(self, link: int) -> None:
         self.mailbox.append(events.ConfirmOverdue(link, self.world.now))
 
+    def settled(self, link: int) -> None:
+        self.mailbox.append(events.InFlightSettled(link, self.world.now))
+
     def drained(self) -> None:
         self.mailbox.append(events.Drained(self.world.now))
 
@@ -242,6 +245,12 @@ class Joint(RuleBasedStateMachine):
                 sender.accept_again()
                 self.dialed, self.told = link, None
                 self.listener = sender.expect_link(link)
+            case effects.ReportSettled(link):
+                sender.report_settled(link)
+            case effects.StartPreferTimer(link, delay):
+                self.timers["prefer"] = (self.now + delay, lambda at: events.PreferTimerFired(link, at))
+            case effects.StartHandOverTimer(link, delay):
+                self.timers["hand_over"] = (self.now + delay, lambda at: events.HandOverTimerFired(link, at))
             case effects.StartPublishing(link):
                 sender.start_publishing(link)
                 self.may_write = True

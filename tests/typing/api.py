@@ -11,10 +11,11 @@ import trio
 
 import warrener
 from warrener.ml import MLProducer, MLSettings, Transcribe, TranscribeContent
+from warrener.records import MessageFields
 
 
 async def as_a_block() -> None:
-    async with warrener.open_producer("amqp://localhost/", heartbeat=10, breaker=None) as producer:
+    async with warrener.open_producer("amqp://localhost/", heartbeat=10, breaker=None, backoff_initial=0.1) as producer:
         assert_type(producer, warrener.Producer)
         assert_type(await producer.publish(b"x", routing_key="tasks", timeout=math.inf), warrener.Receipt)
         assert_type(await producer.publish(warrener.Message(b"x", headers={"a": [1, "b", None]})), warrener.Receipt)
@@ -27,6 +28,17 @@ async def as_a_block() -> None:
         assert_type(producer.status().connection_state, warrener.ConnectionState)
         assert_type(producer.reconnect(), bool)
         assert_type(await producer.aclose(), warrener.ClosingReport)
+
+
+def fields_of_a_message(fields: MessageFields) -> warrener.Message:
+    """Each keyword of `publish` is a keyword of `Message`, with the same type."""
+    return warrener.Message(bytearray(b"x"), **fields)
+
+
+def topology() -> tuple[warrener.Exchange | warrener.Queue | warrener.Binding, ...]:
+    exchange, queue = warrener.Exchange("e", "topic"), warrener.Queue.server_named()
+    warrener.Binding("e", "q")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    return exchange, queue, warrener.Binding(source=exchange, destination=queue, routing_key="#")
 
 
 async def as_a_component() -> None:

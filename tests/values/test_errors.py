@@ -53,24 +53,25 @@ FAULTS = st.builds(
     reply_code=st.none() | st.integers(200, 600),
     entity=st.none() | st.text(max_size=20),
 )
-BY_NAME: dict[str, st.SearchStrategy[Any]] = {
-    "fault": FAULTS,
-    "last_fault": st.none() | FAULTS,
-    "reply_code": st.integers(200, 600),
-    "retry_after": st.floats(0, 60),
-    "may_have_been_delivered": st.booleans(),
-    "violations": st.just((Violation(1, "an illegal frame", 2.0),)),
+BY_ANNOTATION: dict[str, st.SearchStrategy[Any]] = {
+    "Fault": FAULTS,
+    "Fault | None": st.none() | FAULTS,
+    "bool": st.booleans(),
+    "int": st.integers(0, 600),
+    "float": st.floats(0, 60),
+    "str": st.text(max_size=20),
+    "tuple[Violation, ...]": st.just((Violation(1, "an illegal frame", 2.0),)),
 }
 
 
 @st.composite
 def instances(draw: st.DrawFn, kind: type[Exception]) -> Exception:
-    """Make an exception of this class: each argument by its name, any other as text."""
+    """Make an exception of this class: each argument by its annotation, another as text."""
     positional: list[Any] = []
     keywords: dict[str, Any] = {}
     parameters = inspect.signature(kind).parameters.values() if "__init__" in _own_methods(kind) else ()
     for each in parameters:
-        value = draw(BY_NAME.get(each.name, st.text(max_size=20)))
+        value = draw(BY_ANNOTATION.get(each.annotation, st.text(max_size=20)))
         if each.kind is inspect.Parameter.KEYWORD_ONLY:
             keywords[each.name] = value
         elif each.kind is not inspect.Parameter.VAR_KEYWORD:

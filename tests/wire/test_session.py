@@ -142,15 +142,21 @@ def test_no_mechanism_of_ours(written: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "greeting", [b"AMQP\x00\x01\x00\x00", b"HTTP/1.1 400 Bad", b"\x15\x03\x01\x00\x02\x02\x28\x00", b"220 mail ESMTP"]
+    ("greeting", "known_by"),
+    [
+        (b"AMQP\x00\x01\x00\x00", 8),
+        (b"HTTP/1.1 400 Bad", 8),
+        (b"\x15\x03\x01\x00\x02\x02\x28", 2),
+        (b"220 mail ESMTP", 8),
+    ],
 )
-def test_not_amqp(greeting: bytes) -> None:
-    """Another protocol is known by eight bytes, however they come."""
+def test_not_amqp(greeting: bytes, known_by: int) -> None:
+    """Another protocol is known by eight bytes, however they come; a TLS alert, which has seven, by two."""
     session = Session(CREDENTIALS, Sink())
     told = [event for byte in greeting for event in session.receive(bytes([byte]))]
     (broken,) = told
     assert isinstance(broken, events.ProtocolError)
-    assert (broken.kind, broken.data) == (ProtocolErrorKind.NOT_AMQP, greeting[:8])
+    assert (broken.kind, broken.data) == (ProtocolErrorKind.NOT_AMQP, greeting[:known_by])
     assert drain(session) == b""
 
 

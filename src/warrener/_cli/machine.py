@@ -48,9 +48,10 @@ PASSWORD = Fault(FaultKind.AUTHENTICATION, "ACCESS_REFUSED", reply_code=403)
 MISMATCH = Fault(FaultKind.TOPOLOGY, "PRECONDITION_FAILED", reply_code=406, entity="queue 'tasks'")
 NO_EXCHANGE = Fault(FaultKind.CHANNEL_CLOSED, "NOT_FOUND", reply_code=404)
 
-#: One endpoint that failed once, the same with another endpoint that is ready, and one that works.
+#: One endpoint that failed once, the same with another endpoint that is ready, the second one, and one that works.
 ONE = Endpoints((EndpointRecord(1, AT - 20, LOST, 1),), tried=frozenset({0}))
 TWO = Endpoints((ONE.record, EndpointRecord()), (0, 1), tried=frozenset({0}))
+SECOND = Endpoints((EndpointRecord(1, AT + 10, PASSWORD, 1), ONE.record), (1, 0), 1, frozenset({0, 1}))
 WORKING = Endpoints((EndpointRecord(0, last_fault=LOST, address=1),), tried=frozenset({0}))
 WORKING_TWO = Endpoints((WORKING.record, EndpointRecord()), (0, 1), tried=frozenset({0}))
 
@@ -118,6 +119,7 @@ class Line:
 _BACKOFF = Backoff(cap=60, attempts=10)
 _STAY = Policy(backoff=_BACKOFF)
 _RAISE = Policy(backoff=_BACKOFF, when_exhausted="raise")
+_PREFER = Policy(backoff=_BACKOFF, prefer="first")
 _CLOSES = tuple(AT - seconds for seconds in (9, 7, 5, 3, 1))
 
 
@@ -142,7 +144,9 @@ def _situations(state: states.State) -> Iterator[tuple[str, Record, Policy]]:
         yield "", Record(), _STAY
         return
     yield "", plain, _STAY
-    seeking = isinstance(state, (states.Dialing, states.Restoring, states.Up, states.Dropping, states.Waiting))
+    seeking = isinstance(
+        state, (states.Dialing, states.Restoring, states.Up, states.HandingOver, states.Dropping, states.Waiting)
+    )
     if isinstance(state, (states.Waiting, states.GaveUp)):
         yield "less than 1 s after the last hint", evolve(plain, hinted_at=AT - 0.5), _STAY
     if isinstance(state, (states.Dialing, states.Restoring, states.Up)):
@@ -168,6 +172,13 @@ def _situations(state: states.State) -> Iterator[tuple[str, Record, Policy]]:
     if seeking or isinstance(state, states.GaveUp):
         for words, breaker in _BREAKERS:
             yield words, evolve(plain, failures=breaker.failures, breaker=breaker), _STAY
+    if isinstance(state, states.HandingOver):
+        yield "closing", evolve(plain, state=evolve(state, closing=True)), _STAY
+        yield "closing, draining", evolve(plain, state=evolve(state, closing=True), draining=True), _STAY
+    if isinstance(state, states.Up):
+        yield "not on the preferred endpoint", evolve(plain, endpoints=SECOND), _PREFER
+    if isinstance(state, states.Restoring):
+        yield "not on the preferred endpoint", evolve(plain, endpoints=SECOND), _PREFER
     if isinstance(state, states.Closing):
         yield "aborted", evolve(plain, state=states.Closing(LINK, aborted=True)), _STAY
 
@@ -185,6 +196,7 @@ _STATES: tuple[states.State, ...] = (
     states.Dialing(LINK),
     states.Restoring(LINK),
     states.Up(LINK),
+    states.HandingOver(LINK, target=0, proven=True),
     states.Dropping(LINK, Fault(FaultKind.CONFIRM_OVERDUE, "no confirm")),
     states.Waiting(LINK),
     states.GaveUp(LINK),
@@ -205,6 +217,10 @@ _OCCASIONS: tuple[tuple[str, Callable[[int], events.Event]], ...] = (
     ("LinkClosed", lambda link: events.LinkClosed(link, AT)),
     ("RetryTimerFired", lambda link: events.RetryTimerFired(link, AT)),
     ("ReconnectRequested", lambda _: events.ReconnectRequested(AT)),
+    ("HandOverRequested", lambda _: events.HandOverRequested(AT)),
+    ("InFlightSettled", lambda link: events.InFlightSettled(link, AT)),
+    ("HandOverTimerFired", lambda link: events.HandOverTimerFired(link, AT)),
+    ("PreferTimerFired", lambda link: events.PreferTimerFired(link, AT)),
     ("StableTimerFired", lambda link: events.StableTimerFired(link, AT)),
     ("PublishConfirmed", lambda link: events.PublishConfirmed(link, AT)),
     ("PublishConfirmed, a probe", lambda link: events.PublishConfirmed(link, AT, PROBE)),
@@ -291,7 +307,9 @@ def _change(before: int, after: int) -> str:
 
 def _state_words(state: states.State) -> str:
     words = [f"**{type(state).__name__}**"]
-    words.extend(name for name in ("blocked", "proven", "aborted") if getattr(state, name, False))
+    if isinstance(state, states.HandingOver):
+        words.append(f"to endpoint {state.target}")
+    words.extend(name for name in ("blocked", "proven", "closing", "aborted") if getattr(state, name, False))
     return " ".join(words)
 
 
@@ -344,6 +362,8 @@ def _order(effect: effects.Effect) -> str:
             return f"{name}({shortest:g} to {longest:g} s)"
         case (
             effects.StartStableTimer()
+            | effects.StartPreferTimer()
+            | effects.StartHandOverTimer()
             | effects.StartCooldownTimer()
             | effects.StartDrainTimer()
             | effects.StartCloseTimer()

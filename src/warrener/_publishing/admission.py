@@ -19,7 +19,7 @@ from warrener._backend import Backend
 from warrener._publishing.destinations import Destinations, described, of
 from warrener._publishing.ledger import Delivery, Ledger
 from warrener._supervision.supervisor import Supervisor
-from warrener.errors import BufferFull, CircuitOpen, DeadlineExceeded, PublishError
+from warrener.errors import BufferFull, CircuitOpen, DeadlineExceeded, InvalidMessage, PublishError
 
 __all__ = ["Admission"]
 
@@ -67,7 +67,9 @@ class Admission:
         if self.refusal is not None:
             return self.refusal(delivery.message_id)
         if not self._ledger.fits(delivery.size):
-            return BufferFull(delivery.message_id, "the body alone is larger than max_buffered_bytes")
+            return InvalidMessage(
+                delivery.message_id, f"the body has {delivery.size:,} bytes, more than max_buffered_bytes allows in all"
+            )
         refusal = self._refused_by_destination(delivery)
         if refusal is not None:
             return refusal

@@ -1,55 +1,27 @@
 """From the arguments of a publish to the `Delivery` that the ledger takes: fields, envelope, body, id, deadline.
 
-A message is sent as it was when it was accepted. So nothing mutable of the caller's is kept: a body that can change is
-copied, and so are headers, at every depth. Equal plain fields share one `Envelope`, which drivers use to cache frames.
+A message is sent as it was when it was accepted. So nothing mutable of the caller's is kept: `Message` copies a body that
+can change, and `Envelope.of` copies the headers, at every depth. Equal plain fields share one `Envelope`, which drivers use to cache frames.
 Headers are never compared: `{"x": 1}` equals `{"x": True}` in Python and differs on the wire.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from datetime import datetime
+from collections.abc import Callable
 from operator import attrgetter
-from typing import Any, Final, TypedDict, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 from warrener._publishing.ledger import Delivery
-from warrener.errors import InvalidMessage
-from warrener.records import Envelope, FieldValue, Message
+from warrener.records import Body, Envelope, Message, MessageFields
 
-__all__ = ["PUBLISH_TIMEOUT", "Body", "Envelopes", "MessageFields", "seconds", "with_message_fields"]
+__all__ = ["PUBLISH_TIMEOUT", "Envelopes", "message_of", "seconds", "with_message_fields"]
 
 #: Means the producer's `publish_timeout` where a call names no timeout. Only this very object means that; another NaN is
 #: an error. None is an error too: it could be read as "no deadline", and that is `math.inf`.
 PUBLISH_TIMEOUT: Final = float("nan")
 #: Number of envelopes that a producer keeps; then it begins anew.
 CACHE_LIMIT = 1024
-#: Deepest nesting of headers.
-HEADER_DEPTH = 32
-
-Body = bytes | bytearray | memoryview
-
-
-class MessageFields(TypedDict, total=False):
-    """The fields of `Message`, except the body, as keywords of `Producer.publish`."""
-
-    exchange: str
-    routing_key: str
-    headers: Mapping[str, FieldValue]
-    content_type: str | None
-    content_encoding: str | None
-    priority: int | None
-    expiration: float | None
-    message_id: str
-    correlation_id: str | None
-    reply_to: str | None
-    type: str | None
-    app_id: str | None
-    user_id: str | None
-    timestamp: datetime | None
-    persistent: bool
-    mandatory: bool
-
 
 #: The fields of a message that make its envelope, except headers.
 _plain_fields = attrgetter(
@@ -85,13 +57,11 @@ class Envelopes:
                 raise TypeError(f"publish(message) takes no fields beside the message: {', '.join(fields)}")
             message = body
         else:
-            message = Message(_copied_body(body), **fields)
+            message = Message(body, **fields)
             if "message_id" not in fields:
                 return Delivery(self._of_message(message), message.body, self._new_id(), deadline)
         # Another message in flight may have the same message_id, so a return of this one is matched by its token.
-        return Delivery(
-            self._of_message(message), _copied_body(message.body), message.message_id, deadline, self._new_id()
-        )
+        return Delivery(self._of_message(message), message.body, message.message_id, deadline, self._new_id())
 
     def _of_fields(self, fields: MessageFields) -> Envelope:
         envelope = self._of_message(Message(b"", **fields))
@@ -101,10 +71,19 @@ class Envelopes:
 
     def _of_message(self, message: Message) -> Envelope:
         if message.headers:
-            return _envelope(message)
+            return Envelope.of(message)
         plain = _plain_fields(message)
         key = (plain, tuple(map(type, plain)))
-        return self._by_fields.get(key) or _keep(self._by_fields, key, _envelope(message))
+        return self._by_fields.get(key) or _keep(self._by_fields, key, Envelope.of(message))
+
+
+def message_of(body: Body | Message, fields: MessageFields) -> Message:
+    """Return the message of a call that takes a body and fields, or a message."""
+    if not isinstance(body, Message):
+        return Message(body, **fields)
+    if fields:
+        raise TypeError(f"a message takes no fields beside it: {', '.join(fields)}")
+    return body
 
 
 def seconds(timeout: float, default: float) -> float:
@@ -139,45 +118,3 @@ def _keep(cache: dict[tuple[Any, ...], Envelope], key: tuple[Any, ...], envelope
         cache.clear()
     cache[key] = envelope
     return envelope
-
-
-def _envelope(message: Message) -> Envelope:
-    return Envelope(
-        exchange=message.exchange,
-        routing_key=message.routing_key,
-        mandatory=message.mandatory,
-        headers=_copied_headers(message) or None,
-        content_type=message.content_type,
-        content_encoding=message.content_encoding,
-        delivery_mode=2 if message.persistent else 1,
-        priority=message.priority,
-        correlation_id=message.correlation_id,
-        reply_to=message.reply_to,
-        expiration=None if message.expiration is None else str(round(message.expiration * 1000)),
-        timestamp=message.timestamp,
-        type=message.type,
-        user_id=message.user_id,
-        app_id=message.app_id,
-    )
-
-
-def _copied_body(body: object) -> bytes:
-    """Return the body as bytes. `Message` refuses a body of another type."""
-    return bytes(body) if isinstance(body, (bytearray, memoryview)) else cast("bytes", body)
-
-
-def _copied_headers(message: Message) -> dict[str, FieldValue]:
-    """Return a copy of the headers that shares nothing mutable with them."""
-    return {name: _copied(value, HEADER_DEPTH, message) for name, value in message.headers.items()}
-
-
-def _copied(value: FieldValue, depth: int, message: Message) -> FieldValue:
-    if isinstance(value, bytearray):
-        return bytes(value)
-    if not isinstance(value, (Mapping, list)):
-        return value
-    if depth == 0:
-        raise InvalidMessage(message.message_id, f"headers are nested deeper than {HEADER_DEPTH} levels")
-    if isinstance(value, Mapping):
-        return {name: _copied(each, depth - 1, message) for name, each in value.items()}
-    return [_copied(each, depth - 1, message) for each in value]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from warrener._publishing.batches import Batch
-from warrener._publishing.envelopes import Body, Envelopes, MessageFields
+from warrener._publishing.envelopes import Envelopes
 from warrener._publishing.ledger import Delivery
 from warrener._publishing.sender import Sender
 from warrener.errors import DeadlineExceeded, InvalidMessage
-from warrener.records import Message
+from warrener.records import Body, Message, MessageFields
 
 __all__ = ["ManyPublishes"]
 

@@ -17,7 +17,7 @@ from typing import Literal, Self, Unpack
 import anyio
 import anyio.abc
 import anyio.lowlevel
-from attrs import asdict
+from attrs import asdict, evolve
 
 from warrener._backend import Backend, backend
 from warrener._histogram import RECONNECT_BOUNDS, Histogram
@@ -27,9 +27,8 @@ from warrener._publishing.batches import Batch
 from warrener._publishing.destinations import Destinations
 from warrener._publishing.envelopes import (
     PUBLISH_TIMEOUT,
-    Body,
     Envelopes,
-    MessageFields,
+    message_of,
     seconds,
     with_message_fields,
 )
@@ -37,6 +36,7 @@ from warrener._publishing.handles import PublishHandle, error_of
 from warrener._publishing.ledger import Ledger
 from warrener._publishing.many import ManyPublishes
 from warrener._publishing.place import Place
+from warrener._publishing.relaying import OutboxLike, RelayLike, running_beside
 from warrener._publishing.running import running
 from warrener._publishing.sender import Sender
 from warrener._publishing.streams import Changes, Outcomes, Streams
@@ -52,7 +52,16 @@ from warrener.errors import (
     SettingsError,
 )
 from warrener.machine import Policy
-from warrener.records import ClosingReport, ConnectionState, Message, Receipt, Status
+from warrener.records import (
+    Body,
+    ClosingReport,
+    ConnectionState,
+    Message,
+    MessageFields,
+    Receipt,
+    Status,
+    Stored,
+)
 from warrener.topology import standard_exchanges
 from warrener.tracing import instrument
 
@@ -66,8 +75,8 @@ class Producer:
     """A supervised publisher with confirms. Run it in a nursery or task group: ``await nursery.start(producer.run)``.
 
     Or run it around a body: ``async with Producer(url) as producer``. `url_or_settings` is an ``amqp://`` or ``amqps://`` URL,
-    a `Settings`, or None for the URL in ``RABBITMQ_URL``. `driver` is "native", "aiormq" or a `Driver`. Each row of the table
-    of defaults (docs/reference.md) is a keyword. An argument wins over the URL's query, and the query over the environment.
+    a `Settings`, or None for the URL in ``RABBITMQ_URL``. `driver` is "native", "aiormq" or a `Driver`. `outbox` is where
+    `enqueue` stores messages. Each row of the table of defaults (docs/reference.md) is a keyword. An argument wins over the URL's query, and the query over the environment.
 
     Raises `SettingsError` if a setting is missing, unknown or contradicts another.
     """
@@ -77,6 +86,7 @@ class Producer:
         url_or_settings: str | Settings | Sequence[str] | None = None,
         *,
         driver: Literal["native", "aiormq"] | Driver = "native",
+        outbox: OutboxLike | None = None,
         rng: random.Random | None = None,
         **settings: Unpack[SettingsFields],
     ) -> None:
@@ -90,6 +100,8 @@ class Producer:
         self._place = Place()
         self._run_called = False
         self._report = ClosingReport()
+        self._outbox = outbox
+        self._relay: RelayLike | None = None
         self._around: AbstractAsyncContextManager[Producer] | None = None
         # Set by run(), None before it.
         self._finished: anyio.Event | None = None
@@ -151,7 +163,7 @@ class Producer:
         supervisor = Supervisor(
             name=self.name,
             driver=self._driver,
-            endpoint=s.endpoint,
+            endpoints=s.endpoints,
             options=s.link_options(),
             topology=s.topology,
             policy=Policy(
@@ -179,18 +191,23 @@ class Producer:
         supervisor.publishing = sender
         supervisor.watch(lambda: self._streams.changed(self.status))
         self._supervisor, self._admission, self._sender = supervisor, admission, sender
+        self._relay = None if self._outbox is None else self._outbox.relay(self)
         try:
-            await supervisor.run(started=task_status.started)
+            # The relay outlives the connection: it writes down the outcomes that the end of the connection decides.
+            async with running_beside(self._relay):
+                try:
+                    await supervisor.run(started=task_status.started)
+                finally:
+                    supervisor.finalize()
+                    self._report = ClosingReport(
+                        confirmed=self._ledger.counters.confirmed,
+                        unconfirmed=tuple(sender.unconfirmed),
+                        not_sent=tuple(sender.not_sent),
+                    )
+                    self._streams.end()
         finally:
-            supervisor.finalize()
             self._place.leave()
-            self._report = ClosingReport(
-                confirmed=self._ledger.counters.confirmed,
-                unconfirmed=tuple(sender.unconfirmed),
-                not_sent=tuple(sender.not_sent),
-            )
             self._finished.set()
-            self._streams.end()
 
     async def aclose(self) -> ClosingReport:
         """Accept nothing more, wait at most `drain_timeout` for outcomes, close, and report.
@@ -338,6 +355,28 @@ class Producer:
             sender.accepted(delivery, called)
         return PublishHandle(sender, delivery)
 
+    @with_message_fields
+    async def enqueue(self, body: Body | Message, *, key: str | None = None, **fields: Unpack[MessageFields]) -> Stored:
+        """Store one message in the outbox; return when it is on disk, whether or not a broker is there.
+
+        From then on it is published until the broker confirms it, or set aside for a person. Messages of one `key` are
+        published in the order in which they were stored. If this call is cancelled before the message is on its way to the
+        disk, nothing is stored; if it is cancelled later, it returns `Stored`. Raises `OutboxFull`, `OutboxUnusable`.
+        """
+        relay = self._relay_here()
+        return await relay.enqueue(message_of(body, fields), key=key)
+
+    async def wait_flushed(self, timeout: float = math.inf) -> None:
+        """Wait until each message stored so far is confirmed or set aside; `OutboxNotFlushed` after `timeout` seconds."""
+        await self._relay_here().wait_flushed(timeout)
+
+    def _relay_here(self) -> RelayLike:
+        if self._outbox is None:
+            raise RuntimeError("this producer has no outbox; make it with outbox=warrener.outbox.SQLiteOutbox(path)")
+        if self._relay is None or threading.get_ident() != self._place.thread:
+            raise self._not_here()
+        return self._relay
+
     def _not_here(self) -> Exception:
         """Return the error for a call to a producer that does not run, or runs elsewhere."""
         if self._sender is None:
@@ -361,9 +400,10 @@ class Producer:
     def status(self) -> Status:
         """The producer at this instant: O(1), without side effects; it dials nothing."""
         now = 0.0 if self._backend is None else self._backend.clock()
-        return present_status(
+        status = present_status(
             self.connection_state, self._supervisor, self._ledger, self._destinations, self.settings, now
         )
+        return status if self._relay is None else evolve(status, outbox=self._relay.status())
 
     @property
     def peer(self) -> Peer | None:
@@ -432,6 +472,7 @@ async def open_producer(
     url_or_settings: str | Settings | Sequence[str] | None = None,
     *,
     driver: Literal["native", "aiormq"] | Driver = "native",
+    outbox: OutboxLike | None = None,
     rng: random.Random | None = None,
     **settings: Unpack[SettingsFields],
 ) -> AsyncIterator[Producer]:
@@ -441,7 +482,7 @@ async def open_producer(
     the body is raised without an ExceptionGroup. If `run()` raises, the body is cancelled and that error is raised, without
     an ExceptionGroup too. If both raise, the body's error is raised, and its context is the error of `run()`.
     """
-    async with running(Producer(url_or_settings, driver=driver, rng=rng, **settings)) as producer:
+    async with running(Producer(url_or_settings, driver=driver, outbox=outbox, rng=rng, **settings)) as producer:
         yield producer
 
 

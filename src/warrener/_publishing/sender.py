@@ -80,6 +80,8 @@ class Sender:
         self._started = False
         self._pumping = False
         self._closing = False
+        #: Whether the supervisor waits for the confirms of the messages in flight.
+        self._handing_over = False
         #: Whether the broker refuses the producer for a reason that time does not end.
         self._refused = False
         self._timer_at = -math.inf
@@ -132,6 +134,7 @@ class Sender:
     def stop_publishing(self, fault: Fault) -> None:
         """The link is lost: end its attempts by the delivery mode."""
         link, self._link, self._started, self.number = self._link, None, False, 0
+        self._handing_over = False
         if link is not None and not self._ended:
             # The link is being replaced. Abort it first: then `written` is final, because nothing more can be written.
             link.abort(fault)
@@ -145,6 +148,12 @@ class Sender:
             lambda message_id: GaveUp(message_id, "the reconnect attempts are used up", last_fault=fault)
         )
         self.settle(self.ledger.give_up(fault, self.backend.clock()))
+
+    def report_settled(self, number: int) -> None:
+        """The link is to be handed over: tell the supervisor when no message is in flight on it."""
+        if number == self.number:
+            self._handing_over = True
+            self.settle([])
 
     def refuse_publishing(self, fault: Fault) -> None:
         """The broker refuses the producer for a reason that time does not end: end all pending messages, refuse new ones."""
@@ -298,6 +307,9 @@ class Sender:
                 self._tell(late.popleft())
         if self._closing and not self.ledger.pending:
             self.supervisor.drained()
+        if self._handing_over and not self.ledger.in_flight:
+            self._handing_over = False
+            self.supervisor.settled(self.number)
 
     def _note_unanswered(self, outcome: Receipt | PublishError | None) -> None:
         if isinstance(outcome, NotSent):

@@ -48,7 +48,7 @@ def present_status(
         buffered=ledger.buffered,
         retry_in=supervisor.retry_in,
         last_fault=record.last_fault,
-        endpoint=str(settings.endpoint),
+        endpoint=str(supervisor.endpoint),
         heartbeat=None if peer is None else peer.heartbeat,
         link=record.link,
         open_destinations=tuple(described(each) for each in destinations.open()[-SHOWN:]),

@@ -265,7 +265,7 @@ class Settings:
             **{
                 attribute.name: getattr(self, attribute.name)
                 for attribute in attrs.fields(LinkOptions)
-                if attribute.name != "connection_name"
+                if attribute.name not in ("connection_name", "first_address")
             },
         )
 

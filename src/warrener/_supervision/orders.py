@@ -41,6 +41,9 @@ class Publishing(Protocol):
     def fail_pending(self, fault: Fault) -> None:
         """The attempts are used up: end all pending messages, and refuse new ones until `accept_again`."""
 
+    def report_settled(self, number: int) -> None:
+        """Call `Supervisor.settled` when no message is in flight on the link, at once if none is."""
+
     def refuse_publishing(self, fault: Fault) -> None:
         """The broker refuses the producer for good: end all pending messages with this fault, and refuse new ones.
 

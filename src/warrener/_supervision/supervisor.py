@@ -21,15 +21,17 @@ import logging
 import math
 import random
 from collections import deque
-from collections.abc import Callable
-from typing import Protocol, assert_never
+from collections.abc import Awaitable, Callable
+from typing import Literal, Protocol, assert_never
 
 import anyio
 import anyio.abc
+from attrs import evolve
 
 from warrener._histogram import RECONNECT_BOUNDS, Histogram
 from warrener._supervision.link_task import LinkTask
 from warrener._supervision.orders import Publishing
+from warrener._supervision.timers import Timers
 from warrener.drivers.base import Driver, LinkOptions, Peer
 from warrener.errors import Fault, FaultKind, connect_error
 from warrener.machine import (
@@ -71,7 +73,8 @@ class Supervisor:
         *,
         name: str,
         driver: Driver,
-        endpoint: Endpoint,
+        endpoints: tuple[Endpoint, ...],
+        endpoint_order: Literal["shuffled", "ordered"] = "ordered",
         options: LinkOptions,
         topology: tuple[Declaration, ...],
         policy: Policy,
@@ -85,7 +88,8 @@ class Supervisor:
         self.publishing: Publishing
         self._name = name
         self._driver = driver
-        self._endpoint = endpoint
+        self._endpoints = endpoints
+        self._endpoint_order = endpoint_order
         self._options = options
         self._topology = in_order(topology)
         self._policy = policy
@@ -94,7 +98,7 @@ class Supervisor:
         self._mailbox: deque[events.Event] = deque()
         self._mail = anyio.Event()
         self._tasks: anyio.abc.TaskGroup | None = None
-        self._timers: dict[str, anyio.CancelScope] = {}
+        self._timers = Timers(clock, self.post, self._spawn)
         self._link_task: LinkTask | None = None
         #: Around the timer of deadlines. It runs until the loop of `run` has ended and the last link has.
         self._timekeeping = anyio.CancelScope(shield=True)
@@ -125,7 +129,7 @@ class Supervisor:
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
             tasks.start_soon(self._guarded, self._keep_time)
-            self.post(events.StartRequested(at=self._clock()))
+            self.post(events.StartRequested(at=self._clock(), order=self._first_order()))
             self._drain_mailbox()
             started()
             try:
@@ -144,6 +148,18 @@ class Supervisor:
             raise self._crash
         if self._finished is not None and self._finished.fault is not None:
             raise connect_error(self._finished.fault)
+
+    def _first_order(self) -> tuple[int, ...]:
+        """Return the order in which the first pass dials the endpoints."""
+        order = list(range(len(self._endpoints)))
+        if self._endpoint_order == "shuffled":
+            self._rng.shuffle(order)
+        return tuple(order)
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The endpoint of the present link, or of the last one."""
+        return self._endpoints[self.record.endpoints.current]
 
     async def _keep_time(self) -> None:
         """Keep deadlines until the last link has ended, also if `run()` is cancelled before that."""
@@ -216,8 +232,8 @@ class Supervisor:
 
     def _perform(self, effect: effects.Effect) -> None:  # noqa: C901 - one case for each effect, each a line or two
         match effect:
-            case effects.Dial(link):
-                self._dial(link)
+            case effects.Dial(link, endpoint, address):
+                self._dial(link, endpoint, address)
             case effects.ReplayTopology(link):
                 if (task := self._present(link)) is not None:
                     task.replay.set()
@@ -227,6 +243,8 @@ class Supervisor:
             case effects.AbortLink(link, fault):
                 if (task := self._present(link)) is not None:
                     task.abort(fault)
+            case effects.ReportSettled(link):
+                self.publishing.report_settled(link)
             case effects.StartPublishing(link):
                 self.publishing.start_publishing(link)
                 self._may_write = True
@@ -241,17 +259,20 @@ class Supervisor:
             case effects.StartRetryTimer(link, shortest, longest):
                 delay = self._rng.uniform(shortest, longest)
                 self._retry_at = self._clock() + delay
-                self._start_timer("retry", delay, lambda at: events.RetryTimerFired(link, at=at))
-            case effects.StartStableTimer(link, delay):
-                self._start_timer("stable", delay, lambda at: events.StableTimerFired(link, at=at))
-            case effects.StartCooldownTimer(generation, delay):
-                self._start_timer("cooldown", delay, lambda at: events.CooldownTimerFired(generation, at=at))
-            case effects.StartDrainTimer(delay):
-                self._start_timer("drain", delay, lambda at: events.DrainTimerFired(at=at))
-            case effects.StartCloseTimer(link, delay):
-                self._start_timer("close", delay, lambda at: events.CloseTimerFired(link, at=at))
+                self._timers.run("retry", delay, lambda at: events.RetryTimerFired(link, at=at))
+            case (
+                effects.StartStableTimer()
+                | effects.StartPreferTimer()
+                | effects.StartCooldownTimer()
+                | effects.StartDrainTimer()
+                | effects.StartHandOverTimer()
+                | effects.StartCloseTimer()
+            ):
+                self._timers.start(effect)
             case effects.CancelTimer(timer):
-                self._cancel_timer(timer)
+                if timer == "retry":
+                    self._retry_at = math.inf
+                self._timers.cancel(timer)
             case effects.Admit(permit):
                 self._answer = permit
             case effects.Refuse(retry_after):
@@ -274,40 +295,16 @@ class Supervisor:
         then = (
             f"; next attempt in {retry_in:.3g} s" if isinstance(after, states.Waiting) and retry_in is not None else ""
         )
-        log.log(level, "%s: %s (link %d)%s%s", self._name, what, self.record.link, why, then)
+        where = f" to {self.endpoint}" if len(self._endpoints) > 1 else ""
+        log.log(level, "%s: %s (link %d%s)%s%s", self._name, what, self.record.link, where, why, then)
         if isinstance(after, states.Up) and not isinstance(before, states.Up) and self._down_since is not None:
             self.reconnect_times.observe(self._clock() - self._down_since)
             self._down_since = None
         self._notify()
 
-    # --- timers -----------------------------------------------------------------------------------------------------
-
-    def _start_timer(self, name: str, delay: float, event: Callable[[float], events.Event]) -> None:
-        self._cancel_timer(name, forget_retry=False)
-        if self._tasks is None:
-            return  # `finalize` runs: no task may start any more
-        scope = self._timers[name] = anyio.CancelScope()
-        deadline = self._clock() + delay
-
-        async def sleep() -> None:
-            with scope:
-                await anyio.sleep(max(0.0, deadline - self._clock()))
-                if self._timers.get(name) is scope:
-                    del self._timers[name]
-                self.post(event(self._clock()))
-
-        self._tasks.start_soon(self._guarded, sleep)
-
-    def _cancel_timer(self, name: str, *, forget_retry: bool = True) -> None:
-        if name == "retry" and forget_retry:
-            self._retry_at = math.inf
-        scope = self._timers.pop(name, None)
-        if scope is not None:
-            scope.cancel()
-
     # --- links ------------------------------------------------------------------------------------------------------
 
-    def _dial(self, number: int) -> None:
+    def _dial(self, number: int, endpoint: int, address: int) -> None:
         if self._tasks is None:
             return
         self._retry_at = math.inf
@@ -315,12 +312,13 @@ class Supervisor:
             self.counters["reconnect_attempts"] += 1
         self.publishing.accept_again()
         task = self._link_task = LinkTask(number, self.publishing, self.post, self._clock)
-        self._tasks.start_soon(self._guarded, self._live, task)
+        options = evolve(self._options, first_address=address)
+        self._tasks.start_soon(self._guarded, self._live, task, self._endpoints[endpoint], options)
 
-    async def _live(self, task: LinkTask) -> None:
+    async def _live(self, task: LinkTask, endpoint: Endpoint, options: LinkOptions) -> None:
         """Run one link; when it has ended, count and post how."""
         try:
-            await task.run(self._driver, self._endpoint, self._options, self._topology)
+            await task.run(self._driver, endpoint, options, self._topology)
         finally:
             if self._link_task is task:
                 self._link_task = None
@@ -341,6 +339,13 @@ class Supervisor:
         """Return the task of the link with this number, if it still runs."""
         task = self._link_task
         return task if task is not None and task.number == link else None
+
+    def _spawn(self, function: Callable[[], Awaitable[None]]) -> bool:
+        """Start a task of the supervisor. False while `finalize` runs: no task may start any more."""
+        if self._tasks is None:
+            return False
+        self._tasks.start_soon(self._guarded, function)
+        return True
 
     async def _guarded(self, function: Callable[..., object], *args: object) -> None:
         """Run a task. An unexpected error is recorded here and raised by `run` without an ExceptionGroup."""
@@ -399,6 +404,10 @@ class Supervisor:
         """The link has to be replaced because its publishes are not answered."""
         self.post(events.ConfirmOverdue(link, at=self._clock()))
 
+    def settled(self, link: int) -> None:
+        """No message is in flight on the link, which is being handed over."""
+        self.post(events.InFlightSettled(link, at=self._clock()))
+
     def drained(self) -> None:
         """The producer closes, and no accepted message is pending."""
         if not self._drained_posted:
@@ -410,6 +419,10 @@ class Supervisor:
     def stop(self, *, drain: bool) -> None:
         """Close the link. With `drain`, accepted messages get their outcome first."""
         self.post(events.StopRequested(at=self._clock(), drain=drain))
+
+    def hand_over(self, endpoint: int | None) -> None:
+        """Go on at another endpoint when the messages in flight have their confirms."""
+        self.post(events.HandOverRequested(at=self._clock(), endpoint=endpoint))
 
     def reconnect(self) -> bool:
         """Hint that the broker is back. False if the hint was ignored."""

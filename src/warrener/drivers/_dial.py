@@ -209,25 +209,39 @@ async def _secured(stream: ByteStream, host: str, context: ssl.SSLContext) -> tu
     return secured, f"{version} {cipher}"
 
 
-def _no_passphrase() -> str:
-    """Answer for a key that is encrypted, lest OpenSSL ask on the terminal and wait."""
-    return ""
-
-
 def _make_context(endpoint: Endpoint) -> ssl.SSLContext:
     """Make a context that verifies chain and name, from files that are read anew, so that they may be replaced."""
     what = "cafile"
+    encrypted = False
+
+    def passphrase() -> str:
+        # Asked for an encrypted key only. Without an answer OpenSSL would ask on the terminal and wait.
+        nonlocal encrypted
+        encrypted = True
+        return endpoint.keyfile_password or ""
+
     try:
         context = ssl.create_default_context(cafile=endpoint.cafile)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         if endpoint.certfile is not None:
             what = "certfile or keyfile"
-            context.load_cert_chain(endpoint.certfile, endpoint.keyfile, password=_no_passphrase)
+            context.load_cert_chain(endpoint.certfile, endpoint.keyfile, password=passphrase)
     except (OSError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or "not understood"
-        fault = Fault(FaultKind.TLS, printable(f"{what} cannot be used ({reason}); it must be a readable PEM file"))
-        raise LinkDown(fault) from None
+        raise LinkDown(Fault(FaultKind.TLS, _unusable_file(what, error, endpoint, encrypted=encrypted))) from None
     return context
+
+
+def _unusable_file(what: str, error: Exception, endpoint: Endpoint, *, encrypted: bool) -> str:
+    if encrypted and endpoint.keyfile_password is None:
+        return "the client's key file is encrypted, and there is no passphrase for it; set keyfile_password"
+    if encrypted:
+        return "the passphrase (keyfile_password) does not open the client's key file"
+    if isinstance(error, ssl.SSLError) and "KEY_VALUES_MISMATCH" in (error.reason or ""):
+        return "the client's key (keyfile) does not belong to its certificate (certfile)"
+    reason = (error.strerror if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) else None) or (
+        "it holds no PEM data of the right kind"
+    )
+    return printable(f"{what} cannot be used ({reason}); it must be a readable PEM file")
 
 
 # --- all of them ------------------------------------------------------------------------------------------------------
@@ -301,13 +315,14 @@ async def dial(
     _check_security(endpoint, ssl_context, require_tls=require_tls)
     context = (ssl_context or _make_context(endpoint)) if endpoint.tls else None
     host, port, path = endpoint.host, endpoint.port, endpoint.socket_path
+    hostname = endpoint.server_hostname or host
 
     async def attempt(address: str) -> Dialed:
         stream = await (connect(address, port) if path is None else _connect_unix(path))
         shown = _shown(address, port) if path is None else path
         if context is None:
             return Dialed(stream, shown, None)
-        stream, tls = await _secured(stream, host, context)
+        stream, tls = await _secured(stream, hostname, context)
         return Dialed(stream, shown, tls)
 
     if path is not None:

@@ -23,6 +23,8 @@ import anyio
 
 from warrener.drivers.base import LinkDown
 from warrener.errors import Fault, FaultKind, printable
+from warrener.wire import ProtocolErrorKind
+from warrener.wire.events import ProtocolError
 
 __all__ = [
     "DialPhase",
@@ -35,6 +37,7 @@ __all__ = [
     "no_common_mechanism",
     "not_amqp",
     "not_encodable",
+    "protocol_error",
     "silent",
     "stalled_frame",
     "stalled_write",
@@ -75,7 +78,7 @@ _CONNECTION_ADVICE = {
     320: "it is being shut down, or an operator closed the connection",
     501: "a frame was malformed; please report this as a bug",
     502: "a frame held an illegal value; please report this as a bug",
-    503: "a command was not allowed there; check the exchange types of the topology",
+    503: "a command was not allowed there",
     504: "a channel was used that is not open; please report this as a bug",
     505: "a frame came out of order; please report this as a bug",
     506: "the broker lacks resources, or a limit is reached",
@@ -85,9 +88,21 @@ _CONNECTION_ADVICE = {
 }
 
 
-def closed_by_broker(reply_code: int, reply_text: str, phase: DialPhase) -> Fault:
-    """Return the fault for a connection.close from the broker; its meaning depends on the phase."""
+#: Reply codes with which a broker closes the connection because of a declaration that it will never take.
+_NEVER_DECLARED = frozenset({402, 403, 501, 502, 503, 504, 530, 540})
+
+
+def closed_by_broker(reply_code: int, reply_text: str, phase: DialPhase, *, declaring: str | None = None) -> Fault:
+    """Return the fault for a connection.close from the broker; its meaning depends on the phase.
+
+    `declaring`: the entity of the declaration that the close names.
+    """
     said = _said(reply_text)
+    if declaring is not None and reply_code in _NEVER_DECLARED:
+        advice = "the broker closed the connection because of it"
+        if "unknown exchange type" in reply_text:
+            advice = "the broker does not know its exchange type; correct the type, or enable the plugin that adds it"
+        return _topology(reply_code, declaring, advice, said)
     if phase in (DialPhase.GREETING, DialPhase.AUTHENTICATING) and reply_code == 403:
         return Fault(
             FaultKind.AUTHENTICATION, f"the broker refused the login; check user and password{said}", reply_code=403
@@ -126,20 +141,34 @@ _DECLARATION_ADVICE = {
     403: "this user may not declare or bind it",
     404: "it, or what it refers to, does not exist",
     405: "another connection holds it exclusively",
-    406: "it exists with another definition",
+    406: "the broker does not take its definition",
 }
 
 
 def declaration_refused(reply_code: int, reply_text: str, entity: str) -> Fault:
     """Return the fault for a channel.close that answered a declaration; 403 to 406 are about the topology."""
+    said = _said(reply_text)
+    if "down or inaccessible" in reply_text:
+        # 404 too; it passes when the node that has the queue is there again.
+        return Fault(
+            FaultKind.CHANNEL_CLOSED,
+            f"{printable(entity)} could not be declared now; the node that holds it is down or starting{said}",
+            reply_code=reply_code,
+        )
     if reply_code not in _DECLARATION_ADVICE:
         return channel_closed_by_broker(reply_code, reply_text)
-    return Fault(
-        FaultKind.TOPOLOGY,
-        f"{printable(entity)} could not be declared; {_DECLARATION_ADVICE[reply_code]}{_said(reply_text)}",
-        reply_code=reply_code,
-        entity=printable(entity),
-    )
+    advice = _DECLARATION_ADVICE[reply_code]
+    if "inequivalent arg" in reply_text:
+        advice = "it exists with another definition"
+    elif "invalid arg" in reply_text:
+        advice = "one of its arguments has a value or a type that the broker does not take"
+    return _topology(reply_code, entity, advice, said)
+
+
+def _topology(reply_code: int, entity: str, advice: str, said: str) -> Fault:
+    shown = printable(entity)
+    text = f"{shown} could not be declared; {advice}{said}"
+    return Fault(FaultKind.TOPOLOGY, text, reply_code=reply_code, entity=shown)
 
 
 def not_encodable(entity: str, error: Exception) -> Fault:
@@ -221,8 +250,21 @@ def not_amqp(data: bytes) -> Fault:
     if data.startswith(b"HTTP"):
         hint = "it speaks HTTP; the management port is 15672, AMQP's is 5672"
     elif data[:2] == b"\x15\x03":
-        hint = "it speaks TLS; use amqps"
+        return Fault(FaultKind.PROTOCOL, "the port speaks TLS, and this is a plain-text connection; use amqps://")
     return Fault(FaultKind.PROTOCOL, f"the peer does not speak AMQP 0-9-1: {hint}")
+
+
+def protocol_error(error: ProtocolError) -> Fault:
+    """Return the fault for a protocol error that the wire has found."""
+    match error.kind:
+        case ProtocolErrorKind.NOT_AMQP:
+            return not_amqp(error.data)
+        case ProtocolErrorKind.NO_MECHANISM:
+            return no_common_mechanism(error.text)
+        case ProtocolErrorKind.UNUSABLE:
+            return unusable(error.text)
+        case ProtocolErrorKind.ILLEGAL:
+            return illegal_frame(error.text)
 
 
 # --- foreign exceptions ------------------------------------------------------------------------------------------
@@ -269,13 +311,21 @@ def _reason(error: OSError) -> str:
     return printable(os.strerror(error.errno)) if error.errno else type(error).__name__
 
 
+def _client_certificate(reason: str) -> Fault:
+    if "CERTIFICATE_REQUIRED" in reason:
+        text = "the broker asks for a client certificate, and none was given; set certfile and keyfile"
+    else:
+        text = f"the broker refused the client's certificate ({reason})"
+    return Fault(FaultKind.TLS, text)
+
+
 def _tls(error: ssl.SSLError, phase: DialPhase) -> Fault:
     if phase is not DialPhase.DIALING:
         kind = FaultKind.CONNECTION_LOST if phase is DialPhase.UP else FaultKind.UNREACHABLE
         reason = printable(error.reason or "unexpected end")
         if phase in _HANDSHAKE and "CERTIFICATE" in reason.upper():
             # TLS 1.3 refuses a client's certificate after the client's own handshake is done.
-            return Fault(FaultKind.TLS, f"the broker refused the client's certificate ({reason})")
+            return _client_certificate(reason)
         return Fault(kind, f"the TLS connection was lost while {phase.value} ({reason})")
     if isinstance(error, ssl.SSLCertVerificationError):
         return Fault(
@@ -285,6 +335,8 @@ def _tls(error: ssl.SSLError, phase: DialPhase) -> Fault:
     if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
         return Fault(FaultKind.UNREACHABLE, "the peer ended the connection during the TLS handshake")
     reason = printable(error.reason or "no reason given")
+    if "CERTIFICATE" in reason and "ALERT" in reason:
+        return _client_certificate(reason)
     if "WRONG_VERSION_NUMBER" in reason or "RECORD_LAYER" in reason:
         return Fault(FaultKind.TLS, "the peer does not speak TLS at that port; RabbitMQ's TLS port is 5671")
     return Fault(FaultKind.TLS, f"the TLS handshake failed ({reason})")

@@ -62,6 +62,8 @@ class LinkOptions:
     write_stall_timeout: float = 30.0
     frame_timeout: float = 30.0
     max_inbound_body: int = 1024 * 1024
+    #: The index of the address that the dial begins with, taken modulo the number of addresses.
+    first_address: int = 0
     #: The longest wait for the broker's answer to one declaration.
     declare_timeout: float = 10.0
     #: Refuse PLAIN without TLS to a host that is not local.

@@ -6,7 +6,7 @@ from typing import get_args
 
 from warrener.errors import Fault
 from warrener.machine import effects, events, states
-from warrener.machine._counting import unless_proven
+from warrener.machine._counting import leave_up
 from warrener.machine._record import Policy, Record, Step, next_record
 
 __all__ = ["closed", "stop"]
@@ -17,7 +17,7 @@ _CANCEL_ALL = tuple(effects.CancelTimer(timer) for timer in get_args(effects.Tim
 
 def stop(
     record: Record,
-    state: states.Waiting | states.Dialing | states.Restoring | states.Up | states.Dropping,
+    state: states.Waiting | states.Dialing | states.Restoring | states.Up | states.HandingOver | states.Dropping,
     event: events.StopRequested | events.Drained | events.DrainTimerFired,
     at: float,
     policy: Policy,
@@ -36,7 +36,7 @@ def stop(
 
 def _close(
     record: Record,
-    state: states.Waiting | states.Dialing | states.Restoring | states.Up | states.Dropping,
+    state: states.Waiting | states.Dialing | states.Restoring | states.Up | states.HandingOver | states.Dropping,
     at: float,
     policy: Policy,
 ) -> Step:
@@ -50,7 +50,9 @@ def _close(
         case states.Up():
             # No publish is written after `connection.close`. Confirms can still arrive until the broker answers it.
             sender = () if state.blocked else (effects.PausePublishing(state.link),)
-            orders = (*sender, *unless_proven(state), effects.CloseLink(state.link))
+            orders = (*sender, *leave_up(record, state, policy), effects.CloseLink(state.link))
+        case states.HandingOver():
+            orders = () if state.closing else (effects.CancelTimer("hand_over"), effects.CloseLink(state.link))
         case states.Dropping():
             orders = ()
     closing = states.Closing(state.link)

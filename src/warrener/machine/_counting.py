@@ -6,16 +6,22 @@ from typing import assert_never
 
 from warrener.errors import Fault, FaultKind
 from warrener.machine import effects, events, states
-from warrener.machine._record import Record, Step, next_record
+from warrener.machine._record import Policy, Record, Step, next_record
 from warrener.machine.breaker import Breaker, Permit, admit, cooled, failed, released, retry_after, succeeded
 from warrener.machine.endpoints import endpoint_proven
 
-__all__ = ["ask_breaker", "confirmed", "count_failure", "loss_counts", "unless_proven"]
+__all__ = ["ask_breaker", "confirmed", "count_failure", "leave_up", "loss_counts", "unless_proven"]
 
 
 def unless_proven(state: states.Up) -> tuple[effects.Effect, ...]:
     """Cancel the stable timer, which runs until the link is proven."""
     return () if state.proven else (effects.CancelTimer("stable"),)
+
+
+def leave_up(record: Record, state: states.Up, policy: Policy) -> tuple[effects.Effect, ...]:
+    """Cancel the timers that run while the machine is in `Up`."""
+    prefers = policy.prefer == "first" and record.endpoints.current != 0
+    return (*unless_proven(state), effects.CancelTimer("prefer")) if prefers else unless_proven(state)
 
 
 def loss_counts(fault: Fault) -> bool:
@@ -36,16 +42,22 @@ def count_failure(
     return failures, after, (effects.StartCooldownTimer(after.generation, after.cooldown),)
 
 
-def confirmed(record: Record, state: states.Up, permit: Permit | None, at: float) -> Step:
+def confirmed(record: Record, state: states.Up | states.HandingOver, permit: Permit | None, at: float) -> Step:
     """Mark the link as proven, set the failures to 0, and let a probe close the breaker."""
     breaker = record.breaker
     after = None if breaker is None else succeeded(breaker, permit, at)
     if state.proven and record.failures == 0 and after is breaker:
         return Step(record)
-    up = state if state.proven else states.Up(state.link, state.blocked, proven=True)
     endpoints = endpoint_proven(record.endpoints)
-    after_confirm = next_record(record, at, up, attempts=0, failures=0, breaker=after, endpoints=endpoints)
-    return Step(after_confirm, unless_proven(state))
+    proven: states.State = state
+    orders: tuple[effects.Effect, ...] = ()
+    if not state.proven:
+        if isinstance(state, states.Up):
+            proven, orders = states.Up(state.link, state.blocked, proven=True), unless_proven(state)
+        else:
+            proven = states.HandingOver(state.link, state.target, proven=True, closing=state.closing)
+    after_confirm = next_record(record, at, proven, attempts=0, failures=0, breaker=after, endpoints=endpoints)
+    return Step(after_confirm, orders)
 
 
 def ask_breaker(

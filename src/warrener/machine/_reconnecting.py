@@ -5,11 +5,11 @@ from __future__ import annotations
 from warrener.errors import Fault, FaultKind
 from warrener.machine import effects, states
 from warrener.machine._closing import closed
-from warrener.machine._counting import count_failure, unless_proven
+from warrener.machine._counting import count_failure, leave_up
 from warrener.machine._record import Policy, Record, Step, next_record
 from warrener.machine.backoff import retry_delay, slowest_delay
 from warrener.machine.breaker import cooled
-from warrener.machine.endpoints import endpoint_failed, next_endpoint
+from warrener.machine.endpoints import endpoint_failed, next_endpoint, prefer_delay
 
 __all__ = ["channel_closed", "come_up", "dial", "drop", "link_lost", "retry"]
 
@@ -38,9 +38,12 @@ def come_up(record: Record, state: states.Restoring, at: float, policy: Policy) 
         breaker = cooled(breaker)
         cooldown = (effects.CancelTimer("cooldown"),)
     sender = effects.PausePublishing(state.link) if state.blocked else effects.StartPublishing(state.link)
-    timer = effects.StartStableTimer(state.link, policy.stable_for)
+    timers: tuple[effects.Effect, ...] = (effects.StartStableTimer(state.link, policy.stable_for),)
+    if policy.prefer == "first" and record.endpoints.current != 0:
+        delay = prefer_delay(record.endpoints, policy.stable_for)
+        timers = (*timers, effects.StartPreferTimer(state.link, delay))
     after = next_record(record, at, up, breaker=breaker, connected_once=True)
-    return Step(after, (sender, timer, *cooldown, effects.Announce(state, up)))
+    return Step(after, (sender, *timers, *cooldown, effects.Announce(state, up)))
 
 
 def channel_closed(
@@ -62,7 +65,7 @@ def drop(
     sender: tuple[effects.Effect, ...] = ()
     proven = False
     if isinstance(state, states.Up):
-        sender = (effects.StopPublishing(state.link, fault), *unless_proven(state))
+        sender = (effects.StopPublishing(state.link, fault), *leave_up(record, state, policy))
         proven = state.proven
     endpoints = endpoint_failed(record.endpoints, fault, policy.backoff, at, proven=proven)
     failures, breaker, tripped = count_failure(record, at, None) if failure else (None, None, ())

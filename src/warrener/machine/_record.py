@@ -36,6 +36,8 @@ class Policy:
     close_timeout: float = 3.0
     #: The longest time for the abort; after it the machine is closed, even if the end of the link was not reported.
     abort_timeout: float = 1.0
+    #: "first": a link to another endpoint than the first one is handed over to the first one, after `stable_for`.
+    prefer: Literal["first"] | None = None
     #: When all attempts are used: "stay" until `reconnect()` is called, or "raise" an error from `run()`.
     when_exhausted: Literal["stay", "raise"] = "stay"
 
@@ -46,6 +48,8 @@ class Policy:
                 raise SettingsError(f"{name} must be 0 seconds or more, not {getattr(self, name)}")
         if self.when_exhausted not in ("stay", "raise"):
             raise SettingsError(f'when_exhausted must be "stay" or "raise", not {self.when_exhausted!r}')
+        if self.prefer not in (None, "first"):
+            raise SettingsError(f'prefer must be "first" or None, not {self.prefer!r}')
 
 
 @frozen
@@ -107,7 +111,7 @@ def connection_state(subject: Record | State) -> ConnectionState:
             return ConnectionState.DISCONNECTED
         case states.Dialing() | states.Restoring():
             return ConnectionState.CONNECTING
-        case states.Up():
+        case states.Up() | states.HandingOver():
             return ConnectionState.CONNECTED
         case states.Closing():
             return ConnectionState.CLOSING

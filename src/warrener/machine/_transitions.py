@@ -8,6 +8,7 @@ publishing. When the link is lost, the machine waits and dials again, until all 
 close, with or without a drain. During a drain the machine dials and reconnects as usual.
 
     Idle -> Dialing -> Restoring -> Up -> Dropping -> Waiting -> Dialing …    GaveUp    Closing -> Closed
+    Up -> HandingOver -> Dialing …
 
 There is one function for each state, and in it one case for each event. The events that a state ignores are listed by
 name: a new event fails the type check until every state has a case for it. docs/state-table.md is printed by running
@@ -45,7 +46,8 @@ from typing import assert_never
 from warrener.errors import Fault, FaultKind
 from warrener.machine import effects, events, states
 from warrener.machine._closing import closed, stop
-from warrener.machine._counting import ask_breaker, confirmed, loss_counts, unless_proven
+from warrener.machine._counting import ask_breaker, confirmed, leave_up, loss_counts
+from warrener.machine._handing_over import close_link, go_on, hand_over, prefer_first
 from warrener.machine._reconnecting import channel_closed, come_up, dial, drop, link_lost, retry
 from warrener.machine._record import Policy, Record, Step, next_record
 from warrener.machine.endpoints import begin_pass, endpoint_proven, in_order
@@ -80,6 +82,8 @@ def transition(record: Record, event: events.Event, policy: Policy) -> Step:
             return _while_dialing(record, state, event, at, policy)
         case states.Restoring():
             return _while_restoring(record, state, event, at, policy)
+        case states.HandingOver():
+            return _while_handing_over(record, state, event, at, policy)
         case states.Dropping():
             return _while_dropping(record, state, event, at, policy)
         case states.GaveUp():
@@ -102,7 +106,8 @@ def _while_idle(record: Record, event: events.Event, at: float, policy: Policy) 
         case events.AdmissionRequested():
             return Step(record, (effects.Refuse(math.inf),))
         case (
-            events.ReconnectRequested() | events.PermitReleased() | events.Drained() | events.RetryTimerFired() | events.StableTimerFired()
+            events.ReconnectRequested() | events.HandOverRequested() | events.InFlightSettled() | events.PreferTimerFired()
+            | events.HandOverTimerFired() | events.PermitReleased() | events.Drained() | events.RetryTimerFired() | events.StableTimerFired()
             | events.CooldownTimerFired() | events.DrainTimerFired() | events.CloseTimerFired() | events.LinkOpened() | events.DialFailed()
             | events.LinkLost() | events.LinkClosed() | events.TopologyRestored() | events.ChannelClosed() | events.PublishingBlocked()
             | events.PublishingUnblocked() | events.ConfirmOverdue() | events.PublishConfirmed()
@@ -127,7 +132,8 @@ def _while_waiting(record: Record, state: states.Waiting, event: events.Event, a
         case events.AdmissionRequested() | events.PermitReleased() | events.CooldownTimerFired():
             return ask_breaker(record, event, at)
         case (
-            events.StartRequested() | events.StableTimerFired() | events.CloseTimerFired() | events.LinkOpened() | events.DialFailed()
+            events.HandOverRequested() | events.InFlightSettled() | events.PreferTimerFired() | events.HandOverTimerFired()
+            | events.StartRequested() | events.StableTimerFired() | events.CloseTimerFired() | events.LinkOpened() | events.DialFailed()
             | events.LinkLost() | events.LinkClosed() | events.TopologyRestored() | events.ChannelClosed() | events.PublishingBlocked()
             | events.PublishingUnblocked() | events.ConfirmOverdue() | events.PublishConfirmed()
         ):  # fmt: skip
@@ -156,7 +162,8 @@ def _while_dialing(record: Record, state: states.Dialing, event: events.Event, a
         case events.AdmissionRequested() | events.PermitReleased() | events.CooldownTimerFired():
             return ask_breaker(record, event, at)
         case (
-            events.StartRequested() | events.ReconnectRequested() | events.RetryTimerFired() | events.StableTimerFired()
+            events.HandOverRequested() | events.InFlightSettled() | events.PreferTimerFired() | events.HandOverTimerFired()
+            | events.StartRequested() | events.ReconnectRequested() | events.RetryTimerFired() | events.StableTimerFired()
             | events.CloseTimerFired() | events.LinkClosed() | events.TopologyRestored() | events.ChannelClosed() | events.ConfirmOverdue()
             | events.PublishConfirmed()
         ):  # fmt: skip
@@ -183,7 +190,8 @@ def _while_restoring(record: Record, state: states.Restoring, event: events.Even
         case events.AdmissionRequested() | events.PermitReleased() | events.CooldownTimerFired():
             return ask_breaker(record, event, at)
         case (
-            events.StartRequested() | events.ReconnectRequested() | events.RetryTimerFired() | events.StableTimerFired()
+            events.HandOverRequested() | events.InFlightSettled() | events.PreferTimerFired() | events.HandOverTimerFired()
+            | events.StartRequested() | events.ReconnectRequested() | events.RetryTimerFired() | events.StableTimerFired()
             | events.CloseTimerFired() | events.LinkOpened() | events.DialFailed() | events.LinkClosed() | events.ConfirmOverdue()
             | events.PublishConfirmed()
         ):  # fmt: skip
@@ -197,7 +205,7 @@ def _while_up(record: Record, state: states.Up, event: events.Event, at: float, 
         case events.PublishConfirmed(permit=permit):
             return confirmed(record, state, permit, at)
         case events.LinkLost(fault=fault):
-            first = (effects.StopPublishing(state.link, fault), *unless_proven(state))
+            first = (effects.StopPublishing(state.link, fault), *leave_up(record, state, policy))
             failure = loss_counts(fault)
             return link_lost(record, fault, at, policy, failure=failure, proven=state.proven, first=first)
         case events.AdmissionRequested() | events.PermitReleased() | events.CooldownTimerFired():
@@ -219,11 +227,45 @@ def _while_up(record: Record, state: states.Up, event: events.Event, at: float, 
             return Step(record) if state.blocked else drop(record, state, _OVERDUE, at, policy, failure=True)
         case events.ChannelClosed(fault=fault):
             return channel_closed(record, state, fault, at, policy)
+        case events.HandOverRequested():
+            return Step(record) if record.draining else hand_over(record, state, event, at, policy)
+        case events.PreferTimerFired():
+            return prefer_first(record, state, at, policy)
         case events.StopRequested() | events.Drained() | events.DrainTimerFired():
             return stop(record, state, event, at, policy)
         case (
-            events.StartRequested() | events.ReconnectRequested() | events.RetryTimerFired() | events.CloseTimerFired()
+            events.InFlightSettled() | events.HandOverTimerFired()
+            | events.StartRequested() | events.ReconnectRequested() | events.RetryTimerFired() | events.CloseTimerFired()
             | events.LinkOpened() | events.DialFailed() | events.LinkClosed() | events.TopologyRestored()
+        ):  # fmt: skip
+            return Step(record)
+        case _:
+            assert_never(event)
+
+
+def _while_handing_over(
+    record: Record, state: states.HandingOver, event: events.Event, at: float, policy: Policy
+) -> Step:
+    match event:
+        case events.InFlightSettled() | events.HandOverTimerFired():
+            return close_link(record, state, at, policy)
+        case events.LinkClosed():
+            return go_on(record, state, at)
+        case events.LinkLost(fault=fault):
+            return go_on(record, state, at, None if state.closing else fault)
+        case events.CloseTimerFired():
+            return Step(record, (effects.AbortLink(state.link, _UNANSWERED),))
+        case events.PublishConfirmed(permit=permit):
+            return confirmed(record, state, permit, at)
+        case events.StopRequested() | events.Drained() | events.DrainTimerFired():
+            return stop(record, state, event, at, policy)
+        case events.AdmissionRequested() | events.PermitReleased() | events.CooldownTimerFired():
+            return ask_breaker(record, event, at)
+        case (
+            events.StartRequested() | events.ReconnectRequested() | events.HandOverRequested() | events.RetryTimerFired()
+            | events.StableTimerFired() | events.PreferTimerFired() | events.LinkOpened() | events.DialFailed()
+            | events.TopologyRestored() | events.ChannelClosed() | events.PublishingBlocked()
+            | events.PublishingUnblocked() | events.ConfirmOverdue()
         ):  # fmt: skip
             return Step(record)
         case _:
@@ -240,7 +282,8 @@ def _while_dropping(record: Record, state: states.Dropping, event: events.Event,
         case events.AdmissionRequested() | events.PermitReleased() | events.CooldownTimerFired():
             return ask_breaker(record, event, at)
         case (
-            events.StartRequested() | events.ReconnectRequested() | events.RetryTimerFired() | events.StableTimerFired()
+            events.HandOverRequested() | events.InFlightSettled() | events.PreferTimerFired() | events.HandOverTimerFired()
+            | events.StartRequested() | events.ReconnectRequested() | events.RetryTimerFired() | events.StableTimerFired()
             | events.CloseTimerFired() | events.LinkOpened() | events.DialFailed() | events.TopologyRestored() | events.ChannelClosed()
             | events.PublishingBlocked() | events.PublishingUnblocked() | events.ConfirmOverdue() | events.PublishConfirmed()
         ):  # fmt: skip
@@ -263,7 +306,8 @@ def _having_given_up(record: Record, event: events.Event, at: float) -> Step:
         case events.PermitReleased() | events.CooldownTimerFired():
             return ask_breaker(record, event, at)
         case (
-            events.StartRequested() | events.Drained() | events.RetryTimerFired() | events.StableTimerFired() | events.DrainTimerFired()
+            events.HandOverRequested() | events.InFlightSettled() | events.PreferTimerFired() | events.HandOverTimerFired()
+            | events.StartRequested() | events.Drained() | events.RetryTimerFired() | events.StableTimerFired() | events.DrainTimerFired()
             | events.CloseTimerFired() | events.LinkOpened() | events.DialFailed() | events.LinkLost() | events.LinkClosed()
             | events.TopologyRestored() | events.ChannelClosed() | events.PublishingBlocked() | events.PublishingUnblocked()
             | events.ConfirmOverdue() | events.PublishConfirmed()
@@ -292,7 +336,8 @@ def _while_closing(record: Record, state: states.Closing, event: events.Event, a
         case events.AdmissionRequested():
             return Step(record, (effects.Refuse(math.inf),))
         case (
-            events.StartRequested() | events.StopRequested() | events.ReconnectRequested() | events.PermitReleased() | events.Drained()
+            events.HandOverRequested() | events.InFlightSettled() | events.PreferTimerFired() | events.HandOverTimerFired()
+            | events.StartRequested() | events.StopRequested() | events.ReconnectRequested() | events.PermitReleased() | events.Drained()
             | events.RetryTimerFired() | events.StableTimerFired() | events.CooldownTimerFired() | events.DrainTimerFired()
             | events.TopologyRestored() | events.ChannelClosed() | events.PublishingBlocked() | events.PublishingUnblocked()
             | events.ConfirmOverdue() | events.PublishConfirmed()
@@ -307,7 +352,8 @@ def _once_closed(record: Record, event: events.Event) -> Step:
         case events.AdmissionRequested():
             return Step(record, (effects.Refuse(math.inf),))
         case (
-            events.StartRequested() | events.StopRequested() | events.ReconnectRequested() | events.PermitReleased() | events.Drained()
+            events.HandOverRequested() | events.InFlightSettled() | events.PreferTimerFired() | events.HandOverTimerFired()
+            | events.StartRequested() | events.StopRequested() | events.ReconnectRequested() | events.PermitReleased() | events.Drained()
             | events.RetryTimerFired() | events.StableTimerFired() | events.CooldownTimerFired() | events.DrainTimerFired()
             | events.CloseTimerFired() | events.LinkOpened() | events.DialFailed() | events.LinkLost() | events.LinkClosed()
             | events.TopologyRestored() | events.ChannelClosed() | events.PublishingBlocked() | events.PublishingUnblocked()

@@ -24,9 +24,12 @@ __all__ = [
     "Refuse",
     "RefusePublishing",
     "ReplayTopology",
+    "ReportSettled",
     "StartCloseTimer",
     "StartCooldownTimer",
     "StartDrainTimer",
+    "StartHandOverTimer",
+    "StartPreferTimer",
     "StartPublishing",
     "StartRetryTimer",
     "StartStableTimer",
@@ -36,7 +39,7 @@ __all__ = [
 
 
 #: The kinds of timers. Of each kind at most one runs.
-Timer: TypeAlias = Literal["retry", "stable", "cooldown", "drain", "close"]
+Timer: TypeAlias = Literal["retry", "stable", "prefer", "cooldown", "drain", "hand_over", "close"]
 
 
 @frozen
@@ -55,6 +58,13 @@ class Dial:
 @frozen
 class ReplayTopology:
     """Declare the topology on the link. `TopologyRestored` follows, or `LinkLost` with a topology fault."""
+
+    link: int
+
+
+@frozen
+class ReportSettled:
+    """Post `InFlightSettled(link)` when no message is in flight on the link any more, at once if none is."""
 
     link: int
 
@@ -132,6 +142,22 @@ class StartStableTimer:
 
 
 @frozen
+class StartPreferTimer:
+    """`PreferTimerFired(link)` follows after `delay` seconds. A timer of this kind that runs is replaced."""
+
+    link: int
+    delay: float
+
+
+@frozen
+class StartHandOverTimer:
+    """`HandOverTimerFired(link)` follows after `delay` seconds."""
+
+    link: int
+    delay: float
+
+
+@frozen
 class StartCooldownTimer:
     """`CooldownTimerFired(generation)` follows after `delay` seconds. A cooldown timer that runs is replaced."""
 
@@ -200,6 +226,7 @@ class Finish:
 Effect: TypeAlias = (
     Dial
     | ReplayTopology
+    | ReportSettled
     | CloseLink
     | AbortLink
     | StartPublishing
@@ -209,6 +236,8 @@ Effect: TypeAlias = (
     | RefusePublishing
     | StartRetryTimer
     | StartStableTimer
+    | StartPreferTimer
+    | StartHandOverTimer
     | StartCooldownTimer
     | StartDrainTimer
     | StartCloseTimer

@@ -30,9 +30,16 @@ __all__ = [
     "begin_pass",
     "endpoint_failed",
     "endpoint_proven",
+    "hand_over_target",
+    "hand_over_to",
     "in_order",
     "next_endpoint",
+    "prefer_delay",
 ]
+
+
+#: The longest time in seconds between two tries to go back to the first endpoint, unless `stable_for` is longer.
+PREFER_CAP = 3600.0
 
 
 @frozen
@@ -130,6 +137,36 @@ def endpoint_proven(endpoints: Endpoints) -> Endpoints:
         return endpoints
     after = EndpointRecord(0, -math.inf, before.last_fault, before.address)
     return Endpoints(_replaced(endpoints, after), endpoints.queue, endpoints.current, endpoints.tried)
+
+
+def hand_over_target(endpoints: Endpoints, at: float, asked: int | None) -> int | None:
+    """Return the endpoint to which a hand-over goes. None: the endpoint that was asked for does not exist.
+
+    Without `asked` it is the next endpoint of the queue that is ready; the current one only if no other one is.
+    """
+    if asked is not None:
+        return asked if 0 <= asked < len(endpoints.records) else None
+    others = (index for index in endpoints.queue if index != endpoints.current)
+    return next((index for index in others if endpoints.records[index].retry_at <= at), endpoints.current)
+
+
+def hand_over_to(endpoints: Endpoints, target: int) -> Endpoints:
+    """Begin a new pass at `target`. The endpoint that is left is the last one of the pass, with its next address."""
+    left = endpoints.current
+    before = endpoints.record
+    moved = EndpointRecord(before.failures, before.retry_at, before.last_fault, before.address + 1)
+    others = tuple(index for index in endpoints.queue if index not in (target, left))
+    queue = (target, *others) if target == left else (target, *others, left)
+    return _taken(Endpoints(_replaced(endpoints, moved), queue, left), target)
+
+
+def prefer_delay(endpoints: Endpoints, stable_for: float) -> float:
+    """Return how long a link to another endpoint is up before the first endpoint is tried again.
+
+    A try interrupts publishing, so each failure of the first endpoint doubles the delay, up to `PREFER_CAP`.
+    """
+    doublings = min(endpoints.records[0].failures, 30)
+    return min(max(stable_for, PREFER_CAP), stable_for * 2.0**doublings)
 
 
 def _taken(endpoints: Endpoints, index: int) -> Endpoints:

@@ -19,10 +19,14 @@ __all__ = [
     "DrainTimerFired",
     "Drained",
     "Event",
+    "HandOverRequested",
+    "HandOverTimerFired",
+    "InFlightSettled",
     "LinkClosed",
     "LinkLost",
     "LinkOpened",
     "PermitReleased",
+    "PreferTimerFired",
     "PublishConfirmed",
     "PublishingBlocked",
     "PublishingUnblocked",
@@ -68,6 +72,17 @@ class ReconnectRequested:
 
 
 @frozen
+class HandOverRequested:
+    """`hand_over()` was called: go on at another endpoint, without a message of unknown fate. Obeyed in `Up` only.
+
+    `endpoint` is an index; None means the next endpoint that is ready, or the only one.
+    """
+
+    at: float
+    endpoint: int | None = None
+
+
+@frozen
 class AdmissionRequested:
     """A new publish asks for admission. `Admit` or `Refuse` answers in the same step."""
 
@@ -89,6 +104,14 @@ class Drained:
     at: float
 
 
+@frozen
+class InFlightSettled:
+    """No message is in flight on the link (answers `ReportSettled`)."""
+
+    link: int
+    at: float
+
+
 # --- timers ------------------------------------------------------------------------------------------------------
 
 
@@ -103,6 +126,22 @@ class RetryTimerFired:
 @frozen
 class StableTimerFired:
     """The link was up for `stable_for`."""
+
+    link: int
+    at: float
+
+
+@frozen
+class PreferTimerFired:
+    """The link was up for the time after which the first endpoint is preferred again."""
+
+    link: int
+    at: float
+
+
+@frozen
+class HandOverTimerFired:
+    """The wait for the confirms before a hand-over has lasted `drain_timeout`."""
 
     link: int
     at: float
@@ -222,11 +261,15 @@ Event: TypeAlias = (
     StartRequested
     | StopRequested
     | ReconnectRequested
+    | HandOverRequested
     | AdmissionRequested
     | PermitReleased
     | Drained
+    | InFlightSettled
     | RetryTimerFired
     | StableTimerFired
+    | PreferTimerFired
+    | HandOverTimerFired
     | CooldownTimerFired
     | DrainTimerFired
     | CloseTimerFired

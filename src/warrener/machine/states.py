@@ -8,7 +8,19 @@ from attrs import frozen
 
 from warrener.errors import Fault
 
-__all__ = ["Closed", "Closing", "Dialing", "Dropping", "GaveUp", "Idle", "Restoring", "State", "Up", "Waiting"]
+__all__ = [
+    "Closed",
+    "Closing",
+    "Dialing",
+    "Dropping",
+    "GaveUp",
+    "HandingOver",
+    "Idle",
+    "Restoring",
+    "State",
+    "Up",
+    "Waiting",
+]
 
 
 @frozen
@@ -54,6 +66,19 @@ class Up:
 
 
 @frozen
+class HandingOver:
+    """Publishing has stopped on this link; after the confirms of the messages in flight, `target` is dialed."""
+
+    link: int
+    #: The index of the endpoint that the next dial goes to.
+    target: int
+    #: As in `Up`.
+    proven: bool = False
+    #: The wait for the confirms is over, and the link is being closed.
+    closing: bool = False
+
+
+@frozen
 class Dropping:
     """The link is being aborted because of `fault`. The next dial waits for its end (`LinkLost`)."""
 
@@ -84,4 +109,4 @@ class Closed:
     link: int
 
 
-State: TypeAlias = Idle | Waiting | Dialing | Restoring | Up | Dropping | GaveUp | Closing | Closed
+State: TypeAlias = Idle | Waiting | Dialing | Restoring | Up | HandingOver | Dropping | GaveUp | Closing | Closed

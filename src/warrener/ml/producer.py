@@ -20,7 +20,8 @@ import anyio
 import anyio.abc
 
 from warrener._publishing.producer import PUBLISH_TIMEOUT, Producer, running
-from warrener._settings.settings import SettingsFields
+from warrener._settings.settings import Settings, SettingsFields
+from warrener._settings.sources import defaults
 from warrener.drivers.base import Driver
 from warrener.ml import celery
 from warrener.ml.payloads import (
@@ -39,7 +40,7 @@ from warrener.ml.payloads import (
     from_keywords,
     wire_form,
 )
-from warrener.ml.settings import MLSettings
+from warrener.ml.settings import PRODUCER_DEFAULTS, MLSettings
 from warrener.ml.task_counters import TASK_TYPES, TaskCounters
 from warrener.ml.topology import topology
 from warrener.records import ClosingReport, Receipt, Status
@@ -71,7 +72,8 @@ class MLProducer:
         if producer is None:
             declared = topology(self.settings.exchange, dead_letter=self.settings.dead_letter)
             options: SettingsFields = {"topology": declared, **producer_options}
-            producer = Producer(self.settings.broker, driver=driver or self.settings.driver, **options)
+            broker = self.settings.broker or Settings.resolve(below=defaults(**PRODUCER_DEFAULTS))
+            producer = Producer(broker, driver=driver or self.settings.driver, **options)
         self.producer = producer
         self.counters = TaskCounters()
         self._origin = celery.origin()

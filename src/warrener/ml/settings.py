@@ -98,7 +98,7 @@ class MLSettings:
     log: Literal["human", "json"] = row(one_of("human", "json"), "human")
     log_level: Literal["debug", "info", "warning", "error"] = row(one_of("debug", "info", "warning", "error"), "info")
 
-    #: How the broker is reached; None: as a plain `Producer()` would find out, when it is made.
+    #: How the broker is reached; None: by the environment, read when the producer is made.
     broker: Settings | None = None
 
     def __attrs_post_init__(self) -> None:

@@ -7,8 +7,10 @@ from warrener.outbox._add import add, add_async
 from warrener.outbox._outbox import Outbox
 from warrener.outbox._relay import Relay
 from warrener.outbox.errors import OutboxError, OutboxFull, OutboxNotFlushed, OutboxProblem, OutboxUnusable
-from warrener.outbox.records import Entry, OutboxStatus, Stored
+from warrener.outbox.postgres import PostgresOutbox
+from warrener.outbox.records import Entry
 from warrener.outbox.sqlite import SQLiteOutbox
+from warrener.records import OutboxStatus, Stored
 
 __all__ = [
     "Entry",
@@ -19,6 +21,7 @@ __all__ = [
     "OutboxProblem",
     "OutboxStatus",
     "OutboxUnusable",
+    "PostgresOutbox",
     "Relay",
     "SQLiteOutbox",
     "Stored",

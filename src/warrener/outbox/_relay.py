@@ -221,7 +221,7 @@ class Relay:
         """Wait until everything stored so far is confirmed or set aside. Raises `OutboxNotFlushed` at the timeout."""
         done = anyio.Event()
         with anyio.move_on_after(timeout):
-            waiter = (await self._call(self._store.last_position), done)
+            waiter = (await self._last_position(), done)
             self._flush_waiters.append(waiter)
             try:
                 self._flush_due = True
@@ -231,6 +231,15 @@ class Relay:
             finally:
                 self._flush_waiters.remove(waiter)
         raise OutboxNotFlushed(timeout=timeout, waiting=self.status().backlog)
+
+    async def _last_position(self) -> int:
+        while True:
+            try:
+                return await self._call(self._store.last_position)
+            except OutboxUnusable as error:
+                if error.problem is not OutboxProblem.UNREACHABLE:
+                    raise
+                await anyio.sleep(_STORE_RETRY[0])
 
     def status(self) -> OutboxStatus:
         """The outbox as it was counted last, at most about a second ago."""
@@ -460,10 +469,9 @@ class Relay:
             self._wake()
 
     async def _listen(self) -> None:
-        """Follow the hints of a store that gives some."""
-        wait_hint = getattr(self._store, "wait_hint", None)
-        while wait_hint is not None:
-            await wait_hint()
+        """Follow the hints of the store: they wake the relay sooner, and the poll finds what they miss."""
+        while True:
+            await self._store.wait_hint()
             self._scan_from, self._rows_may_wait = 0, True
             self._wake()
 

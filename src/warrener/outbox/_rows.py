@@ -36,10 +36,9 @@ def encode(message: Message, key: str | None = None) -> NewRow:
     if key is not None and not isinstance(key, str):
         raise TypeError(f"key must be str or None, not {type(key).__name__}")
     for name in _TEXTS:
-        if "\0" in getattr(message, name):
-            raise InvalidMessage(message.message_id, f"{name} contains a NUL character, which PostgreSQL cannot keep")
-    if key is not None and "\0" in key:
-        raise InvalidMessage(message.message_id, "the key contains a NUL character, which PostgreSQL cannot keep")
+        _check_text(message, name, getattr(message, name))
+    if key is not None:
+        _check_text(message, "key", key)
     properties: dict[str, object] = {
         name: value for name, default in _PLAIN.items() if (value := getattr(message, name)) != default
     }
@@ -49,6 +48,16 @@ def encode(message: Message, key: str | None = None) -> NewRow:
         properties["headers"] = {name: _to_json(value) for name, value in message.headers.items()}
     text = json.dumps(properties, ensure_ascii=False, separators=(",", ":"), sort_keys=True) if properties else "{}"
     return NewRow(message.message_id, key, message.exchange, message.routing_key, text, message.body)
+
+
+def _check_text(message: Message, name: str, text: str) -> None:
+    if "\0" in text:
+        raise InvalidMessage(message.message_id, f"{name} contains a NUL character, which PostgreSQL cannot keep")
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InvalidMessage(message.message_id, f"{name} cannot be encoded as UTF-8") from None
 
 
 def decode(message_id: object, exchange: object, routing_key: object, properties: object, body: object) -> Message:

@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import anyio
+
 from warrener.errors import printable
 from warrener.outbox._decisions import gather
 from warrener.outbox._owner import has_ended, this_process
@@ -106,6 +108,10 @@ class SQLiteStore:
         """End the statement that is under way."""
         if self._db is not None:
             self._db.interrupt()
+
+    async def wait_hint(self) -> None:
+        """SQLite gives no hints across processes."""
+        await anyio.sleep_forever()
 
     def _refuse_network(self) -> None:
         try:

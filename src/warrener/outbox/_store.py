@@ -36,6 +36,10 @@ class Store(Protocol):
         """From another thread: make the call that is under way fail soon."""
         ...
 
+    async def wait_hint(self) -> None:
+        """Return when another program may have stored a row; a store without hints waits for ever."""
+        ...
+
     def last_position(self) -> int:
         """The highest position that was ever given."""
         ...

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 from attrs import field, frozen
 
 from warrener.outbox.errors import OutboxFull
-from warrener.records import Message
+from warrener.records import Message, OutboxStatus, Stored
 
 __all__ = [
     "Again",
@@ -30,43 +30,6 @@ __all__ = [
 
 #: "waiting": stored and not claimed; "leased": a relay has claimed the row; "set_aside": a person has to decide.
 EntryState: TypeAlias = Literal["waiting", "leased", "set_aside"]
-
-
-@frozen
-class Stored:
-    """The message is on disk. `position` is its place in the outbox's order."""
-
-    message_id: str
-    position: int
-
-
-@frozen
-class OutboxStatus:
-    """An outbox at one instant."""
-
-    #: Rows that wait to be published, leased ones not counted.
-    waiting: int
-    #: Rows that a relay has claimed.
-    leased: int
-    #: Rows that a person has to look at: `entries(state="set_aside")`.
-    set_aside: int
-    #: Bytes of the bodies of all three kinds of rows.
-    bytes: int
-    #: Seconds since the oldest row that is not set aside was stored; None where there is none.
-    oldest_age: float | None
-    #: When a broker last confirmed a row of this outbox to this process; None before the first.
-    last_confirm: datetime | None = None
-    #: Rows that this process's relay has published and deleted.
-    confirmed: int = 0
-    #: How many of those may have reached a queue twice.
-    possible_duplicates: int = 0
-    #: The newest error of the store; None where the last access succeeded.
-    last_error: str | None = None
-
-    @property
-    def backlog(self) -> int:
-        """Rows stored and not yet confirmed or set aside."""
-        return self.waiting + self.leased
 
 
 @frozen

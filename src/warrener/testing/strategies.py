@@ -14,6 +14,8 @@ try:
 except ModuleNotFoundError:
     raise ImportError("warrener.testing.strategies needs hypothesis: pip install 'warrener[testing]'") from None
 
+from attrs import evolve
+
 from warrener import machine
 from warrener.errors import Fault, FaultKind
 from warrener.machine import Backoff, Breaker, EndpointRecord, Endpoints, Event, Permit, Policy, Record, State
@@ -111,6 +113,7 @@ def policies() -> st.SearchStrategy[Policy]:
         drain_timeout=st.floats(min_value=0, max_value=60),
         close_timeout=st.floats(min_value=0, max_value=60),
         abort_timeout=st.floats(min_value=0, max_value=60),
+        prefer=st.sampled_from((None, "first")),
         when_exhausted=st.sampled_from(("stay", "raise")),
     )
 
@@ -124,6 +127,7 @@ def states() -> st.SearchStrategy[State]:
         st.builds(machine.states.Dialing, _LINKS, flag),
         st.builds(machine.states.Restoring, _LINKS, flag),
         st.builds(machine.states.Up, _LINKS, flag, flag),
+        st.builds(machine.states.HandingOver, _LINKS, st.integers(min_value=0, max_value=2), flag, flag),
         st.builds(machine.states.Dropping, _LINKS, faults()),
         st.builds(machine.states.GaveUp, _LINKS),
         st.builds(machine.states.Closing, _LINKS, flag),
@@ -156,6 +160,9 @@ def records(draw: st.DrawFn, among: st.SearchStrategy[State] | None = None) -> R
         return Record()
     at = draw(instants())
     ago = st.floats(min_value=0, max_value=12)
+    drawn = draw(endpoints())
+    if isinstance(state, machine.states.HandingOver):
+        state = evolve(state, target=state.target % len(drawn.records))
     return Record(
         state=state,
         attempts=draw(st.integers(min_value=0, max_value=12)),
@@ -166,7 +173,7 @@ def records(draw: st.DrawFn, among: st.SearchStrategy[State] | None = None) -> R
         hinted_at=at - draw(ago),
         channel_closes=tuple(sorted(at - seconds for seconds in draw(st.lists(ago, max_size=6)))),
         connected_once=draw(st.booleans()),
-        endpoints=draw(endpoints()),
+        endpoints=drawn,
         at=at,
     )
 
@@ -177,6 +184,9 @@ def link_events(link: st.SearchStrategy[int] = _LINKS) -> st.SearchStrategy[Even
     about_a_link = (
         machine.events.RetryTimerFired,
         machine.events.StableTimerFired,
+        machine.events.PreferTimerFired,
+        machine.events.HandOverTimerFired,
+        machine.events.InFlightSettled,
         machine.events.CloseTimerFired,
         machine.events.LinkOpened,
         machine.events.LinkClosed,
@@ -207,6 +217,7 @@ def events(*, link: int | None = None) -> st.SearchStrategy[Event]:
         link_events(_LINKS if link is None else st.just(link)),
         *(st.builds(event, at) for event in plain),
         st.builds(machine.events.StartRequested, at, st.sampled_from(((0,), (1, 0), (2, 0, 1)))),
+        st.builds(machine.events.HandOverRequested, at, st.none() | st.integers(min_value=0, max_value=3)),
         st.builds(machine.events.StopRequested, at, st.booleans()),
         st.builds(machine.events.PermitReleased, permits(), at),
         st.builds(machine.events.CooldownTimerFired, st.integers(min_value=0, max_value=9), at),

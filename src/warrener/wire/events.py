@@ -156,6 +156,8 @@ class CloseReceived:
     reply_text: str
     #: When it came: a 403 while AUTHENTICATING is about the credentials.
     phase: SessionPhase
+    #: The method that the broker blames, as class and method id in one number; 0 for none.
+    method: int = 0
 
 
 @frozen

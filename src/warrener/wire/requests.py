@@ -12,7 +12,7 @@ from warrener.topology import Binding, Declaration, Exchange, Queue
 from warrener.wire.codec import Method, Unsendable, method_payload
 from warrener.wire.framing import METHOD, frame
 
-__all__ = ["REPLIES", "Request", "declare", "delete_queue", "purge", "take_one", "unbind"]
+__all__ = ["REPLIES", "Request", "declare", "delete_queue", "is_declaration", "purge", "take_one", "unbind"]
 
 #: The answers that a request may get.
 REPLIES: Final[Mapping[type[Method], tuple[type[Method], ...]]] = {
@@ -26,6 +26,11 @@ REPLIES: Final[Mapping[type[Method], tuple[type[Method], ...]]] = {
     commands.Queue.Delete: (commands.Queue.DeleteOk,),
     commands.Basic.Get: (commands.Basic.GetOk, commands.Basic.GetEmpty),
 }
+
+
+def is_declaration(method: int) -> bool:
+    """Whether class and method id, in one number, are those of a request about the topology."""
+    return any(kind.index == method for kind in REPLIES if kind is not commands.Basic.Get)
 
 
 @frozen

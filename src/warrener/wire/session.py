@@ -14,7 +14,7 @@ returns are calls of the `ConfirmHandler`, in wire order. A transport, a test an
 
 and from every one of them to OVER: by the broker's close, by `fail`, or by bytes that mean nothing there. A method is
 legal in the phases that its case names; in any other phase it is a protocol error. The first three phases are decided
-by `_handshake`.
+by `warrener.wire.handshake`.
 
 **Channels.** Publishers are numbered 1, 2, 3 … in the order in which they are opened. AMQP's own channel numbers are
 used in turn, so that a number comes back as late as possible. A publisher asks for channel.open, confirm.select and
@@ -39,7 +39,6 @@ from pamqp import commands
 from warrener.records import Credentials, FieldValue, Returned
 from warrener.wire import events
 from warrener.wire._control import ControlChannel
-from warrener.wire._handshake import MECHANISMS, Handshake, PeerRefused, negotiate_heartbeat, negotiate_limit
 from warrener.wire.channel import ChannelState, Content, Outgoing, Publisher
 from warrener.wire.codec import (
     ContentHeader,
@@ -51,6 +50,7 @@ from warrener.wire.codec import (
 )
 from warrener.wire.events import ConfirmHandler, Event, ProtocolErrorKind, SessionPhase, Tuning
 from warrener.wire.framing import FLOOR, HEADER, HEARTBEAT, METHOD, Parser
+from warrener.wire.handshake import MECHANISMS, Handshake, PeerRefused, negotiate_heartbeat, negotiate_limit
 from warrener.wire.masking import Mask
 from warrener.wire.requests import Request
 
@@ -184,7 +184,8 @@ class Session:
         if not greeting:
             return
         if greeting[0] != METHOD:
-            if len(greeting) < 8:
+            # A TLS alert has seven bytes, and nothing follows it.
+            if len(greeting) < 8 and not greeting.startswith(b"\x15\x03"):
                 return
             first = bytes(greeting[:8])
             raise PeerRefused(ProtocolErrorKind.NOT_AMQP, f"it begins with {first!r}", first)
@@ -405,11 +406,13 @@ class Session:
                 self._events.append(events.Closed())
             case _, SessionPhase.CLOSING:
                 pass
-            case commands.Connection.Close(reply_code=code, reply_text=text), phase:
+            case commands.Connection.Close(reply_code=code, reply_text=text, class_id=kind, method_id=blamed), phase:
                 self._out.clear()
                 self._end()
                 self._send(0, commands.Connection.CloseOk)
-                self._events.append(events.CloseReceived(code or 0, self._text(text), phase))
+                self._events.append(
+                    events.CloseReceived(code or 0, self._text(text), phase, (kind or 0) << 16 | (blamed or 0))
+                )
             case commands.Connection.Start(), SessionPhase.STARTING:
                 self._out.pending += self._handshake.on_start(method)
                 self.phase = SessionPhase.AUTHENTICATING

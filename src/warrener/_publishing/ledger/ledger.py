@@ -259,7 +259,8 @@ class Ledger:
         settled: list[Delivery] = []
         if delivery.queue is not None:
             delivery.queue.remove(delivery)
-            self.settlement.end_unwritten(delivery, InvalidMessage, reason, self.settlement.last_fault, settled)
+            # The fault of an earlier link has nothing to do with it.
+            self.settlement.end_unwritten(delivery, InvalidMessage, reason, None, settled)
         return settled
 
     # --- the broker's answers ---------------------------------------------------------------------------------------

@@ -88,7 +88,8 @@ class FrameFilter:
         """Look at the first bytes: a method frame, or no broker of ours; False while too few have come to tell."""
         buffer = self._buffer
         if buffer[0] != METHOD:
-            if len(buffer) < _OVERHEAD and b"AMQP".startswith(buffer[:4]):
+            # Another AMQP has eight bytes, a TLS alert seven; two bytes of an alert are enough.
+            if (len(buffer) < _OVERHEAD and b"AMQP".startswith(buffer[:4])) or buffer == b"\x15":
                 return False
             raise LinkDown(_faults.not_amqp(bytes(buffer[:_OVERHEAD])))
         self._greeted = True

@@ -16,6 +16,7 @@ from yarl import URL
 from warrener.drivers import _faults
 from warrener.drivers._dial import Dialed
 from warrener.drivers._faults import DialPhase
+from warrener.drivers._login import encodable, login_of
 from warrener.drivers.aiormq import _frames as frames
 from warrener.drivers.aiormq._channels import Channels
 from warrener.drivers.aiormq._contents import Contents
@@ -29,9 +30,16 @@ from warrener.errors import Fault
 from warrener.records import Endpoint, Returned
 from warrener.wire.channel import Content
 from warrener.wire.codec import ContentHeader, Malformed
+from warrener.wire.handshake import Handshake as WireHandshake
 from warrener.wire.masking import Mask
+from warrener.wire.requests import is_declaration
 
 __all__ = ["Connection", "Protocol"]
+
+
+#: The largest values that we agree to; RabbitMQ's defaults.
+_FRAME_MAX = 131_072
+_CHANNEL_MAX = 2047
 
 
 class Connection(aiormq.Connection):
@@ -77,7 +85,15 @@ class Protocol:
         #: No channel is opened any more.
         self.stopping = False
         self._handshake = Handshake(
-            endpoint.credentials, options.heartbeat, Peer(address=dialed.address, tls=dialed.tls), self._text
+            encodable(
+                lambda: WireHandshake(
+                    endpoint.credentials,
+                    frame_max=_FRAME_MAX,
+                    channel_max=_CHANNEL_MAX,
+                    **login_of(endpoint, options, product="warrener by way of aiormq"),
+                )
+            ),
+            Peer(address=dialed.address, tls=dialed.tls),
         )
         self._contents = Contents(options.max_inbound_body)
         #: What has stopped publishing: 0 for the connection, else the channel whose flow was stopped.
@@ -107,7 +123,6 @@ class Protocol:
             # Where to connect and as whom is decided elsewhere: this URL is only what aiormq insists on.
             URL("amqp://broker/"),
             transport_factory=_FilteredStreams(self.transport),
-            client_properties={"product": "warrener by way of aiormq", "connection_name": options.connection_name},
         )
         self.connection.vhost = endpoint.vhost
         self.channels = Channels(
@@ -163,7 +178,9 @@ class Protocol:
         close = frames.read(data, commands.Connection.Close)
         self.transport.answer(pamqp.frame.marshal(commands.Connection.CloseOk(), 0))
         text = self._text(close.reply_text or "")
-        raise LinkDown(_faults.closed_by_broker(close.reply_code or 0, text, self.phase))
+        method = (close.class_id or 0) << 16 | (close.method_id or 0)
+        declaring = self.requests.entity if is_declaration(method) else None
+        raise LinkDown(_faults.closed_by_broker(close.reply_code or 0, text, self.phase, declaring=declaring))
 
     def _on_blocked(self, _: int, data: bytes) -> bytes | None:
         self._stop(0, self._text(frames.read(data, commands.Connection.Blocked).reason))
@@ -258,7 +275,7 @@ class Protocol:
     def _on_outgoing(self, method: int, data: bytes) -> bytes | None:
         """Rewrite or drop a frame of aiormq's: credentials go in here, and each close is answered only once."""
         if method == frames.START_OK:
-            return self._handshake.start_ok(data)
+            return self._handshake.start_ok()
         if method == frames.CHANNEL_CLOSE_OK:
             return None
         if method == frames.CHANNEL_CLOSE and self.requests.closing(frames.channel_of(data)):

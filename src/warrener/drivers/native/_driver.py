@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 import ssl
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from functools import cache
 from typing import Protocol
 
 import anyio
@@ -15,12 +12,12 @@ import anyio
 from warrener.drivers import _faults
 from warrener.drivers._dial import Dialed
 from warrener.drivers._dial import dial as dial_endpoint
+from warrener.drivers._login import encodable, login_of
 from warrener.drivers.base import LinkDown, LinkListener, LinkOptions
 from warrener.drivers.native._link import NativeLink
 from warrener.drivers.native._stream import STREAM_ENDS
-from warrener.errors import Fault, FaultKind
 from warrener.records import Endpoint
-from warrener.wire import MECHANISMS, Session
+from warrener.wire import Session
 
 __all__ = ["Dial", "NativeDriver"]
 
@@ -80,42 +77,13 @@ class NativeDriver:
         raise LinkDown(_faults.timed_out(_faults.DialPhase.DIALING, options.connect_timeout))
 
 
-def _mechanisms(endpoint: Endpoint) -> tuple[str, ...]:
-    """EXTERNAL needs a client certificate; it comes last, unless there is no user name to log in with."""
-    if endpoint.certfile is None:
-        return MECHANISMS
-    return (*MECHANISMS, "EXTERNAL") if endpoint.credentials.username else ("EXTERNAL",)
-
-
 def _session(endpoint: Endpoint, options: LinkOptions, listener: LinkListener) -> Session:
-    try:
-        return Session(
+    return encodable(
+        lambda: Session(
             endpoint.credentials,
             listener,
-            vhost=endpoint.vhost,
-            heartbeat=options.heartbeat,
             prefetch=options.prefetch,
             max_inbound_body=options.max_inbound_body,
-            mechanisms=_mechanisms(endpoint),
-            client_properties={
-                "product": "warrener",
-                "version": _version(),
-                "platform": f"Python {platform.python_version()}",
-                "connection_name": options.connection_name,
-            },
+            **login_of(endpoint, options, product="warrener"),
         )
-    except ValueError as error:
-        raise LinkDown(Fault(FaultKind.VHOST, f"the endpoint cannot be put into AMQP: {error}")) from None
-
-
-@cache
-def _version() -> str:
-    """Return the package's version; read from the disk once, because a dial may find no free file descriptor."""
-    try:
-        return importlib.metadata.version("warrener")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
-
-
-# Now, while the package is being imported and files can be opened.
-_version()
+    )

@@ -22,7 +22,7 @@ from warrener.drivers.native._writer import HIGH_WATER, Writer
 from warrener.errors import Fault
 from warrener.records import Envelope
 from warrener.topology import Binding, Declaration, Queue
-from warrener.wire import ProtocolErrorKind, Session, SessionPhase, events, requests
+from warrener.wire import Session, SessionPhase, events, requests
 
 __all__ = ["NativeLink"]
 
@@ -304,22 +304,11 @@ class NativeLink:
                 self._listener.unblocked()
             case events.SecretUpdated():
                 pass
-            case events.CloseReceived(code, text, phase):
+            case events.CloseReceived(code, text, phase, method):
                 self._answering = True
-                self._end(_faults.closed_by_broker(code, text, self._dial_phase(phase)))
+                declaring = self._requests.entity if requests.is_declaration(method) else None
+                self._end(_faults.closed_by_broker(code, text, self._dial_phase(phase), declaring=declaring))
             case events.Closed():
                 self._left.set()
             case events.ProtocolError():
-                self._fail(_fault_of(event))
-
-
-def _fault_of(error: events.ProtocolError) -> Fault:
-    match error.kind:
-        case ProtocolErrorKind.NOT_AMQP:
-            return _faults.not_amqp(error.data)
-        case ProtocolErrorKind.NO_MECHANISM:
-            return _faults.no_common_mechanism(error.text)
-        case ProtocolErrorKind.UNUSABLE:
-            return _faults.unusable(error.text)
-        case ProtocolErrorKind.ILLEGAL:
-            return _faults.illegal_frame(error.text)
+                self._fail(_faults.protocol_error(event))

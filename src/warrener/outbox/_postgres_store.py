@@ -1,0 +1,631 @@
+"""The outbox's tables in PostgreSQL 13 or newer: short transactions, and no trace of them after a rotation.
+
+**Claims.** One advisory lock orders the claims of all relays; it is taken before any row lock, so that no two relays wait
+for each other. A settlement needs no such lock: it begins by renewing the relay's own row, and a relay that ends another
+one deletes that row first, so exactly one of the two goes on.
+
+**Order.** The position of a row is given when the row is inserted, and transactions commit in another order. A keyed row
+is ready only when each transaction older than its own has ended (`pg_snapshot_xmin`), and the first row of a key holds up
+the later ones, ready or not. So a row that was inserted after another one's commit never passes it.
+
+**No bloat.** Rows go into one of four partitions in turn. One that has become empty is truncated, which gives its space
+back at once, whatever old snapshots other sessions hold; VACUUM could not.
+
+**A commit whose answer was lost.** The server is asked by the transaction's number what became of it
+(`pg_xact_status`), so that "stored" and "not stored" are both true.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, Final
+
+import anyio
+import anyio.to_thread
+import psycopg
+from psycopg import errors as pg
+
+from warrener.errors import printable
+from warrener.outbox._decisions import gather
+from warrener.outbox._owner import has_ended, this_process
+from warrener.outbox._rows import decode
+from warrener.outbox._schema import POSTGRES_DDL, SLOTS, VERSION
+from warrener.outbox.errors import OutboxFull, OutboxProblem, OutboxUnusable
+from warrener.outbox.records import (
+    Candidate,
+    Claimed,
+    Done,
+    Entry,
+    EntryState,
+    NewRow,
+    Row,
+    Settlement,
+    Want,
+    Work,
+)
+from warrener.records import OutboxStatus
+
+__all__ = ["PostgresStore"]
+
+_Connection = psycopg.Connection[Any]
+
+#: The key of the advisory lock: "wrnr".
+_LOCK: Final = 0x77726E72
+#: Deleted rows after which the next partition is filled.
+_ROTATE_AFTER: Final = 10_000
+#: Seconds for which the counts behind `max_rows` and `max_bytes` hold.
+_COUNTS_HOLD: Final = 1.0
+#: Seconds to find out what became of a commit whose answer was lost.
+_RESOLVE: Final = 15.0
+#: Candidates read at once.
+_PAGE: Final = 1_000
+
+_COLUMNS: Final = (
+    "position, message_id, key, exchange, routing_key, properties, stored_at, attempts, possible_duplicate"
+)
+_NOT_HELD: Final = "NOT EXISTS (SELECT 1 FROM warrener_outbox_set_aside s WHERE s.key = o.key AND s.holds)"
+_CANDIDATE: Final = f"""
+SELECT o.position, o.key, octet_length(o.body),
+       (o.not_before IS NULL OR o.not_before <= clock_timestamp())
+           AND (o.key IS NULL OR o.transaction < pg_snapshot_xmin(pg_current_snapshot())),
+       CASE WHEN o.key IS NULL THEN o.position
+            ELSE (SELECT e.position FROM warrener_outbox e WHERE e.key = o.key ORDER BY e.position LIMIT 1) END
+FROM warrener_outbox o
+WHERE (o.key IS NULL OR {_NOT_HELD})"""  # noqa: S608 - constants
+_TAKEN: Final = "SELECT unnest(positions) FROM warrener_outbox_claim"
+
+
+class PostgresStore:
+    """See `warrener.outbox.PostgresOutbox` for the arguments."""
+
+    blocks = True
+
+    def __init__(self, dsns: Sequence[str], *, max_rows: int, max_bytes: int, connect_timeout: float = 10.0) -> None:
+        self._dsns = tuple(dsns)
+        self._max_rows = max_rows
+        self._max_bytes = max_bytes
+        self._connect_timeout = connect_timeout
+        self._db: _Connection | None = None
+        self._listener: _Connection | None = None
+        self._counted: tuple[int, int] = (0, 0)
+        self._counted_at = -1e9
+        self._deleted = 0
+
+    # --- opening ----------------------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Connect to the first database of the list that can be written, and check its tables."""
+        if self._db is not None and not self._db.broken and not self._db.closed:
+            return
+        db = self._connect()
+        try:
+            with self._errors():
+                _check(db)
+        except BaseException:
+            db.close()
+            raise
+        self._db = db
+
+    def _connect(self) -> _Connection:
+        failures: list[str] = []
+        for dsn in self._dsns:
+            try:
+                db = psycopg.connect(
+                    dsn,
+                    autocommit=True,
+                    connect_timeout=max(2, round(self._connect_timeout)),
+                    application_name="warrener outbox",
+                    prepare_threshold=None,  # a pooler between us may give each transaction another session
+                )
+            except psycopg.Error as error:
+                failures.append(
+                    printable(str(error).strip().splitlines()[-1] if str(error).strip() else "no answer", 200)
+                )
+                continue
+            with self._errors():
+                writable = _one(db, "SHOW transaction_read_only", ()) == "off"
+            if writable or len(self._dsns) == 1:
+                return db
+            failures.append(f"{db.info.host} is read-only")
+            db.close()
+        raise OutboxUnusable(
+            OutboxProblem.UNREACHABLE, f"the outbox's database cannot be reached: {'; '.join(failures)}"
+        )
+
+    def close(self) -> None:
+        """Disconnect."""
+        for db in (self._db, self._listener):
+            if db is not None:
+                with suppress(psycopg.Error):
+                    db.close()
+        self._db = self._listener = None
+
+    def interrupt(self) -> None:
+        """Break the connection: a server that hangs would never answer."""
+        db = self._db
+        if db is not None:
+            with suppress(OSError, psycopg.Error), socket.socket(fileno=socket.dup(db.fileno())) as copy:
+                copy.shutdown(socket.SHUT_RDWR)
+
+    def create(self) -> None:
+        """Make the tables, in one transaction; does nothing where they are."""
+        db = self._connect()
+        try:
+            with self._errors(), db.transaction():
+                db.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+                if db.execute("SELECT to_regclass('warrener_outbox_meta')").fetchone() == (None,):
+                    for statement in POSTGRES_DDL:
+                        db.execute(statement)
+            with self._errors():
+                _check(db)
+        finally:
+            db.close()
+
+    async def wait_hint(self) -> None:
+        """Return when another session may have stored a row. A lost connection is made again."""
+        if self._listener is None:
+            try:
+                self._listener = await anyio.to_thread.run_sync(self._listen)
+            except OutboxUnusable:
+                await anyio.sleep(1.0)
+            return  # a row may have come before
+        await anyio.wait_readable(self._listener.fileno())
+        try:
+            self._listener.pgconn.consume_input()
+            while self._listener.pgconn.notifies() is not None:
+                pass
+        except psycopg.Error:
+            self._listener.close()
+            self._listener = None
+            await anyio.sleep(0.2)
+
+    def _listen(self) -> _Connection:
+        db = self._connect()
+        with self._errors():
+            db.execute("LISTEN warrener_outbox")
+        return db
+
+    # --- one transaction --------------------------------------------------------------------------------------------
+
+    def transact(self, work: Work, token: str, lease: float) -> Done:
+        """Insert, settle, renew, claim; one commit."""
+        db = self._connected()
+        number: str | None = None
+        done: Done | None = None
+        try:
+            with self._errors(), db.transaction():
+                done, number = self._work(db, work, token, lease)
+        except OutboxUnusable as error:
+            if error.problem is not OutboxProblem.UNREACHABLE or done is None or number is None:
+                raise
+            # Everything was said but the answer to COMMIT is missing.
+            if not self._was_committed(number):
+                raise
+        assert done is not None
+        if self._deleted >= _ROTATE_AFTER:
+            self._rotate()
+        return done
+
+    def _work(self, db: _Connection, work: Work, token: str, lease: float) -> tuple[Done, str | None]:
+        if work.want is not None:
+            db.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+        stored, number = self._insert(db, work.inserts) if work.inserts else ([], None)
+        owned, claimed = True, Claimed()
+        if work.settlement or work.renew:
+            owned = _renew(db, token, lease)
+            if owned:
+                self._settle(db, work.settlement, token)
+        if work.want is not None and owned:
+            claimed = self._claim(db, work.want, token, lease)
+        flushed = None
+        if work.flushed_to is not None:
+            query = "SELECT NOT EXISTS (SELECT 1 FROM warrener_outbox WHERE position <= %s)"
+            flushed = _one(db, query, (work.flushed_to,))
+        status = _count(db) if work.count else None
+        return Done(stored, owned, claimed, status, flushed), number
+
+    def _insert(self, db: _Connection, rows: Sequence[NewRow]) -> tuple[list[int | OutboxFull], str | None]:
+        if time.monotonic() - self._counted_at > _COUNTS_HOLD:
+            counts = _count(db)
+            self._counted = (counts.backlog + counts.set_aside, counts.bytes)
+            self._counted_at = time.monotonic()
+        held, size = self._counted
+        accepted: list[NewRow] = []
+        answers: list[int | OutboxFull] = []
+        for row in rows:
+            if held >= self._max_rows or size + len(row.body) > self._max_bytes:
+                answers.append(OutboxFull(rows=held, size=size, max_rows=self._max_rows, max_bytes=self._max_bytes))
+                continue
+            held, size = held + 1, size + len(row.body)
+            answers.append(len(accepted))
+            accepted.append(row)
+        self._counted = (held, size)
+        if not accepted:
+            return answers, None
+        columns = [
+            [row.message_id for row in accepted],
+            [row.key for row in accepted],
+            [row.exchange for row in accepted],
+            [row.routing_key for row in accepted],
+            [row.properties for row in accepted],
+            [row.body for row in accepted],
+        ]
+        found = db.execute(
+            "INSERT INTO warrener_outbox (message_id, key, exchange, routing_key, properties, body)"
+            " SELECT message_id, key, exchange, routing_key, properties, body"
+            " FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %b::bytea[])"
+            " WITH ORDINALITY AS rows (message_id, key, exchange, routing_key, properties, body, n) ORDER BY n"
+            " RETURNING position, transaction::text",
+            columns,
+        ).fetchall()
+        return [found[one][0] if isinstance(one, int) else one for one in answers], found[0][1]
+
+    def _was_committed(self, number: str) -> bool:
+        """Ask, over a new connection, what became of a transaction. `OutboxUnusable` where nobody can tell."""
+        deadline = time.monotonic() + _RESOLVE
+        while True:
+            self._drop()
+            try:
+                with self._errors():
+                    status = _one(self._connected(), "SELECT pg_xact_status(%s::xid8)", (number,))
+            except OutboxUnusable:
+                status = "unknown"
+            if status in ("committed", "aborted"):
+                return bool(status == "committed")
+            if time.monotonic() > deadline:
+                raise OutboxUnusable(
+                    OutboxProblem.UNREACHABLE,
+                    "the connection to the outbox's database was lost during a commit; the message may be stored",
+                )
+            time.sleep(0.1)
+
+    def _settle(self, db: _Connection, settlement: Settlement, token: str) -> None:
+        mine = {claim for (claim,) in db.execute("SELECT claim FROM warrener_outbox_claim WHERE token = %s", (token,))}
+        gone = [position for position, claim in settlement.confirmed if claim in mine]
+        if gone:
+            self._deleted += db.execute("DELETE FROM warrener_outbox WHERE position = ANY(%s)", (gone,)).rowcount
+        for again in settlement.again:
+            if again.claim in mine:
+                db.execute(
+                    "UPDATE warrener_outbox SET attempts = %s, nacks = %s, possible_duplicate = %s, last_error = %s,"
+                    " not_before = clock_timestamp() + make_interval(secs => %s) WHERE position = %s",
+                    (
+                        again.attempts, again.nacks, again.possible_duplicate, again.error, again.delay, again.position,
+                    ),
+                )  # fmt: skip
+        for aside in settlement.set_aside:
+            if aside.claim in mine:
+                db.execute(
+                    f"WITH gone AS (DELETE FROM warrener_outbox WHERE position = %s RETURNING *)"  # noqa: S608
+                    f" INSERT INTO warrener_outbox_set_aside ({_COLUMNS}, set_aside_at, reason, last_error, holds, body)"
+                    " SELECT position, message_id, key, exchange, routing_key, properties, stored_at, %s, %s,"
+                    " clock_timestamp(), %s, %s, %s, body FROM gone",
+                    (
+                        aside.position, aside.attempts, aside.possible_duplicate, aside.reason, aside.error, aside.holds,
+                    ),
+                )  # fmt: skip
+        for claim, positions in settlement.claims.items():
+            if claim in mine and positions:
+                db.execute(
+                    "UPDATE warrener_outbox_claim SET positions = %s::bigint[] WHERE claim = %s",
+                    (list(positions), claim),
+                )
+        ended = [claim for claim, positions in settlement.claims.items() if claim in mine and not positions]
+        if ended:
+            db.execute("DELETE FROM warrener_outbox_claim WHERE claim = ANY(%s)", (ended,))
+
+    def _claim(self, db: _Connection, want: Want, token: str, lease: float) -> Claimed:
+        _bury_dead_relays(db, token)
+        gathered = gather(want, _Reader(db))
+        rows: tuple[Row, ...] = ()
+        if gathered.picked:
+            positions = sorted(candidate.position for candidate in gathered.picked)
+            db.execute(
+                "INSERT INTO warrener_outbox_relay (token, owner, leased_until)"
+                " VALUES (%s, %s, clock_timestamp() + make_interval(secs => %s))"
+                " ON CONFLICT (token) DO UPDATE SET leased_until = excluded.leased_until",
+                (token, this_process(), lease),
+            )
+            claim = _one(
+                db,
+                "INSERT INTO warrener_outbox_claim (token, positions) VALUES (%s, %s::bigint[]) RETURNING claim",
+                (token, positions),
+            )
+            found = db.execute(
+                "SELECT position, key, attempts, nacks, possible_duplicate, message_id, exchange, routing_key, properties,"
+                " body FROM warrener_outbox WHERE position = ANY(%s) ORDER BY position",
+                (positions,),
+                binary=True,
+            )
+            rows = tuple(_row(claim, values) for values in found)
+        return Claimed(rows, gathered.scanned_to, gathered.more, gathered.unfinished)
+
+    def release(self, token: str) -> None:
+        """Give up all claims."""
+        db = self._connected()
+        with self._errors(), db.transaction():
+            db.execute("DELETE FROM warrener_outbox_relay WHERE token = %s", (token,))
+            db.execute("DELETE FROM warrener_outbox_claim WHERE token = %s", (token,))
+
+    def _rotate(self) -> None:
+        """Fill the next partition, and empty those that hold no row any more. What is in use is left for the next time."""
+        db = self._connected()
+        self._deleted = 0
+        with suppress(OutboxUnusable), self._errors():
+            current = _one(db, "SELECT pg_sequence_last_value('warrener_outbox_slot')", ())
+            following = (current + 1) % SLOTS
+            if not _one(db, f"SELECT EXISTS (SELECT 1 FROM warrener_outbox_{following})", ()):  # noqa: S608 - a number
+                db.execute("SELECT setval('warrener_outbox_slot', %s)", (following,))
+        for slot in range(SLOTS):
+            with suppress(OutboxUnusable), self._errors(), db.transaction():
+                table = f"warrener_outbox_{slot}"
+                if slot == following or not _one(db, "SELECT pg_relation_size(%s::regclass)", (table,)):
+                    continue
+                # No transaction that has written to the partition is open once this lock is had.
+                db.execute(f"LOCK TABLE ONLY {table} IN ACCESS EXCLUSIVE MODE NOWAIT")
+                if not _one(db, f"SELECT EXISTS (SELECT 1 FROM {table})", ()):  # noqa: S608 - a number
+                    db.execute(f"TRUNCATE ONLY {table}")
+
+    # --- for people -------------------------------------------------------------------------------------------------
+
+    def last_position(self) -> int:
+        """Return the highest position that was ever given."""
+        with self._errors():
+            return int(_one(self._connected(), "SELECT pg_sequence_last_value('warrener_outbox_position')", ()) or 0)
+
+    def status(self) -> OutboxStatus:
+        """Count the rows."""
+        with self._errors():
+            return _count(self._connected())
+
+    def entries(
+        self, state: EntryState | None, ids: Sequence[int | str] | None, limit: int, *, bodies: bool
+    ) -> list[Entry]:
+        """Rows in their order."""
+        db = self._connected()
+        body = "body" if bodies else "''::bytea"
+        which, values = _which(ids)
+        query = f"""
+            SELECT {_COLUMNS}, not_before, NULL::text, last_error, NULL::timestamptz,
+                   CASE WHEN position IN ({_TAKEN}) THEN 'leased' ELSE 'waiting' END AS state, {body} AS body
+                FROM warrener_outbox WHERE {which}
+            UNION ALL
+            SELECT {_COLUMNS}, NULL, reason, last_error, set_aside_at, 'set_aside', {body}
+                FROM warrener_outbox_set_aside WHERE {which}"""  # noqa: S608
+        query = f"SELECT * FROM ({query}) AS entries WHERE (%s::text IS NULL OR state = %s) ORDER BY position LIMIT %s"  # noqa: S608
+        with self._errors():
+            return [_entry(found) for found in db.execute(query, (*values, *values, state, state, limit))]
+
+    def retry(self, ids: Sequence[int | str]) -> int:
+        """Let rows be published now."""
+        db = self._connected()
+        which, values = _which(ids)
+        columns = f"{_COLUMNS}, last_error, body"
+        with self._errors(), db.transaction():
+            back = db.execute(
+                f"WITH back AS (DELETE FROM warrener_outbox_set_aside WHERE {which} RETURNING {columns})"  # noqa: S608
+                f" INSERT INTO warrener_outbox ({columns}, transaction) SELECT {columns}, '1'::xid8 FROM back",
+                values,
+            ).rowcount
+            sooner = db.execute(
+                f"UPDATE warrener_outbox SET not_before = NULL WHERE not_before IS NOT NULL AND {which}",  # noqa: S608
+                values,
+            ).rowcount
+        return back + sooner
+
+    def drop(self, ids: Sequence[int | str]) -> int:
+        """Delete rows that no relay has claimed."""
+        db = self._connected()
+        which, values = _which(ids)
+        with self._errors(), db.transaction():
+            db.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+            aside = db.execute(f"DELETE FROM warrener_outbox_set_aside WHERE {which}", values).rowcount  # noqa: S608
+            waiting = db.execute(
+                f"DELETE FROM warrener_outbox WHERE position NOT IN ({_TAKEN}) AND {which}",  # noqa: S608
+                values,
+            ).rowcount
+        return aside + waiting
+
+    # --- within -----------------------------------------------------------------------------------------------------
+
+    def _connected(self) -> _Connection:
+        self.open()
+        assert self._db is not None
+        return self._db
+
+    def _drop(self) -> None:
+        db, self._db = self._db, None
+        if db is not None:
+            with suppress(psycopg.Error):
+                db.close()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except psycopg.Error as error:
+            unusable = _unusable(error)
+            if unusable.problem in (OutboxProblem.UNREACHABLE, OutboxProblem.READ_ONLY):
+                self._drop()  # the next call connects anew, perhaps elsewhere
+            raise unusable from error
+
+
+class _Reader:
+    """`_decisions.Reader` of one transaction."""
+
+    def __init__(self, db: _Connection) -> None:
+        self._db = db
+        # Claims first: a row whose claim ends in between is left for the next time.
+        self._taken = frozenset(position for (position,) in db.execute(_TAKEN))
+
+    def after(self, position: int, limit: int) -> Iterable[Candidate]:
+        while limit > 0:
+            page = self._candidates("o.position > %s ORDER BY o.position LIMIT %s", position, min(limit, _PAGE))
+            yield from page
+            if len(page) < _PAGE:
+                return
+            position, limit = page[-1].position, limit - len(page)
+
+    def of_key(self, key: str, limit: int) -> Iterable[Candidate]:
+        return self._candidates("o.key = %s ORDER BY o.position LIMIT %s", key, limit)
+
+    def newest(self, limit: int) -> Iterable[Candidate]:
+        return reversed(self._candidates("o.position > %s ORDER BY o.position DESC LIMIT %s", 0, limit))
+
+    def _candidates(self, condition: str, value: object, limit: int) -> list[Candidate]:
+        found = self._db.execute(f"{_CANDIDATE} AND {condition}", (value, limit))
+        return [
+            Candidate(position, key, size, ready, position in self._taken, first)
+            for position, key, size, ready, first in found
+        ]
+
+
+def _check(db: _Connection) -> None:
+    """Refuse a database without our tables, or with those of another version."""
+    if _one(db, "SELECT to_regclass('warrener_outbox_meta')", ()) is None:
+        raise OutboxUnusable(
+            OutboxProblem.MISSING,
+            f"the database {db.info.dbname} has no outbox tables; make them with: warrener outbox init DSN",
+        )
+    version = _one(db, "SELECT max(schema_version) FROM warrener_outbox_meta", ())
+    if version != VERSION:
+        raise OutboxUnusable(
+            OutboxProblem.NEWER_SCHEMA,
+            f"the database {db.info.dbname} has outbox tables of version {version}, and this program knows version"
+            f" {VERSION}; nothing was changed; update warrener",
+        )
+    encoding = _one(db, "SHOW server_encoding", ())
+    if encoding != "UTF8":
+        raise OutboxUnusable(OutboxProblem.FAILED, f"the outbox needs a database in UTF8, not {encoding}")
+
+
+def _one(db: _Connection, query: str, values: Sequence[object]) -> Any:
+    found = db.execute(query, values).fetchone()
+    return None if found is None else found[0]
+
+
+def _renew(db: _Connection, token: str, lease: float) -> bool:
+    """Prolong the lease; False where another relay has ended it."""
+    renewed = db.execute(
+        "UPDATE warrener_outbox_relay SET leased_until = clock_timestamp() + make_interval(secs => %s) WHERE token = %s",
+        (lease, token),
+    )
+    return renewed.rowcount == 1
+
+
+def _bury_dead_relays(db: _Connection, token: str) -> None:
+    """End the leases that have run out, and those of processes that have ended; their rows may be in a queue already."""
+    relays = db.execute(
+        "SELECT token, owner, leased_until <= clock_timestamp() FROM warrener_outbox_relay WHERE token <> %s", (token,)
+    )
+    for dead, owner, expired in relays.fetchall():
+        if not expired and not has_ended(owner):
+            continue
+        # A relay that renews its lease in this very moment keeps it: its row is locked, and looked at again.
+        condition = "AND leased_until <= clock_timestamp()" if expired else ""
+        buried = db.execute(f"DELETE FROM warrener_outbox_relay WHERE token = %s {condition}", (dead,))  # noqa: S608
+        if buried.rowcount:
+            db.execute(
+                "WITH ended AS (DELETE FROM warrener_outbox_claim WHERE token = %s RETURNING positions)"
+                " UPDATE warrener_outbox SET attempts = attempts + 1, possible_duplicate = true,"
+                " last_error = 'the relay that had claimed the row ended before the outcome was known'"
+                " WHERE position IN (SELECT unnest(positions) FROM ended)",
+                (dead,),
+            )
+
+
+def _count(db: _Connection) -> OutboxStatus:
+    query = f"""
+        SELECT count(*), coalesce(sum(octet_length(body)), 0)::bigint,
+               extract(epoch FROM clock_timestamp() - min(stored_at))::float8,
+               (SELECT count(*) FROM warrener_outbox WHERE position IN ({_TAKEN})),
+               (SELECT count(*) FROM warrener_outbox_set_aside),
+               (SELECT coalesce(sum(octet_length(body)), 0)::bigint FROM warrener_outbox_set_aside)
+        FROM warrener_outbox"""  # noqa: S608 - constants
+    found = db.execute(query).fetchone()
+    assert found is not None
+    rows, size, age, leased, aside, aside_size = found
+    return OutboxStatus(
+        waiting=rows - leased,
+        leased=leased,
+        set_aside=aside,
+        bytes=size + aside_size,
+        oldest_age=None if age is None else max(0.0, age),
+    )
+
+
+def _row(claim: int, values: tuple[Any, ...]) -> Row:
+    position, key, attempts, nacks, possible_duplicate, *columns = values
+    message, problem = None, None
+    try:
+        message = decode(*columns)
+    except ValueError as error:
+        problem = str(error)
+    return Row(position, claim, key, message, attempts, nacks, possible_duplicate, problem)
+
+
+def _entry(found: tuple[Any, ...]) -> Entry:
+    (
+        position, message_id, key, exchange, routing_key, properties, stored_at, attempts, possible_duplicate, not_before,
+        reason, last_error, set_aside_at, state, body,
+    ) = found  # fmt: skip
+    return Entry(
+        position=position,
+        message_id=message_id,
+        key=key,
+        exchange=exchange,
+        routing_key=routing_key,
+        state=state,
+        attempts=attempts,
+        possible_duplicate=possible_duplicate,
+        stored_at=stored_at,
+        not_before=not_before,
+        reason=reason,
+        last_error=last_error,
+        set_aside_at=set_aside_at,
+        properties=properties,
+        body=bytes(body),
+    )
+
+
+def _which(ids: Sequence[int | str] | None) -> tuple[str, list[object]]:
+    """The condition for rows by position (numbers) and by message id (text)."""
+    if ids is None:
+        return "true", []
+    positions = [one for one in ids if isinstance(one, int)]
+    names = [one for one in ids if isinstance(one, str)]
+    return "(position = ANY(%s::bigint[]) OR message_id = ANY(%s::text[]))", [positions, names]
+
+
+def _unusable(error: psycopg.Error) -> OutboxUnusable:
+    quoted = printable(str(error).strip().partition("\n")[0], 200)
+    match error:
+        case pg.UndefinedTable():
+            return OutboxUnusable(
+                OutboxProblem.MISSING, "the database has no outbox tables; make them with: warrener outbox init DSN"
+            )
+        case pg.ReadOnlySqlTransaction():
+            return OutboxUnusable(
+                OutboxProblem.READ_ONLY, f"the outbox's database cannot be written ({quoted}); nothing was written"
+            )
+        case pg.DiskFull():
+            return OutboxUnusable(
+                OutboxProblem.FULL_DISK,
+                f"there is no space for the outbox's database ({quoted}); this message was not stored, all stored"
+                " messages stay; free some space",
+            )
+        case pg.LockNotAvailable() | pg.DeadlockDetected() | pg.QueryCanceled():
+            return OutboxUnusable(
+                OutboxProblem.LOCKED, f"another session held up the outbox ({quoted}); nothing was written; try again"
+            )
+        case _ if error.sqlstate is None or error.sqlstate[:2] in ("08", "57", "53"):
+            return OutboxUnusable(
+                OutboxProblem.UNREACHABLE, f"the outbox's database does not answer ({quoted}); nothing was written"
+            )
+        case _:
+            return OutboxUnusable(
+                OutboxProblem.FAILED, f"the outbox's database: {quoted} ({error.sqlstate}); nothing was written"
+            )

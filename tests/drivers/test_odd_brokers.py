@@ -1,0 +1,446 @@
+"""Brokers that are odd, slow or hostile, as scripts, against each driver on each event loop; no real broker is needed."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import pamqp.frame
+import pytest
+from anyio.abc import ByteStream
+from attrs import evolve
+from pamqp import commands
+from pamqp.body import ContentBody
+from pamqp.header import ContentHeader
+
+from warrener.drivers.aiormq import AiormqDriver
+from warrener.drivers.base import Driver, Lane, Link, LinkDown, LinkOptions
+from warrener.drivers.native import NativeDriver
+from warrener.errors import Fault, FaultKind
+from warrener.records import Credentials, Endpoint, Envelope
+from warrener.topology import Binding, Exchange, Queue
+
+from .recording import Peer, RecordingReports, serving
+
+pytestmark = pytest.mark.anyio
+
+#: Guards against hanging.
+_PATIENCE = 60.0
+_DRIVERS: dict[str, Callable[[], Driver]] = {"aiormq": AiormqDriver, "native": NativeDriver}
+
+Script = Callable[[Peer, int], Awaitable[object]]
+
+
+@pytest.fixture(params=sorted(_DRIVERS))
+def driver(request: pytest.FixtureRequest) -> Driver:
+    """Each driver that there is."""
+    return _DRIVERS[request.param]()
+
+
+@pytest.fixture
+def listener() -> RecordingReports:
+    """What the link reports."""
+    return RecordingReports()
+
+
+@asynccontextmanager
+async def broker(script: Script) -> AsyncGenerator[Endpoint]:
+    """A broker that follows the script once its client has a publishing channel, and then goes on reading."""
+
+    async def handle(stream: ByteStream) -> None:
+        peer = Peer(stream)
+        await script(peer, await peer.open())
+        await read_on(peer)
+
+    async with serving(handle) as port:
+        yield Endpoint(host="127.0.0.1", port=port)
+
+
+async def read_on(peer: Peer) -> None:
+    """Answer closes and read everything else."""
+    while True:
+        channel, frame = await peer.receive()
+        match frame:
+            case commands.Channel.Open():
+                await peer.send(commands.Channel.OpenOk(), channel)
+            case commands.Channel.Close():
+                await peer.send(commands.Channel.CloseOk(), channel)
+            case commands.Connection.Close():
+                await peer.send(commands.Connection.CloseOk())
+
+
+async def until(peer: Peer, kind: type[Any], count: int = 1) -> tuple[int, Any]:
+    """Read until the method has come `count` times; a channel that is opened meanwhile is answered."""
+    while True:
+        channel, frame = await peer.receive()
+        if isinstance(frame, commands.Channel.Open):
+            await peer.send(commands.Channel.OpenOk(), channel)
+        count -= isinstance(frame, kind)
+        if not count:
+            return channel, frame
+
+
+_QUICK = LinkOptions(close_timeout=0.2, abort_timeout=0.2)
+
+
+@asynccontextmanager
+async def linked(driver: Driver, listener: RecordingReports, script: Script, **changes: Any) -> AsyncGenerator[Link]:
+    """A link to a broker that follows the script."""
+    async with broker(script) as endpoint:
+        with anyio.fail_after(_PATIENCE):
+            async with driver.open(endpoint, evolve(_QUICK, **changes), listener) as link:
+                yield link
+
+
+async def ended(
+    driver: Driver,
+    listener: RecordingReports,
+    script: Script,
+    use: Callable[[Link], Awaitable[object]] | None = None,
+    **changes: Any,
+) -> Fault:
+    """The fault that ends a link which `use` uses (default: publishes one message) and then keeps."""
+
+    async def publish_one(link: Link) -> None:
+        link.publish(Lane.MAIN, Envelope(routing_key="q"), "m", b"body", None)
+
+    async with broker(script) as endpoint:
+        with anyio.fail_after(_PATIENCE), pytest.raises(LinkDown) as down:
+            async with driver.open(endpoint, evolve(_QUICK, **changes), listener) as link:
+                await (use or publish_one)(link)
+                await anyio.sleep_forever()
+    return down.value.fault
+
+
+# --- requests -------------------------------------------------------------------------------------------------------
+
+
+async def test_declarations_are_pipelined(driver: Driver, listener: RecordingReports) -> None:
+    """The broker answers none of 200 declarations before it has all of them."""
+
+    async def script(peer: Peer, _: int) -> None:
+        channel, _ = await until(peer, commands.Queue.Declare, 200)
+        for number in range(200):
+            await peer.send(commands.Queue.DeclareOk(f"q{number}", 0, 0), channel)
+
+    async with linked(driver, listener, script) as link:
+        names = await link.declare([Queue(f"q{number}") for number in range(200)])
+    assert names == [f"q{number}" for number in range(200)]
+
+
+async def test_the_deadline_is_per_answer(driver: Driver, listener: RecordingReports) -> None:
+    """The fault says which declaration has no answer, how many are done, and which setting rules."""
+
+    async def script(peer: Peer, _: int) -> None:
+        channel, _ = await until(peer, commands.Queue.Declare, 5)
+        for number in range(3):
+            await peer.send(commands.Queue.DeclareOk(f"q{number}", 0, 0), channel)
+
+    async def use(link: Link) -> None:
+        await link.declare([Queue(f"q{number}") for number in range(5)])
+
+    fault = await ended(driver, listener, script, use, declare_timeout=0.3)
+    assert fault.kind is FaultKind.STALLED
+    for part in ("queue 'q3'", "0.3 s (declare_timeout)", "the first 3 of 5 declarations are done"):
+        assert part in fault.text
+
+
+async def test_a_refusal_is_told_at_once(driver: Driver, listener: RecordingReports) -> None:
+    """The first refusal raises, with its entity, though the broker answers nothing more; the link lives on."""
+
+    async def script(peer: Peer, _: int) -> None:
+        channel, _ = await until(peer, commands.Queue.Declare, 4)
+        await peer.send(commands.Queue.DeclareOk("q0", 0, 0), channel)
+        text = "PRECONDITION_FAILED - inequivalent arg 'durable' for queue 'q1'"
+        await peer.send(commands.Channel.Close(406, text, 50, 10), channel)
+
+    async with linked(driver, listener, script, declare_timeout=_PATIENCE) as link:
+        with pytest.raises(LinkDown) as down:
+            await link.declare([Queue(f"q{number}") for number in range(4)])
+        assert listener.kinds() == ["opened"]
+    fault = down.value.fault
+    assert (fault.kind, fault.entity) == (FaultKind.TOPOLOGY, "queue 'q1'")
+    assert "exists with another definition" in fault.text
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "kind", "said"),
+    [
+        (
+            406,
+            "PRECONDITION_FAILED - invalid arg 'x-message-ttl' for queue 'q' in vhost '/': {unacceptable_type,longstr}",
+            FaultKind.TOPOLOGY,
+            "one of its arguments",
+        ),
+        (
+            404,
+            "NOT_FOUND - queue 'q' in vhost '/' process is stopped by supervisor or down or inaccessible",
+            FaultKind.CHANNEL_CLOSED,
+            "could not be declared now",
+        ),
+        (404, "NOT_FOUND - no queue 'q' in vhost '/'", FaultKind.TOPOLOGY, "does not exist"),
+    ],
+)
+async def test_refusals_are_told_apart(
+    driver: Driver, listener: RecordingReports, code: int, text: str, kind: FaultKind, said: str
+) -> None:
+    """An argument of the wrong type is no other definition; a queue whose node is down is no lasting refusal."""
+
+    async def script(peer: Peer, _: int) -> None:
+        channel, _ = await until(peer, commands.Queue.Declare)
+        await peer.send(commands.Channel.Close(code, text, 50, 10), channel)
+
+    async with linked(driver, listener, script) as link:
+        with pytest.raises(LinkDown) as down:
+            await link.declare([Queue("q")])
+    assert (down.value.fault.kind, said in down.value.fault.text) == (kind, True)
+
+
+async def test_an_exchange_type_that_does_not_exist(driver: Driver, listener: RecordingReports) -> None:
+    """RabbitMQ closes the whole connection; the fault is about the exchange all the same, and permanent."""
+
+    async def script(peer: Peer, _: int) -> None:
+        await until(peer, commands.Exchange.Declare)
+        text = "COMMAND_INVALID - unknown exchange type 'x-fancy'"
+        await peer.send(commands.Connection.Close(503, text, 40, 10))
+
+    async def use(link: Link) -> None:
+        await link.declare([Exchange("fancy", "x-fancy"), Queue("q")])
+
+    fault = await ended(driver, listener, script, use)
+    assert (fault.kind, fault.entity, fault.permanent) == (FaultKind.TOPOLOGY, "exchange 'fancy'", True)
+    assert "exchange type" in fault.text
+
+
+async def test_requests_that_end_things(driver: Driver, listener: RecordingReports) -> None:
+    """Unbinding, purging and deleting: each is one method, and the counts come back."""
+    seen: list[str] = []
+    answers: dict[type[Any], Any] = {
+        commands.Queue.Unbind: commands.Queue.UnbindOk(),
+        commands.Exchange.Unbind: commands.Exchange.UnbindOk(),
+        commands.Exchange.Bind: commands.Exchange.BindOk(),
+        commands.Queue.Purge: commands.Queue.PurgeOk(7),
+        commands.Queue.Delete: commands.Queue.DeleteOk(8),
+        commands.Queue.Declare: commands.Queue.DeclareOk("amq.gen-1", 0, 0),
+        commands.Queue.Bind: commands.Queue.BindOk(),
+        commands.Channel.Open: commands.Channel.OpenOk(),
+        commands.Channel.Close: commands.Channel.CloseOk(),
+    }
+
+    async def script(peer: Peer, _: int) -> None:
+        while True:
+            channel, frame = await peer.receive()
+            if type(frame) not in answers:
+                return
+            seen.append(frame.name)
+            await peer.send(answers[type(frame)], channel)
+
+    to_exchange = Binding(source="a", destination=Exchange("b"), routing_key="k")
+    server_named = Queue.server_named()
+    async with linked(driver, listener, script) as link:
+        names = await link.declare([to_exchange, server_named, Binding(source="a", destination=server_named)])
+        assert names == ["amq.gen-1"]
+        await link.unbind(to_exchange)
+        await link.unbind(Binding(source="a", destination="q", routing_key="k"))
+        assert await link.purge("q") == 7
+        assert await link.delete_queue("q") == 8
+    assert [name for name in seen if not name.startswith("Channel.")] == [
+        "Exchange.Bind", "Queue.Declare", "Queue.Bind", "Exchange.Unbind", "Queue.Unbind", "Queue.Purge", "Queue.Delete",
+    ]  # fmt: skip
+
+
+async def test_answers_to_a_caller_that_has_left(driver: Driver, listener: RecordingReports) -> None:
+    """A cancelled call leaves no answer behind: the next call gets its own."""
+    asked = anyio.Event()
+    gone = anyio.Event()
+
+    async def script(peer: Peer, _: int) -> None:
+        channel, _ = await until(peer, commands.Queue.Declare)
+        asked.set()
+        await gone.wait()
+        await peer.send(commands.Queue.DeclareOk("first", 0, 0), channel)
+        await until(peer, commands.Channel.Close)
+        await peer.send(commands.Channel.CloseOk(), channel)
+        channel, _ = await until(peer, commands.Queue.Declare)
+        await peer.send(commands.Queue.DeclareOk("second", 0, 0), channel)
+
+    async with linked(driver, listener, script) as link:
+        async with anyio.create_task_group() as group:
+            group.start_soon(link.declare, [Queue("first")])
+            await asked.wait()
+            group.cancel_scope.cancel()
+        gone.set()
+        assert await link.declare([Queue("second")]) == ["second"]
+
+
+# --- suspects and confirms ------------------------------------------------------------------------------------------
+
+_LARGE = bytes(48 * 1024 * 1024)
+
+
+async def test_a_channel_that_is_closed_inside_a_message(driver: Driver, listener: RecordingReports) -> None:
+    """The broker has only the method of a large message: it is begun and not written, and so a suspect."""
+
+    async def script(peer: Peer, channel: int) -> None:
+        await until(peer, commands.Basic.Publish, 2)
+        await peer.send(commands.Channel.Close(404, "NOT_FOUND - no exchange 'missing'", 60, 40), channel)
+        await listener_has_closed.wait()
+
+    listener_has_closed = anyio.Event()
+    async with linked(driver, listener, script) as link:
+        link.publish(Lane.MAIN, Envelope(routing_key="q"), "a", b"small", None)
+        link.publish(Lane.MAIN, Envelope(exchange="missing"), "b", _LARGE, None)
+        await listener.until_kind("closed")
+        ((_, channel, fault, written),) = listener.of("closed")
+        listener_has_closed.set()
+        assert (channel, fault.reply_code, written) == (1, 404, 1)
+        assert (link.written(1), link.begun(1)) == (1, 2)
+
+
+@pytest.mark.parametrize("confirm", [commands.Basic.Ack(1), commands.Basic.Nack(1)])
+async def test_a_confirm_before_the_last_byte(driver: Driver, listener: RecordingReports, confirm: Any) -> None:
+    """An answer for a message of which the broker does not have all bytes is a protocol fault, and confirms nothing."""
+
+    async def script(peer: Peer, channel: int) -> None:
+        await until(peer, commands.Basic.Publish)
+        await peer.send(confirm, channel)
+        await anyio.sleep_forever()
+
+    async def use(link: Link) -> None:
+        link.publish(Lane.MAIN, Envelope(routing_key="q"), "m", _LARGE, None)
+
+    fault = await ended(driver, listener, script, use)
+    assert fault.kind is FaultKind.ILLEGAL_FRAME
+    assert listener.of("confirmed") == listener.of("nacked") == []
+
+
+@pytest.mark.parametrize("content", ["none", "header only"])
+async def test_a_return_without_its_content(driver: Driver, listener: RecordingReports, content: str) -> None:
+    """An ack inside the content of a return is a protocol fault: it must not become a receipt."""
+
+    async def script(peer: Peer, channel: int) -> None:
+        await until(peer, commands.Basic.Publish)
+        await peer.send(commands.Basic.Return(312, "NO_ROUTE", "", "q"), channel)
+        if content == "header only":
+            await peer.send(ContentHeader(body_size=4, properties=commands.Basic.Properties()), channel)
+        await peer.send(commands.Basic.Ack(1), channel)
+
+    fault = await ended(driver, listener, script)
+    assert fault.kind is FaultKind.ILLEGAL_FRAME
+    assert listener.kinds() == ["opened"]
+
+
+async def test_a_confirm_where_nothing_is_published(driver: Driver, listener: RecordingReports) -> None:
+    """A confirm on a channel that is not one of ours is a protocol fault."""
+
+    async def script(peer: Peer, channel: int) -> None:
+        await until(peer, commands.Basic.Publish)
+        await peer.send(commands.Basic.Ack(1), channel + 5)
+
+    assert (await ended(driver, listener, script)).kind is FaultKind.ILLEGAL_FRAME
+
+
+async def test_flow_stopped_in_the_packet_of_qos_ok(driver: Driver, listener: RecordingReports) -> None:
+    """channel.flow counts from the first moment of the channel, and is undone by its opposite or the channel's end."""
+
+    async def handle(stream: ByteStream) -> None:
+        peer = Peer(stream)
+        await peer.greet()
+        await peer.send(commands.Connection.Tune(2047, 131072, 60))
+        await until(peer, commands.Connection.Open)
+        await peer.send(commands.Connection.OpenOk())
+        channel, _ = await until(peer, commands.Confirm.Select)
+        await peer.send(commands.Confirm.SelectOk(), channel)
+        await until(peer, commands.Basic.Qos)
+        frames = (commands.Basic.QosOk(), commands.Channel.Flow(active=False))
+        await stream.send(b"".join(pamqp.frame.marshal(frame, channel) for frame in frames))
+        await until(peer, commands.Channel.FlowOk)
+        await peer.send(commands.Connection.Blocked("an alarm"))
+        await peer.send(commands.Connection.Unblocked())
+        await peer.send(commands.Channel.Flow(active=True), channel)
+        await read_on(peer)
+
+    async with serving(handle) as port:
+        with anyio.fail_after(_PATIENCE):
+            async with driver.open(Endpoint(host="127.0.0.1", port=port), _QUICK, listener):
+                await listener.until_kind("unblocked")
+    assert [kind for kind in listener.kinds() if kind != "opened"] == ["blocked", "blocked", "unblocked"]
+
+
+# --- texts ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["raw", "percent", "base64"])
+async def test_the_password_in_texts_of_the_broker(driver: Driver, listener: RecordingReports, form: str) -> None:
+    """A broker that writes the password into a blocked reason, a channel close, a return or its close is masked."""
+    password = "s p@ce/d"
+    shown = {"raw": password, "percent": "s%20p%40ce%2Fd", "base64": base64.b64encode(password.encode()).decode()}[form]
+    text = f"you said {shown} to me"
+
+    async def script(peer: Peer, channel: int) -> None:
+        await until(peer, commands.Basic.Publish)
+        await peer.send(commands.Connection.Blocked(text))
+        await peer.send(commands.Basic.Return(312, text, "", text), channel)
+        await peer.send(ContentHeader(body_size=1, properties=commands.Basic.Properties()), channel)
+        await peer.send(ContentBody(b"x"), channel)
+        await peer.send(commands.Channel.Close(404, text, 60, 40), channel)
+        await peer.send(commands.Connection.Close(320, text, 0, 0))
+
+    async with broker(script) as here:
+        endpoint = evolve(here, credentials=Credentials("ann", password))
+        with anyio.fail_after(_PATIENCE), pytest.raises(LinkDown) as down:
+            async with driver.open(endpoint, _QUICK, listener) as link:
+                link.publish(Lane.MAIN, Envelope(routing_key="q"), "m", b"x", None)
+                await anyio.sleep_forever()
+    everything = repr([down.value.fault, listener.log])
+    assert shown not in everything
+    assert everything.count("you said ***") == 5
+
+
+async def test_the_port_of_tls(driver: Driver) -> None:
+    """A plain-text connection to a TLS port gets an alert of seven bytes and an end: the fault says what it is."""
+
+    async def alert(stream: ByteStream) -> None:
+        await stream.receive()
+        await stream.send(b"\x15\x03\x03\x00\x02\x02\x46")
+
+    async with serving(alert) as port:
+        with anyio.fail_after(_PATIENCE), pytest.raises(LinkDown) as down:
+            async with driver.open(Endpoint(host="127.0.0.1", port=port), LinkOptions(), RecordingReports()):
+                pytest.fail("it opened")
+    assert down.value.fault.kind is FaultKind.PROTOCOL
+    assert "speaks TLS" in down.value.fault.text
+
+
+# --- logins ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "response"),
+    [
+        ("PLAIN", b"\0ann\0secret"),
+        ("AMQPLAIN", b"\x05LOGINS\0\0\0\x03ann\x08PASSWORDS\0\0\0\x06secret"),
+        ("EXTERNAL", b""),
+    ],
+)
+async def test_the_login_is_choosable(driver: Driver, mechanism: Any, response: bytes) -> None:
+    """`mechanism` is the one that is used, and the response is its own."""
+    seen: list[Any] = []
+
+    async def handle(stream: ByteStream) -> None:
+        peer = Peer(stream)
+        await peer.receive()
+        await peer.send(commands.Connection.Start(server_properties={}, mechanisms="EXTERNAL AMQPLAIN PLAIN"))
+        start_ok = await stream.receive()
+        seen.append(start_ok)
+
+    async with serving(handle) as port:
+        endpoint = Endpoint(host="127.0.0.1", port=port, credentials=Credentials("ann", "secret"), mechanism=mechanism)
+        with anyio.fail_after(_PATIENCE), pytest.raises(LinkDown):
+            async with driver.open(endpoint, LinkOptions(), RecordingReports()):
+                pytest.fail("it opened")
+    (start_ok,) = seen
+    assert bytes([len(mechanism)]) + mechanism.encode() + len(response).to_bytes(4) + response in start_ok

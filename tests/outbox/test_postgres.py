@@ -1,0 +1,384 @@
+"""The outbox in PostgreSQL: the order of commits, no bloat, and each bad day of the database."""
+
+from __future__ import annotations
+
+import anyio
+import anyio.to_thread
+import psycopg
+import pytest
+from psycopg import errors as pg
+
+from tests.outbox.rows import LEASE, claim, insert, positions
+from warrener import Message, Queue, SettingsError, open_producer
+from warrener.outbox import OutboxProblem, OutboxUnusable, PostgresOutbox, add, add_async
+from warrener.outbox import _postgres_store as module
+from warrener.outbox._postgres_store import PostgresStore
+from warrener.outbox._rows import encode
+from warrener.outbox._schema import VERSION
+from warrener.outbox.records import Settlement, Want, Work
+from warrener.testing import EmbeddedBroker
+
+
+@pytest.fixture
+def open_store(outbox_dsn):
+    stores = []
+
+    def make(*dsns, **arguments):
+        store = PostgresStore(dsns or [outbox_dsn], **{"max_rows": 100_000, "max_bytes": 1 << 30} | arguments)
+        stores.append(store)
+        store.open()
+        return store
+
+    yield make
+    for store in stores:
+        store.close()
+
+
+def task(number):
+    return Message(b"%d" % number, routing_key="tasks")
+
+
+# --- order --------------------------------------------------------------------------------------------------------
+
+
+def test_a_keyed_row_waits_for_older_transactions(open_store, outbox_dsn):
+    """Until they have ended nobody knows whether they hold an earlier row; rows without a key do not wait."""
+    store = open_store()
+    with psycopg.connect(outbox_dsn) as older, psycopg.connect(outbox_dsn) as younger:
+        older.execute("SELECT pg_current_xact_id()")
+        add(younger, task(1), key="a")
+        add(younger, task(2))
+        younger.commit()
+        assert positions(claim(store)) == [2]
+        older.commit()
+    assert positions(claim(store)) == [1]
+
+
+def test_a_row_that_waits_holds_up_the_later_ones_of_its_key(open_store, outbox_dsn):
+    """A later row of an older transaction does not pass one that was committed before it was inserted."""
+    store = open_store()
+    with (
+        psycopg.connect(outbox_dsn) as late,
+        psycopg.connect(outbox_dsn) as bystander,
+        psycopg.connect(outbox_dsn) as early,
+    ):
+        late.execute("SELECT pg_current_xact_id()")
+        bystander.execute("SELECT pg_current_xact_id()")
+        first = add(early, task(1), key="a")
+        early.commit()
+        second = add(late, task(2), key="a")
+        late.commit()
+        # Only the second row is older than every running transaction.
+        assert claim(store) == ()
+        bystander.commit()
+    assert positions(claim(store)) == [first.position, second.position]
+
+
+def test_skip_locked_alone_would_reorder(open_store, outbox_dsn):
+    """Why it is not used: a row that another session has locked is passed by the next one of its key."""
+    store = open_store()
+    insert(store, "a", "a")
+    query = "SELECT position FROM warrener_outbox ORDER BY position LIMIT 1 FOR UPDATE SKIP LOCKED"
+    with psycopg.connect(outbox_dsn) as first, psycopg.connect(outbox_dsn) as second:
+        assert first.execute(query).fetchone() == (1,)
+        assert second.execute(query).fetchone() == (2,)
+
+
+# --- in the application's transaction -----------------------------------------------------------------------------
+
+
+def test_add_commits_and_rolls_back_with_the_application(open_store, outbox_dsn):
+    """With a connection or a cursor, whatever rows they make."""
+    with psycopg.connect(outbox_dsn, row_factory=psycopg.rows.dict_row) as db:
+        kept = add(db, task(1), key="42")
+        add(db.cursor(row_factory=psycopg.rows.tuple_row), task(2))
+    with pytest.raises(ZeroDivisionError), psycopg.connect(outbox_dsn) as db:
+        add(db, task(3))
+        raise ZeroDivisionError
+
+    rows = claim(open_store())
+    assert [(row.key, row.message.body) for row in rows] == [("42", b"1"), (None, b"2")]
+    assert rows[0].position == kept.position
+
+
+async def _add(dsn):
+    async with await psycopg.AsyncConnection.connect(dsn) as db:
+        return await add_async(db, task(1), key="42")
+
+
+def test_add_async_does_the_same(open_store, outbox_dsn):
+    """psycopg's asynchronous connections run on asyncio."""
+    stored = anyio.run(_add, outbox_dsn, backend="asyncio")
+
+    (row,) = claim(open_store())
+    assert (row.position, row.key) == (stored.position, "42")
+
+
+def test_plain_sql_is_enough(open_store, outbox_dsn):
+    """The columns that have no default are one."""
+    with psycopg.connect(outbox_dsn) as db:
+        db.execute("INSERT INTO warrener_outbox (routing_key, body) VALUES ('tasks', convert_to('größe', 'UTF8'))")
+
+    (row,) = claim(open_store())
+    assert row.message.body == "größe".encode()
+    assert len(row.message.message_id) == 36
+
+
+def test_add_without_the_table_names_the_command(database_dsn):
+    """As for SQLite."""
+    with psycopg.connect(database_dsn) as db, pytest.raises(OutboxUnusable, match="warrener outbox init"):
+        add(db, task(1))
+
+
+# --- bad days -----------------------------------------------------------------------------------------------------
+
+
+def problem_of(outbox):
+    with pytest.raises(OutboxUnusable) as caught:
+        outbox.status()
+    return caught.value
+
+
+def test_a_database_without_the_tables_names_the_command(database_dsn):
+    """And `create` makes them, also when they are there."""
+    outbox = PostgresOutbox(database_dsn)
+    error = problem_of(outbox)
+    outbox.create()
+    outbox.create()
+
+    assert error.problem is OutboxProblem.MISSING
+    assert "warrener outbox init" in str(error)
+    assert outbox.status().backlog == 0
+
+
+def test_a_newer_schema_is_refused(outbox_dsn):
+    """An older program does not write to tables that it does not know."""
+    with psycopg.connect(outbox_dsn) as db:
+        db.execute("UPDATE warrener_outbox_meta SET schema_version = %s", (VERSION + 1,))
+
+    assert problem_of(PostgresOutbox(outbox_dsn)).problem is OutboxProblem.NEWER_SCHEMA
+
+
+def test_a_server_that_is_not_there_is_said_to_be_so(outbox_dsn, postgresql):
+    """The error does not show the connection string, which may hold a password."""
+    postgresql.stop()
+    error = problem_of(PostgresOutbox(outbox_dsn.replace("warrener@", "warrener:secret@"), connect_timeout=2))
+
+    assert error.problem is OutboxProblem.UNREACHABLE
+    assert "secret" not in str(error)
+
+
+def test_the_next_database_of_the_list_is_used(open_store, outbox_dsn, private_postgresql):
+    """One that does not answer, and one that is read-only, are passed over."""
+    read_only = private_postgresql.create_database("read_only")
+    with psycopg.connect(read_only, autocommit=True) as db:
+        db.execute("ALTER DATABASE read_only SET default_transaction_read_only = on")
+    store = open_store("postgresql://warrener@127.0.0.1:1/postgres", read_only, outbox_dsn, connect_timeout=2)
+
+    assert insert(store, None) == [1]
+
+
+@pytest.mark.parametrize(
+    ("error", "problem"),
+    [
+        (pg.DiskFull("no space left on device"), OutboxProblem.FULL_DISK),
+        (pg.ReadOnlySqlTransaction("cannot execute INSERT"), OutboxProblem.READ_ONLY),
+        (pg.AdminShutdown("terminating connection"), OutboxProblem.UNREACHABLE),
+        (pg.DeadlockDetected("deadlock detected"), OutboxProblem.LOCKED),
+        (pg.InsufficientPrivilege("permission denied"), OutboxProblem.FAILED),
+        (psycopg.OperationalError("server closed the connection"), OutboxProblem.UNREACHABLE),
+    ],
+)
+def test_each_error_has_one_meaning(error, problem):
+    """And its text is quoted."""
+    unusable = module._unusable(error)
+
+    assert unusable.problem is problem
+    assert str(error) in str(unusable)
+
+
+def test_a_commit_whose_answer_was_lost_is_found_to_have_happened(open_store, monkeypatch):
+    """The server is asked for the transaction; the row is stored once and the caller is told so."""
+    store = open_store()
+    db = store._db
+    exit_transaction = psycopg.Transaction.__exit__
+
+    def cut(transaction, *error):
+        result = exit_transaction(transaction, *error)
+        if transaction.connection is db and error == (None, None, None):
+            store.interrupt()
+            raise psycopg.OperationalError("server closed the connection unexpectedly")
+        return result
+
+    monkeypatch.setattr(psycopg.Transaction, "__exit__", cut)
+    assert insert(store, None) == [1]
+    assert store.status().waiting == 1
+
+
+def test_a_commit_that_did_not_happen_is_an_error(open_store, monkeypatch):
+    """The connection breaks before COMMIT: nothing is stored, and the caller is told so."""
+    store = open_store()
+    db = store._db
+    exit_transaction = psycopg.Transaction.__exit__
+
+    def cut(transaction, *error):
+        if transaction.connection is db:
+            store.interrupt()
+        return exit_transaction(transaction, *error)
+
+    monkeypatch.setattr(psycopg.Transaction, "__exit__", cut)
+    with pytest.raises(OutboxUnusable, match="nothing was written"):
+        insert(store, None)
+    assert store.status().waiting == 0
+
+
+# --- no bloat -----------------------------------------------------------------------------------------------------
+
+
+def size_of(dsn):
+    with psycopg.connect(dsn) as db:
+        query = "SELECT sum(pg_total_relation_size(relid)) FROM pg_partition_tree('warrener_outbox') WHERE isleaf"
+        return db.execute(query).fetchone()[0]
+
+
+def test_space_comes_back_while_an_old_snapshot_is_held(open_store, outbox_dsn, monkeypatch):
+    """Ten times as many rows as fit into one rotation leave the tables as small as one."""
+    monkeypatch.setattr(module, "_ROTATE_AFTER", 200)
+    store = open_store()
+    sizes = []
+    with psycopg.connect(outbox_dsn) as reader:
+        reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        reader.execute("SELECT 1 FROM warrener_outbox_meta").fetchall()
+        for _ in range(20):
+            insert(store, *[None] * 100, body=b"x" * 1000)
+            rows = claim(store)
+            settlement = Settlement(
+                confirmed=tuple((row.position, row.claim) for row in rows), claims={rows[0].claim: ()}
+            )
+            store.transact(Work(settlement=settlement), "relay", LEASE)
+            sizes.append(size_of(outbox_dsn))
+        dead = reader.execute("SELECT count(*) FROM warrener_outbox").fetchone()
+
+    assert max(sizes[10:]) <= max(sizes[:10])
+    assert dead == (0,)
+
+
+def test_a_partition_with_an_open_transaction_is_not_emptied(open_store, outbox_dsn, monkeypatch):
+    """A row that is not committed yet is not lost by the truncation."""
+    monkeypatch.setattr(module, "_ROTATE_AFTER", 1)
+    store = open_store()
+    with psycopg.connect(outbox_dsn) as writer:
+        add(writer, task(1))
+        for _ in range(6):
+            insert(store, None)
+            (row,) = claim(store)
+            settlement = Settlement(confirmed=((row.position, row.claim),), claims={row.claim: ()})
+            store.transact(Work(settlement=settlement), "relay", LEASE)
+        writer.commit()
+
+    (row,) = claim(store)
+    assert row.message.body == b"1"
+
+
+# --- the relay ----------------------------------------------------------------------------------------------------
+
+
+def relaying(broker, dsn, **arguments):
+    outbox = PostgresOutbox(dsn, **{"poll_interval": 0.1} | arguments)
+    return open_producer(broker.url, topology=(Queue("tasks"),), outbox=outbox)
+
+
+@pytest.mark.anyio
+async def test_what_is_stored_is_published(outbox_dsn):
+    """By `enqueue`, and by another session, whose NOTIFY wakes the relay long before the poll."""
+
+    def by_another_session():
+        with psycopg.connect(outbox_dsn) as db:
+            add(db, task(2))
+
+    async with EmbeddedBroker() as broker, relaying(broker, outbox_dsn, poll_interval=1000.0) as producer:
+        await producer.enqueue(b"1", routing_key="tasks")
+        await producer.wait_connected()
+        await anyio.to_thread.run_sync(by_another_session)
+        while len(broker.messages("tasks")) < 2:
+            await anyio.sleep(0.01)
+
+        assert sorted(broker.messages("tasks")) == [b"1", b"2"]
+
+
+@pytest.mark.anyio
+async def test_a_restart_of_the_database_is_outlived(outbox_dsn, postgresql):
+    """While it is away `enqueue` says so; afterwards everything that was stored is published, in order."""
+    stored = []
+    async with EmbeddedBroker() as broker, relaying(broker, outbox_dsn) as producer:
+        stored.append((await producer.enqueue(b"1", routing_key="tasks", key="a")).position)
+        await anyio.to_thread.run_sync(postgresql.kill)
+        with pytest.raises(OutboxUnusable) as caught:
+            await producer.enqueue(b"2", routing_key="tasks", key="a")
+        await anyio.to_thread.run_sync(postgresql.start)
+        while True:
+            try:
+                await producer.enqueue(b"3", routing_key="tasks", key="a")
+            except OutboxUnusable:
+                await anyio.sleep(0.05)
+            else:
+                break
+        await producer.wait_flushed(30)
+
+        assert caught.value.problem is OutboxProblem.UNREACHABLE
+        assert list(dict.fromkeys(broker.messages("tasks"))) == [b"1", b"3"]
+        assert producer.status().outbox.last_error is None
+
+
+@pytest.mark.anyio
+async def test_a_frozen_database_is_given_up(outbox_dsn, postgresql, monkeypatch):
+    """A call that does not return is broken off; when the server thaws, the relay goes on."""
+    monkeypatch.setattr("warrener.outbox._relay._STORE_TIMEOUT", 1.0)
+    monkeypatch.setattr(module, "_RESOLVE", 0.1)
+    async with EmbeddedBroker() as broker, relaying(broker, outbox_dsn, connect_timeout=2) as producer:
+        await producer.enqueue(b"1", routing_key="tasks")
+        await producer.wait_flushed(30)
+        postgresql.freeze()
+        with pytest.raises(OutboxUnusable):
+            await producer.enqueue(b"2", routing_key="tasks")
+        postgresql.thaw()
+        while producer.status().outbox.last_error is not None:
+            await anyio.sleep(0.05)
+        await producer.enqueue(b"3", routing_key="tasks")
+        await producer.wait_flushed(30)
+
+        assert broker.messages("tasks")[-1] == b"3"
+
+
+@pytest.mark.anyio
+async def test_a_producer_starts_while_the_database_is_away(outbox_dsn, postgresql):
+    """As it does while the broker is away."""
+    await anyio.to_thread.run_sync(postgresql.stop)
+    async with EmbeddedBroker() as broker, relaying(broker, outbox_dsn) as producer:
+        assert "does not answer" in str(producer.status().outbox.last_error) or "reached" in str(
+            producer.status().outbox.last_error
+        )
+        await anyio.to_thread.run_sync(postgresql.start)
+        while producer.status().outbox.last_error is not None:
+            await anyio.sleep(0.05)
+        await producer.enqueue(b"1", routing_key="tasks")
+        await producer.wait_flushed(30)
+
+
+@pytest.mark.parametrize("wrong", ["", []])
+def test_a_connection_string_is_needed(wrong):
+    """At once, as a `SettingsError`."""
+    with pytest.raises(SettingsError, match="connection string"):
+        PostgresOutbox(wrong)
+
+
+def test_rows_are_stored_in_the_order_given(open_store):
+    """The positions of one call go up as its rows do."""
+    store = open_store()
+    rows = [encode(task(number), "a") for number in range(500)]
+    stored = store.transact(Work(inserts=rows), "", 0.0).stored
+
+    assert list(stored) == sorted(stored)
+    want = Want(rows=500, bytes=1 << 20, per_key=500)
+    claimed = store.transact(Work(want=want), "relay", LEASE).claimed.rows
+    assert [row.message.body for row in claimed[:3]] == [b"0", b"1", b"2"]
