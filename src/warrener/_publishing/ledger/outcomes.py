@@ -100,7 +100,7 @@ def unroutable(delivery: Delivery, returned: Returned, *, certain: bool) -> Publ
 
 def refused(delivery: Delivery, fault: Fault, *, from_memory: bool = False) -> PublishRefused:
     """Return the outcome of a message that the broker has refused, or from memory: has refused others like it."""
-    why = "the broker refused another message to its destination" if from_memory else "the broker refused it"
+    why = "the broker has just refused a message for the same reason" if from_memory else "the broker refused it"
     return PublishRefused(
         delivery.message_id,
         f"{why}: {fault}",

@@ -88,20 +88,29 @@ class Waiting:
                 return delivery
         if in_flight.main is None:
             return None
+        delivery = self._routed(self.resend, now)
+        if delivery is not None:
+            return delivery
         while (queue := self.introductions.ready()) is not None:
             delivery = self._unexpired(queue, now)
             if delivery is not None:
                 delivery.lane = Lane.MAIN
                 return None if not delivery.attempts and self.window_full(delivery.size) else delivery
-        for queue in (self.resend, self.unsent):
-            while queue.entries and (delivery := self._unexpired(queue, now)) is not None:
-                key = self.key(delivery)
-                if key is None:
-                    return None if queue is self.unsent and self.window_full(delivery.size) else delivery
-                queue.take_head()
-                self.introductions.add(key, delivery)
+        delivery = self._routed(self.unsent, now)
+        if delivery is not None:
+            return None if self.window_full(delivery.size) else delivery
         if in_flight.suspect is not None and not self.suspects.entries:
             return self._next_introduction(now)
+        return None
+
+    def _routed(self, queue: WaitingQueue, now: float) -> Delivery | None:
+        """Return the first message that may go to the main channel; those before it wait for their introduction."""
+        while queue.entries and (delivery := self._unexpired(queue, now)) is not None:
+            key = self.key(delivery)
+            if key is None:
+                return delivery
+            queue.take_head()
+            self.introductions.add(key, delivery)
         return None
 
     def _next_alone(self, now: float) -> Delivery | None:
