@@ -390,7 +390,8 @@ class Ledger:
         """The link ended. `written(channel)` returns the highest tag whose message may have reached the network."""
         settled: list[Delivery] = []
         again: list[Delivery] = []
-        for epoch in self._in_flight.epochs.values():
+        # Messages on the suspects' channel are older than those to the same exchange on the main channel.
+        for epoch in sorted(self._in_flight.epochs.values(), key=lambda each: each.lane is Lane.MAIN):
             again += end_epoch(epoch, written(epoch.channel), fault, self._rules, self.settlement, settled)
         for delivery in self._in_flight.deliveries():
             delivery.overdue = False
