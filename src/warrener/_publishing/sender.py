@@ -21,6 +21,7 @@ from warrener._backend import Backend
 from warrener._publishing.admission import Admission
 from warrener._publishing.batches import Batch
 from warrener._publishing.ledger import Delivery, Ledger
+from warrener._publishing.ledger.introductions import PASSES_AFTER
 from warrener._publishing.listener import LinkFacts
 from warrener._publishing.progress import Progress
 from warrener._publishing.returns_log import ReturnsLog
@@ -210,6 +211,8 @@ class Sender:
             return False
         if admission.refusal is not None or not self.supervisor.breaker_closed or delivery.deadline <= now:
             return False
+        if admission.destinations.active:
+            return False
         ledger = self.ledger
         channel = ledger.fast_path(delivery)
         if channel is None:
@@ -273,8 +276,12 @@ class Sender:
             if channel is None:
                 break
             ledger.published(delivery, channel, link.publish(lane, envelope, message_id, body, token), now)
+            if lane is not _MAIN and now + PASSES_AFTER < self._timer_at:
+                self._poke_timer()
         if ledger.wants_suspect_channel:
             link.open_suspect_channel()
+            if not ledger.wants_suspect_channel:
+                self._write(now)  # a link without a wire has opened it at once
 
     def begun(self, channel: int) -> int:
         """Return the highest tag of the channel of which a byte was given to the transport."""
