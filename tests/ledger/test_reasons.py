@@ -109,7 +109,7 @@ def returned_after_a_lost_attempt() -> Receipt | PublishError | None:
 def acked_in_doubt() -> Receipt | PublishError | None:
     bench = Bench()
     (delivery,) = bench.publish(1)
-    bench.ledger.returned(1, returned_of(delivery, token=None, message_id=None))
+    bench.ledger.answers.returned(1, returned_of(delivery, token=None, message_id=None))
     bench.ack(1)
     return delivery.outcome
 

@@ -195,7 +195,7 @@ class Walk(RuleBasedStateMachine):
     def say(self, channel: int, tag: int, *, multiple: bool, acked: bool) -> None:
         if channel in self.model.lanes.values():
             self.model.answered(channel, tag, multiple, "C" if acked else "N", self.bench.now)
-        fact = self.ledger.confirmed if acked else self.ledger.nacked
+        fact = self.ledger.answers.confirmed if acked else self.ledger.answers.nacked
         self.compare(fact(channel, tag, multiple, self.bench.now))
 
     def bounce(self, draw: st.DataObject) -> None:
@@ -207,7 +207,7 @@ class Walk(RuleBasedStateMachine):
         message_id = {"anonymous": None, "nobody": "zz"}.get(how, note.message_id)
         self.model.returned(note.channel, token, message_id, note.key)
         returned = Returned(312, "NO_ROUTE", "", note.key, message_id, token, 4)
-        self.ledger.returned(note.channel, returned)
+        self.ledger.answers.returned(note.channel, returned)
 
     def written(self, draw: st.DataObject, channel: int) -> int:
         """Mostly everything; otherwise the last few tags had not left."""

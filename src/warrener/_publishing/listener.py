@@ -37,7 +37,7 @@ class LinkFacts:
         """The broker closed a channel."""
         sender = self._sender
         if sender.number == self._number:
-            settled, explained = self._ledger.channel_closed(
+            settled, explained = self._ledger.ends.channel_closed(
                 channel, fault, written, sender.begun(channel), sender.backend.clock()
             )
             sender.settle(settled)
@@ -50,7 +50,7 @@ class LinkFacts:
         """basic.ack."""
         sender = self._sender
         if sender.number == self._number:
-            sender.settle(self._ledger.confirmed(channel, tag, multiple, sender.backend.clock()))
+            sender.settle(self._ledger.answers.confirmed(channel, tag, multiple, sender.backend.clock()))
             if sender.supervisor.wants_confirms:
                 sender.supervisor.confirmed(self._number, None)
             sender.pump()
@@ -59,7 +59,7 @@ class LinkFacts:
         """basic.nack."""
         sender = self._sender
         if sender.number == self._number:
-            sender.settle(self._ledger.nacked(channel, tag, multiple, sender.backend.clock()))
+            sender.settle(self._ledger.answers.nacked(channel, tag, multiple, sender.backend.clock()))
             sender.pump()
 
     def returned(self, channel: int, returned: Returned) -> None:
@@ -67,7 +67,7 @@ class LinkFacts:
         sender = self._sender
         if sender.number == self._number:
             sender.returns_log.note(returned, sender.backend.clock())
-            self._ledger.returned(channel, returned)
+            self._ledger.answers.returned(channel, returned)
 
     def blocked(self, reason: str) -> None:
         """The broker blocks publishers."""

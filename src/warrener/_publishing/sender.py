@@ -140,7 +140,7 @@ class Sender:
             # The link is being replaced. Abort it first: then `written` is final, because nothing more can be written.
             link.abort(fault)
         written = _nothing if link is None else link.written
-        self.settle(self.ledger.link_lost(fault, written))
+        self.settle(self.ledger.ends.link_lost(fault, written))
         self.admission.note_flow(stalled=True)
 
     def fail_pending(self, fault: Fault) -> None:

@@ -21,6 +21,8 @@ class InFlight:
     """
 
     def __init__(self, confirm_timeout: float) -> None:
+        #: The number of the newest link; 0 before the first.
+        self.link = 0
         self.epochs: dict[int, Epoch] = {}
         self.main: Epoch | None = None
         self.suspect: Epoch | None = None

@@ -47,18 +47,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 
+from warrener._publishing.ledger.answers import Answers
 from warrener._publishing.ledger.delivery import Delivery
-from warrener._publishing.ledger.epoch import Epoch, may_be
-from warrener._publishing.ledger.epoch_end import Rules, end_epoch, unmake
+from warrener._publishing.ledger.ends import Ends, Rules
 from warrener._publishing.ledger.in_flight import InFlight
 from warrener._publishing.ledger.introductions import PASSES_AFTER
-from warrener._publishing.ledger.outcomes import acked, nacked, refused
-from warrener._publishing.ledger.refusals import REFUSALS, Refusals, Target, named
+from warrener._publishing.ledger.outcomes import refused
+from warrener._publishing.ledger.refusals import Refusals
 from warrener._publishing.ledger.settlement import Settlement
 from warrener._publishing.ledger.shares import Shares
 from warrener._publishing.ledger.waiting import Limits, Waiting
 from warrener.errors import Fault, GaveUp, InvalidMessage, NotSent, ProducerClosed, PublishError, Unconfirmed
-from warrener.records import Lane, Receipt, Returned
+from warrener.records import Lane
 
 __all__ = ["Ledger"]
 
@@ -93,8 +93,6 @@ class Ledger:
         max_destinations: int = 1000,
         standard_exchanges: Iterable[str] = (),
     ) -> None:
-        #: The number of the newest link; 0 before the first.
-        self.link = 0
         self.settlement = Settlement()
         self.counters = self.settlement.counters
         self._rules = Rules(at_least_once, suspect_attempts, frozenset(standard_exchanges))
@@ -108,6 +106,16 @@ class Ledger:
         )
 
         self._shares = Shares(self._in_flight, self._waiting)
+        parts = self._in_flight, self._waiting, self._refusals, self._rules, self.settlement
+        #: Takes what the broker says about publishes.
+        self.answers = Answers(*parts)
+        #: Takes the ends of channels and links.
+        self.ends = Ends(*parts)
+
+    @property
+    def link(self) -> int:
+        """The number of the newest link; 0 before the first."""
+        return self._in_flight.link
 
     # --- new messages -----------------------------------------------------------------------------------------------
 
@@ -184,8 +192,8 @@ class Ledger:
         """Start a new link: its channels are numbered from 1, and nothing is written yet. The last link has been lost."""
         if self.in_flight:
             raise RuntimeError(f"link {link} begins, but link {self.link} was not lost: {self.in_flight} in flight")
-        self.link = link
         self._in_flight.clear()
+        self._in_flight.link = link
         self._refusals.clear()
         self._waiting.new_link()
 
@@ -261,143 +269,6 @@ class Ledger:
             delivery.queue.remove(delivery)
             # The fault of an earlier link has nothing to do with it.
             self.settlement.end_unwritten(delivery, InvalidMessage, reason, None, settled)
-        return settled
-
-    # --- the broker's answers ---------------------------------------------------------------------------------------
-
-    def confirmed(self, channel: int, tag: int, multiple: bool, now: float) -> list[Delivery]:
-        """basic.ack of `tag`, or of every outstanding tag up to it."""
-        settled: list[Delivery] = []
-        link, confirmed, size = self.link, 0, 0
-        answered = self._answered(channel, tag, multiple, now)
-        for delivery in answered:
-            delivery.epoch = None
-            size += delivery.size
-            if delivery.waiting and delivery.returned is None and not delivery.ambiguous:
-                # The usual case: the work of `Settlement.answer`, without its questions.
-                delivery.outcome = Receipt(delivery.message_id, delivery.attempts, delivery.unanswered > 0, link)
-                delivery.waiting = False
-                confirmed += 1
-                settled.append(delivery)
-            elif delivery.returned is not None:
-                self.settlement.answer(delivery, self._rules.unroutable(delivery, delivery.returned), settled)
-            else:
-                self.settlement.answer(delivery, acked(delivery, link), settled)
-        self._in_flight.size -= size
-        self.counters.confirmed += confirmed
-        self.settlement.deadlines.forget(confirmed)
-        return settled
-
-    def nacked(self, channel: int, tag: int, multiple: bool, now: float) -> list[Delivery]:
-        """basic.nack of `tag`, or of every outstanding tag up to it. A nacked message is never sent again."""
-        settled: list[Delivery] = []
-        for delivery in self._answered(channel, tag, multiple, now):
-            delivery.epoch = None
-            self._in_flight.size -= delivery.size
-            if delivery.returned is not None:
-                result = self._rules.unroutable(delivery, delivery.returned)
-            else:
-                result = nacked(delivery)
-            self.settlement.answer(delivery, result, settled)
-        return settled
-
-    def returned(self, channel: int, returned: Returned) -> None:
-        """basic.return. It settles nothing by itself; the confirm that follows does, or the end of the epoch.
-
-        A return that fits no single attempt makes no message `Unroutable`. Attempts that it may be about are in doubt: an
-        ack of theirs ends as `Unconfirmed`.
-        """
-        epoch = self._in_flight.epochs.get(channel)
-        if epoch is None:
-            self.counters.stale += 1
-            return
-        self.counters.returned += 1
-        delivery = epoch.match(returned)
-        if delivery is None:
-            self.counters.anomalies += 1
-            for candidate in epoch.outstanding.values():
-                if may_be(candidate, returned):
-                    candidate.ambiguous = True
-        elif delivery.returned is None:
-            delivery.returned = returned
-        else:
-            self.counters.anomalies += 1
-
-    def channel_closed(
-        self, channel: int, fault: Fault, written: int, begun: int, now: float
-    ) -> tuple[list[Delivery], bool]:
-        """The broker closed the channel; return the messages with an outcome, and whether the close is explained.
-
-        The messages up to tag `written` may have been stored; those up to tag `begun` may be the cause of the close.
-        """
-        epoch = self._in_flight.close(channel)
-        if epoch is None:
-            self.counters.stale += 1
-            return [], True
-        settled: list[Delivery] = []
-        if epoch.lane is Lane.SUSPECT:
-            self._waiting.introductions.channel_ended()
-        begun = max(begun, written)
-        seen = [each for tag, each in epoch.outstanding.items() if tag <= begun and each.returned is None]
-        target = named(fault, seen)
-        explained = target is not None or (len(seen) == 1 and fault.reply_code in REFUSALS)
-        if explained:
-            self._refuse_guilty(epoch, seen, target, fault, written, settled)
-            if epoch.lane is Lane.SUSPECT:
-                for delivery in epoch.outstanding.values():
-                    if delivery.alone and delivery.tag <= written:
-                        delivery.suspected -= 1  # another message was the cause, so this was no attempt alone
-        again = end_epoch(epoch, written, fault, self._rules, self.settlement, settled)
-        if not explained:
-            for delivery in again:
-                delivery.alone = delivery.alone or delivery.tag <= begun
-        self._waiting.put_back(again)
-        if target is not None:
-            self._remember(target, fault, now, settled)
-        return settled, explained
-
-    def _refuse_guilty(
-        self,
-        epoch: Epoch,
-        seen: list[Delivery],
-        target: Target | None,
-        fault: Fault,
-        written: int,
-        settled: list[Delivery],
-    ) -> None:
-        """Refuse the publishes of this channel that the close is about. One of them is the cause, the rest may be stored."""
-        guilty = seen if target is None else [each for each in seen if target.covers(each)]
-        for delivery in guilty:
-            del epoch.outstanding[delivery.tag]
-            delivery.epoch = None
-            if delivery.tag > written:
-                unmake(delivery)
-            elif len(guilty) > 1:
-                delivery.unanswered += 1
-            self.settlement.answer(delivery, refused(delivery, fault), settled)
-
-    def _remember(self, target: Target, fault: Fault, now: float, settled: list[Delivery]) -> None:
-        """Remember the refusal, and refuse the messages of its target that wait."""
-        self._refusals.remember(target, fault, now)
-        if target.max_size is None and target.routing_key is None:
-            self._waiting.introductions.refused(target.exchange)
-        for delivery in self._waiting.live():
-            if target.covers(delivery) and delivery.queue is not None:
-                delivery.queue.remove(delivery)
-                self.settlement.answer(delivery, refused(delivery, fault, from_memory=True), settled)
-
-    def link_lost(self, fault: Fault, written: Callable[[int], int]) -> list[Delivery]:
-        """The link ended. `written(channel)` returns the highest tag whose message may have reached the network."""
-        settled: list[Delivery] = []
-        again: list[Delivery] = []
-        # Messages on the suspects' channel are older than those to the same exchange on the main channel.
-        for epoch in sorted(self._in_flight.epochs.values(), key=lambda each: each.lane is Lane.MAIN):
-            again += end_epoch(epoch, written(epoch.channel), fault, self._rules, self.settlement, settled)
-        for delivery in self._in_flight.deliveries():
-            delivery.overdue = False
-        self._in_flight.clear()
-        self._waiting.new_link()
-        self._waiting.put_back(again)
         return settled
 
     # --- time, callers, the end -------------------------------------------------------------------------------------
@@ -557,24 +428,3 @@ class Ledger:
     def share_used(self, destination: tuple[str, str], size: int, now: float) -> bool:
         """Whether an unhealthy destination already holds its share of the window or of the buffer."""
         return self._shares.used(destination, size, now)
-
-    def _answered(self, channel: int, tag: int, multiple: bool, now: float) -> list[Delivery]:
-        """Take out the publishes that the broker answers, and count facts that mean no publish of ours."""
-        in_flight = self._in_flight
-        epoch = in_flight.epochs.get(channel)
-        if epoch is None:
-            self.counters.stale += 1
-            return []
-        if tag not in epoch.outstanding:
-            self.counters.anomalies += 1
-        in_flight.answered_at = now
-        answered = epoch.take(tag, multiple)
-        if in_flight.overdue:
-            for delivery in answered:
-                if delivery.overdue:
-                    in_flight.no_longer_overdue(delivery)
-        if epoch.lane is Lane.SUSPECT:
-            for delivery in answered:
-                self._waiting.introductions.answered(delivery)
-                self._refusals.passed(delivery)
-        return answered
