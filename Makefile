@@ -121,7 +121,7 @@ conformance: rabbitmq4 ## the drivers on this machine's RabbitMQ, on RabbitMQ 4 
 fuzz: SECONDS ?= 1800
 fuzz: ## throw bytes at what takes them from outside, guided by coverage (SECONDS=1800, divided among the targets)
 	$(NEEDS) run test
-	@$(BIN)/python tests/fuzz/wire.py --seconds $(SECONDS)
+	@$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
 
 .PHONY: simulation
 simulation: SEEDS ?= 2000

@@ -1,6 +1,6 @@
 """The ML producer inside somebody else's ASGI program, on asyncio: FastAPI looks the same, it is a Starlette app.
 
-RABBITMQ_URL=amqp://user:password@localhost/ hypercorn examples/mounted_app.py:app     # or uvicorn
+RABBITMQ_URL=amqp://user:password@localhost/ uvicorn --app-dir examples mounted_app:app     # or hypercorn
 curl http://127.0.0.1:8000/ml/v1/ml/analytics/health
 """
 

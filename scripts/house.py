@@ -35,6 +35,7 @@ ROOMS = {
     "drivers.native": "drivers/native",
     "drivers.aiormq": "drivers/aiormq",
     "drivers": "drivers",
+    "retry": "retry",
     "machine": "machine",
     "wire": "wire",
     "errors": "values",
@@ -45,8 +46,10 @@ ROOMS = {
     "_histogram": "values",
 }
 #: Rooms without input and output, clock or randomness, and rooms that a user's program may import.
-PURE = frozenset({"machine", "wire", "_publishing/ledger", "values"})
-PUBLIC = frozenset({"machine", "wire", "drivers", "http, metrics, tracing", "ml", "outbox", "testing", "values"})
+PURE = frozenset({"retry", "machine", "wire", "_publishing/ledger", "values"})
+PUBLIC = frozenset(
+    {"machine", "wire", "drivers", "http, metrics, tracing", "ml", "outbox", "retry", "testing", "values"}
+)
 
 
 def room_of(module: str) -> str | None:

@@ -41,6 +41,7 @@ from warrener.records import (
     Receipt,
     Status,
 )
+from warrener.retry import Budget, Retry
 from warrener.topology import Binding, Exchange, Queue
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "Backoff",
     "Binding",
     "Breaker",
+    "Budget",
     "BufferFull",
     "Changes",
     "CircuitOpen",
@@ -81,6 +83,7 @@ __all__ = [
     "PublishRefused",
     "Queue",
     "Receipt",
+    "Retry",
     "Settings",
     "SettingsError",
     "Status",

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 from attrs import frozen
 
@@ -108,7 +108,8 @@ def _checked_table(table: object, path: str, depth: int, left: list[int]) -> dic
     if not isinstance(table, Mapping):
         raise Unsendable(f"{path} must be a mapping, not {type(table).__name__}")
     copy: dict[str, FieldValue] = {}
-    for key, value in table.items():
+    entries: Mapping[Any, Any] = table  # pyright: ignore[reportUnknownVariableType]
+    for key, value in entries.items():
         # Most entries need no path for an error, and a path costs more than the rest.
         if key.__class__ is str and len(key) <= 255 and key.isascii() and _is_plain(value) and left[0] > 0:
             left[0] -= 1
@@ -154,7 +155,7 @@ def _checked(value: Any, path: str, depth: int, left: list[int]) -> FieldValue:
                 raise Unsendable(f"{path} is {value}; AMQP brokers take finite numbers only")
             return value
         case bytearray() | memoryview():
-            return bytes(value)
+            return bytes(cast("bytearray", value))
         case datetime():
             if why_not := why_not_timestamp(value):
                 raise Unsendable(f"{path} {why_not}")
@@ -170,9 +171,10 @@ def _checked_nested(value: object, path: str, depth: int, left: list[int]) -> Fi
     if depth >= MAX_DEPTH and isinstance(value, list | Mapping):
         raise Unsendable(f"{path.partition('[')[0]} is nested more than {MAX_DEPTH} deep")
     if isinstance(value, list):
-        return [_checked(item, f"{path}[{index}]", depth + 1, left) for index, item in enumerate(value)]
+        items: list[Any] = value  # pyright: ignore[reportUnknownVariableType]
+        return [_checked(item, f"{path}[{index}]", depth + 1, left) for index, item in enumerate(items)]
     if isinstance(value, Mapping):
-        return _checked_table(value, path, depth + 1, left)
+        return _checked_table(cast("object", value), path, depth + 1, left)
     raise Unsendable(f"{path} is {type(value).__name__}, which AMQP tables cannot hold")
 
 

@@ -8,7 +8,7 @@ import math
 import uuid
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Literal, NoReturn, Self, TypeAlias, TypedDict
+from typing import Literal, NoReturn, Self, TypeAlias, TypedDict, cast
 
 from attrs import field, frozen
 
@@ -295,7 +295,7 @@ class Message:
         if not isinstance(self.message_id, str):
             raise InvalidMessage("?", f"message_id must be str or UUID, not {type(self.message_id).__name__}")
         if isinstance(values["body"], bytearray | memoryview):
-            values["body"] = bytes(values["body"])
+            values["body"] = bytes(cast("bytearray | memoryview", values["body"]))
         if not isinstance(self.body, bytes):
             self._refuse(f"body must be bytes, not {type(self.body).__name__}")
         for name in SHORT_STRINGS:
@@ -458,5 +458,7 @@ class Status:
     link: int
     #: Destinations whose own circuit breaker is open or half open, at most ten: the last ones that the broker nacked.
     open_destinations: tuple[str, ...] = ()
+    #: The broker's answer to a declaration of the topology that it refuses; None if it refuses none.
+    topology_fault: Fault | None = None
     #: The outbox of the producer, as it was counted last; None where it has none.
     outbox: OutboxStatus | None = None

@@ -83,7 +83,7 @@ class Exchange:
 class Queue:
     """A queue to declare (queue.declare). A queue whose name the broker chooses is made by `Queue.server_named`."""
 
-    name: str = field()
+    name: str = field(validator=_short)
     durable: bool = _flag_field(True)
     exclusive: bool = _flag_field(False)
     auto_delete: bool = _flag_field(False)
@@ -91,10 +91,8 @@ class Queue:
     arguments: Mapping[str, FieldValue] = _arguments_field()
     _named_by_server: bool = field(default=False, kw_only=True, repr=False, alias="_named_by_server")
 
-    @name.validator
-    def _check_name(self, attribute: Attribute[str], value: object) -> None:
-        _short(self, attribute, value)
-        if not value and not self._named_by_server:
+    def __attrs_post_init__(self) -> None:
+        if not self.name and not self._named_by_server:
             raise SettingsError(
                 "the name of a queue must not be empty; a queue that the broker names is Queue.server_named()"
             )
@@ -131,6 +129,14 @@ def _as_destination(destination: object) -> Any:
     return Exchange(destination.name) if isinstance(destination, Exchange) else destination
 
 
+def _destination(_binding: object, _attribute: Attribute[Any], value: object) -> None:
+    if not isinstance(value, Queue | Exchange):
+        kind = "an empty name" if value == "" else type(value).__name__
+        raise SettingsError(
+            f"the destination of a binding must be the name of a queue, a Queue or an Exchange, not {kind}"
+        )
+
+
 @frozen(kw_only=True)
 class Binding:
     """A binding of a destination to the exchange `source`: queue.bind, or exchange.bind.
@@ -140,17 +146,9 @@ class Binding:
 
     #: The name of the exchange that the messages come from; an `Exchange` is taken by its name.
     source: str = field(converter=_as_source, validator=_named)
-    destination: Queue | Exchange = field(converter=_as_destination)
+    destination: Queue | Exchange = field(converter=_as_destination, validator=_destination)
     routing_key: str = field(default="", validator=_short)
     arguments: Mapping[str, FieldValue] = _arguments_field()
-
-    @destination.validator
-    def _check_destination(self, _attribute: Attribute[Any], value: object) -> None:
-        if not isinstance(value, Queue | Exchange):
-            kind = "an empty name" if value == "" else type(value).__name__
-            raise SettingsError(
-                f"the destination of a binding must be the name of a queue, a Queue or an Exchange, not {kind}"
-            )
 
     def __str__(self) -> str:
         return f"binding of {self.destination} to exchange {self.source!r} by {self.routing_key!r}"

@@ -85,7 +85,7 @@ def test_completion_without_its_package_says_which_extra(
     assert capsys.readouterr().err == "warrener completion: shtab is missing: pip install 'warrener[cli]'\n"
 
 
-@pytest.mark.parametrize("package", ["starlette", "hypercorn", "prometheus_client"])
+@pytest.mark.parametrize("package", ["starlette", "uvicorn", "h11", "prometheus_client"])
 def test_serve_without_a_package_says_which_extra(package: str) -> None:
     """One line, status 2, no traceback, whatever part is missing."""
     code = (

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import base64
+import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import anyio
 import pamqp.frame
 import pytest
-from anyio.abc import ByteStream
+from anyio.abc import ByteStream, SocketAttribute
 from attrs import evolve
 from pamqp import commands
 from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 
+from warrener.drivers import _dial
 from warrener.drivers.aiormq import AiormqDriver
 from warrener.drivers.base import Driver, Lane, Link, LinkDown, LinkOptions
 from warrener.drivers.native import NativeDriver
@@ -444,3 +446,165 @@ async def test_the_login_is_choosable(driver: Driver, mechanism: Any, response: 
                 pytest.fail("it opened")
     (start_ok,) = seen
     assert bytes([len(mechanism)]) + mechanism.encode() + len(response).to_bytes(4) + response in start_ok
+
+
+# --- addresses ------------------------------------------------------------------------------------------------------
+
+
+async def mute(peer: Peer) -> None:
+    """Accept, and say nothing."""
+    await anyio.sleep_forever()
+
+
+async def hang_up(peer: Peer) -> None:
+    """Greet, take the login and close."""
+    await peer.greet()
+
+
+async def refuse_the_vhost(peer: Peer) -> None:
+    """Shake hands up to connection.open and refuse it."""
+    await peer.greet()
+    await peer.send(commands.Connection.Tune(2047, 131072, 60))
+    await until(peer, commands.Connection.Open)
+    await peer.send(commands.Connection.Close(530, "NOT_ALLOWED - vhost down", 10, 40))
+    await read_on(peer)
+
+
+async def refuse_the_channel(peer: Peer) -> None:
+    """Open the connection and close it when the first channel is asked for; before that, claim to be blocked."""
+    await peer.greet()
+    await peer.send(commands.Connection.Tune(2047, 131072, 60))
+    await until(peer, commands.Connection.Open)
+    await peer.send(commands.Connection.OpenOk())
+    await peer.send(commands.Connection.Blocked("an alarm"))
+    await peer.receive()
+    await peer.send(commands.Connection.Close(506, "RESOURCE_ERROR", 20, 10))
+    await read_on(peer)
+
+
+async def serve_well(peer: Peer) -> None:
+    """Open everything and confirm each message."""
+    channel = await peer.open()
+    tag = 0
+    while True:
+        number, frame = await peer.receive()
+        if isinstance(frame, commands.Basic.Publish):
+            tag += 1
+            await peer.send(commands.Basic.Ack(tag), channel)
+        elif isinstance(frame, commands.Connection.Close):
+            await peer.send(commands.Connection.CloseOk())
+        elif isinstance(frame, commands.Channel.Open):
+            await peer.send(commands.Channel.OpenOk(), number)
+
+
+@asynccontextmanager
+async def brokers(*behaviours: Callable[[Peer], Awaitable[None]]) -> AsyncGenerator[tuple[Endpoint, list[int]]]:
+    """One name with an address for each behaviour, on one port; the connections of each are counted."""
+    counts = [0] * len(behaviours)
+    addresses = [f"127.0.0.{number + 1}" for number in range(len(behaviours))]
+
+    def handler(index: int) -> Callable[[ByteStream], Awaitable[None]]:
+        async def handle(stream: ByteStream) -> None:
+            counts[index] += 1
+            async with stream:
+                with suppress(anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
+                    await behaviours[index](Peer(stream))
+
+        return handle
+
+    async with AsyncExitStack() as servers, anyio.create_task_group() as group:
+        port = 0
+        for index, address in enumerate(addresses):
+            server = await anyio.create_tcp_listener(local_host=address, local_port=port)
+            await servers.enter_async_context(server)
+            port = server.extra(SocketAttribute.local_port)
+            group.start_soon(server.serve, handler(index))
+        _NAMES["brokers.test"] = addresses
+        yield Endpoint(host="brokers.test", port=port), counts
+        group.cancel_scope.cancel()
+
+
+_NAMES: dict[str, list[str]] = {}
+
+
+@pytest.fixture(autouse=True)
+def names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names of our own: what the platform's resolver would answer."""
+
+    def getaddrinfo(host: str, port: int, *_: Any, **__: Any) -> list[Any]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in _NAMES[host]]
+
+    monkeypatch.setattr(_dial, "socket", _Sockets(getaddrinfo))
+
+
+class _Sockets:
+    """The module `socket` with another resolver."""
+
+    def __init__(self, getaddrinfo: Callable[..., list[Any]]) -> None:
+        self.getaddrinfo = getaddrinfo
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(socket, name)
+
+
+@pytest.mark.parametrize("first", [mute, hang_up, refuse_the_vhost, refuse_the_channel])
+async def test_a_bad_address_is_left_for_the_next(
+    driver: Driver, listener: RecordingReports, first: Callable[[Peer], Awaitable[None]]
+) -> None:
+    """One dial covers both addresses, whatever happens to the first one after TCP; it reports nothing of the first."""
+    async with brokers(first, serve_well) as (endpoint, counts):
+        with anyio.fail_after(_PATIENCE):
+            async with driver.open(endpoint, evolve(_QUICK, connect_timeout=2.0), listener) as link:
+                link.publish(Lane.MAIN, Envelope(routing_key="q"), "m", b"body", None)
+                await listener.until(lambda: listener.settled() == [1])
+                assert link.peer.address == f"127.0.0.2:{endpoint.port}"
+    assert counts == [1, 1]
+    assert listener.kinds() == ["opened", "confirmed"]
+
+
+async def test_the_first_address_is_that_of_the_options(driver: Driver, listener: RecordingReports) -> None:
+    """The dial begins with the address of the given index, modulo their number."""
+    async with brokers(serve_well, serve_well, serve_well) as (endpoint, counts):
+        for first in (0, 1, 2, 3):
+            with anyio.fail_after(_PATIENCE):
+                async with driver.open(endpoint, evolve(_QUICK, first_address=first), listener):
+                    pass
+    assert counts == [2, 1, 1]
+
+
+async def test_a_dial_fails_when_all_addresses_have_failed(driver: Driver) -> None:
+    """Each is tried once; the fault is the most telling one and names all addresses."""
+    async with brokers(hang_up, refuse_the_vhost, hang_up) as (endpoint, counts):
+        with anyio.fail_after(_PATIENCE), pytest.raises(LinkDown) as down:
+            async with driver.open(endpoint, _QUICK, RecordingReports()):
+                pytest.fail("it opened")
+    assert counts == [1, 1, 1]
+    assert down.value.fault.kind is FaultKind.VHOST
+    for number in (1, 2, 3):
+        assert f"127.0.0.{number}:{endpoint.port}" in down.value.fault.text
+
+
+async def test_mute_addresses_share_the_time(driver: Driver) -> None:
+    """Five mute addresses: the time is over when four have had their share, and the dial fails."""
+    async with brokers(mute, mute, mute, mute, mute) as (endpoint, counts):
+        with anyio.fail_after(_PATIENCE), pytest.raises(LinkDown) as down:
+            async with driver.open(endpoint, evolve(_QUICK, connect_timeout=0.8), RecordingReports()):
+                pytest.fail("it opened")
+    assert counts[0] == 1
+    assert sum(counts) >= 2
+    assert down.value.fault.kind is FaultKind.HANDSHAKE_TIMEOUT
+
+
+async def test_the_last_address_has_all_the_time_that_is_left(driver: Driver, listener: RecordingReports) -> None:
+    """There is no other to leave it for: an address that needs more than its share is not given up."""
+    asked = anyio.Event()
+
+    async def slow(peer: Peer) -> None:
+        asked.set()
+        await anyio.sleep(1.5)
+        await serve_well(peer)
+
+    async with brokers(hang_up, slow) as (endpoint, _):
+        with anyio.fail_after(_PATIENCE):
+            async with driver.open(endpoint, evolve(_QUICK, connect_timeout=_PATIENCE / 2), listener) as link:
+                assert link.peer.address.startswith("127.0.0.2:")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Record the corpus: what a private RabbitMQ sends in real sessions, turn by turn, into tests/fuzz/corpus.
+"""Record the corpus: what a private RabbitMQ sends in real sessions, turn by turn, into tests/fuzz/corpus/wire.
 
     python tests/fuzz/record.py
 
@@ -22,12 +22,11 @@ sys.path.insert(0, str(ROOT))
 
 from tests.wire import replay  # noqa: E402
 from tests.wire.far_side import CREDENTIALS  # noqa: E402
-
 from warrener.records import Credentials  # noqa: E402
 from warrener.testing.rabbitmq import PrivateRabbitMQ  # noqa: E402
 from warrener.wire import Session, SessionPhase  # noqa: E402
 
-CORPUS = ROOT / "tests" / "fuzz" / "corpus"
+CORPUS = ROOT / "tests" / "fuzz" / "corpus" / "wire"
 #: Seconds without a byte that end a turn.
 QUIET = 0.3
 

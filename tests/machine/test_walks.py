@@ -101,6 +101,7 @@ class Walk(RuleBasedStateMachine):
         #: The endpoint to which the link is being handed over.
         self.target: int | None = None
         self.forced: int | None = None
+        self.wait_is_over = False
         self.breaker, self.run, self.out, self.generation = "closed", 0, set[Permit](), 0
 
     # --- feeding the machine, and doing what it orders ---------------------------------------------------------------
@@ -142,6 +143,7 @@ class Walk(RuleBasedStateMachine):
             case effects.CloseLink(link) | effects.AbortLink(link):
                 assert link == self.link
                 assert self.phase is not NONE
+                assert self.target is None or self.stopped or self.wait_is_over, "closed before the confirms"
                 self.ending = True
             case effects.StartRetryTimer(link, shortest, longest):
                 assert "retry" not in self.timers
@@ -383,6 +385,7 @@ class Walk(RuleBasedStateMachine):
         others = [index for index in self.order if index != self.endpoint and self.ready_at[index] <= self.at]
         target = self.order[-1] if ask else (others or [self.endpoint])[0]
         self.target = None if self.draining else target
+        self.wait_is_over = False
         self.feed(events.HandOverRequested(self.at, target if ask else None))
 
     @rule()
@@ -391,12 +394,14 @@ class Walk(RuleBasedStateMachine):
         assert self.timers.pop("prefer") == self.link
         busy = self.draining or self.blocked
         self.target = None if busy else 0
+        self.wait_is_over = False
         self.feed(events.PreferTimerFired(self.link, self.at))
         assert ("prefer" in self.timers) == busy
 
     @rule(settled=st.booleans())
     @precondition(lambda self: "hand_over" in self.timers)
     def waiting_for_confirms_ends(self, settled: bool) -> None:
+        self.wait_is_over = True
         if settled:
             self.feed(events.InFlightSettled(self.link, self.at))
         else:

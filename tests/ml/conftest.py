@@ -115,10 +115,17 @@ def ml(ml_with: Callable[..., MLProducer]) -> MLProducer:
 class Service:
     """The service as a program of its own, and what it logs."""
 
-    def __init__(self, environment: dict[str, str], driver: str, url: str, **settings: str) -> None:
+    def __init__(
+        self, environment: dict[str, str], driver: str, url: str, *, files: int | None = None, **settings: str
+    ) -> None:
         variables = {f"ML_PRODUCER_{name.upper()}": value for name, value in settings.items()}
+        limit = (
+            ""
+            if files is None
+            else f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({files}, {files})); "
+        )
         self.program = subprocess.Popen(
-            [sys.executable, "-c", "import sys; from warrener.ml.service import main; sys.exit(main())"],
+            [sys.executable, "-c", f"{limit}import sys; from warrener.ml.service import main; sys.exit(main())"],
             env={
                 **{
                     name: value for name, value in os.environ.items() if not name.startswith(("WARRENER_", "RABBITMQ_"))
@@ -188,8 +195,10 @@ def start_service(driver: str) -> Iterator[Callable[..., Service]]:
     """Start services; none outlives the test."""
     services: list[Service] = []
 
-    def start(url: str, environment: dict[str, str] | None = None, **settings: str) -> Service:
-        services.append(Service(environment or {}, driver, url, **settings))
+    def start(
+        url: str, environment: dict[str, str] | None = None, *, files: int | None = None, **settings: str
+    ) -> Service:
+        services.append(Service(environment or {}, driver, url, files=files, **settings))
         return services[-1]
 
     yield start

@@ -277,7 +277,7 @@ class Client:
     async def submit(self, kind: str, body: bytes, task: str) -> tuple[int, dict[str, Any]]:
         """Post a task; return the status and the decoded answer."""
         head = (
-            f"POST /v1/ml/tasks/{kind} HTTP/1.1\r\nHost: load\r\nContent-Type: application/json\r\n"
+            f"POST /v1/ml/tasks/{kind} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\nIdempotency-Key: {task}\r\n\r\n"
         )
         await self._stream.send(head.encode() + body)

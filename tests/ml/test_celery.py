@@ -17,9 +17,8 @@ PRIVATE = "my private thoughts"
 
 
 def message(kwargs: dict[str, object], **options: object):
-    return celery.task_message(
-        celery.ROUTES[Summarize, "api"], kwargs, task_id=TASK_ID, exchange="bookmarkai.ml", origin="7@host", **options
-    )
+    body = celery.task_body(celery.ROUTES[Summarize, "api"], kwargs)
+    return celery.task_message(body, task_id=TASK_ID, exchange="bookmarkai.ml", origin="7@host", **options)
 
 
 def test_the_body_is_args_kwargs_and_no_workflow() -> None:
@@ -95,12 +94,13 @@ def test_each_call_and_backend_has_its_queue_and_its_task(kind, backend, key, ta
 
 
 def test_a_task_id_is_a_uuid_given_or_new() -> None:
-    """An Idempotency-Key is normalised to the text of a UUID; anything else is refused by name."""
-    assert TASK_ID == celery.task_id_of(TASK_ID.upper())
+    """A UUID is taken as it is written; other spellings, which would give two keys one id, are refused by name."""
+    assert TASK_ID == celery.task_id_of(TASK_ID)
+    assert TASK_ID.upper() == celery.task_id_of(TASK_ID.upper()), "as it is written"
     assert TASK_ID == celery.task_id_of(uuid.UUID(TASK_ID))
     assert celery.task_id_of(None) != celery.task_id_of(None)
     assert 4 == uuid.UUID(celery.task_id_of(None)).version
-    for wrong in ("", "7", "x" * 36):
+    for wrong in ("", "7", "x" * 36, f"+{TASK_ID[1:]}", f"{{{TASK_ID}}}", TASK_ID.replace("-", ""), f"0x{TASK_ID[2:]}"):
         with pytest.raises(InvalidPayload, match=r"^task_id must be a UUID"):
             celery.task_id_of(wrong)
 

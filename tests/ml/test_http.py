@@ -170,7 +170,7 @@ def test_conditions_are_a_closed_set(producer) -> None:
     ("path", "body", "key"),
     [
         ("summarize", SUMMARIZE, "ml.summarize"),
-        ("transcribe", {"share_id": "s", "content": {"mediaUrl": "/a.mp3"}, "options": {"backend": "local"}},
+        ("transcribe", {"share_id": "s", "content": {"mediaUrl": "https://example.org/a.mp3"}, "options": {"backend": "local"}},
          "ml.transcribe_local"),
         ("embed", SUMMARIZE, "ml.embed"),
         ("embed-batch", {"tasks": [SUMMARIZE]}, "ml.embed"),

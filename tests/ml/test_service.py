@@ -128,7 +128,7 @@ def test_a_browser_that_reads_nothing_does_not_hold_up_the_end(start_service, de
     """Watchers of the status page are sent home at SIGTERM, well before any deadline."""
     service = start_service(dead_url)
     with socket.create_connection(address_of(service.url)) as watcher:
-        watcher.sendall(b"GET /v1/ml/analytics/events HTTP/1.1\r\nHost: x\r\n\r\n")
+        watcher.sendall(b"GET /v1/ml/analytics/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
         watcher.settimeout(30)
         assert b"200" in watcher.recv(100)
         service.signal(signal.SIGTERM)
@@ -140,7 +140,7 @@ def test_wrong_settings_end_the_start_in_one_line(start_service) -> None:
     """Status 2, the setting by name, no traceback, no secret."""
     service = start_service("amqp://ml:s3cr3t@localhost/", {"PREFERRED_STT": "gpu"})
     assert 2 == service.wait_end()
-    assert ["warrener serve: PREFERRED_STT must be api or local, not 'gpu'\n"] == service.lines
+    assert ["warrener serve: preferred_stt must be 'api' or 'local', not 'gpu' (from PREFERRED_STT)\n"] == service.lines
 
 
 def test_a_taken_address_ends_the_start_in_one_line(start_service, dead_url) -> None:
@@ -195,5 +195,5 @@ def address_of(url: str) -> tuple[str, int]:
 
 def request_octets(task: str, body: dict[str, object]) -> bytes:
     content = json.dumps(body).encode()
-    head = f"POST /v1/ml/tasks/{task} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    head = f"POST /v1/ml/tasks/{task} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
     return head.encode() + content

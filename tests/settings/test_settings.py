@@ -32,6 +32,8 @@ def _resolve(url: object = URL, environ: dict[str, str] | None = None, **explici
 # --- defaults and precedence ------------------------------------------------------------------------------------------
 
 DEFAULTS = {
+    "endpoint_order": "shuffled",
+    "prefer": "any",
     "connect_timeout": 10.0,
     "heartbeat": 60.0,
     "prefetch": 100,
@@ -42,6 +44,7 @@ DEFAULTS = {
     "publish_timeout": 60.0,
     "confirm_timeout": 30.0,
     "delivery": "at_least_once",
+    "retry": None,
     "max_buffered": 10_000,
     "max_buffered_bytes": 67_108_864,
     "max_block": 5.0,
@@ -114,6 +117,8 @@ def test_settings_pass_through_with_changes() -> None:
 
 TEXTS = [
     ("NAME", "billing", "name", "billing"),
+    ("ENDPOINT_ORDER", "ordered", "endpoint_order", "ordered"),
+    ("PREFER", "first", "prefer", "first"),
     ("CONNECT_TIMEOUT", "2.5", "connect_timeout", 2.5),
     ("HEARTBEAT", "0", "heartbeat", 0.0),
     ("PREFETCH", "0", "prefetch", 0),
@@ -169,8 +174,8 @@ def test_the_query_sets_every_row(variable: str, text: str, setting: str, expect
 
 
 def test_every_row_that_text_can_set_is_in_the_table_above() -> None:
-    """The table of texts misses no row: topology and ssl_context alone are for code only."""
-    assert {setting for _, _, setting, _ in TEXTS} == {"name", *DEFAULTS} - {"topology", "ssl_context"}
+    """The table of texts misses no row: topology, retry and ssl_context alone are for code only."""
+    assert {setting for _, _, setting, _ in TEXTS} == {"name", *DEFAULTS} - {"topology", "ssl_context", "retry"}
     assert {variable.lower() for variable, _, _, _ in TEXTS} | {"mechanism", "server_hostname"} == set(RULES)
 
 
@@ -318,9 +323,9 @@ def test_what_code_may_not_say(explicit: dict[str, object], words: list[str]) ->
     assert [word for word in words if word not in str(caught.value)] == []
 
 
-@pytest.mark.parametrize("url", [[URL], (URL, URL), b"amqp://", 5])
-def test_only_one_url_of_text(url: object) -> None:
-    """A sequence of URLs is failover, which is not there yet; anything else that is no text is refused."""
+@pytest.mark.parametrize("url", [{URL}, [b"amqp://localhost/"], b"amqp://", 5])
+def test_urls_are_text_or_a_list_of_text(url: object) -> None:
+    """A list or a tuple of URLs is failover; anything else that is no text is refused."""
     with pytest.raises(SettingsError):
         _resolve(url)
 
@@ -674,3 +679,49 @@ def test_the_keywords_that_type_checkers_know_are_the_settings() -> None:
     """Every row of the record but the endpoints, every row that text can set, and no other."""
     rows = {attribute.alias for attribute in attrs.fields(Settings)} - {"endpoints"}
     assert set(SettingsFields.__annotations__) == rows | set(RULES)
+
+
+# --- several URLs ------------------------------------------------------------------------------------------------
+
+
+def test_several_urls_are_several_endpoints() -> None:
+    """A list, or one text with commas between the URLs, in code and in the environment; a comma in a password stays."""
+    urls = ["amqp://u:a,b@one/", "amqp://u:c@two/x"]
+    wanted = [("one", "/", "a,b"), ("two", "x", "c")]
+    for settings in (
+        Settings.resolve(urls, environ={}),
+        Settings.resolve(tuple(urls), environ={}),
+        Settings.resolve(", ".join(urls), environ={}),
+        Settings.resolve(environ={"RABBITMQ_URL": ",".join(urls)}),
+    ):
+        assert [(each.host, each.vhost, each.credentials.password) for each in settings.endpoints] == wanted
+        assert settings.endpoint == settings.endpoints[0]
+        assert (settings.endpoint_order, settings.prefer) == ("shuffled", "any")
+
+
+@pytest.mark.parametrize(
+    ("urls", "keywords", "says"),
+    [
+        ([], {}, "empty"),
+        ([1], {}, "list of str"),
+        (["amqp://localhost/", "amqps://localhost/"], {}, "mixes amqp:// and amqps://"),
+        (["amqp://localhost/?heartbeat=5", "amqp://localhost/?heartbeat=6"], {}, "heartbeat has different values"),
+        (["amqps://u:p@one/", "amqps://u:p@two/"], {"server_hostname": "x"}, "each with its own"),
+        ("amqp://localhost/", {"prefer": "last"}, "prefer"),
+        ("amqp://localhost/", {"endpoint_order": "random"}, "endpoint_order"),
+    ],
+)
+def test_urls_that_contradict_each_other_are_refused(urls: object, keywords: dict[str, object], says: str) -> None:
+    """The error says which setting, and shows no URL."""
+    with pytest.raises(SettingsError, match=says):
+        Settings.resolve(urls, environ={}, **keywords)  # type: ignore[arg-type]
+
+
+def test_schemes_may_be_mixed_where_that_is_written_down() -> None:
+    """``require_tls=False`` says that plain text is meant; equal values in both queries are one setting."""
+    urls = ["amqp://localhost/?heartbeat=5", "amqps://localhost/?heartbeat=5"]
+
+    settings = Settings.resolve(urls, environ={}, require_tls=False)
+
+    assert [each.tls for each in settings.endpoints] == [False, True]
+    assert settings.heartbeat == 5.0

@@ -14,7 +14,7 @@ from typing import Final
 from tests.simulation.checks import TICK, Evidence, Finding, judge
 from tests.simulation.neighbours import BAD, FAULTS_FROM, FIRST_BAD, alone, beside
 from tests.simulation.run import simulate
-from tests.simulation.trace import Publish
+from tests.simulation.trace import LinkRecord, Publish
 from tests.simulation.workload import describe
 from warrener import PublishRefused, Receipt, Unconfirmed
 from warrener.drivers.base import Lane
@@ -83,8 +83,16 @@ def _cut_off_by_another(seen: Evidence, publish: Publish) -> bool:
 
 def _links(seen: Evidence) -> Iterator[str]:
     for record in seen.links:
-        if record.ended_at is not None and record.ended_at < FAULTS_FROM:
+        if record.ended_at is not None and record.ended_at < FAULTS_FROM and not _silent(seen, record):
             yield f"link {record.number} was lost at {record.ended_at:.1f}: {record.fault}"
+
+
+def _silent(seen: Evidence, record: LinkRecord) -> bool:
+    """Whether the broker had answered nothing on the link for `confirm_timeout`, as when only mute queues are left."""
+    if record.overdue is None:
+        return False
+    answers = [each.answered_at or 0.0 for each in seen.trace.attempts.values() if each.link == record.number]
+    return record.overdue[1] - max(answers, default=0.0) >= seen.plan.producer.confirm_timeout - TICK
 
 
 def _guilty(seen: Evidence) -> Iterator[str]:

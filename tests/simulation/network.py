@@ -27,7 +27,10 @@ from warrener.records import Endpoint
 from warrener.testing._streams import MemoryStream, memory_stream_pair
 from warrener.testing.broker import EmbeddedBroker
 
-__all__ = ["Network", "Wire"]
+__all__ = ["FIRST_PORT", "Network", "Wire"]
+
+#: With several endpoints, the port of the first one; the usual port leads to all brokers.
+FIRST_PORT = 6000
 
 _ENDS = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError)
 _ALL = 1 << 30
@@ -236,7 +239,9 @@ class Network:
             for wire in self.wires
         )
 
-    async def dial(self, endpoint: Endpoint, /, *, require_tls: bool, ssl_context: ssl.SSLContext | None) -> Dialed:
+    async def dial(
+        self, endpoint: Endpoint, /, *, require_tls: bool, ssl_context: ssl.SSLContext | None, first_address: int
+    ) -> Dialed:
         """Connect; what the native driver calls."""
         self._dials += 1
         first = len(self.wires)
@@ -247,6 +252,8 @@ class Network:
             if "no name" in self.fates.values():
                 self._trace.see("dial: no name")
                 raise socket.gaierror(socket.EAI_NONAME, "no such name")
+            if port >= FIRST_PORT:
+                return [self.addresses[port - FIRST_PORT]]
             # A name with several addresses gives them in another order each time.
             return self._rng.sample(self.addresses, len(self.addresses))
 
@@ -257,7 +264,12 @@ class Network:
             return await self._connect(address, fate)
 
         dialed = await dial(
-            endpoint, require_tls=require_tls, ssl_context=ssl_context, resolve=resolve, connect=connect
+            endpoint,
+            require_tls=require_tls,
+            ssl_context=ssl_context,
+            first_address=first_address,
+            resolve=resolve,
+            connect=connect,
         )
         if fates[0] == "black hole":
             self._trace.see("dial: black hole first, then another")

@@ -45,7 +45,7 @@ class RecordingDriver:
         self.opened += 1
         number = self.opened
         trace = self._trace
-        record = trace.links[number] = LinkRecord(number, trace.clock())
+        record = trace.links[number] = LinkRecord(number, trace.clock(), endpoint.port)
         recording = RecordingListener(listener, trace, record, chatty=self._chatty)
         trace.note(f"link {number}: dial")
         try:

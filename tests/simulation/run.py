@@ -11,8 +11,9 @@ import gc
 import logging
 import random
 from collections.abc import Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 
+import attrs
 import trio
 import trio._core._run as trio_run
 from attrs import define, field
@@ -20,9 +21,9 @@ from trio.testing import MockClock
 
 from tests.simulation.faults import USER, VHOST, FaultInjector
 from tests.simulation.neighbours import prepare
-from tests.simulation.network import Network
+from tests.simulation.network import FIRST_PORT, Network
 from tests.simulation.recorder import RecordingDriver
-from tests.simulation.schedule import FRAME_MAX, LARGEST, Call, Item, Plan, ProducerPlan, stream
+from tests.simulation.schedule import FRAME_MAX, LARGEST, Call, Item, Plan, stream
 from tests.simulation.trace import Trace
 from tests.simulation.workload import Workload, describe
 from warrener import ClosingReport, Producer, Status
@@ -149,9 +150,19 @@ def _listening() -> Iterator[list[str]]:
         log.propagate = propagate
 
 
-def _settings(plan: ProducerPlan, password: str) -> Settings:
+def _endpoints(plan: Plan, password: str) -> tuple[Endpoint, ...]:
+    """One name for all brokers, or one endpoint for each, told apart by its port."""
+    one = Endpoint("localhost", vhost=VHOST, credentials=Credentials(USER, password))
+    if plan.brokers == 1 or not plan.several_endpoints:
+        return (one,)
+    return tuple(attrs.evolve(one, port=FIRST_PORT + number) for number in range(plan.brokers))
+
+
+def _settings(whole: Plan, password: str) -> Settings:
+    plan = whole.producer
     return Settings(
-        endpoints=(Endpoint("localhost", vhost=VHOST, credentials=Credentials(USER, password)),),
+        endpoints=_endpoints(whole, password),
+        prefer="first" if whole.seed % 3 == 0 else "any",
         name="simulated",
         topology=TOPOLOGY,
         heartbeat=plan.heartbeat,
@@ -212,9 +223,7 @@ class _Program:
         self._run = run
         plan = run.plan
         run.driver = RecordingDriver(NativeDriver(run.network.dial), run.trace, short_bodies, chatty=plan.chatty)
-        self._producer = Producer(
-            _settings(plan.producer, run.password), driver=run.driver, rng=stream(plan.seed, "jitter")
-        )
+        self._producer = Producer(_settings(plan, run.password), driver=run.driver, rng=stream(plan.seed, "jitter"))
         self._workload = run.workload = Workload(self._producer, run.trace, run.network, plan.seed, short_bodies)
         self._scope = trio.CancelScope()
         self._over = trio.Event()
@@ -229,6 +238,8 @@ class _Program:
             watchers.start_soon(self._listen)
             watchers.start_soon(self._watch)
             watchers.start_soon(self._sample)
+            if len(self._producer.settings.endpoints) > 1 and plan.seed % 2 == 0:
+                watchers.start_soon(self._hand_over)
             async with trio.open_nursery() as others:
                 others.start_soon(run.injector.run, plan.faults)
                 async with trio.open_nursery() as callers:
@@ -265,6 +276,15 @@ class _Program:
             run.closed_at = trio.current_time()
             run.trace.note("run() has ended")
             self._over.set()
+
+    async def _hand_over(self) -> None:
+        """Now and then an operator wants the producer on another endpoint."""
+        rng = stream(self._run.plan.seed, "operator")
+        while True:
+            await trio.sleep(rng.uniform(10, 50))
+            self._run.trace.note("hand_over()")
+            with suppress(ConnectError, PublishError):
+                await self._producer.hand_over()
 
     async def _end(self) -> None:
         run, producer = self._run, self._producer

@@ -208,6 +208,8 @@ class Plan:
     #: Whether the destinations of tests.simulation.isolation exist, and those of them that are bad.
     neighbours: bool = False
     bad: frozenset[str] = frozenset()
+    #: Each broker is an endpoint of its own, in place of one name that leads to all of them.
+    several_endpoints: bool = False
 
     @property
     def messages(self) -> int:
@@ -248,6 +250,7 @@ def draw(seed: int) -> Plan:
         producer=producer,
         network=network_of(seed, quiet=quiet),
         brokers=stream(seed, "brokers").choice((1, 1, 1, 1, 1, 2, 2, 3)),
+        several_endpoints=stream(seed, "endpoints").random() < 0.6,
         sync_interval=rng.choice((0.0, 0.05, 0.2)),
         chatty=rng.random() < 0.2,
         calls=calls,

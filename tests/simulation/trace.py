@@ -93,6 +93,8 @@ class LinkRecord:
 
     number: int
     at: float
+    #: Which endpoint it was dialed to.
+    port: int = 0
     #: When the handshake and the declarations were done.
     opened_at: float | None = None
     declared_at: float | None = None

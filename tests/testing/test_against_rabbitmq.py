@@ -307,6 +307,37 @@ def handshakes(url: str) -> list[Any]:
 
 
 @dialogue
+def channel_numbers(url: str) -> list[Any]:
+    """channel_max counts open channels; their numbers may be larger."""
+    heard = []
+    with RawClient(url, channel_max=3) as client:
+        for number in (7, 5, 6):
+            client.send(commands.Channel.Open(), channel=number)
+            heard.append(shown(*client.read()))
+    return heard
+
+
+@dialogue
+def dead_letter_of_an_expired_message(url: str) -> list[Any]:
+    """The expiration that the publisher asked for is in x-death, and no longer a property."""
+    with RawClient(url) as client:
+        client.talk([Q.Declare(queue="dlq"), Q.Declare(queue="q", arguments={
+            "x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dlq"
+        })])  # fmt: skip
+        client.send(*content("q", b"late", expiration="1"))
+        while True:
+            client.send(B.Get(queue="dlq", no_ack=True))
+            _, received = client.read()
+            if received.name == "Basic.GetOk":
+                break
+        _, properties = client.read()
+        client.read()
+        (death,) = properties.properties.headers["x-death"]
+        death.pop("time")
+        return [death, properties.properties.expiration]
+
+
+@dialogue
 def permissions(url: str) -> list[Any]:
     with RawClient(url) as client:
         client.talk([Q.Declare(queue="q"), Q.Declare(queue="q2"), E.Declare(exchange="x")])

@@ -240,7 +240,9 @@ def test_texts_are_one_printable_line() -> None:
 
 
 #: What a RabbitMQ sent in real sessions, turn by turn; fuzz/record.py makes them anew.
-RECORDINGS = {path.name: path.read_bytes() for path in (Path(__file__).parents[1] / "fuzz" / "corpus").iterdir()}
+RECORDINGS = {
+    path.name: path.read_bytes() for path in (Path(__file__).parents[1] / "fuzz" / "corpus" / "wire").iterdir()
+}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """The parser of ``warrener`` and the way from its arguments to a command.
 
-Each command stands in the file of its name, which adds its parser and runs it. `check`, `demo`, `machine` and `publish`
+Each command stands in the file of its name, which adds its parser and runs it. `check`, `demo`, `machine`, `publish` and `rehearse`
 need the base install only. The other commands say in one line which extra they need.
 """
 
@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from warrener._cli import check, completion, demo, machine, publish, serve
+from warrener._cli import check, completion, demo, machine, publish, rehearse, serve
 
 __all__ = ["main"]
 
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="A RabbitMQ producer that survives its broker and tells the truth about each message.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (check, demo, publish, machine, serve):
+    for command in (check, demo, publish, machine, rehearse, serve):
         command.add_parser(commands)
     completion.add_parser(commands, parser)
     args = parser.parse_args(argv)

@@ -19,9 +19,13 @@ from warrener._backend import Backend
 from warrener._publishing.destinations import Destinations, described, of
 from warrener._publishing.ledger import Delivery, Ledger
 from warrener._supervision.supervisor import Supervisor
-from warrener.errors import BufferFull, CircuitOpen, DeadlineExceeded, InvalidMessage, PublishError
+from warrener.errors import BufferFull, CircuitOpen, DeadlineExceeded, InvalidMessage, NotSent, PublishError
+from warrener.retry import Retry
 
 __all__ = ["Admission"]
+
+
+_AT_LEAST_ONCE = Retry.at_least_once()
 
 
 @define(eq=False)
@@ -45,6 +49,7 @@ class Admission:
         destinations: Destinations,
         *,
         max_block: float,
+        retry: Retry = _AT_LEAST_ONCE,
     ) -> None:
         #: Why nothing is accepted any more; None while messages are accepted.
         self.refusal: Callable[[str], PublishError] | None = None
@@ -57,6 +62,9 @@ class Admission:
         self._backend = backend
         self._supervisor = supervisor
         self._max_block = max_block
+        self._fail_fast = retry.fail_fast
+        #: Whether new messages wait for a link.
+        self.waits_for_link = "not_sent" in retry.on
         #: Since when no message can be written (no link, or blocked); None while messages can be written.
         self._stalled_since: float | None = backend.clock()
 
@@ -74,7 +82,12 @@ class Admission:
         if refusal is not None:
             return refusal
         supervisor = self._supervisor
-        if supervisor.breaker_closed:
+        if not self.waits_for_link and self._stalled_since is not None:
+            fault = self._ledger.settlement.last_fault
+            return NotSent(
+                delivery.message_id, "no message can be written now, and the policy does not wait", last_fault=fault
+            )
+        if supervisor.breaker_closed or not self._fail_fast:
             return None
         # Half open: accepted messages go first, so a new message is a probe only when no other message waits.
         permit = supervisor.admit() if not self._ledger.buffered else supervisor.patience()

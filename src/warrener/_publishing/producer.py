@@ -24,6 +24,7 @@ from warrener._histogram import RECONNECT_BOUNDS, Histogram
 from warrener._ids import message_ids
 from warrener._publishing.admission import Admission
 from warrener._publishing.batches import Batch
+from warrener._publishing.declaring import Declaring
 from warrener._publishing.destinations import Destinations
 from warrener._publishing.envelopes import (
     PUBLISH_TIMEOUT,
@@ -43,13 +44,17 @@ from warrener._publishing.streams import Changes, Outcomes, Streams
 from warrener._publishing.watching import present_status, until_connected
 from warrener._settings.settings import Settings, SettingsFields
 from warrener._supervision.supervisor import Supervisor
-from warrener.drivers.base import Driver, Peer
+from warrener._supervision.topology import LiveTopology
+from warrener.drivers.base import Driver, Link, Peer
 from warrener.errors import (
+    Fault,
     FaultKind,
     InvalidMessage,
     ProducerClosed,
     PublishError,
     SettingsError,
+    Unreachable,
+    connect_error,
 )
 from warrener.machine import Policy
 from warrener.records import (
@@ -71,7 +76,7 @@ __all__ = ["PUBLISH_TIMEOUT", "MessageFields", "Producer", "open_producer", "run
 MANY_STRIDE = 128
 
 
-class Producer:
+class Producer(Declaring):
     """A supervised publisher with confirms. Run it in a nursery or task group: ``await nursery.start(producer.run)``.
 
     Or run it around a body: ``async with Producer(url) as producer``. `url_or_settings` is an ``amqp://`` or ``amqps://`` URL,
@@ -115,7 +120,8 @@ class Producer:
             max_buffered_bytes=s.max_buffered_bytes,
             max_in_flight=s.max_in_flight,
             max_in_flight_bytes=s.max_in_flight_bytes,
-            at_least_once=s.delivery == "at_least_once",
+            at_least_once="unknown" in s.retry_policy.on,
+            attempts=s.retry_policy.attempts,
             confirm_timeout=s.confirm_timeout,
             refusal_memory=s.refusal_memory,
             max_destinations=s.max_destinations,
@@ -164,8 +170,9 @@ class Producer:
             name=self.name,
             driver=self._driver,
             endpoints=s.endpoints,
+            endpoint_order=s.endpoint_order,
             options=s.link_options(),
-            topology=s.topology,
+            topology=LiveTopology(s.topology, strict=s.topology_errors == "strict"),
             policy=Policy(
                 backoff=s.backoff,
                 breaker=s.breaker,
@@ -173,12 +180,15 @@ class Producer:
                 drain_timeout=s.drain_timeout,
                 close_timeout=s.close_timeout,
                 abort_timeout=s.abort_timeout,
+                prefer=s.prefer,
                 when_exhausted=s.when_exhausted,
             ),
             clock=self._backend.clock,
             rng=self._rng,
         )
-        admission = Admission(self._ledger, self._backend, supervisor, self._destinations, max_block=s.max_block)
+        admission = Admission(
+            self._ledger, self._backend, supervisor, self._destinations, max_block=s.max_block, retry=s.retry_policy
+        )
         sender = Sender(
             self._ledger,
             self._backend,
@@ -388,6 +398,19 @@ class Producer:
             )
         return self._place.error()
 
+    # --- topology: see `Declaring` ----------------------------------------------------------------------------------
+
+    async def _on_link(self) -> tuple[LiveTopology, Link]:
+        supervisor = self._supervisor
+        if supervisor is None:
+            raise self._not_here()
+        self._place.check()
+        await until_connected(supervisor, self._publish_timeout)
+        link = supervisor.live_link
+        if link is None:  # lost between the two lines
+            raise Unreachable(supervisor.record.last_fault or Fault(FaultKind.CONNECTION_LOST, "the link was lost"))
+        return supervisor.topology, link
+
     # --- looking ----------------------------------------------------------------------------------------------------
 
     @property
@@ -420,6 +443,9 @@ class Producer:
             raise self._not_here()
         self._place.check()
         await until_connected(self._supervisor, timeout)
+        refusal = self._supervisor.topology.refusal
+        if refusal is not None:
+            raise connect_error(refusal)
 
     def reconnect(self) -> bool:
         """Hint that the broker is back: dial now, or dial again after giving up. False if ignored (one hint per second)."""
@@ -427,6 +453,24 @@ class Producer:
             return False
         self._place.check()
         return self._supervisor.reconnect()
+
+    async def hand_over(self, endpoint: int | None = None) -> bool:
+        """Go on at another endpoint, and return when messages can be written there. False if this was ignored.
+
+        `endpoint` is a position in the list of URLs, from 0; None means the next one that is ready. The producer writes
+        nothing more, waits for the confirms of the messages in flight, at most `drain_timeout`, closes the link, and dials. A
+        message that has no confirm by then is treated as after the loss of a link. It is ignored unless the link is up.
+
+        Raises as `wait_connected` does.
+        """
+        if self._supervisor is None:
+            raise self._not_here()
+        self._place.check()
+        handing_over = self._supervisor.hand_over(endpoint)
+        await anyio.lowlevel.checkpoint()
+        if handing_over:
+            await until_connected(self._supervisor, math.inf)
+        return handing_over
 
     @asynccontextmanager
     async def changes(self) -> AsyncIterator[Changes]:

@@ -141,6 +141,9 @@ class Sender:
             link.abort(fault)
         written = _nothing if link is None else link.written
         self.settle(self.ledger.ends.link_lost(fault, written))
+        if not self.admission.waits_for_link:
+            reason = "the link was lost before it was written, and the policy does not wait for another one"
+            self.settle(self.ledger.give_up(fault, self.backend.clock(), NotSent, reason))
         self.admission.note_flow(stalled=True)
 
     def fail_pending(self, fault: Fault) -> None:

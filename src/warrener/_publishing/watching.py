@@ -52,6 +52,7 @@ def present_status(
         heartbeat=None if peer is None else peer.heartbeat,
         link=record.link,
         open_destinations=tuple(described(each) for each in destinations.open()[-SHOWN:]),
+        topology_fault=supervisor.topology.refusal,
     )
 
 
@@ -87,6 +88,7 @@ def _connected(supervisor: Supervisor) -> bool:
         raise ProducerClosed("", "the producer is closed", last_fault=fault)
     if isinstance(record.state, states.GaveUp):
         raise GaveUp("", "the reconnect attempts are used up", last_fault=fault)
-    if isinstance(record.state, states.Waiting) and fault is not None and fault.permanent:
+    refused = record.endpoints.all_refused and fault is not None and fault.permanent
+    if isinstance(record.state, states.Waiting) and fault is not None and refused:
         raise connect_error(fault)
     return isinstance(record.state, states.Up) and not record.state.blocked

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import ssl
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypedDict, Unpack
+from typing import Any, Final, Literal, TypeAlias, TypedDict, Unpack
 
 import attrs
 from attrs import Factory, field, frozen
@@ -43,13 +44,29 @@ from warrener.errors import SettingsError, printable
 from warrener.machine.backoff import Backoff
 from warrener.machine.breaker import Breaker
 from warrener.records import Credentials, Endpoint, Mechanism
+from warrener.retry import Retry
 from warrener.topology import Binding, Declaration, Exchange, Queue
 
-__all__ = ["RULES", "Delivery", "Settings", "SettingsFields", "TopologyErrors", "WhenExhausted", "endpoint_from_url"]
+__all__ = [
+    "RULES",
+    "Delivery",
+    "EndpointOrder",
+    "Prefer",
+    "Settings",
+    "SettingsFields",
+    "TopologyErrors",
+    "WhenExhausted",
+    "endpoint_from_url",
+]
 
 Delivery: TypeAlias = Literal["at_least_once", "at_most_once"]
 WhenExhausted: TypeAlias = Literal["stay", "raise"]
 TopologyErrors: TypeAlias = Literal["strict", "report"]
+EndpointOrder: TypeAlias = Literal["shuffled", "ordered"]
+Prefer: TypeAlias = Literal["any", "first"]
+
+#: Between two URLs.
+_SEPARATOR: Final = re.compile(r"\s*,\s*(?=amqps?://)", re.IGNORECASE)
 
 #: A larger number of seconds is taken for milliseconds: nobody waits a quarter of an hour for one dial.
 _SURELY_MILLISECONDS = 1000
@@ -114,6 +131,8 @@ class SettingsFields(TypedDict, total=False):
     """The rows of `Settings` but its endpoints, as keywords of `Settings.resolve`, `Producer` and `open_producer`."""
 
     name: str | None
+    endpoint_order: EndpointOrder
+    prefer: Prefer
     mechanism: Mechanism | None
     server_hostname: str | None
     connect_timeout: float
@@ -152,6 +171,7 @@ class SettingsFields(TypedDict, total=False):
     max_inbound_body: int
     require_tls: bool
     ssl_context: ssl.SSLContext | None
+    retry: Retry | None
     topology: Iterable[Declaration]
 
 
@@ -165,8 +185,12 @@ class Settings:
     Make it with `Settings.resolve`, or directly from an `Endpoint`. Raises `SettingsError`, which never shows a secret.
     """
 
-    #: One for now.
+    #: One for each broker or node; a failed one is followed by another one.
     endpoints: tuple[Endpoint, ...]
+    #: The order of the first dials: drawn at random, or as listed.
+    endpoint_order: EndpointOrder = row(one_of("shuffled", "ordered"), "shuffled")
+    #: "first": the producer goes back to the first endpoint of the list when another one was used for a while.
+    prefer: Prefer = row(one_of("any", "first"), "any")
     #: The client property `connection_name`, as the broker's management pages show it.
     name: str = row(NAME, Factory(_program_name))
     #: One deadline from name resolution to confirm.select-ok.
@@ -187,6 +211,8 @@ class Settings:
     # Kept as it was given: the default follows `publish_timeout`, also in a copy with another `publish_timeout`.
     _confirm_timeout: float | None = row(seconds(), None, optional=True, alias="confirm_timeout")
     delivery: Delivery = row(one_of("at_least_once", "at_most_once"), "at_least_once")
+    #: In code only: the whole policy; None: the one that `delivery` names.
+    retry: Retry | None = None
     #: Messages accepted and not yet written.
     max_buffered: int = row(count(1), 10_000)
     max_buffered_bytes: int = row(count(1), 64 * 1024 * 1024)
@@ -227,6 +253,7 @@ class Settings:
     def __attrs_post_init__(self) -> None:
         _check_backoff(self.backoff)
         _check_breaker(self.breaker)
+        _check_retry(self.retry, self.delivery)
         for declaration in self.topology:
             if not isinstance(declaration, Exchange | Queue | Binding):
                 raise SettingsError(f"topology must hold Exchange, Queue and Binding, not {type(declaration).__name__}")
@@ -239,11 +266,10 @@ class Settings:
             )
         if self.ssl_context is not None and not isinstance(self.ssl_context, ssl.SSLContext):
             raise SettingsError(f"ssl_context must be an ssl.SSLContext, not {type(self.ssl_context).__name__}")
-        if type(self.endpoints) is not tuple or len(self.endpoints) != 1:
-            raise SettingsError(
-                "endpoints must be a tuple of one Endpoint: failover between several is not supported yet"
-            )
-        check_endpoint(self.endpoints[0], require_tls=self.require_tls, ssl_context=self.ssl_context)
+        if type(self.endpoints) is not tuple or not self.endpoints:
+            raise SettingsError("endpoints must be a tuple of at least one Endpoint")
+        for endpoint in self.endpoints:
+            check_endpoint(endpoint, require_tls=self.require_tls, ssl_context=self.ssl_context)
 
     @property
     def confirm_timeout(self) -> float:
@@ -254,8 +280,15 @@ class Settings:
         return min(30.0, self.publish_timeout) if self._confirm_timeout is None else self._confirm_timeout
 
     @property
+    def retry_policy(self) -> Retry:
+        """What the producer does by itself after an attempt that was not confirmed: `retry`, or what `delivery` names."""
+        if self.retry is not None:
+            return self.retry
+        return Retry.at_least_once() if self.delivery == "at_least_once" else Retry.at_most_once()
+
+    @property
     def endpoint(self) -> Endpoint:
-        """The broker's address."""
+        """The address of the first broker of the list."""
         return self.endpoints[0]
 
     def link_options(self) -> LinkOptions:
@@ -280,6 +313,7 @@ class Settings:
     ) -> Settings:
         """Put settings together: `explicit` over the URL's query over the environment over `below` over the defaults.
 
+        Several URLs, in a list or with commas between them, are failover: a producer uses one of them at a time.
         `url` None means ``RABBITMQ_URL``. A `Settings` is taken as it is but for `explicit`; then neither URL nor
         environment is read. `environ` replaces `os.environ`; variables that are set but empty count as not set.
 
@@ -292,23 +326,32 @@ class Settings:
             del code["name"]
         if isinstance(url, Settings):
             values = _assembled({}, code, url.backoff, url.breaker)
-            endpoint = attrs.evolve(url.endpoint, **_popped(values, "", ENDPOINT_RULES))
-            return attrs.evolve(url, endpoints=(endpoint,), **values)
+            changes = _popped(values, "", ENDPOINT_RULES)
+            endpoints = tuple(attrs.evolve(endpoint, **changes) for endpoint in url.endpoints)
+            return attrs.evolve(url, endpoints=endpoints, **values)
         if environ is None:
             environ = os.environ
-        text, source = _url_text(url, environ)
-        parsed = BrokerURL.parse(text, source)
+        texts, source = _url_texts(url, environ)
+        urls = [BrokerURL.parse(text, source) for text in texts]
         given = {
             **(below or {}),
             **from_environment(environ, VARIABLES, PREFIX),
-            **from_query(parsed.query, source, RULES),
+            **_from_queries(urls, source),
         }
         values = _assembled(given, code, Backoff(), Breaker())
-        endpoint = _with_tls_files(parsed.endpoint, environ, source)
-        endpoint = attrs.evolve(endpoint, **_popped(values, "", ENDPOINT_RULES))
-        if not parsed.names_user:
-            endpoint = _without_user(endpoint, source)
-        return cls(endpoints=(endpoint,), **values)
+        if "require_tls" not in values and len({parsed.endpoint.tls for parsed in urls}) > 1:
+            raise SettingsError(
+                f"{source} mixes amqp:// and amqps://, so the credentials would be sent in plain text at times; use one of "
+                "them, or set require_tls to false"
+            )
+        changes = _popped(values, "", ENDPOINT_RULES)
+        if len(urls) > 1 and changes.get("server_hostname") is not None:
+            raise SettingsError(f"server_hostname is one name, but {source} holds {len(urls)} URLs, each with its own")
+        found: list[Endpoint] = []
+        for parsed in urls:
+            endpoint = attrs.evolve(_with_tls_files(parsed.endpoint, environ, source), **changes)
+            found.append(endpoint if parsed.names_user else _without_user(endpoint, source))
+        return cls(endpoints=tuple(found), **values)
 
 
 def endpoint_from_url(url: str) -> Endpoint:
@@ -331,7 +374,7 @@ RULES: dict[str, Rule] = (
 )
 
 #: Keywords in code: these rows, and those that only code can set.
-_KEYWORDS: dict[str, object] = RULES | dict.fromkeys(("backoff", "ssl_context", "topology"))
+_KEYWORDS = frozenset(RULES) | {"backoff", "retry", "ssl_context", "topology"}
 
 PREFIX = "WARRENER_"
 
@@ -410,16 +453,33 @@ _FILE_VARIABLES = {
 }
 
 
-def _url_text(url: str | Sequence[str] | None, environ: Mapping[str, str]) -> tuple[str, str]:
-    if isinstance(url, str):
-        return url, "the URL"
+def _url_texts(url: str | Sequence[str] | None, environ: Mapping[str, str]) -> tuple[list[str], str]:
+    """Return the URLs, at least one, and what errors call their source."""
+    source = "the URL"
     if url is None:
-        if text := environ.get("RABBITMQ_URL", ""):
-            return text, "RABBITMQ_URL"
-        raise SettingsError("no broker: pass a URL such as amqp://user:password@host/, or set RABBITMQ_URL")
-    if isinstance(url, list | tuple):
-        raise SettingsError("several URLs were given; give one: failover between brokers is not supported yet")
-    raise SettingsError(f"the URL must be str, not {type(url).__name__}")
+        url, source = environ.get("RABBITMQ_URL", ""), "RABBITMQ_URL"
+        if not url:
+            raise SettingsError("no broker: pass a URL such as amqp://user:password@host/, or set RABBITMQ_URL")
+    if isinstance(url, str):
+        # A comma is legal within a URL, for example in a password; only one before the next scheme separates two.
+        return _SEPARATOR.split(url), source
+    if not isinstance(url, list | tuple) or not all(isinstance(each, str) for each in url):
+        raise SettingsError(f"the URL must be str, or a list of str, not {type(url).__name__}")
+    if not url:
+        raise SettingsError("the list of URLs is empty")
+    return list(url), source
+
+
+def _from_queries(urls: Sequence[BrokerURL], source: str) -> dict[str, Given]:
+    """Return the settings in the queries of all URLs; a setting with two values is refused."""
+    merged: dict[str, Given] = {}
+    for parsed in urls:
+        for name, given in from_query(parsed.query, source, RULES).items():
+            if merged.setdefault(name, given).value != given.value:
+                raise SettingsError(
+                    f"{name} has different values in the queries of the URLs; it is one setting for all"
+                )
+    return merged
 
 
 def _without_user(endpoint: Endpoint, source: str) -> Endpoint:
@@ -470,6 +530,17 @@ def _check_backoff(backoff: Backoff) -> None:
         raise SettingsError(f"backoff must be a Backoff, not {type(backoff).__name__}")
     for name, rule in _BACKOFF_RULES.items():
         rule.check(f"backoff.{name}", getattr(backoff, name))
+
+
+def _check_retry(retry: Retry | None, delivery: Delivery) -> None:
+    if retry is None:
+        return
+    if not isinstance(retry, Retry):
+        raise SettingsError(f"retry must be a Retry or None, not {type(retry).__name__}")
+    if delivery == "at_most_once" and retry.on & {"unknown", "nacked"}:
+        raise SettingsError("delivery is at_most_once, but retry writes messages again; drop one of them")
+    if "nacked" in retry.on or retry.budget is not None:
+        raise SettingsError("retry: writing again after a nack, and a budget, are not supported yet; drop them")
 
 
 def _check_breaker(breaker: Breaker | None) -> None:

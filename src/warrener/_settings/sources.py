@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Collection, Mapping
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from attrs import frozen
 
@@ -52,7 +52,7 @@ def defaults(**texts: str) -> dict[str, Given]:
     return {name: Given(text, "the defaults", Rank.DEFAULTS) for name, text in texts.items()}
 
 
-def refuse_unknown(name: str, known: Mapping[str, object], kind: str, where: str = "") -> None:
+def refuse_unknown(name: str, known: Collection[str], kind: str, where: str = "") -> None:
     """Raise `SettingsError` if the name is not known, with the known name that is most like it."""
     if name not in known:
         shown = printable(name, 80)
@@ -154,7 +154,9 @@ def from_table(table: object, section: str, rules: Mapping[str, Rule], path: Pat
     if not isinstance(table, dict):
         raise SettingsError(f"{where} must be a table of settings")
     given: dict[str, Given] = {}
-    for name, value in table.items():
+    name: str
+    value: object
+    for name, value in cast("dict[str, Any]", table).items():
         refuse_unknown(name, rules, "setting", f" in {where}")
         if not isinstance(value, str | int | float):
             raise SettingsError(f"{printable(name, 60)} in {where} must be text, a number, true or false")

@@ -92,7 +92,7 @@ def _parse_userinfo(userinfo: str, source: str) -> Credentials:
 
 def _parse_address(address: str, source: str, *, tls: bool) -> tuple[str, int]:
     if "," in address:
-        raise SettingsError(f"{source} names several hosts; write one: failover between brokers is not supported yet")
+        raise SettingsError(f"{source} names several hosts; write a whole URL for each, with a comma between two URLs")
     if not address or address.startswith(":"):
         raise SettingsError(f"{source} names no host")
     if match := _BRACKETED.fullmatch(address):

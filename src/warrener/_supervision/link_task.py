@@ -7,11 +7,11 @@ from collections.abc import Callable
 import anyio
 
 from warrener._supervision.orders import Publishing
+from warrener._supervision.topology import LiveTopology
 from warrener.drivers.base import Driver, Link, LinkDown, LinkOptions
-from warrener.errors import Fault, FaultKind
+from warrener.errors import Fault
 from warrener.machine import events
 from warrener.records import Endpoint
-from warrener.topology import Declaration
 
 __all__ = ["LinkTask"]
 
@@ -54,9 +54,7 @@ class LinkTask:
         else:
             self.link.abort(fault)
 
-    async def run(
-        self, driver: Driver, endpoint: Endpoint, options: LinkOptions, topology: tuple[Declaration, ...]
-    ) -> None:
+    async def run(self, driver: Driver, endpoint: Endpoint, options: LinkOptions, topology: LiveTopology) -> None:
         """Live from the dial to the end of the block. The caller posts the end (`ending`) when it has noted it."""
         listener = self._publishing.expect_link(self.number)
         try:
@@ -67,11 +65,11 @@ class LinkTask:
                         self._publishing.link_opened(link)
                         self._post(events.LinkOpened(self.number, at=self._clock()))
                         await self.replay.wait()
-                        await _declare(link, topology, options.connect_timeout)
+                        await topology.restore(link)
                         self._post(events.TopologyRestored(self.number, at=self._clock()))
                         await anyio.sleep_forever()
         except LinkDown as down:
-            self.fault = down.fault
+            self.fault = topology.after(down.fault)
 
     def ending(self) -> events.DialFailed | events.LinkLost | events.LinkClosed:
         """Return the event that says how the link ended."""
@@ -81,14 +79,3 @@ class LinkTask:
         if self.link is None:
             return events.DialFailed(self.number, self.fault, at=at)
         return events.LinkLost(self.number, self.fault, at=at)
-
-
-async def _declare(link: Link, topology: tuple[Declaration, ...], timeout: float) -> None:
-    if not topology:
-        return
-    with anyio.move_on_after(timeout) as scope:
-        await link.declare(topology)
-    if scope.cancelled_caught:
-        raise LinkDown(
-            Fault(FaultKind.HANDSHAKE_TIMEOUT, f"the broker did not answer the declarations within {timeout:g} s")
-        )

@@ -32,7 +32,8 @@ from warrener._histogram import RECONNECT_BOUNDS, Histogram
 from warrener._supervision.link_task import LinkTask
 from warrener._supervision.orders import Publishing
 from warrener._supervision.timers import Timers
-from warrener.drivers.base import Driver, LinkOptions, Peer
+from warrener._supervision.topology import LiveTopology
+from warrener.drivers.base import Driver, Link, LinkOptions, Peer
 from warrener.errors import Fault, FaultKind, connect_error
 from warrener.machine import (
     Permit,
@@ -48,7 +49,6 @@ from warrener.machine import (
 )
 from warrener.machine.breaker import PROBE_PATIENCE
 from warrener.records import ConnectionState, Endpoint
-from warrener.topology import Declaration, in_order
 
 __all__ = ["Supervisor"]
 
@@ -76,7 +76,7 @@ class Supervisor:
         endpoints: tuple[Endpoint, ...],
         endpoint_order: Literal["shuffled", "ordered"] = "ordered",
         options: LinkOptions,
-        topology: tuple[Declaration, ...],
+        topology: LiveTopology,
         policy: Policy,
         clock: Callable[[], float],
         rng: random.Random,
@@ -91,7 +91,7 @@ class Supervisor:
         self._endpoints = endpoints
         self._endpoint_order = endpoint_order
         self._options = options
-        self._topology = in_order(topology)
+        self.topology = topology
         self._policy = policy
         self._clock = clock
         self._rng = rng
@@ -318,7 +318,7 @@ class Supervisor:
     async def _live(self, task: LinkTask, endpoint: Endpoint, options: LinkOptions) -> None:
         """Run one link; when it has ended, count and post how."""
         try:
-            await task.run(self._driver, endpoint, options, self._topology)
+            await task.run(self._driver, endpoint, options, self.topology)
         finally:
             if self._link_task is task:
                 self._link_task = None
@@ -420,9 +420,12 @@ class Supervisor:
         """Close the link. With `drain`, accepted messages get their outcome first."""
         self.post(events.StopRequested(at=self._clock(), drain=drain))
 
-    def hand_over(self, endpoint: int | None) -> None:
-        """Go on at another endpoint when the messages in flight have their confirms."""
-        self.post(events.HandOverRequested(at=self._clock(), endpoint=endpoint))
+    def hand_over(self, endpoint: int | None) -> bool:
+        """Go on at another endpoint when the messages in flight have their confirms. False if this was ignored."""
+        self._drain_mailbox()
+        before = self.record
+        self._step(events.HandOverRequested(at=self._clock(), endpoint=endpoint))
+        return self.record is not before
 
     def reconnect(self) -> bool:
         """Hint that the broker is back. False if the hint was ignored."""
@@ -446,6 +449,12 @@ class Supervisor:
         """The result of the present link's handshake."""
         task = self._link_task
         return task.link.peer if task is not None and task.link is not None else None
+
+    @property
+    def live_link(self) -> Link | None:
+        """The link on which messages are published; None while there is none."""
+        task = self._link_task
+        return task.link if task is not None and isinstance(self.record.state, states.Up) else None
 
     def watch(self, watcher: _Watcher) -> Callable[[], None]:
         """Call `watcher` (a plain, quick function) after each change of state; returns how to stop."""

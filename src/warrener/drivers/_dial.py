@@ -1,5 +1,8 @@
 """Dialing: from an `Endpoint` to a connected byte stream, with TLS done; one pass over all addresses of the name.
 
+A pass goes on after a stream is connected: where the AMQP handshake on it fails, or takes longer than the share of that
+address, `Dialed.after` connects to one of the addresses that are left.
+
 A dial resolves the name anew, tries its addresses as RFC 8305 ("happy eyeballs") orders them, 250 ms apart or as soon as
 the one before has failed, and takes the first whose connection *and* TLS handshake are done: an address that accepts and
 then shows a bad certificate loses against one that shows a good one. The streams of the losers are closed.
@@ -38,7 +41,7 @@ import anyio.from_thread
 from anyio.abc import ByteStream, SocketAttribute
 from anyio.lowlevel import EventLoopToken, current_token
 from anyio.streams.tls import TLSAttribute, TLSStream
-from attrs import frozen
+from attrs import define, evolve, field, frozen
 
 from warrener.drivers._faults import DialPhase, fault_of
 from warrener.drivers.base import LinkDown
@@ -51,6 +54,9 @@ _log = logging.getLogger("warrener")
 
 #: Seconds until the next address is tried beside the last one (RFC 8305, section 5, "Connection Attempt Delay").
 STAGGER = 0.25
+
+#: An address may take this part of `connect_timeout`, or the part of its number if there are fewer addresses.
+_SHARES = 4
 
 #: From host and port to literal addresses, in the order of preference; raises OSError.
 Resolve: TypeAlias = Callable[[str, int], Awaitable[Sequence[str]]]
@@ -70,6 +76,17 @@ class Dialed:
     address: str
     #: The TLS version and cipher, or None without TLS.
     tls: str | None
+    #: How many addresses the pass has, and when it turned to this one.
+    addresses: int = 1
+    began: float = 0.0
+    #: Whether no other address is left.
+    last: bool = True
+    #: Connects to an address that is left; takes the fault that ended the handshake here. It closes nothing.
+    after: Callable[[Fault], Awaitable[Dialed]] | None = field(default=None, repr=False)
+
+    def share(self, connect_timeout: float) -> float:
+        """Return the seconds that this address has for its handshake, while others are left."""
+        return connect_timeout / min(self.addresses, _SHARES)
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
@@ -252,20 +269,20 @@ def _shown(address: str, port: int) -> str:
 
 
 def _rank(error: Exception) -> int:
-    """Order failures by how much they tell: a TLS refusal, then refused, then timed out, then the rest."""
+    """Order failures by how much they tell: a lasting refusal, a failed handshake, refused, timed out, the rest."""
     match error:
         case LinkDown():
-            return 0
+            return 0 if error.fault.permanent else 1
         case ssl.SSLEOFError():
-            return 3
+            return 4
         case ssl.SSLError():
             return 0
         case ConnectionRefusedError():
-            return 1
-        case TimeoutError():
             return 2
-        case _:
+        case TimeoutError():
             return 3
+        case _:
+            return 4
 
 
 def _summary(failures: Sequence[tuple[str, Exception]]) -> Fault:
@@ -304,12 +321,14 @@ async def dial(
     *,
     require_tls: bool = False,
     ssl_context: ssl.SSLContext | None = None,
+    first_address: int = 0,
     resolve: Resolve = resolve,
     connect: Connect = connect_tcp,
 ) -> Dialed:
     """Connect to the endpoint, TLS handshake included: one pass over all its addresses.
 
-    `ssl_context` replaces the context that is made from the endpoint's files. `resolve` and `connect` are the two places
+    The pass begins with the address of index `first_address`, modulo the number of addresses. `ssl_context` replaces the
+    context that is made from the endpoint's files. `resolve` and `connect` are the two places
     at which this does input and output. Raises one `LinkDown`; the deadline is the caller's.
     """
     _check_security(endpoint, ssl_context, require_tls=require_tls)
@@ -326,7 +345,7 @@ async def dial(
         return Dialed(stream, shown, tls)
 
     if path is not None:
-        return await _race([(path, path)], attempt)
+        return await _Pass([(path, path)], attempt).connect()
     if _literal(host):
         addresses: Sequence[str] = (host,)
     else:
@@ -337,16 +356,53 @@ async def dial(
             raise LinkDown(Fault(fault.kind, printable(f"{fault.text} ({host})"))) from None
         if not addresses:
             raise LinkDown(Fault(FaultKind.UNREACHABLE, printable(f"the host name has no addresses ({host})")))
-    return await _race([(address, _shown(address, port)) for address in addresses], attempt)
+    first = first_address % len(addresses)
+    in_turn = (*addresses[first:], *addresses[:first])
+    return await _Pass([(address, _shown(address, port)) for address in in_turn], attempt).connect()
 
 
-async def _race(addresses: Sequence[tuple[str, str]], attempt: Callable[[str], Awaitable[Dialed]]) -> Dialed:
-    """Run staggered attempts; return the first that succeeds and close the others. `addresses`: (address, its text)."""
-    failures: list[tuple[str, Exception]] = []
-    winner: Dialed | None = None
+@define(eq=False)
+class _Pass:
+    """One pass over the addresses of an endpoint."""
+
+    #: The addresses that have not failed yet, each with its text.
+    _left: list[tuple[str, str]]
+    _attempt: Callable[[str], Awaitable[Dialed]]
+    _failures: list[tuple[str, Exception]] = field(factory=list[tuple[str, Exception]])
+
+    async def connect(self) -> Dialed:
+        """Return a stream to one of the addresses that are left; raises `LinkDown` when all have failed."""
+        total = len(self._left) + len(self._failures)
+        winner = await _race(self._left, self._attempt, self._failures)
+        failed = {shown for shown, _ in self._failures}
+        self._left = [each for each in self._left if each[1] not in failed]
+        if winner is None:
+            raise LinkDown(_summary(self._failures))
+        (address, shown), began, dialed = winner
+        self._left.remove((address, shown))
+
+        async def after(fault: Fault) -> Dialed:
+            self._failures.append((shown, LinkDown(fault)))
+            return await self.connect()
+
+        last = not self._left
+        return evolve(dialed, addresses=total, began=began, last=last, after=after if total > 1 else None)
+
+
+_Winner: TypeAlias = tuple[tuple[str, str], float, Dialed]
+
+
+async def _race(
+    addresses: Sequence[tuple[str, str]],
+    attempt: Callable[[str], Awaitable[Dialed]],
+    failures: list[tuple[str, Exception]],
+) -> _Winner | None:
+    """Run staggered attempts; return the first that succeeds, with its begin, and close the others."""
+    winner: _Winner | None = None
 
     async def run(address: str, shown: str, failed: anyio.Event) -> None:
         nonlocal winner
+        began = anyio.current_time()
         try:
             dialed = await attempt(address)
         except (*_FAILURES, LinkDown) as error:
@@ -354,7 +410,7 @@ async def _race(addresses: Sequence[tuple[str, str]], attempt: Callable[[str], A
             failed.set()
             return
         if winner is None:
-            winner = dialed
+            winner = ((address, shown), began, dialed)
             group.cancel_scope.cancel()
         else:
             await anyio.aclose_forcefully(dialed.stream)
@@ -368,8 +424,6 @@ async def _race(addresses: Sequence[tuple[str, str]], attempt: Callable[[str], A
                     await failed.wait()
     except BaseException:
         if winner is not None:
-            await anyio.aclose_forcefully(winner.stream)
+            await anyio.aclose_forcefully(winner[2].stream)
         raise
-    if winner is None:
-        raise LinkDown(_summary(failures))
     return winner

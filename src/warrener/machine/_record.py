@@ -37,7 +37,7 @@ class Policy:
     #: The longest time for the abort; after it the machine is closed, even if the end of the link was not reported.
     abort_timeout: float = 1.0
     #: "first": a link to another endpoint than the first one is handed over to the first one, after `stable_for`.
-    prefer: Literal["first"] | None = None
+    prefer: Literal["any", "first"] = "any"
     #: When all attempts are used: "stay" until `reconnect()` is called, or "raise" an error from `run()`.
     when_exhausted: Literal["stay", "raise"] = "stay"
 
@@ -48,8 +48,8 @@ class Policy:
                 raise SettingsError(f"{name} must be 0 seconds or more, not {getattr(self, name)}")
         if self.when_exhausted not in ("stay", "raise"):
             raise SettingsError(f'when_exhausted must be "stay" or "raise", not {self.when_exhausted!r}')
-        if self.prefer not in (None, "first"):
-            raise SettingsError(f'prefer must be "first" or None, not {self.prefer!r}')
+        if self.prefer not in ("any", "first"):
+            raise SettingsError(f'prefer must be "any" or "first", not {self.prefer!r}')
 
 
 @frozen

@@ -26,7 +26,10 @@ from warrener.errors import (
 )
 from warrener.records import Status
 
-__all__ = ["BUSY", "NO_STORE", "SOON", "answer", "refusal"]
+__all__ = ["BEGAN", "BUSY", "NO_STORE", "SOON", "answer", "refusal"]
+
+#: The key of a request's state that holds the instant of its first byte, on the loop's clock.
+BEGAN = "warrener_began"
 
 #: Seconds after which a client may try again, where the producer does not know when it will be connected.
 SOON = 1.0

@@ -1,31 +1,32 @@
-"""A task as a Celery message, protocol version 2: byte for byte what a Celery worker expects.
+"""A task as a Celery message, protocol version 2 (docs.celeryq.dev, "Message Protocol").
 
-(docs.celeryq.dev, "Message Protocol".) The body is a JSON array ``[args, kwargs, embed]``; what the worker needs before it reads the body (task name, id,
-retries, …) is in the AMQP headers. ``argsrepr`` and ``kwargsrepr`` are shown in worker logs and monitors, so they say
-which keys there are and nothing of what people wrote.
+The body is a JSON array ``[args, kwargs, embed]``. The name of the task, its id and its number of retries are in the AMQP
+headers, where the worker reads them before the body. Worker logs and monitors show ``argsrepr`` and ``kwargsrepr``, so these
+hold the keys and no values.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import uuid
 from collections.abc import Mapping
 from typing import cast
 
-from attrs import frozen
+from attrs import field, frozen
 
 from warrener._ids import new_task_id
 from warrener.ml.payloads import Backend, Embed, EmbedBatch, InvalidPayload, Payload, Summarize, Transcribe
 from warrener.records import FieldValue, Message
 
-__all__ = ["ROUTES", "Route", "origin", "route_of", "task_id_of", "task_message"]
+__all__ = ["ROUTES", "Route", "TaskBody", "origin", "route_of", "task_body", "task_id_of", "task_message"]
 
 
 @frozen
 class Route:
-    """Which queue takes a task, and how Celery calls it."""
+    """The queue of a task, and its name in Celery."""
 
     routing_key: str
     task: str
@@ -48,46 +49,61 @@ _EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 
 
 def route_of(payload: Payload, backend: Backend) -> Route:
-    """Return where `payload` goes when `backend` is to do it."""
+    """Return the route of `payload` to this backend."""
     return ROUTES[type(payload), backend]
 
 
 def origin() -> str:
-    """Return who sends, as Celery writes it: the process and the host."""
+    """Return the sender as Celery writes it: the process and the host."""
     return f"{os.getpid()}@{socket.gethostname()}"
 
 
+#: A UUID as it is usually written. `uuid.UUID` also takes braces, signs and 0x, and would give two keys one id.
+_TASK_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII | re.IGNORECASE)
+
+
 def task_id_of(given: str | uuid.UUID | None) -> str:
-    """Return `given` as the text of a UUID, or a new random one; raises `InvalidPayload` for anything else."""
+    """Return `given` as it is written, or a new random id; raises `InvalidPayload` for anything that is no UUID."""
     if given is None:
         return new_task_id()
-    try:
-        return str(given if isinstance(given, uuid.UUID) else uuid.UUID(given))
-    except (ValueError, AttributeError, TypeError):
-        raise InvalidPayload("task_id", "must be a UUID, e.g. 123e4567-e89b-42d3-a456-426614174000") from None
+    text = str(given)
+    if _TASK_ID.fullmatch(text):
+        return text
+    raise InvalidPayload("task_id", "must be a UUID, e.g. 123e4567-e89b-42d3-a456-426614174000")
 
 
-def task_message(
-    route: Route,
-    kwargs: Mapping[str, object],
-    *,
-    task_id: str,
-    exchange: str,
-    origin: str,
-    trace: Mapping[str, str] | None = None,
-) -> Message:
-    """Return the message that has a Celery worker run ``route.task(**kwargs)``.
+@frozen
+class TaskBody:
+    """A task as the body of a message, ready to be published."""
 
-    `trace` holds ``traceparent`` and perhaps ``tracestate``; they go into the headers at top level. Raises
-    `InvalidPayload` if `kwargs` cannot be written as JSON.
+    route: Route
+    body: bytes = field(repr=False)
+    #: The kwargs without their values.
+    shape: str
+
+
+def task_body(route: Route, kwargs: Mapping[str, object]) -> TaskBody:
+    """Return the body that has a Celery worker run ``route.task(**kwargs)``.
+
+    Raises `InvalidPayload` if `kwargs` cannot be written as JSON.
     """
     try:
         body = json.dumps([[], kwargs, _EMBED], ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidPayload("the payload", f"cannot be written as JSON ({type(error).__name__})") from None
+    return TaskBody(route, body, _shape(kwargs))
+
+
+def task_message(
+    task: TaskBody, *, task_id: str, exchange: str, origin: str, trace: Mapping[str, str] | None = None
+) -> Message:
+    """Return the message of a task.
+
+    `trace` holds ``traceparent`` and perhaps ``tracestate``; they go into the headers at top level.
+    """
     headers: dict[str, FieldValue] = {
         "lang": "py",
-        "task": route.task,
+        "task": task.route.task,
         "id": task_id,
         "root_id": task_id,
         "parent_id": None,
@@ -97,15 +113,15 @@ def task_message(
         "expires": None,
         "timelimit": [None, None],
         "argsrepr": "()",
-        "kwargsrepr": _shape(kwargs),
+        "kwargsrepr": task.shape,
         "origin": origin,
         "ignore_result": False,
         "shadow": None,
     }
     return Message(
-        body,
+        task.body,
         exchange=exchange,
-        routing_key=route.routing_key,
+        routing_key=task.route.routing_key,
         headers=headers | cast("dict[str, FieldValue]", dict(trace or {})),
         content_type="application/json",
         content_encoding="utf-8",

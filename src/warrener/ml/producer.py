@@ -18,6 +18,7 @@ from typing import Literal, Self, TypeVar, Unpack
 
 import anyio
 import anyio.abc
+from attrs import frozen
 
 from warrener._publishing.producer import PUBLISH_TIMEOUT, Producer, running
 from warrener._settings.settings import Settings, SettingsFields
@@ -46,9 +47,18 @@ from warrener.ml.topology import topology
 from warrener.records import ClosingReport, Receipt, Status
 from warrener.tracing import caller
 
-__all__ = ["MLProducer"]
+__all__ = ["EncodedTask", "MLProducer"]
 
 _P = TypeVar("_P", bound=Payload)
+
+
+@frozen
+class EncodedTask:
+    """A task that is ready to be published."""
+
+    #: The label `task_type` of the metrics.
+    kind: str
+    body: celery.TaskBody
 
 
 class MLProducer:
@@ -208,46 +218,45 @@ class MLProducer:
 
         Raises `InvalidPayload`, naming the field, before anything is sent; else a `PublishError`.
         """
-        kind = TASK_TYPES[type(payload)]
-        called = anyio.current_time()
-        try:
-            receipt = await self._submit(kind, payload, backend, task_id, timeout, trace)
-        except InvalidPayload:
-            raise  # a mistake of the caller, not of the broker
-        except Exception as error:
-            self.counters.failed_one(kind, anyio.current_time() - called, error)
-            raise
-        except anyio.get_cancelled_exc_class():
-            self.counters.cancelled_one(kind, anyio.current_time() - called)
-            raise
-        self.counters.confirmed_one(kind, anyio.current_time() - called, receipt.attempts)
-        return receipt
+        return await self.submit_encoded(
+            self.encode(payload, backend=backend), task_id=task_id, timeout=timeout, trace=trace
+        )
 
-    async def _submit(
-        self,
-        kind: str,
-        payload: Payload,
-        backend: Backend | None,
-        task_id: str | uuid.UUID | None,
-        timeout: float,
-        trace: Mapping[str, str] | None,
-    ) -> Receipt:
+    def encode(self, payload: Payload, *, backend: Backend | None = None) -> EncodedTask:
+        """Return the task as the body of a message; may be called in any thread, as a large body takes its time."""
         if backend is not None and backend not in BACKENDS:
             raise InvalidPayload("backend", f"must be one of {', '.join(BACKENDS)}")
         own = None if isinstance(payload, EmbedBatch) else payload.options.backend
         route = celery.route_of(payload, self.settings.backend_for(payload, backend or own))
         kwargs = wire_form(payload, lambda chosen: self.settings.backend_for(payload, backend or chosen))
-        with caller(trace) as headers:
-            message = celery.task_message(
-                route,
-                kwargs,
-                task_id=celery.task_id_of(task_id),
-                exchange=self.settings.exchange,
-                origin=self._origin,
-                trace=headers,
-            )
-            self.counters.sending(kind, len(message.body))
-            return await self.producer.publish(message, timeout=timeout)
+        return EncodedTask(TASK_TYPES[type(payload)], celery.task_body(route, kwargs))
+
+    async def submit_encoded(
+        self,
+        task: EncodedTask,
+        *,
+        task_id: str | uuid.UUID | None = None,
+        timeout: float = PUBLISH_TIMEOUT,
+        trace: Mapping[str, str] | None = None,
+    ) -> Receipt:
+        """Publish a task that `encode` returned; otherwise as `submit`."""
+        given = celery.task_id_of(task_id)
+        called = anyio.current_time()
+        try:
+            with caller(trace) as headers:
+                message = celery.task_message(
+                    task.body, task_id=given, exchange=self.settings.exchange, origin=self._origin, trace=headers
+                )
+                self.counters.sending(task.kind, len(message.body))
+                receipt = await self.producer.publish(message, timeout=timeout)
+        except Exception as error:
+            self.counters.failed_one(task.kind, anyio.current_time() - called, error)
+            raise
+        except anyio.get_cancelled_exc_class():
+            self.counters.cancelled_one(task.kind, anyio.current_time() - called)
+            raise
+        self.counters.confirmed_one(task.kind, anyio.current_time() - called, receipt.attempts)
+        return receipt
 
 
 def _payload(kind: type[_P], task: _P | None, keywords: Mapping[str, object]) -> _P:

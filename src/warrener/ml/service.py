@@ -1,11 +1,14 @@
-"""The service: one nursery that holds the producer, the HTTP server and the signals.
+"""The service: one task group that holds the producer, the HTTP server and the signals.
 
-SIGTERM (or SIGINT) shuts down: no new connections, what was accepted is settled and answered, the link is closed, all
-within ``shutdown_timeout``; a second signal aborts. SIGHUP dials at once, also after the producer gave up. When the
-attempts are used up the process ends with status 75 (EX_TEMPFAIL), for its process manager to start it again later.
+The producer and the server fail apart. A server that ends is started again while the tasks in flight get their outcome. A
+producer that cannot go on ends the process: health says so, the waiting clients are answered, and the exit status tells the
+process manager what to do.
 
-Nothing may keep the process alive past its deadline, not even a browser that has stopped reading: the first signal
-also sets an alarm that the kernel keeps.
+SIGTERM (or SIGINT) shuts down within ``shutdown_timeout``: the service accepts no more connections, the accepted tasks get
+their outcome, and the link is closed. A second signal aborts. SIGHUP dials at once, also after the producer gave up.
+
+Nothing may keep the process alive past its deadline, not even a browser that has stopped reading: the first signal also
+sets an alarm of the kernel.
 """
 
 from __future__ import annotations
@@ -22,30 +25,39 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
-import trio
+import anyio
+import anyio.abc
 from attrs import define, field
 
 from warrener._settings.settings import SettingsFields
 from warrener.errors import ConnectError, SettingsError
-from warrener.ml.logs import configure
 from warrener.ml.producer import MLProducer
 from warrener.ml.settings import MLSettings
 
-__all__ = ["EXIT_GAVE_UP", "main", "serve"]
+try:
+    from warrener.ml.app import ml_app
+    from warrener.ml.guard import Guard
+    from warrener.ml.history import History
+    from warrener.ml.http_server import BACKLOG, ServerCounters, serve_http
+    from warrener.ml.logs import configure
+except ModuleNotFoundError as missing:
+    raise ImportError(f"the service needs {missing.name}: pip install 'warrener[ml]'") from None
+
+__all__ = ["EXIT_BROKEN", "EXIT_GAVE_UP", "main", "serve"]
 
 log = logging.getLogger("warrener")
 
-#: EX_TEMPFAIL of sysexits.h: try again later.
+#: EX_TEMPFAIL of sysexits.h: the broker was away for too long; start the service again later.
 EXIT_GAVE_UP = 75
+#: EX_SOFTWARE: the producer failed by an error of its own.
+EXIT_BROKEN = 70
 #: Seconds for the last answers to be written, once they are there.
 LAST_ANSWERS = 1.0
 #: Seconds beyond ``shutdown_timeout`` after which the kernel ends the process.
 GRACE = 3
 #: Seconds that an abort may take.
 ABORT = 3
-#: Connections that may wait to be taken in.
-BACKLOG = 1024
-#: Seconds after which a connection whose other side takes nothing is dropped.
+#: Seconds after which the kernel drops a connection whose other side takes no bytes.
 DEAD_CLIENT = 15.0
 
 
@@ -54,8 +66,8 @@ class _End:
     """How the process will end."""
 
     status: int = 0
-    stopping: trio.Event = field(factory=trio.Event)
-    http_done: trio.Event = field(factory=trio.Event)
+    stopping: anyio.Event = field(factory=anyio.Event)
+    http_done: anyio.Event = field(factory=anyio.Event)
 
 
 def main(config: str | None = None, *, url: str | None = None, **explicit: Any) -> int:
@@ -64,8 +76,9 @@ def main(config: str | None = None, *, url: str | None = None, **explicit: Any) 
     try:
         settings = MLSettings.load(config, url=url, producer_defaults={"when_exhausted": "raise"}, **explicit)
         bind = settings.bind
+        settings.read_token()
         configure(settings.log, settings.log_level)
-        return trio.run(partial(serve, settings))
+        return anyio.run(partial(serve, settings), backend="asyncio")
     except (SettingsError, ImportError) as error:
         print(f"warrener serve: {error}", file=sys.stderr)
         return 2
@@ -78,77 +91,61 @@ def main(config: str | None = None, *, url: str | None = None, **explicit: Any) 
 async def serve(
     settings: MLSettings,
     *,
-    task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
+    task_status: anyio.abc.TaskStatus[str] = anyio.TASK_STATUS_IGNORED,
     **producer_options: Unpack[SettingsFields],
 ) -> int:
-    """Serve until a signal, or until the producer ends; return the exit status. LinkListener the address when it listens."""
-    try:
-        import hypercorn.trio
-        from hypercorn.config import Config
-
-        from warrener.ml.app import ml_app
-        from warrener.ml.history import History
-    except ModuleNotFoundError as error:
-        raise ImportError(f"the service needs {error.name}: pip install 'warrener[ml]'") from None
-
+    """Serve until a signal, or until the producer ends; return the exit status. Start with the address of the listener."""
     ml = MLProducer(settings, **producer_options)
     history = History(ml)
     end = _End()
-
-    config = Config()
-    config.errorlog = logging.getLogger("warrener.http")
-    config.graceful_timeout = settings.shutdown_timeout
-    config.include_server_header = False
     listener, address = _listen(settings.bind)
-    config.bind = [f"fd://{listener.detach()}"]  # hypercorn's from now on
-
     app = ml_app(ml, history=history)
+    guard = Guard(app, settings, token=settings.read_token(), any_host=settings.bind.startswith("unix:"))
 
-    async def supervise(*, task_status: trio.TaskStatus[None]) -> None:
+    async def supervise(*, task_status: anyio.abc.TaskStatus[None]) -> None:
         try:
             await ml.run(task_status=task_status)
         except ConnectError as error:
             log.error("the producer gave up, ending with status %d: %s", EXIT_GAVE_UP, error)  # noqa: TRY400
             end.status = EXIT_GAVE_UP
+        except Exception:
+            log.exception("the producer failed, ending with status %d", EXIT_BROKEN)
+            end.status = EXIT_BROKEN
         end.stopping.set()
 
-    async def speak(*, task_status: trio.TaskStatus[list[str]]) -> None:
-        # Its annotations know only its own names for ASGI's types.
-        server: Any = hypercorn.trio
-        await server.serve(app, config, shutdown_trigger=end.stopping.wait, task_status=task_status)
+    async def speak(*, task_status: anyio.abc.TaskStatus[None]) -> None:
+        await serve_http(guard, listener, settings, end.stopping, counters=ServerCounters(), task_status=task_status)
         end.http_done.set()
 
     with _deadman(), _left_clean(settings.bind):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_obey_signals, ml, end, settings, nursery.cancel_scope)
-            await nursery.start(supervise)
-            nursery.start_soon(history.run)
-            await nursery.start(speak)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_obey_signals, ml, end, settings, tasks.cancel_scope)
+            await tasks.start(supervise)
+            tasks.start_soon(history.run)
+            await tasks.start(speak)
             log.info("listening on %s", address)
             task_status.started(address)
             await end.stopping.wait()
             history.end()
-            with trio.move_on_after(settings.shutdown_timeout) as deadline:
+            with anyio.move_on_after(settings.shutdown_timeout) as deadline:
                 report = await ml.aclose()
                 log.info(
-                    "closed: %d confirmed while closing, %d unconfirmed, %d not sent",
+                    "closed: %d confirmed, %d unconfirmed, %d not sent",
                     report.confirmed,
                     len(report.unconfirmed),
                     len(report.not_sent),
                 )
                 await app.state.wait_empty()
-                # All are answered, and small answers are written in no time. hypercorn 0.18 may wait on for a connection
-                # whose last request ended just when it was told to stop, and which it has closed already.
-                with trio.move_on_after(LAST_ANSWERS):
+                with anyio.move_on_after(LAST_ANSWERS):
                     await end.http_done.wait()
             if deadline.cancelled_caught:
-                log.warning("shutdown took longer than %g s; what is left is dropped", settings.shutdown_timeout)
-            nursery.cancel_scope.cancel()
+                log.warning("shutdown took longer than %g s; the rest is dropped", settings.shutdown_timeout)
+            tasks.cancel_scope.cancel()
     return end.status
 
 
-async def _obey_signals(ml: MLProducer, end: _End, settings: MLSettings, everything: trio.CancelScope) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+async def _obey_signals(ml: MLProducer, end: _End, settings: MLSettings, everything: anyio.CancelScope) -> None:
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async for number in signals:
             name = signal.Signals(number).name
             if number == signal.SIGHUP:
@@ -156,7 +153,7 @@ async def _obey_signals(ml: MLProducer, end: _End, settings: MLSettings, everyth
                 if not ml.reconnect():
                     log.info("the hint changes nothing: connected, or given less than a second ago")
             elif not end.stopping.is_set():
-                log.info("%s: shutting down within %g s; a second one aborts", name, settings.shutdown_timeout)
+                log.info("%s: shutting down within %g s; a second signal aborts", name, settings.shutdown_timeout)
                 signal.alarm(math.ceil(settings.shutdown_timeout) + GRACE)
                 end.stopping.set()
             else:

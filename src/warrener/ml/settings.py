@@ -23,6 +23,7 @@ from warrener._settings.settings import Settings
 from warrener._settings.sources import Given, defaults, from_environment, from_table, read_toml, refuse_unknown
 from warrener.errors import SettingsError, printable
 from warrener.ml.payloads import BACKENDS, Backend, Embed, EmbedBatch, Payload, Summarize, Transcribe
+from warrener.ml.server_settings import ServerSettings
 from warrener.ml.topology import DEFAULT_EXCHANGE
 
 __all__ = ["CONFIG_VARIABLE", "PRODUCER_DEFAULTS", "MLSettings"]
@@ -63,7 +64,7 @@ _BACKEND = one_of(*BACKENDS)
 
 
 @frozen(kw_only=True)
-class MLSettings:
+class MLSettings(ServerSettings):
     """Everything the ML producer and its service are told; durations are float seconds.
 
     Make it with `MLSettings.load`, or directly. Raises `SettingsError`, which names the setting and shows no secret.
@@ -89,8 +90,8 @@ class MLSettings:
     max_body: int = row(count(1024, 2**27, "bytes"), 4 * 1024 * 1024)
     #: Maximum concurrent requests; further ones get 503.
     max_requests: int = row(count(1, 100_000), 256)
-    #: Maximum size of the bodies of all concurrent requests together, in bytes; further requests get 503.
-    max_held: int = row(count(1024, 2**34, "bytes"), 64 * 1024 * 1024)
+    #: Maximum bytes of the bodies of all concurrent requests together, and of the tasks that wait; further requests get 503.
+    max_held: int = row(count(1024, 2**34, "bytes"), 32 * 1024 * 1024)
     #: Maximum number of browsers on the status page.
     max_watchers: int = row(count(0, 1000), 20)
     #: From the first SIGTERM to the end of the process.
@@ -143,7 +144,7 @@ class MLSettings:
         ``[warrener.producer]`` that every other source replaces. Raises `SettingsError`.
         """
         for name in explicit:
-            refuse_unknown(name, _RULES | {"broker": None}, "setting")
+            refuse_unknown(name, {*_RULES, "broker"}, "setting")
         path = file if file is not None else os.environ.get(CONFIG_VARIABLE) or None
         in_file, producer, file_url = _read(None if path is None else Path(path))
         given = in_file | from_environment(os.environ, _VARIABLES, _PREFIX, ignored=(CONFIG_VARIABLE,))
@@ -169,16 +170,24 @@ def _variables() -> list[str]:
 _VARIABLES = dict(zip(_variables(), _RULES, strict=True))
 
 
+def _popped(table: object, key: str, default: object) -> object:
+    """Take a value out of a table; `from_table` refuses a value that is no table."""
+    if not isinstance(table, dict):
+        return default
+    entries: dict[str, object] = table  # pyright: ignore[reportUnknownVariableType]
+    return entries.pop(key, default)
+
+
 def _read(path: Path | None) -> tuple[dict[str, Given], dict[str, Given], str | None]:
     """Return the file's settings, its rows of ``[warrener.producer]``, and the broker's URL if the file has one."""
     if path is None:
         return {}, {}, None
     sections = read_toml(path)
     for name in sections:
-        refuse_unknown(name, {_SECTION: None}, "key or section", f" at the top of {printable(str(path))}")
+        refuse_unknown(name, {_SECTION}, "key or section", f" at the top of {printable(str(path))}")
     table = sections.get(_SECTION, {})
-    producer: Any = table.pop("producer", {}) if isinstance(table, dict) else {}
-    url = producer.pop("url", None) if isinstance(producer, dict) else None
+    producer = _popped(table, "producer", {})
+    url = _popped(producer, "url", None)
     if url is not None and not isinstance(url, str):
         raise SettingsError(f"url in [{_SECTION}.producer] of {printable(str(path))} must be text")
     return (

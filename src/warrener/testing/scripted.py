@@ -65,7 +65,7 @@ class Life:
     #: Seconds from a publish to its answer.
     latency: float = 0.0
     answer: Answer = _ack
-    #: Refuse the topology with this.
+    #: Refuse the declaration of its entity with this; without an entity, any declaration.
     topology: Fault | None = None
     #: At the link's end, how many of the last messages had not been written to the network.
     unoffered: int = 0
@@ -152,11 +152,16 @@ class ScriptedLink:
     async def declare(self, declarations: Iterable[Declaration]) -> list[str]:
         """Note the declarations, or refuse them by the script."""
         await anyio.lowlevel.checkpoint()
-        if self.life.topology is not None:
-            raise LinkDown(self.life.topology)
-        declared = list(declarations)
-        self.declared.extend(declared)
-        return [each.name for each in declared if isinstance(each, Queue)]
+        names: list[str] = []
+        refusal = self.life.topology
+        for each in declarations:
+            if refusal is not None and refusal.entity in (None, str(each)):
+                if refusal.reply_code == 503:  # for an unknown type of exchange a broker closes the connection
+                    self.abort(refusal)
+                raise LinkDown(refusal)
+            self.declared.append(each)
+            names += [each.name] if isinstance(each, Queue) else []
+        return names
 
     async def unbind(self, binding: Binding) -> None:
         """Forget the binding."""
@@ -267,6 +272,8 @@ class ScriptedDriver:
         #: Every link that was opened, and the instants of all dials.
         self.links: list[ScriptedLink] = []
         self.dials: list[float] = []
+        #: The endpoint of each dial.
+        self.endpoints: list[Endpoint] = []
 
     @property
     def link(self) -> ScriptedLink:
@@ -285,6 +292,7 @@ class ScriptedDriver:
         """Follow the next line of the script."""
         life = self._script.popleft() if len(self._script) > 1 else self._script[0]
         self.dials.append(anyio.current_time())
+        self.endpoints.append(endpoint)
         await anyio.sleep(min(life.dialing, options.connect_timeout))
         if life.refusal is not None or life.dialing > options.connect_timeout:
             raise LinkDown(life.refusal or REFUSED)

@@ -113,7 +113,7 @@ def policies() -> st.SearchStrategy[Policy]:
         drain_timeout=st.floats(min_value=0, max_value=60),
         close_timeout=st.floats(min_value=0, max_value=60),
         abort_timeout=st.floats(min_value=0, max_value=60),
-        prefer=st.sampled_from((None, "first")),
+        prefer=st.sampled_from(("any", "first")),
         when_exhausted=st.sampled_from(("stay", "raise")),
     )
 

@@ -36,8 +36,11 @@ class PeerRefused(Exception):
     """We refuse the peer; `Session.receive` reports it as a `ProtocolError` event."""
 
     def __init__(self, kind: ProtocolErrorKind, text: str, data: bytes = b"") -> None:
-        super().__init__(text)
+        super().__init__(kind, text, data)
         self.error = ProtocolError(kind, text, data)
+
+    def __str__(self) -> str:
+        return self.error.text
 
 
 def negotiate_limit(ours: int, theirs: int) -> int:

@@ -29,6 +29,14 @@ class Rules:
     suspect_attempts: int
     #: Exchanges that this producer declared with a type of AMQP itself; their returns are certain.
     standard_exchanges: frozenset[str]
+    #: Number of times that a message is written; None: its deadline alone limits them.
+    attempts: int | None = None
+
+    def stop(self, delivery: Delivery) -> bool:
+        """Whether the message is not written again."""
+        if not self.at_least_once or delivery.suspected >= self.suspect_attempts:
+            return True
+        return self.attempts is not None and delivery.attempts >= self.attempts
 
     def unroutable(self, delivery: Delivery, returned: Returned) -> PublishError:
         """Return the outcome of a returned attempt. An exchange of a plugin may return a message and deliver it later."""
@@ -158,7 +166,7 @@ def _end_epoch(
                 again.append(delivery)
             continue
         delivery.unanswered += 1
-        if left or not rules.at_least_once or delivery.suspected >= rules.suspect_attempts:
+        if left or rules.stop(delivery):
             settlement.answer(delivery, ended_unanswered(delivery, fault, rules.suspect_attempts), settled)
         else:
             again.append(delivery)

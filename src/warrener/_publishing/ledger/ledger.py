@@ -77,6 +77,7 @@ class Ledger:
         refusal_memory: seconds for which a refusal of an exchange or a topic is remembered.
         max_destinations: maximum number of refusals that are remembered.
         standard_exchanges: exchanges whose returns are certain, beside the default exchange and `amq.*`.
+        attempts: number of times that a message is written; None: its deadline alone limits them.
     """
 
     def __init__(
@@ -92,10 +93,11 @@ class Ledger:
         refusal_memory: float = 5.0,
         max_destinations: int = 1000,
         standard_exchanges: Iterable[str] = (),
+        attempts: int | None = None,
     ) -> None:
         self.settlement = Settlement()
         self.counters = self.settlement.counters
-        self._rules = Rules(at_least_once, suspect_attempts, frozenset(standard_exchanges))
+        self._rules = Rules(at_least_once, suspect_attempts, frozenset(standard_exchanges), attempts)
         self._in_flight = InFlight(confirm_timeout)
         self._refusals = Refusals(refusal_memory, max_destinations)
         self._waiting = Waiting(

@@ -26,8 +26,10 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+import anyio
+
 from warrener.drivers import _faults
-from warrener.drivers._dial import dial
+from warrener.drivers._dial import Dialed, dial
 from warrener.drivers._faults import DialPhase
 from warrener.drivers.aiormq._protocol import Protocol
 from warrener.drivers.aiormq._pump import Publish
@@ -104,16 +106,63 @@ class Engine:
 
     async def _open(self) -> Peer:
         options = self._options
-        dialed = await dial(self._endpoint, require_tls=options.require_tls, ssl_context=options.ssl_context)
-        protocol = self._protocol = Protocol(
-            dialed, self._endpoint, options, self._listener, self.queue, self.work, spawn=self.spawn, fail=self.fail,
-            sent=self._tell_sent,
-        )  # fmt: skip
-        await protocol.connect()
+        dialed = await dial(
+            self._endpoint,
+            require_tls=options.require_tls,
+            ssl_context=options.ssl_context,
+            first_address=options.first_address,
+        )
+        while (fault := await self._attempt(dialed)) is not None:
+            if dialed.after is None:
+                raise LinkDown(fault)
+            if self._protocol is not None:
+                await self._shut(self._protocol)
+                self._protocol = None
+            dialed = await dialed.after(fault)
+        protocol = self._protocol
+        assert protocol is not None
         self.spawn(protocol.pump.run())
         if protocol.peer.heartbeat:
             self.spawn(self._watch(protocol))
         return protocol.peer
+
+    async def _attempt(self, dialed: Dialed) -> Fault | None:
+        """Shake hands on one stream; return why that failed."""
+        failed: asyncio.Future[Fault] = self._loop.create_future()
+
+        def fail(fault: Fault) -> None:
+            if opened:
+                self.fail(fault)
+            elif not failed.done():
+                failed.set_result(fault)
+
+        opened = False
+        seconds = None if dialed.last else dialed.share(self._options.connect_timeout)
+        try:
+            protocol = self._protocol = Protocol(
+                dialed, self._endpoint, self._options, self._listener, self.queue, self.work, spawn=self.spawn,
+                fail=fail, sent=self._tell_sent,
+            )  # fmt: skip
+        except LinkDown:
+            await anyio.aclose_forcefully(dialed.stream)
+            raise
+        connecting = self._start(protocol.connect())
+        # Read in any case: asyncio complains of exceptions that were not.
+        connecting.add_done_callback(lambda task: task.cancelled() or task.exception())
+        left = None if seconds is None else max(0.0, dialed.began + seconds - anyio.current_time())
+        either: set[asyncio.Future[Any]] = {connecting, failed}
+        await asyncio.wait(either, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        if failed.done():
+            fault = failed.result()
+        elif not connecting.done():
+            fault = _faults.timed_out(protocol.phase, seconds or 0.0)
+        elif (error := connecting.exception()) is not None:
+            fault = _faults.fault_of(error, protocol.phase)
+        else:
+            opened = True
+            return None
+        connecting.cancel()
+        return fault
 
     # --- for the link -----------------------------------------------------------------------------------------------
 
@@ -169,14 +218,18 @@ class Engine:
             self._tell_down(fault)
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Run `work` as a task of the engine's; `stop` cancels what is left of it."""
-        task = self._loop.create_task(work, context=self._context)
-        self._tasks.add(task)
-        task.add_done_callback(self._forget)
+        """Run `work` as a task of the engine's; `stop` cancels it, and its exception ends the link."""
+        task = self._start(work)
+        task.add_done_callback(self._fail_with)
         return task
 
-    def _forget(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
+    def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = self._loop.create_task(work, context=self._context)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _fail_with(self, task: asyncio.Task[Any]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, LinkDown):
             self.fail(_faults.fault_of(error, self._phase))
 
@@ -188,20 +241,26 @@ class Engine:
         protocol = self._protocol
         self._stopping = True
         if protocol is not None:
-            protocol.stopping = True
+            protocol.stopping = True  # before its tasks are cancelled
         for task in self._tasks:
             task.cancel()
         if self._tasks:
             await asyncio.wait(set(self._tasks), timeout=self._options.abort_timeout)
         if protocol is None:
             return
-        transport, connection = protocol.transport, protocol.connection
-        ending: set[asyncio.Task[Any]] = set()
+        closing: set[asyncio.Task[Any]] = set()
         if graceful and self._fault is None:
-            ending = {self._loop.create_task(connection.close(), context=self._context)}
-            await asyncio.wait(ending, timeout=self._options.close_timeout)
-        elif transport.backlog and self._fault is not None and self._fault.reply_code is not None:
-            # Our Close-Ok; it is polite and no more.
+            closing = {self._loop.create_task(protocol.connection.close(), context=self._context)}
+            await asyncio.wait(closing, timeout=self._options.close_timeout)
+        await self._shut(protocol, *closing)
+
+    async def _shut(self, protocol: Protocol, *closing: asyncio.Task[Any]) -> None:
+        """Close the stream, and let aiormq see that; takes at most `abort_timeout`."""
+        transport, connection = protocol.transport, protocol.connection
+        protocol.stopping = True
+        ending = set(closing)
+        if transport.backlog and protocol.answering:
+            # Our close-ok; it is polite and no more.
             ending = {self._loop.create_task(transport.wait_flushed(), context=self._context)}
             await asyncio.wait(ending, timeout=self._options.abort_timeout / 2)
         transport.abort()

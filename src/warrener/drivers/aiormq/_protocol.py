@@ -84,6 +84,10 @@ class Protocol:
         self._text = Mask(endpoint.credentials)
         #: No channel is opened any more.
         self.stopping = False
+        #: Our answer to the broker's close waits to be sent.
+        self.answering = False
+        #: Reports that wait for the first channel.
+        self._reports: list[Callable[[], None]] = []
         self._handshake = Handshake(
             encodable(
                 lambda: WireHandshake(
@@ -154,6 +158,15 @@ class Protocol:
                 raise
             raise LinkDown(_faults.channel_closed_by_broker(*refusal)) from error
         self.phase = DialPhase.UP
+        for report in self._reports:
+            report()
+
+    def _report(self, call: Callable[[], None]) -> None:
+        """Call now, or once the first channel is open: a dial that fails before that has reported nothing."""
+        if self.phase is DialPhase.UP:
+            call()
+        else:
+            self._reports.append(call)
 
     def _lost(self, error: BaseException) -> None:
         self._fail(_faults.fault_of(error, self.phase))
@@ -176,6 +189,7 @@ class Protocol:
     def _on_connection_close(self, _: int, data: bytes) -> bytes | None:
         """Answer at once and end the link: aiormq may answer a close with a close, or not at all."""
         close = frames.read(data, commands.Connection.Close)
+        self.answering = True
         self.transport.answer(pamqp.frame.marshal(commands.Connection.CloseOk(), 0))
         text = self._text(close.reply_text or "")
         method = (close.class_id or 0) << 16 | (close.method_id or 0)
@@ -193,14 +207,14 @@ class Protocol:
     def _stop(self, source: int, reason: str) -> None:
         self._stopped_by.add(source)
         self.transport.blocked = True
-        self._listener.blocked(reason)
+        self._report(lambda: self._listener.blocked(reason))
 
     def _go_on(self, source: int) -> None:
         if source in self._stopped_by:
             self._stopped_by.discard(source)
             if not self._stopped_by:
                 self.transport.blocked = False
-                self._listener.unblocked()
+                self._report(self._listener.unblocked)
 
     def _on_flow(self, channel: int, data: bytes) -> bytes | None:
         active = bool(frames.read(data, commands.Channel.Flow).active)

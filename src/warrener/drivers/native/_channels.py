@@ -44,6 +44,8 @@ class Channels:
         self._lanes: dict[int, Lane] = {}
         #: Set when the channel is open, or closed again; kept while it is being opened.
         self._opening: dict[int, anyio.Event] = {}
+        #: Reports that wait for the first channel.
+        self._reports: list[Callable[[], None]] = []
         #: Where the deadline of an opening channel runs.
         self.tasks: TaskGroup | None = None
 
@@ -75,6 +77,13 @@ class Channels:
             text = f"the broker did not open a channel within {self._open_timeout:g} s (connect_timeout)"
             self._fail(Fault(FaultKind.STALLED, text))
 
+    def report(self, call: Callable[[], None]) -> None:
+        """Call now, or once the first channel is open: a dial that fails before that has reported nothing."""
+        if self.ready.is_set():
+            call()
+        else:
+            self._reports.append(call)
+
     def on_opened(self, channel: int) -> None:
         """The channel is in confirm mode."""
         lane = self._lanes[channel]
@@ -87,6 +96,8 @@ class Channels:
         self._listener.channel_opened(lane, channel)
         if not self.ready.is_set():
             self.ready.set()
+            for report in self._reports:
+                report()
 
     def on_closed(self, closed: events.ChannelClosed) -> None:
         """The broker closed the channel."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable
 from contextlib import asynccontextmanager
 from typing import Protocol
 
@@ -12,10 +12,12 @@ import anyio
 from warrener.drivers import _faults
 from warrener.drivers._dial import Dialed
 from warrener.drivers._dial import dial as dial_endpoint
+from warrener.drivers._faults import DialPhase
 from warrener.drivers._login import encodable, login_of
 from warrener.drivers.base import LinkDown, LinkListener, LinkOptions
 from warrener.drivers.native._link import NativeLink
 from warrener.drivers.native._stream import STREAM_ENDS
+from warrener.errors import Fault
 from warrener.records import Endpoint
 from warrener.wire import Session
 
@@ -25,7 +27,9 @@ __all__ = ["Dial", "NativeDriver"]
 class Dial(Protocol):
     """How a driver comes by a connected stream; `warrener.drivers._dial.dial` unless a simulation says otherwise."""
 
-    async def __call__(self, endpoint: Endpoint, /, *, require_tls: bool, ssl_context: ssl.SSLContext | None) -> Dialed:
+    async def __call__(
+        self, endpoint: Endpoint, /, *, require_tls: bool, ssl_context: ssl.SSLContext | None, first_address: int
+    ) -> Dialed:
         """Connect; raises `LinkDown` without an ExceptionGroup."""
         ...
 
@@ -44,37 +48,75 @@ class NativeDriver:
     ) -> AsyncGenerator[NativeLink]:
         """Connect, shake hands, open the main channel; see `warrener.drivers.base` for the rules."""
         deadline = anyio.current_time() + options.connect_timeout
-        session = _session(endpoint, options, listener)
-        link = NativeLink(await self._connect(endpoint, options, deadline), session, options, listener)
-        failure: BaseException | None = None
-        try:
-            async with anyio.create_task_group() as tasks:
-                link.start(tasks)
-                try:
-                    with link.scope:
-                        await link.handshake(deadline)
-                        yield link
-                    if link.fault is None:
-                        await link.close()
-                except BaseException as error:  # noqa: BLE001 - raised again below, without the group
-                    failure = error
-                await link.answer_close()
-                tasks.cancel_scope.cancel()
-        finally:
-            await link.shut()
-        if failure is not None:
-            raise failure
-        if link.fault is not None:
-            raise LinkDown(link.fault)
-
-    async def _connect(self, endpoint: Endpoint, options: LinkOptions, deadline: float) -> Dialed:
-        with anyio.CancelScope(deadline=deadline):
+        dialed = await _in_time(
+            self._dial(
+                endpoint,
+                require_tls=options.require_tls,
+                ssl_context=options.ssl_context,
+                first_address=options.first_address,
+            ),
+            deadline,
+            _faults.timed_out(DialPhase.DIALING, options.connect_timeout),
+        )
+        while True:
+            opened = False
             try:
-                return await self._dial(endpoint, require_tls=options.require_tls, ssl_context=options.ssl_context)
-            except STREAM_ENDS as error:
-                fault = _faults.fault_of(error, _faults.DialPhase.DIALING, seconds=options.connect_timeout)
-                raise LinkDown(fault) from None
-        raise LinkDown(_faults.timed_out(_faults.DialPhase.DIALING, options.connect_timeout))
+                async with _live(dialed, endpoint, options, listener, deadline) as link:
+                    opened = True
+                    yield link
+                return
+            except LinkDown as down:
+                if opened or dialed.after is None:
+                    raise
+                fault, connect_next = down.fault, dialed.after
+            dialed = await _in_time(connect_next(fault), deadline, fault)
+
+
+async def _in_time(connecting: Awaitable[Dialed], deadline: float, otherwise: Fault) -> Dialed:
+    """Return the connected stream; at the deadline raises `LinkDown(otherwise)`."""
+    with anyio.CancelScope(deadline=deadline):
+        try:
+            return await connecting
+        except STREAM_ENDS as error:
+            raise LinkDown(_faults.fault_of(error, DialPhase.DIALING)) from None
+    raise LinkDown(otherwise)
+
+
+@asynccontextmanager
+async def _live(
+    dialed: Dialed, endpoint: Endpoint, options: LinkOptions, listener: LinkListener, deadline: float
+) -> AsyncGenerator[NativeLink]:
+    """Shake hands on one stream, and own the link until it ends; the stream is closed in any case."""
+    seconds = options.connect_timeout
+    if not dialed.last:
+        seconds = dialed.share(seconds)
+        deadline = min(deadline, dialed.began + seconds)
+    try:
+        session = _session(endpoint, options, listener)
+    except LinkDown:
+        await anyio.aclose_forcefully(dialed.stream)
+        raise
+    link = NativeLink(dialed, session, options, listener)
+    failure: BaseException | None = None
+    try:
+        async with anyio.create_task_group() as tasks:
+            link.start(tasks)
+            try:
+                with link.scope:
+                    await link.handshake(deadline, seconds)
+                    yield link
+                if link.fault is None:
+                    await link.close()
+            except BaseException as error:  # noqa: BLE001 - raised again below, without the group
+                failure = error
+            await link.answer_close()
+            tasks.cancel_scope.cancel()
+    finally:
+        await link.shut()
+    if failure is not None:
+        raise failure
+    if link.fault is not None:
+        raise LinkDown(link.fault)
 
 
 def _session(endpoint: Endpoint, options: LinkOptions, listener: LinkListener) -> Session:

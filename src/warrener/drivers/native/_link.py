@@ -210,12 +210,12 @@ class NativeLink:
         tasks.start_soon(self._reader.run)
         tasks.start_soon(self._watch)
 
-    async def handshake(self, deadline: float) -> None:
-        """Wait for the first channel in confirm mode; at the deadline the link ends."""
+    async def handshake(self, deadline: float, seconds: float) -> None:
+        """Wait for the first channel in confirm mode; at the deadline, after `seconds`, the link ends."""
         with anyio.CancelScope(deadline=deadline) as patience:
             await self._channels.ready.wait()
         if patience.cancelled_caught:
-            self._fail(_faults.timed_out(self._dial_phase(self._session.phase), self._options.connect_timeout))
+            self._fail(_faults.timed_out(self._dial_phase(self._session.phase), seconds))
             await anyio.lowlevel.checkpoint()  # where the cancellation of the body takes effect
 
     async def close(self) -> None:
@@ -298,10 +298,10 @@ class NativeLink:
                 self._requests.on_answer(event)
             case events.Blocked(reason):
                 self._writer.block(blocked=True)
-                self._listener.blocked(reason)
+                self._channels.report(lambda: self._listener.blocked(reason))
             case events.Unblocked():
                 self._writer.block(blocked=False)
-                self._listener.unblocked()
+                self._channels.report(self._listener.unblocked)
             case events.SecretUpdated():
                 pass
             case events.CloseReceived(code, text, phase, method):

@@ -341,8 +341,11 @@ class Channel:
         if self.confirms is None:
             return
         for confirm in self.confirms.flush():
-            name = "basic.ack" if confirm.accepted else "basic.nack"
-            self.send(name, delivery_tag=confirm.tag, multiple=confirm.multiple)
+            tag, multiple = confirm.tag, confirm.multiple
+            if confirm.accepted:
+                self.send("basic.ack", delivery_tag=tag, multiple=multiple)
+            else:
+                self.send("basic.nack", delivery_tag=tag, multiple=multiple, requeue=True)  # as RabbitMQ sends it
 
     def idle(self) -> None:
         """Nothing else is going on: see every answer that waits, and send the confirms."""
@@ -389,12 +392,12 @@ class Channel:
 
     def _release_tags(self, tag: int, multiple: bool) -> list[Held]:
         """Take the messages that a client's ack, nack or reject names, oldest first; refuse with 406 where there is none."""
-        if multiple:
-            tags = [held for held in self.unacked if tag == 0 or held <= tag]
-        else:
-            tags = [tag] if tag in self.unacked else []
-        if not tags and not (multiple and tag == 0):
+        everything = multiple and tag == 0
+        if (
+            not everything and tag not in self.unacked
+        ):  # for RabbitMQ the tag of a multiple ack must be outstanding, too
             raise precondition_failed(f"unknown delivery tag {tag}")
+        tags = [held for held in self.unacked if everything or held <= tag] if multiple else [tag]
         released = [self.unacked.pop(held) for held in tags]
         for held in released:
             if held.consumer is not None:
@@ -617,12 +620,12 @@ class Channel:
             )
 
     def _queue_bind(self, fields: Any, _: Tables) -> None:
-        self._bind_queue(fields, self.vhost.bind)
+        self._bind_queue(fields, self._bind_known_queue)
         if not fields.nowait:
             self.send("queue.bind_ok")
 
     def _queue_unbind(self, fields: Any, _: Tables) -> None:
-        self._bind_queue(fields, self.vhost.unbind)
+        self._bind_queue(fields, self._unbind_known_queue)
         self.send("queue.unbind_ok")
 
     def _bind_queue(self, fields: Any, action: Binder) -> None:
@@ -631,8 +634,17 @@ class Channel:
         self._permit(WRITE, "queue", name)
         self._not_the_default(fields.exchange)
         self._permit(READ, "exchange", fields.exchange)
-        self.vhost.queue(name, self.connection.number)
         action(fields.exchange, "queue", name, key, fields.arguments or {})
+
+    def _bind_known_queue(self, source: str, kind: str, name: str, key: str, arguments: dict[str, Any]) -> None:
+        self.vhost.exchange(source)  # where both are missing, RabbitMQ names the exchange
+        self.vhost.queue(name, self.connection.number)
+        self.vhost.bind(source, kind, name, key, arguments)
+
+    def _unbind_known_queue(self, source: str, kind: str, name: str, key: str, arguments: dict[str, Any]) -> None:
+        if name in self.vhost.queues:  # unbinding a missing queue is no error
+            self.vhost.queue(name, self.connection.number)
+            self.vhost.unbind(source, kind, name, key, arguments)
 
     def _queue_purge(self, fields: Any, _: Tables) -> None:
         count = self._queue(fields.queue, READ).purge()

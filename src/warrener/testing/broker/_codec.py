@@ -283,6 +283,14 @@ def decode_method(payload: bytes) -> Method:
     return Method(_NAMES[index], fields, tables)
 
 
+def decode_login_table(response: bytes) -> tuple[str, str] | None:
+    """Return user and password of an AMQPLAIN response, a field table without its length; None where it has not both."""
+    reader = _Reader(len(response).to_bytes(4) + response)
+    table = reader.table()
+    login, password = (table.get(name, (None, None))[1] for name in ("LOGIN", "PASSWORD"))
+    return (login, password) if isinstance(login, str) and isinstance(password, str) else None
+
+
 def decode_content_header(payload: bytes) -> Content:
     """Decode the payload of a content header frame (AMQP 0-9-1, 4.2.6.1); raises `IllegalBytes`."""
     reader = _Reader(payload)

@@ -742,6 +742,8 @@ class Vhost:
                 "exchange": message.exchange,
                 "routing-keys": [message.routing_key],
             }
+            if message.properties.expiration:
+                died["original-expiration"] = message.properties.expiration
         else:
             deaths.remove(died)
         died["count"] = int(died["count"]) + 1

@@ -275,7 +275,7 @@ class Connection:
                 "platform": "warrener's embedded broker, not for production",
                 "capabilities": capabilities,
             },
-            mechanisms="PLAIN",
+            mechanisms="AMQPLAIN PLAIN",
             locales="en_US",
         )
 
@@ -287,16 +287,21 @@ class Connection:
 
     def _start_ok(self, fields: Any) -> None:
         self.client_properties = fields.client_properties or {}
-        if fields.mechanism != "PLAIN":
-            raise IllegalBytes(503, f"unknown authentication mechanism '{fields.mechanism}'")
         response = fields.response.encode() if isinstance(fields.response, str) else bytes(fields.response)
-        parts = response.split(b"\0")
-        user = None
-        if len(parts) == 3:
-            user = self.node.login(parts[1].decode(errors="replace"), parts[2].decode(errors="replace"))
+        match fields.mechanism:
+            case "PLAIN":
+                login = _plain(response)
+            case "AMQPLAIN":
+                login = codec.decode_login_table(response)
+            case other:
+                raise IllegalBytes(503, f"unknown authentication mechanism '{other}'")
+        user = None if login is None else self.node.login(*login)
         if user is None:
             if self.capabilities.get("authentication_failure_close"):
-                text = "Login was refused using authentication mechanism PLAIN. For details see the broker logfile."
+                text = (
+                    f"Login was refused using authentication mechanism {fields.mechanism}. For details see the broker "
+                    "logfile."
+                )
                 self.close(403, text)
             self._end_in_silence()  # without the capability the client hears nothing else (F10)
             return
@@ -408,8 +413,10 @@ class Connection:
             what = method.name if method is not None else "content"
             self.violation(f"{what} on channel {frame.channel}, which is not open")
             self.close(504, "expected 'channel.open'", method)
-        elif self.channel_max and frame.channel > self.channel_max:
-            raise IllegalBytes(504, f"channel {frame.channel} is above the negotiated channel_max {self.channel_max}")
+        elif self.channel_max and len(self.channels) >= self.channel_max:
+            text = f"number of channels opened ({len(self.channels)}) has reached the negotiated channel_max ({self.channel_max})"
+            self.violation(text)
+            self.close(530, text)
         else:
             self.channels[frame.channel] = Channel(self, frame.channel)
             if not self.swallowed(frame.channel, method):
@@ -476,3 +483,10 @@ class Connection:
             channel.end()
         self._deadline.cancel()
         self._deadline = self.timers.after(self.tuning.closing_timeout, lambda: self.end("fin"))
+
+
+def _plain(response: bytes) -> tuple[str, str] | None:
+    parts = response.split(b"\0")
+    if len(parts) != 3:
+        return None
+    return parts[1].decode(errors="replace"), parts[2].decode(errors="replace")
