@@ -12,7 +12,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Collection
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, cast
 
 from attrs import field, frozen
 
@@ -118,8 +118,9 @@ def spent(budget: Budget, spending: Spending | None, cost: float, at: float) -> 
 # --- the policy ---------------------------------------------------------------------------------------------------------
 
 
-def _as_causes(on: object) -> object:
-    return frozenset(on) if isinstance(on, Collection) and not isinstance(on, str | bytes) else on
+def _as_causes(on: Collection[Cause]) -> frozenset[Cause]:
+    # Anything else stays as it is, and is refused by the check that follows.
+    return frozenset(on) if isinstance(on, set | frozenset | tuple | list) else cast("frozenset[Cause]", on)
 
 
 @frozen(kw_only=True)

@@ -372,6 +372,57 @@ async def test_flow_stopped_in_the_packet_of_qos_ok(driver: Driver, listener: Re
     assert [kind for kind in listener.kinds() if kind != "opened"] == ["blocked", "blocked", "unblocked"]
 
 
+async def test_bytes_out(driver: Driver, listener: RecordingReports) -> None:
+    """They grow while the peer takes them, stand still while it does not, and cover a message once it is confirmed."""
+    read = anyio.Event()
+
+    async def script(peer: Peer, channel: int) -> None:
+        await read.wait()
+        last = b""
+        while not last.endswith(b"the end\xce"):
+            last = last[-100:] + await peer.stream.receive()
+        await peer.send(commands.Basic.Ack(1), channel)
+
+    async with linked(driver, listener, script) as link:
+        before = link.bytes_out
+        assert before > 0
+        link.publish(Lane.MAIN, Envelope(routing_key="q"), "m", _LARGE + b"the end", None)
+        while link.bytes_out == before:
+            await anyio.sleep(0.01)
+        assert link.bytes_out < len(_LARGE)
+        read.set()
+        await listener.until(lambda: listener.settled() == [1])
+        assert link.bytes_out >= len(_LARGE)
+
+
+async def test_names_that_a_codec_refuses(driver: Driver, listener: RecordingReports) -> None:
+    """A name is refused at the call or sent as it is; it never costs a message beside it anything."""
+    names = ("x" * 128, "ü", "a b", "x" * 256, "\ud800")
+    seen: list[str] = []
+
+    async def script(peer: Peer, channel: int) -> None:
+        tag = 0
+        while True:
+            _, frame = await peer.receive()
+            if isinstance(frame, commands.Basic.Publish):
+                tag += 1
+                seen.append(frame.exchange)
+                await peer.send(commands.Basic.Ack(tag), channel)
+
+    sent: list[str] = []
+    async with linked(driver, listener, script) as link:
+        for name in names:
+            for envelope in (Envelope(exchange=name), Envelope(routing_key=name), Envelope(type=name)):
+                if link.validate(envelope, "m", b"", None) is None:
+                    link.publish(Lane.MAIN, envelope, "m", b"", None)
+                    sent.append(envelope.exchange)
+            link.publish(Lane.MAIN, Envelope(exchange="fine"), "m", b"", None)
+            sent.append("fine")
+        await listener.until(lambda: len(listener.settled()) == len(sent))
+    assert seen == sent
+    assert set(sent) <= {"", "fine", *names[:3]}
+
+
 # --- texts ----------------------------------------------------------------------------------------------------------
 
 

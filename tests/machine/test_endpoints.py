@@ -419,3 +419,18 @@ def test_a_hand_over_begins_with_its_target_and_ends_with_the_endpoint_it_left(
     assert chosen != before.current or all(
         record.retry_at > at for index, record in enumerate(before.records) if index != before.current
     )
+
+
+# --- the first dial ----------------------------------------------------------------------------------------------
+
+
+def test_the_first_dial_can_be_delayed_and_is_not_an_attempt() -> None:
+    """A fleet that is deployed at one instant spreads its first dials; a hint does not wait for them."""
+    policy = Policy(backoff=FOREVER.backoff, start_jitter=5.0)
+    step = transition(initial(), events.StartRequested(0.0, (1, 0)), policy)
+    assert (step.record.state, dials(step.effects)) == (states.Waiting(0), [])
+
+    for event in (events.RetryTimerFired(0, 3.0), events.ReconnectRequested(3.0)):
+        dialing = transition(step.record, event, policy)
+        assert dials(dialing.effects) == [effects.Dial(1, 1, 0)]
+        assert dialing.record.attempts == 0

@@ -109,7 +109,7 @@ def test_time_does_not_run_backwards(live: tuple[Record, Event], policy: Policy,
 
 #: Which states may follow which, written down a second time and by hand.
 GRAPH: dict[type[machine.states.State], set[type[machine.states.State]]] = {
-    machine.states.Idle: {machine.states.Dialing, machine.states.Closed},
+    machine.states.Idle: {machine.states.Dialing, machine.states.Waiting, machine.states.Closed},
     machine.states.Dialing: {
         machine.states.Restoring,
         machine.states.Waiting,
@@ -201,6 +201,8 @@ def test_attempts_start_again_only_from_proven_health(live: tuple[Record, Event]
         assert isinstance(after.state, machine.states.Dialing)
     elif after.attempts != record.attempts:
         assert after.attempts == 0
+        if record.state == machine.states.Waiting(0):
+            return
         proven = isinstance(event, (machine.events.PublishConfirmed, machine.events.StableTimerFired)) and isinstance(
             record.state, (machine.states.Up, machine.states.HandingOver)
         )
@@ -498,6 +500,7 @@ def test_channel_closes_are_forgotten_after_ten_seconds_and_with_their_link() ->
         (lambda: Breaker(cooldown=math.inf), "cooldown"),
         (lambda: Breaker(threshold=1, cooldown=0, probes=0), "probes"),
         (lambda: Policy(stable_for=-1), "stable_for"),
+        (lambda: Policy(start_jitter=-1), "start_jitter"),
         (lambda: Policy(drain_timeout=float("nan")), "drain_timeout"),
         (lambda: Policy(close_timeout=-1), "close_timeout"),
         (lambda: Policy(abort_timeout=-1), "abort_timeout"),

@@ -120,6 +120,9 @@ def dropping(fault: Fault, *orders: object, **changes: Any) -> Expected:
 EXPECTED: dict[str, Expected] = {
     # Idle
     "Idle | StartRequested": then(states.Dialing(1), effects.Dial(1), TOLD, breaker=Breaker()),
+    "Idle: start_jitter of 5 s | StartRequested": then(
+        states.Waiting(0), effects.StartRetryTimer(0, 0.0, 5.0), TOLD, breaker=Breaker()
+    ),
     "Idle, GaveUp, Closing, Closed | AdmissionRequested": then(None, effects.Refuse(math.inf)),
     "Idle, GaveUp | StopRequested, drain": then(CLOSED, *END),
     "Idle, Waiting, GaveUp | StopRequested, no drain": then(CLOSED, *END),

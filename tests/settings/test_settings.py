@@ -33,6 +33,7 @@ def _resolve(url: object = URL, environ: dict[str, str] | None = None, **explici
 
 DEFAULTS = {
     "endpoint_order": "shuffled",
+    "start_jitter": 0.0,
     "prefer": "any",
     "connect_timeout": 10.0,
     "heartbeat": 60.0,
@@ -118,6 +119,7 @@ def test_settings_pass_through_with_changes() -> None:
 TEXTS = [
     ("NAME", "billing", "name", "billing"),
     ("ENDPOINT_ORDER", "ordered", "endpoint_order", "ordered"),
+    ("START_JITTER", "2.5", "start_jitter", 2.5),
     ("PREFER", "first", "prefer", "first"),
     ("CONNECT_TIMEOUT", "2.5", "connect_timeout", 2.5),
     ("HEARTBEAT", "0", "heartbeat", 0.0),

@@ -8,6 +8,7 @@ message in flight on that channel is sent again, or under `at_most_once` ends as
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Final
 
@@ -46,6 +47,7 @@ def compare(with_bad: Evidence, without: Evidence) -> list[Finding]:
         "A3 a guilty message closes the main channel once": _guilty(with_bad),
         "A4 a refused target is told soon": _refused(with_bad),
     }
+    findings["A5 the next dial begins with another address"] = _next_address(with_bad)
     return [Finding(name, text) for name, texts in findings.items() for text in texts]
 
 
@@ -111,6 +113,17 @@ def _guilty(seen: Evidence) -> Iterator[str]:
         ]
         if publish.item.poison and len(closed) > 1:
             yield f"message {publish.item.number} closed the main channel {len(closed)} times"
+
+
+def _next_address(seen: Evidence) -> Iterator[str]:
+    """After a dial that failed; the name gives its addresses in one order."""
+    if len(seen.network.addresses) < 2:
+        return
+    firsts = seen.network.first_addresses
+    for record, following in itertools.pairwise(seen.links):
+        one, other = firsts.get(record.number), firsts.get(following.number)
+        if record.opened_at is None and one is not None and one == other:
+            yield f"the dials of links {record.number} and {following.number} both begin with {one}"
 
 
 def _refused(seen: Evidence) -> Iterator[str]:

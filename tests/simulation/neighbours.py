@@ -53,6 +53,9 @@ def beside(seed: int) -> Plan:
     rng = stream(seed, "isolation")
     # A destination that holds a tenth of a tiny window or buffer would hold less than one message.
     producer = producer_of(seed, "liveness", quiet=False)
+    # A network on which a channel is opened and a message sent again well within a second; and with two addresses, a
+    # handshake within half of `connect_timeout`.
+    network, brokers = network_of(seed, quiet=False), rng.choice((1, 1, 2))
     kinds = rng.sample(sorted(BAD), rng.randint(3, len(BAD)))
     calls = [*_sound_calls(rng, producer.publish_timeout)]
     number = FIRST_BAD
@@ -60,7 +63,8 @@ def beside(seed: int) -> Plan:
         for call in _bad_calls(rng, kind, number):
             calls.append(call)
             number += len(call.messages)
-    faults = [
+    faults = [*_lost_dials(rng)]
+    faults += [
         Fault(rng.uniform(FAULTS_FROM, ENDS_AT), rng.choice(_TROUBLES), 2.0, 50) for _ in range(rng.randint(0, 3))
     ]
     plan = calm(
@@ -71,11 +75,26 @@ def beside(seed: int) -> Plan:
         duration=ENDS_AT,
         ends_at=ENDS_AT,
         producer=producer,
-        network=network_of(seed, quiet=False),
+        network=evolve(
+            network,
+            latency=min(network.latency, 0.03 if brokers == 1 else 0.005),
+            window=max(network.window, 4096),
+            bandwidth=max(network.bandwidth, 1e6),
+            slices=0,
+        ),
+        brokers=brokers,
         sync_interval=rng.choice((0.0, 0.05, 0.2)),
         neighbours=True,
         bad=frozenset(kinds),
     )
+
+
+def _lost_dials(rng: random.Random) -> Iterator[Fault]:
+    """Half of the plans lose the link while dials fail for a time."""
+    if rng.random() < 0.5:
+        at = rng.uniform(FAULTS_FROM, FAULTS_FROM + 5.0)
+        yield Fault(at, rng.choice(("refuse", "mute", "accept then drop")), 9.0)
+        yield Fault(at + 0.01, "rst")
 
 
 def alone(plan: Plan) -> Plan:

@@ -131,7 +131,7 @@ class Way:
         self._changed = trio.Event()
 
     def cut(self, after: int) -> None:
-        """End the wire behind so many bytes more: with a FIN, or with a RST where the number is negative."""
+        """End the wire behind this number of further bytes: with a FIN, or with a RST where the number is negative."""
         self.cut_after, self.cut_resets = abs(after), after < 0
 
     async def wait_thawed(self) -> None:
@@ -162,7 +162,7 @@ class Wire:
         self.to_client = Way(plan)
         self.client_closed_at: float | None = None
         self.broken = False
-        #: What ended it: "rst", "fin" or "cut"; None: nobody but its two ends.
+        #: What ended it: "rst", "fin" or "cut"; None: one of its two ends.
         self.ended_by: str | None = None
         self.client: ClientEnd
         #: At the instant the client closed: seconds since the last byte, since an inbound frame began, since a write did.
@@ -220,6 +220,10 @@ class Network:
         self._trace = trace
         self._tasks = tasks
         self._dials = 0
+        #: Whether the name gives its addresses in the same order each time.
+        self.fixed_order = False
+        #: By link, the address that its dial began with.
+        self.first_addresses: dict[int, str] = {}
 
     @property
     def live(self) -> list[Wire]:
@@ -244,6 +248,7 @@ class Network:
     ) -> Dialed:
         """Connect; what the native driver calls."""
         self._dials += 1
+        dials = self._dials
         first = len(self.wires)
         fates: list[str] = []
 
@@ -254,11 +259,15 @@ class Network:
                 raise socket.gaierror(socket.EAI_NONAME, "no such name")
             if port >= FIRST_PORT:
                 return [self.addresses[port - FIRST_PORT]]
+            if self.fixed_order:
+                return self.addresses
             # A name with several addresses gives them in another order each time.
             return self._rng.sample(self.addresses, len(self.addresses))
 
         async def connect(address: str, port: int) -> ByteStream:
             fate = self.fates.get(address, "open")
+            if not fates:
+                self.first_addresses[dials] = address
             fates.append(fate)
             self._trace.see(f"dial: {fate}")
             return await self._connect(address, fate)

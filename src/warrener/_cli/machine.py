@@ -119,6 +119,7 @@ class Line:
 _BACKOFF = Backoff(cap=60, attempts=10)
 _STAY = Policy(backoff=_BACKOFF)
 _RAISE = Policy(backoff=_BACKOFF, when_exhausted="raise")
+_START_JITTER = Policy(backoff=_BACKOFF, start_jitter=5.0)
 _PREFER = Policy(backoff=_BACKOFF, prefer="first")
 _CLOSES = tuple(AT - seconds for seconds in (9, 7, 5, 3, 1))
 
@@ -142,6 +143,7 @@ def _situations(state: states.State) -> Iterator[tuple[str, Record, Policy]]:
     plain = _plain(state)
     if isinstance(state, states.Idle):
         yield "", Record(), _STAY
+        yield "start_jitter of 5 s", Record(), _START_JITTER
         return
     yield "", plain, _STAY
     seeking = isinstance(

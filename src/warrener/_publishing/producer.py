@@ -180,6 +180,7 @@ class Producer(Declaring):
                 drain_timeout=s.drain_timeout,
                 close_timeout=s.close_timeout,
                 abort_timeout=s.abort_timeout,
+                start_jitter=s.start_jitter,
                 prefer=s.prefer,
                 when_exhausted=s.when_exhausted,
             ),

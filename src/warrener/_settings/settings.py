@@ -132,6 +132,7 @@ class SettingsFields(TypedDict, total=False):
 
     name: str | None
     endpoint_order: EndpointOrder
+    start_jitter: float
     prefer: Prefer
     mechanism: Mechanism | None
     server_hostname: str | None
@@ -189,6 +190,8 @@ class Settings:
     endpoints: tuple[Endpoint, ...]
     #: The order of the first dials: drawn at random, or as listed.
     endpoint_order: EndpointOrder = row(one_of("shuffled", "ordered"), "shuffled")
+    #: The longest random delay before the first dial, so that a fleet does not start at one instant.
+    start_jitter: float = row(seconds(zero=True, forever=False), 0.0)
     #: "first": the producer goes back to the first endpoint of the list when another one was used for a while.
     prefer: Prefer = row(one_of("any", "first"), "any")
     #: The client property `connection_name`, as the broker's management pages show it.

@@ -24,6 +24,7 @@ Invariants:
 
 from __future__ import annotations
 
+import encodings.idna  # noqa: F401 - `getaddrinfo` would import it at the first dial, perhaps without a free descriptor
 import errno
 import ipaddress
 import logging
@@ -64,7 +65,14 @@ Resolve: TypeAlias = Callable[[str, int], Awaitable[Sequence[str]]]
 Connect: TypeAlias = Callable[[str, int], Awaitable[ByteStream]]
 
 #: What a failed attempt may raise. `ssl.SSLError` is an OSError; a ValueError comes from names that TLS cannot carry.
-_FAILURES = (OSError, anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, ValueError)
+_FAILURES = (
+    OSError,
+    MemoryError,
+    anyio.EndOfStream,
+    anyio.BrokenResourceError,
+    anyio.ClosedResourceError,
+    ValueError,
+)
 
 
 @frozen
@@ -226,6 +234,9 @@ async def _secured(stream: ByteStream, host: str, context: ssl.SSLContext) -> tu
     return secured, f"{version} {cipher}"
 
 
+_BAD_FILES = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+
+
 def _make_context(endpoint: Endpoint) -> ssl.SSLContext:
     """Make a context that verifies chain and name, from files that are read anew, so that they may be replaced."""
     what = "cafile"
@@ -244,6 +255,9 @@ def _make_context(endpoint: Endpoint) -> ssl.SSLContext:
             what = "certfile or keyfile"
             context.load_cert_chain(endpoint.certfile, endpoint.keyfile, password=passphrase)
     except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and not isinstance(error, (ssl.SSLError, *_BAD_FILES)):
+            # The machine's fault (no descriptor, no memory, a failing disk) and not that of the file: time may mend it.
+            raise LinkDown(fault_of(error, DialPhase.DIALING)) from None
         raise LinkDown(Fault(FaultKind.TLS, _unusable_file(what, error, endpoint, encrypted=encrypted))) from None
     return context
 

@@ -296,6 +296,9 @@ def fault_of(error: BaseException, phase: DialPhase, *, seconds: float = 0.0) ->
             if phase is DialPhase.UP:
                 return Fault(FaultKind.CONNECTION_LOST, f"the connection was lost ({_reason(error)})")
             return Fault(FaultKind.UNREACHABLE, f"the connection failed while {phase.value} ({_reason(error)})")
+        case MemoryError():
+            kind = FaultKind.CONNECTION_LOST if phase is DialPhase.UP else FaultKind.UNREACHABLE
+            return Fault(kind, f"this machine had no memory left for the link while {phase.value}")
         case BaseExceptionGroup() if error.exceptions:
             return fault_of(error.exceptions[0], phase, seconds=seconds)
         case _:

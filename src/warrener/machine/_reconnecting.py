@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from warrener.errors import Fault, FaultKind
-from warrener.machine import effects, states
+from warrener.machine import effects, events, states
 from warrener.machine._closing import closed
 from warrener.machine._counting import count_failure, leave_up
 from warrener.machine._record import Policy, Record, Step, next_record
 from warrener.machine.backoff import retry_delay, slowest_delay
 from warrener.machine.breaker import cooled
-from warrener.machine.endpoints import endpoint_failed, next_endpoint, prefer_delay
+from warrener.machine.endpoints import endpoint_failed, in_order, next_endpoint, prefer_delay
 
-__all__ = ["channel_closed", "come_up", "dial", "drop", "link_lost", "retry"]
+__all__ = ["channel_closed", "come_up", "dial", "drop", "link_lost", "retry", "wait_for_the_start"]
 
 #: The storm limit: a link is replaced when more than `CHANNEL_CLOSES` channels are closed within `CHANNEL_WINDOW` seconds.
 CHANNEL_CLOSES = 5
@@ -27,6 +27,14 @@ def dial(record: Record, *, attempts: int, first: tuple[effects.Effect, ...] = (
     dial = effects.Dial(dialing.link, endpoints.current, endpoints.record.address)
     orders = (*first, dial, effects.Announce(record.state, dialing, fault))
     return Step(next_record(record, record.at, dialing, attempts=attempts, channel_closes=()), orders)
+
+
+def wait_for_the_start(record: Record, event: events.StartRequested, at: float, policy: Policy) -> Step:
+    """Wait a random time before the first dial."""
+    waiting = states.Waiting(record.state.link)
+    after = next_record(record, at, waiting, breaker=policy.breaker, endpoints=in_order(event.order))
+    timer = effects.StartRetryTimer(waiting.link, 0.0, policy.start_jitter)
+    return Step(after, (timer, effects.Announce(record.state, waiting)))
 
 
 def come_up(record: Record, state: states.Restoring, at: float, policy: Policy) -> Step:

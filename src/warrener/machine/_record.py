@@ -36,6 +36,8 @@ class Policy:
     close_timeout: float = 3.0
     #: The longest time for the abort; after it the machine is closed, even if the end of the link was not reported.
     abort_timeout: float = 1.0
+    #: The first dial comes after a random delay of at most this time, so that a fleet does not start at one instant.
+    start_jitter: float = 0.0
     #: "first": a link to another endpoint than the first one is handed over to the first one, after `stable_for`.
     prefer: Literal["any", "first"] = "any"
     #: When all attempts are used: "stay" until `reconnect()` is called, or "raise" an error from `run()`.
@@ -43,7 +45,7 @@ class Policy:
 
     def __attrs_post_init__(self) -> None:
         """Refuse values that make no sense."""
-        for name in ("stable_for", "drain_timeout", "close_timeout", "abort_timeout"):
+        for name in ("stable_for", "start_jitter", "drain_timeout", "close_timeout", "abort_timeout"):
             if not getattr(self, name) >= 0:
                 raise SettingsError(f"{name} must be 0 seconds or more, not {getattr(self, name)}")
         if self.when_exhausted not in ("stay", "raise"):

@@ -48,7 +48,7 @@ from warrener.machine import effects, events, states
 from warrener.machine._closing import closed, stop
 from warrener.machine._counting import ask_breaker, confirmed, leave_up, loss_counts
 from warrener.machine._handing_over import close_link, go_on, hand_over, prefer_first
-from warrener.machine._reconnecting import channel_closed, come_up, dial, drop, link_lost, retry
+from warrener.machine._reconnecting import channel_closed, come_up, dial, drop, link_lost, retry, wait_for_the_start
 from warrener.machine._record import Policy, Record, Step, next_record
 from warrener.machine.endpoints import begin_pass, endpoint_proven, in_order
 
@@ -99,6 +99,8 @@ def transition(record: Record, event: events.Event, policy: Policy) -> Step:
 def _while_idle(record: Record, event: events.Event, at: float, policy: Policy) -> Step:
     match event:
         case events.StartRequested():
+            if policy.start_jitter > 0:
+                return wait_for_the_start(record, event, at, policy)
             endpoints = begin_pass(in_order(event.order), at)
             return dial(next_record(record, at, breaker=policy.breaker, endpoints=endpoints), attempts=0)
         case events.StopRequested():
@@ -121,12 +123,12 @@ def _while_waiting(record: Record, state: states.Waiting, event: events.Event, a
     match event:
         case events.RetryTimerFired():
             endpoints = begin_pass(record.endpoints, at)
-            return dial(next_record(record, at, endpoints=endpoints), attempts=record.attempts + 1)
+            return dial(next_record(record, at, endpoints=endpoints), attempts=_next_attempt(record))
         case events.ReconnectRequested():
             if at - record.hinted_at < HINT_GAP:
                 return Step(record)
             hinted = next_record(record, at, hinted_at=at, endpoints=begin_pass(record.endpoints, at, hinted=True))
-            return dial(hinted, attempts=record.attempts + 1, first=(effects.CancelTimer("retry"),))
+            return dial(hinted, attempts=_next_attempt(record), first=(effects.CancelTimer("retry"),))
         case events.StopRequested() | events.Drained() | events.DrainTimerFired():
             return stop(record, state, event, at, policy)
         case events.AdmissionRequested() | events.PermitReleased() | events.CooldownTimerFired():
@@ -140,6 +142,11 @@ def _while_waiting(record: Record, state: states.Waiting, event: events.Event, a
             return Step(record)
         case _:
             assert_never(event)
+
+
+def _next_attempt(record: Record) -> int:
+    """Return the number of the pass that begins; the first pass of all is not counted."""
+    return record.attempts + 1 if record.state.link else 0
 
 
 def _while_dialing(record: Record, state: states.Dialing, event: events.Event, at: float, policy: Policy) -> Step:

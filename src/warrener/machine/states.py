@@ -33,7 +33,7 @@ class Idle:
 
 @frozen
 class Waiting:
-    """There is no link. The retry timer runs; `link` is the number of the last link that was tried."""
+    """There is no link. The retry timer runs; `link` is the number of the last link that was tried, 0 before the first."""
 
     link: int
 

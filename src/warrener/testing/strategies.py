@@ -110,6 +110,7 @@ def policies() -> st.SearchStrategy[Policy]:
         backoff=backoffs(),
         breaker=st.none() | breakers(closed=True),
         stable_for=st.floats(min_value=0, max_value=60),
+        start_jitter=st.sampled_from((0.0, 5.0)),
         drain_timeout=st.floats(min_value=0, max_value=60),
         close_timeout=st.floats(min_value=0, max_value=60),
         abort_timeout=st.floats(min_value=0, max_value=60),
@@ -123,7 +124,7 @@ def states() -> st.SearchStrategy[State]:
     flag = st.booleans()
     return st.one_of(
         st.just(machine.states.Idle()),
-        st.builds(machine.states.Waiting, _LINKS),
+        st.builds(machine.states.Waiting, _LINKS | st.just(0)),
         st.builds(machine.states.Dialing, _LINKS, flag),
         st.builds(machine.states.Restoring, _LINKS, flag),
         st.builds(machine.states.Up, _LINKS, flag, flag),

@@ -32,10 +32,13 @@ from warrener.drivers._faults import DialPhase, fault_of
 from warrener.drivers.aiormq._engine import Engine
 from warrener.drivers.aiormq._link import AiormqLink, TaskEndpoint
 from warrener.drivers.base import Lane, Link, LinkDown, LinkListener, LinkOptions, Peer
-from warrener.errors import Fault
+from warrener.errors import Fault, FaultKind
 from warrener.records import Endpoint, Returned
 
 __all__ = ["open_bridged"]
+
+#: Looked for now: a later dial may find no free file descriptor.
+_UVLOOP = importlib.util.find_spec("uvloop") is not None
 
 #: Beyond the engine's own bounds: how long the host waits for a thread to end before it lets go of it; seconds. Only a
 #: name resolution that the platform cannot cancel keeps one that long.
@@ -206,7 +209,7 @@ class _Bridge:
             anyio.run(
                 self._main,
                 backend="asyncio",
-                backend_options={"use_uvloop": importlib.util.find_spec("uvloop") is not None},
+                backend_options={"use_uvloop": _UVLOOP},
             )
         except Exception as error:  # noqa: BLE001 - the thread has no other way to tell its host
             self.inward.post(self._note, fault_of(error, DialPhase.DIALING))
@@ -253,7 +256,11 @@ async def open_bridged(endpoint: Endpoint, options: LinkOptions, listener: LinkL
     """Open a link in an asyncio loop in a thread; see `warrener.drivers.base`."""
     bridge = _Bridge(endpoint, options, listener)
     left = False
-    bridge.start()
+    try:
+        bridge.start()
+    except RuntimeError:
+        text = "the operating system refused a thread for the link; see its limits for threads and memory"
+        raise LinkDown(Fault(FaultKind.UNREACHABLE, text)) from None
     try:
         await bridge.answered.wait()
         if bridge.fault is None:

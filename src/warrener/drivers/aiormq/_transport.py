@@ -38,8 +38,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Epoch", "FilteringTransport", "Parcel"]
 
-#: A send call gets at most so many bytes, so that "stalled" means that not even these went out in time.
-_LARGEST_SEND = 256 * 1024
+#: A send call gets at most this number of bytes: "stalled" then means that not even these went out in time, and
+#: `bytes_out` shows the progress on a slow line.
+_LARGEST_SEND = 64 * 1024
 _LARGEST_RECEIVE = 65536
 #: So many answers may wait for the socket; what a broker asks beyond them would grow our memory at its will.
 _ANSWERS = 1000
@@ -162,7 +163,7 @@ class FilteringTransport(asyncio.Transport):
         except LinkDown as down:
             self.seal()
             self._failed(down)
-        except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError) as error:
+        except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError, MemoryError) as error:
             self._failed(error)
             self._lose()
 
@@ -267,7 +268,7 @@ class FilteringTransport(asyncio.Transport):
                     await self._stream.aclose()
                     self._lose()
                     return
-        except (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError) as error:
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError, MemoryError) as error:
             self._failed(error)
             self._lose()
 

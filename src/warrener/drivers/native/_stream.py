@@ -16,4 +16,5 @@ STREAM_ENDS: Final = (
     anyio.BusyResourceError,
     anyio.ClosedResourceError,
     OSError,
+    MemoryError,
 )
