@@ -1107,3 +1107,17 @@ def test_the_open_channels_are_known() -> None:
     assert bench.ledger.channel(Lane.SUSPECT) == 2
     bench.lose()
     assert bench.ledger.channel(Lane.MAIN) is None
+
+
+def test_what_waits_to_be_sent_again_waits_once_after_two_lost_links() -> None:
+    """Cancelled in the middle, and moved to its place for the next link: nothing stands in a queue twice."""
+    bench = Bench()
+    deliveries = bench.publish(4)
+    bench.lose()
+    bench.ledger.cancel(deliveries[1])
+    bench.begin()
+    bench.ledger.ends.link_lost(LOST, lambda _channel: 0)
+    bench.up()
+    assert bench.ledger.buffered == 3
+    assert bench.write() == [deliveries[0], deliveries[2], deliveries[3]]
+    assert bench.ledger.buffered == 0

@@ -489,6 +489,7 @@ class Joint(RuleBasedStateMachine):
         code = draw.draw(st.sampled_from([404, 404, 541]))
         last = link.tags[channel]
         written = last if draw.draw(mostly) else draw.draw(st.integers(max(0, last - 2), last))
+        link.offered_tags[channel] = written
         there = self.open_attempts(channel)
         seen = [each for each in there if each.tag <= written and not each.returned]
         for attempt in there:

@@ -166,10 +166,7 @@ class Waiting:
     def new_link(self) -> None:
         """A new link begins: exchanges have to be introduced again, and messages that come back wait for that."""
         self.introductions.new_link()
-        resend = self.resend.live()
-        for delivery in resend:
-            self.resend.remove(delivery)
-        self.put_back(resend)
+        self.put_back(self.resend.take_all())
 
     def live(self) -> list[Delivery]:
         """Return all messages that wait, those that come back first."""
