@@ -157,7 +157,7 @@ def hand_over_to(endpoints: Endpoints, target: int) -> Endpoints:
     moved = EndpointRecord(before.failures, before.retry_at, before.last_fault, before.address + 1)
     others = tuple(index for index in endpoints.queue if index not in (target, left))
     queue = (target, *others) if target == left else (target, *others, left)
-    return _taken(Endpoints(_replaced(endpoints, moved), queue, left), target)
+    return _taken(Endpoints(_replaced(endpoints, moved), queue), target)
 
 
 def prefer_delay(endpoints: Endpoints, stable_for: float) -> float:
