@@ -97,7 +97,7 @@ def begin_pass(endpoints: Endpoints, at: float, *, hinted: bool = False) -> Endp
     records = endpoints.records
     if hinted:
         records = tuple(_with_retry_at(record, -math.inf) for record in records)
-    fresh = Endpoints(records, endpoints.queue, endpoints.current)
+    fresh = Endpoints(records, endpoints.queue)
     following = next_endpoint(fresh, at)
     if following is not None:
         return following
