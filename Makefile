@@ -47,6 +47,7 @@ check: ## lint, types, layers, and the tests that need no broker with few exampl
 test: ## all tests but the very long ones, against a real RabbitMQ too, 20 s of fuzzing and 500 seeds; five minutes
 	$(NEEDS) run test check
 	@scripts/rabbitmq.sh
+	@scripts/postgresql.sh
 	@rm -rf $(REPORTS)
 	@$(MAKE) -j3 -k $(APART) _pure _broker types lint layers fuzz simulation SECONDS=20 SEEDS=500; $(BIN)/python scripts/count_tests.py $$? $(REPORTS)
 
@@ -54,6 +55,7 @@ test: ## all tests but the very long ones, against a real RabbitMQ too, 20 s of 
 test-full: ## everything: all copies, 1,000 examples, 2,000 seeds, 5 minutes of fuzzing, planted bugs, mutants, the operations kit
 	$(NEEDS) run test check docs deep
 	@scripts/rabbitmq.sh
+	@scripts/postgresql.sh
 	@scripts/program.sh chromium || echo "Going on without Chromium: the tests of the status page are skipped." >&2
 	@scripts/program.sh promtool || echo "Going on without promtool: the alerts' tests are skipped." >&2
 	@rm -rf $(REPORTS)
@@ -148,6 +150,22 @@ mutation: ## plant small bugs in the pure core, and see that its tests notice (s
 	$(NEEDS) run test deep
 	@$(BIN)/python scripts/mutation.py
 
+.PHONY: outbox-kills
+outbox-kills: SQLITE ?= 1000
+outbox-kills: POSTGRES ?= 200
+outbox-kills: ## kill the process that fills an outbox, again and again, and settle the account (SQLITE=1000 POSTGRES=200; an hour)
+	$(NEEDS) run test
+	@scripts/rabbitmq.sh
+	@scripts/postgresql.sh
+	@$(BIN)/python -m tests.outbox.crashes --sqlite $(SQLITE) --postgres $(POSTGRES)
+
+.PHONY: bench-outbox
+bench-outbox: ## measure the outbox beside the plain databases and beside the producer alone
+	$(NEEDS) run test bench
+	@scripts/rabbitmq.sh
+	@scripts/postgresql.sh
+	@$(BIN)/python benchmarks/outbox.py
+
 .PHONY: bench
 bench: ## measure against the peers; table, JSON, plots (QUICK=1: 3 minutes; PIN=1: broker and clients on CPUs of their own; DOCUMENT=1: into docs/performance.md)
 	$(NEEDS) run test bench
@@ -179,6 +197,10 @@ clean: ## remove the environment and all caches of this folder; what was unpacke
 .PHONY: help
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r target does; do printf '  make %-12s %s\n' "$$target" "$$does"; done
+
+.PHONY: postgresql
+postgresql:
+	@scripts/postgresql.sh
 
 .PHONY: rabbitmq4
 rabbitmq4:

@@ -1,5 +1,8 @@
 """A RabbitMQ producer for Trio and anyio that survives its broker and tells the truth about each message."""
 
+import importlib
+from typing import TYPE_CHECKING
+
 from warrener._publishing.handles import PublishHandle
 from warrener._publishing.producer import Producer, open_producer
 from warrener._publishing.streams import Changes, Outcomes
@@ -96,3 +99,13 @@ __all__ = [
     "WarrenerError",
     "open_producer",
 ]
+
+if TYPE_CHECKING:
+    from warrener import outbox as outbox
+
+
+def __getattr__(name: str) -> object:
+    # `warrener.outbox` is there after `import warrener`; it is loaded when it is first used.
+    if name == "outbox":
+        return importlib.import_module("warrener.outbox")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

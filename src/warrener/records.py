@@ -111,7 +111,7 @@ class Endpoint:
 
 @frozen(eq=False)
 class Envelope:
-    """Everything that is sent with a body, except what differs from message to message (body, message_id, token).
+    """The fields that many messages share: all but the body, the message_id and the token.
 
     Compared by identity, so that a driver may keep the marshalled frames of an envelope it has seen; the producer hands
     equal publishes the same envelope.
@@ -267,7 +267,7 @@ class Message:
             "mandatory": mandatory,
         }
         object.__setattr__(self, "__dict__", values)
-        # Most messages have a routing key, a body and nothing else; they need no further questions.
+        # Most messages have a routing key, a body and nothing else; they need no further checks.
         if not (
             body.__class__ is bytes
             and _is_plain(routing_key)

@@ -535,6 +535,54 @@ async def test_a_refused_declaration_names_its_entity(
     assert down.value.fault.entity == str(wanted)
 
 
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        (Exchange("warrener.no.such.type", "no-such-type"), "exchange type"),
+        (Queue("warrener.bad.argument", arguments={"x-message-ttl": "soon"}), "one of its arguments"),
+    ],
+    ids=["exchange type", "argument"],
+)
+async def test_a_definition_that_the_broker_never_takes(
+    driver: Driver, endpoint: Endpoint, listener: RecordingReports, wanted: Exchange | Queue, said: str
+) -> None:
+    """A lasting refusal about the entity, though RabbitMQ closes the connection for one and the channel for the other."""
+    with pytest.raises(LinkDown) as down:
+        async with driver.open(endpoint, options(), listener) as link:
+            await link.declare([wanted])
+            await sleep_until_cancelled()
+    fault = down.value.fault
+    assert (fault.kind, fault.entity, said in fault.text) == (FaultKind.TOPOLOGY, str(wanted), True)
+
+
+async def test_what_was_declared_can_be_undone(
+    driver: Driver, endpoint: Endpoint, listener: RecordingReports, queue_name: str
+) -> None:
+    """Bindings of queues and exchanges, a server-named queue; unbinding, purging and deleting, with their counts."""
+    outer = Exchange(f"outer.{queue_name}", "fanout", durable=False, auto_delete=True)
+    inner = Exchange(f"inner.{queue_name}", "fanout", durable=False, auto_delete=True)
+    own = Queue.server_named()
+    to_inner, to_own = Binding(source=outer.name, destination=inner), Binding(source=inner.name, destination=own)
+    async with driver.open(endpoint, options(), listener) as link, queue(link, queue_name):
+        to_queue = Binding(source=outer.name, destination=queue_name)
+        names = await link.declare([outer, inner, own, to_inner, to_own, to_queue])
+        (name,) = names
+        assert name.startswith("amq.gen")
+
+        async def publish(count: int) -> None:
+            first = len(listener.settled())
+            for _ in range(count):
+                link.publish(Lane.MAIN, Envelope(exchange=outer.name), "m", b"", None)
+            await listener.until(lambda: len(listener.settled()) == first + count)
+
+        await publish(2)
+        await link.unbind(to_inner)
+        await publish(1)
+        assert await link.purge(queue_name) == 3
+        assert await link.delete_queue(name) == 2
+        await link.unbind(to_queue)
+
+
 # --- blocked --------------------------------------------------------------------------------------------------------
 
 

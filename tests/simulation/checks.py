@@ -1,8 +1,8 @@
 """The checks at the end of a run: what the producer said against what the brokers, the network and the seam saw.
 
 Each check is one function from a run to what it finds wrong, named after what it checks (the S numbers are those of
-docs/testing.md). A check must never cry wolf: where the simulation itself lied to the producer in a way that nobody could
-have seen through (`FaultInjector.credible_lies`), those who were in flight then are left out.
+docs/testing.md). A check gives no false alarm: where the simulation lied to the producer in a way that no client
+can see through (`FaultInjector.credible_lies`), those who were in flight then are left out.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def confirmed_is_stored(seen: Evidence) -> Iterator[str]:
             if seen.deleted(queue, attempt.at if alone else opened_at):
                 continue
             if not publish.item.mandatory and seen.deleted(queue, 0.0):
-                continue  # there may have been no queue, and nobody asked to be told
+                continue  # there may have been no queue, and without `mandatory` the broker says nothing
             enqueues = [each for each in seen.enqueued.get(publish.item.number, ()) if each[2] == queue]
             if not any(link == attempt.link for _, _, _, link in enqueues):
                 yield f"{_name(publish)} is confirmed and never came into {queue!r} by link {attempt.link}"
@@ -146,7 +146,7 @@ def confirmed_is_stored(seen: Evidence) -> Iterator[str]:
 
 
 def rejected_is_nowhere(seen: Evidence) -> Iterator[str]:
-    """S2: what was rejected, or cancelled before it was handed over, came into no queue."""
+    """S2: a message that was rejected, or cancelled before it was begun, came into no queue."""
     for publish in seen.publishes:
         enqueues = seen.enqueued.get(publish.item.number)
         if enqueues is None:
@@ -189,7 +189,7 @@ def no_silent_duplicates(seen: Evidence) -> Iterator[str]:
 
 
 def one_outcome_in_time(seen: Evidence) -> Iterator[str]:
-    """S5: every call ends, once, by its deadline; an answer is passed on at once; who has left hears of it later."""
+    """S5: every call ends, once, by its deadline; an answer reaches its caller at once; the outcome of a cancelled call comes later."""
     yield from seen.workload.wrong
     if seen.run.crash is not None:
         yield f"run() raised {seen.run.crash!r}"
@@ -209,7 +209,7 @@ def one_outcome_in_time(seen: Evidence) -> Iterator[str]:
                 yield f"{_name(publish)}: CircuitOpen after {waited:.3f} s and {len(publish.attempts)} attempts"
         yield from _told_at_once(publish)
     yield from _late_outcomes(seen)
-    yield from (f"an outcome of nobody: {stray}" for stray in seen.run.stray)
+    yield from (f"an outcome of no known message: {stray}" for stray in seen.run.stray)
 
 
 def _told_at_once(publish: Publish) -> Iterator[str]:
@@ -271,7 +271,7 @@ def outcomes_match(seen: Evidence) -> Iterator[str]:
                 right = _was_refused(seen, publish, code) and (final.may_have_been_delivered or len(reached) <= 1)
             case NotSent():
                 right = not reached
-            case _:  # at its deadline a message may be in the link's own buffer still: nobody claims that it was sent
+            case _:  # at its deadline a message may be in the link's own buffer still: Unconfirmed does not claim that it was written
                 right = bool(publish.attempts)
         if not right:
             yield f"{_name(publish)} ended as {describe(final)}, and what was seen is {publish.attempts}"
@@ -321,7 +321,7 @@ def unknown_has_a_cause(seen: Evidence) -> Iterator[str]:
             and record.at > healed_at + TICK
             and _lost_while_open(seen, record)
         ):
-            yield f"link {record.number} was lost after everything was mended: {record.fault}"
+            yield f"link {record.number} was lost after all faults had ended: {record.fault}"
 
 
 def _causes(seen: Evidence, publish: Publish) -> Iterator[bool]:
@@ -467,14 +467,14 @@ def _closing(seen: Evidence) -> Iterator[str]:
         yield from (
             f"{name!r} is reported as unconfirmed" for name in run.report.unconfirmed if name not in ids["unknown"]
         )
-        # A publish that was cancelled before it was handed over has no other outcome.
+        # A publish that was cancelled before it was begun has no other outcome.
         cancelled = {publish.message_id for publish in seen.publishes if publish.cancelled}
         certain = ids["rejected"] | cancelled
         yield from (f"{name!r} is reported as not sent" for name in run.report.not_sent if name not in certain)
 
 
 def dead_peers_are_noticed(seen: Evidence) -> Iterator[str]:
-    """R12: a link does not outlive silence, a frame that never becomes whole, or a write that nobody takes."""
+    """R12: a link does not outlive silence, a frame that never becomes whole, or a write that does not finish."""
     plan = seen.plan.producer
     leaving = CLOSE_TIMEOUT + 2 * ABORT_TIMEOUT + LAST_WORDS
     for wire in seen.network.wires:

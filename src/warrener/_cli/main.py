@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from warrener._cli import check, completion, demo, machine, publish, rehearse, serve
+from warrener._cli import check, completion, demo, machine, outbox, publish, rehearse, serve
 
 __all__ = ["main"]
 
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="A RabbitMQ producer that survives its broker and tells the truth about each message.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (check, demo, publish, machine, rehearse, serve):
+    for command in (check, demo, publish, outbox, machine, rehearse, serve):
         command.add_parser(commands)
     completion.add_parser(commands, parser)
     args = parser.parse_args(argv)

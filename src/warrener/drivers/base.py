@@ -4,8 +4,8 @@ A third driver needs nothing but this file (docs/drivers.md). A driver keeps the
 
 * `Driver.open` is an async context manager. Entering it takes at most `LinkOptions.connect_timeout`, from name
   resolution to confirm.select-ok. It is one pass over all addresses of the endpoint: an address that has not finished
-  its handshake within its share of that time is left for the next one (docs/drivers.md). A failure is one `LinkDown`, raised without an ExceptionGroup. A cancellation stays a
-  cancellation.
+  its handshake within its share of that time is left for the next one (docs/drivers.md). A failure is one `LinkDown`,
+  raised without an ExceptionGroup. A cancellation stays a cancellation.
 * The context manager owns the socket, the tasks and the heartbeat. When the link dies, the driver cancels the body of the
   `async with`, closes everything, and then raises one `LinkDown` without an ExceptionGroup. When the body ends by itself,
   the driver does the AMQP close handshake within `close_timeout` and then aborts. When the body ends by an exception or a

@@ -6,7 +6,9 @@ See docs/outbox.md for the guarantees, the table, and how any program stores a m
 from warrener.outbox._add import add, add_async
 from warrener.outbox._outbox import Outbox
 from warrener.outbox._relay import Relay
+from warrener.outbox._schema import ddl
 from warrener.outbox.errors import OutboxError, OutboxFull, OutboxNotFlushed, OutboxProblem, OutboxUnusable
+from warrener.outbox.place import outbox_at
 from warrener.outbox.postgres import PostgresOutbox
 from warrener.outbox.records import Entry
 from warrener.outbox.sqlite import SQLiteOutbox
@@ -27,4 +29,6 @@ __all__ = [
     "Stored",
     "add",
     "add_async",
+    "ddl",
+    "outbox_at",
 ]

@@ -7,6 +7,7 @@ wait together, the deletes of confirmed rows and the next claim share one commit
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import uuid
@@ -327,7 +328,7 @@ class Relay:
             done = await self._call(self._store.transact, work, self._token, self._policy.lease)
         except OutboxUnusable as error:
             for one in pending:
-                self._answer(one, error)
+                self._answer(one, copy.copy(error))  # each caller raises an exception of its own
             if not pending or self._failure is None:
                 self._store_failed(error)
             return

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
+from operator import attrgetter
 from typing import Any, Final
 
 from warrener._properties import PROPERTIES, FieldValue
@@ -27,18 +28,20 @@ _PLAIN: Final[Mapping[str, object]] = {
     "mandatory": True,
 }
 _KNOWN: Final = frozenset({*_PLAIN, "headers", "timestamp"})
-#: Columns of text, which PostgreSQL keeps without NUL.
-_TEXTS: Final = ("message_id", "exchange", "routing_key")
+_plain_values = attrgetter(*_PLAIN, "timestamp")
+_DEFAULTS: Final = (*_PLAIN.values(), None)
 
 
 def encode(message: Message, key: str | None = None) -> NewRow:
     """Return the row of a message. Raises TypeError or `InvalidMessage` for a key, an id or an address that cannot be kept."""
     if key is not None and not isinstance(key, str):
         raise TypeError(f"key must be str or None, not {type(key).__name__}")
-    for name in _TEXTS:
-        _check_text(message, name, getattr(message, name))
-    if key is not None:
-        _check_text(message, "key", key)
+    texts = f"{message.message_id}{message.exchange}{message.routing_key}{key or ''}"
+    if not texts.isascii() or "\0" in texts:
+        _check_texts(message, key)
+    # Most messages have a routing key, a body and nothing else.
+    if not message.headers and _plain_values(message) == _DEFAULTS:
+        return NewRow(message.message_id, key, message.exchange, message.routing_key, "{}", message.body)
     properties: dict[str, object] = {
         name: value for name, default in _PLAIN.items() if (value := getattr(message, name)) != default
     }
@@ -46,14 +49,15 @@ def encode(message: Message, key: str | None = None) -> NewRow:
         properties["timestamp"] = _utc(message.timestamp).isoformat()
     if message.headers:
         properties["headers"] = {name: _to_json(value) for name, value in message.headers.items()}
-    text = json.dumps(properties, ensure_ascii=False, separators=(",", ":"), sort_keys=True) if properties else "{}"
+    text = json.dumps(properties, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
     return NewRow(message.message_id, key, message.exchange, message.routing_key, text, message.body)
 
 
-def _check_text(message: Message, name: str, text: str) -> None:
-    if "\0" in text:
-        raise InvalidMessage(message.message_id, f"{name} contains a NUL character, which PostgreSQL cannot keep")
-    if not text.isascii():
+def _check_texts(message: Message, key: str | None) -> None:
+    for name in ("message_id", "exchange", "routing_key", "key"):
+        text = (key or "") if name == "key" else getattr(message, name)
+        if "\0" in text:
+            raise InvalidMessage(message.message_id, f"{name} contains a NUL character, which PostgreSQL cannot keep")
         try:
             text.encode()
         except UnicodeEncodeError:

@@ -6,9 +6,9 @@ columns and tables are the relays'.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal
 
-__all__ = ["APPLICATION_ID", "POSTGRES_DDL", "SLOTS", "SQLITE_DDL", "VERSION"]
+__all__ = ["APPLICATION_ID", "POSTGRES_DDL", "SLOTS", "SQLITE_DDL", "VERSION", "ddl"]
 
 #: Written to `warrener_outbox_meta`; a store refuses a newer one and migrates an older one.
 VERSION: Final = 1
@@ -149,3 +149,9 @@ CREATE TABLE warrener_outbox_claim (
     positions bigint[] NOT NULL
 )""",
 )
+
+
+def ddl(database: Literal["sqlite", "postgresql"]) -> str:
+    """Return the statements that make the tables of an outbox, for a migration of the application's own."""
+    statements = SQLITE_DDL if database == "sqlite" else POSTGRES_DDL
+    return "".join(f"{statement};\n\n" for statement in statements)

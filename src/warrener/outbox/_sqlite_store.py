@@ -66,7 +66,7 @@ class SQLiteStore:
         synchronous: Literal["FULL", "NORMAL"] = "FULL",
         busy_timeout: float = 5.0,
         secure_delete: bool = False,
-        create: bool = True,
+        make: bool = True,
     ) -> None:
         self.path = Path(path)
         self._max_rows = max_rows
@@ -74,7 +74,7 @@ class SQLiteStore:
         self._synchronous = synchronous
         self._busy_timeout = busy_timeout
         self._secure_delete = secure_delete
-        self._create = create
+        self._make = make
         self._db: sqlite3.Connection | None = None
         #: (rows, bytes) of the outbox, and the `data_version` for which they hold.
         self._counted: tuple[int, int] | None = None
@@ -136,7 +136,7 @@ class SQLiteStore:
             with self.path.open("rb") as file:
                 start = file.read(len(_HEADER))
         except FileNotFoundError:
-            if not self._create:
+            if not self._make:
                 raise OutboxUnusable(OutboxProblem.MISSING, f"there is no file {self.path}") from None
             return
         except OSError as error:
@@ -161,7 +161,7 @@ class SQLiteStore:
                 OutboxProblem.NOT_OURS,
                 f"{self.path} has a table warrener_outbox of another format; the file was not changed",
             )
-        if not known and not self._create:
+        if not known and not self._make:
             raise OutboxUnusable(
                 OutboxProblem.MISSING,
                 f"{self.path} has no outbox table; make it with: warrener outbox init {self.path}",

@@ -34,6 +34,7 @@ class SQLiteOutbox(Outbox):
             the operating system can lose the messages of the last moments; a crash of the process loses none.
         busy_timeout: seconds to wait while another program writes to the file.
         secure_delete: overwrite deleted rows with zeros.
+        make: make the file and the tables when they are missing; False: an error says that they are.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class SQLiteOutbox(Outbox):
         synchronous: Literal["FULL", "NORMAL"] = "FULL",
         busy_timeout: float = 5.0,
         secure_delete: bool = False,
+        make: bool = True,
     ) -> None:
         if not str(path) or str(path) == ":memory:":
             raise SettingsError("outbox: a database in memory keeps nothing; give the path of a file")
@@ -65,6 +67,7 @@ class SQLiteOutbox(Outbox):
                 synchronous=synchronous,
                 busy_timeout=busy_timeout,
                 secure_delete=secure_delete,
+                make=make,
             ),
             attempts=attempts,
             on_poison=on_poison,
@@ -75,3 +78,7 @@ class SQLiteOutbox(Outbox):
 
     def __repr__(self) -> str:
         return f"<SQLiteOutbox {str(self.path)!r}>"
+
+    def create(self) -> None:
+        """Make the tables where they are missing; a producer does this itself."""
+        self.status()

@@ -10,15 +10,25 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from warrener.testing.broker import EmbeddedBroker, ProtocolViolated, Tuning
+    from warrener.testing.postgresql import PrivatePostgreSQL
     from warrener.testing.proxy import FaultProxy
     from warrener.testing.rabbitmq import PrivateRabbitMQ
     from warrener.testing.scripted import ScriptedDriver
 
-__all__ = ["EmbeddedBroker", "FaultProxy", "PrivateRabbitMQ", "ProtocolViolated", "ScriptedDriver", "Tuning"]
+__all__ = [
+    "EmbeddedBroker",
+    "FaultProxy",
+    "PrivatePostgreSQL",
+    "PrivateRabbitMQ",
+    "ProtocolViolated",
+    "ScriptedDriver",
+    "Tuning",
+]
 
 _MODULES = {
     "EmbeddedBroker": "broker",
     "FaultProxy": "proxy",
+    "PrivatePostgreSQL": "postgresql",
     "PrivateRabbitMQ": "rabbitmq",
     "ProtocolViolated": "broker",
     "ScriptedDriver": "scripted",

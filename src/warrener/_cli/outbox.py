@@ -1,0 +1,277 @@
+"""``warrener outbox``: look at an outbox, decide about single rows, and relay it.
+
+An outbox is named by the path of a SQLite file or by a PostgreSQL connection string. A table is for people, ``--json`` for
+programs: one object for each row. Bodies are shown only with ``--body``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from warrener._cli.common import Commands, add_driver, silence_log
+from warrener.errors import SettingsError, WarrenerError, printable
+
+if TYPE_CHECKING:
+    from warrener.outbox import Entry, Outbox, OutboxStatus
+
+__all__ = ["add_parser"]
+
+_COLUMNS = ("POSITION", "STATE", "KEY", "EXCHANGE", "ROUTING KEY", "ATTEMPTS", "AGE", "MESSAGE ID", "REASON")
+
+
+def add_parser(commands: Commands) -> None:
+    """Add ``outbox`` and its commands."""
+    parser = commands.add_parser(
+        "outbox",
+        help="look at an outbox, retry or drop its rows, or relay it",
+        description="FILE-OR-DSN is the path of a SQLite file, or a PostgreSQL connection string such as postgresql://host/db. "
+        "A password on the command line can be seen by other users of this machine; a ~/.pgpass file cannot.",
+    )
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+
+    def action(name: str, run: Callable[[argparse.Namespace], int], text: str) -> Any:
+        made = actions.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        made.add_argument("place", metavar="FILE-OR-DSN", help="a SQLite file, or a PostgreSQL connection string")
+        made.set_defaults(run=lambda args: _reporting(run, args))
+        return made
+
+    made = action("init", _init, "make the tables where they are missing")
+    made.add_argument("--sql", action="store_true", help="print the statements for that database, and change nothing")
+    made = action("ls", _list, "list the rows in their order")
+    made.add_argument("--state", choices=("waiting", "leased", "set_aside"), help="only rows of this state")
+    made.add_argument("--limit", type=int, default=100, metavar="N", help="at most N rows (default: 100)")
+    _add_output(made)
+    made = action("show", _show, "show every column of some rows")
+    _add_ids(made)
+    _add_output(made)
+    made = action("retry", _retry, "publish set-aside rows again, each at its old place")
+    _add_ids(made, optional=True)
+    made.add_argument("--all", action="store_true", help="all set-aside rows")
+    made = action("drop", _drop, "delete rows for good; a row that a relay has claimed is not deleted")
+    _add_ids(made)
+    made = action("stats", _stats, "count the rows")
+    made.add_argument("--json", action="store_true", help="one JSON object")
+    made = action("relay", _relay, "publish the rows of an outbox until interrupted; programs need only insert them")
+    made.add_argument("--to", metavar="URL", help="the broker (default: RABBITMQ_URL)")
+    made.add_argument("--attempts", type=int, default=5, metavar="N", help="set a row aside after N nacks (default: 5)")
+    made.add_argument("--on-poison", choices=("hold", "skip"), default="hold", help="what a set-aside row's key does")
+    add_driver(made)
+
+
+def _add_ids(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
+    parser.add_argument(
+        "ids", nargs="*" if optional else "+", metavar="ID", help="a position (a number), or a message id"
+    )
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="one JSON object for each row")
+    parser.add_argument("--body", action="store_true", help="show the bodies too")
+
+
+def _reporting(run: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
+    """Run an action; an outbox that cannot be used is one line and status 2."""
+    silence_log()
+    try:
+        return run(args)
+    except (WarrenerError, ImportError) as error:
+        print(f"warrener outbox: {error}", file=sys.stderr)
+        return 2
+
+
+def _at(args: argparse.Namespace, **arguments: Any) -> Outbox:
+    from warrener.outbox import outbox_at
+
+    return outbox_at(args.place, **({"make": False} | arguments))
+
+
+def _ids(args: argparse.Namespace) -> list[int | str]:
+    return [int(one) if one.isascii() and one.isdigit() else one for one in args.ids]
+
+
+# --- actions ----------------------------------------------------------------------------------------------------------
+
+
+def _init(args: argparse.Namespace) -> int:
+    from warrener.outbox import PostgresOutbox, ddl, outbox_at
+
+    outbox = outbox_at(args.place)
+    if args.sql:
+        print(ddl("postgresql" if isinstance(outbox, PostgresOutbox) else "sqlite"), end="")
+        return 0
+    outbox.create()
+    print("the outbox tables are there")
+    return 0
+
+
+def _list(args: argparse.Namespace) -> int:
+    entries = _at(args).entries(args.state, limit=args.limit, bodies=args.body)
+    if args.json:
+        _print_json(entries, body=args.body)
+    else:
+        _print_table(entries)
+        for entry in entries if args.body else ():
+            print(f"{entry.position}: {_body_text(entry)}")
+        if len(entries) == args.limit:
+            print(f"at most {args.limit} rows are listed; --limit lists more")
+    return 0
+
+
+def _show(args: argparse.Namespace) -> int:
+    ids = _ids(args)
+    entries = _at(args).entries(ids=ids, bodies=args.body)
+    if args.json:
+        _print_json(entries, body=args.body)
+    else:
+        for entry in entries:
+            for name, value in _fields(entry, body=args.body).items():
+                print(f"{name.replace('_', ' '):<18} {printable(value, 2000) if isinstance(value, str) else value}")
+            print()
+    return _found(len(entries), len(ids))
+
+
+def _retry(args: argparse.Namespace) -> int:
+    outbox = _at(args)
+    ids = _ids(args)
+    if args.all == bool(ids):
+        print("warrener outbox retry: give IDs, or --all", file=sys.stderr)
+        return 2
+    if args.all:
+        ids = [entry.position for entry in outbox.entries("set_aside", limit=1_000_000, bodies=False)]
+    count = outbox.retry(ids) if ids else 0
+    print(f"{count} rows are published again")
+    return 0 if args.all else _found(count, len(ids))
+
+
+def _drop(args: argparse.Namespace) -> int:
+    ids = _ids(args)
+    count = _at(args).drop(ids)
+    print(f"{count} rows are deleted")
+    return _found(count, len(ids))
+
+
+def _found(count: int, asked: int) -> int:
+    if count < asked:
+        print(f"{asked - count} of {asked} IDs matched no row in a state for this", file=sys.stderr)
+    return int(count < asked)
+
+
+def _stats(args: argparse.Namespace) -> int:
+    status = _at(args).status()
+    if args.json:
+        print(json.dumps(_counts(status)))
+    else:
+        for name, value in _counts(status).items():
+            print(f"{name.replace('_', ' '):<18} {value}")
+    return 0
+
+
+def _counts(status: OutboxStatus) -> dict[str, object]:
+    """The fields that a process which does not relay can know."""
+    known = ("waiting", "leased", "set_aside", "bytes", "oldest_age")
+    return {name: getattr(status, name) for name in known}
+
+
+def _relay(args: argparse.Namespace) -> int:
+    import trio
+
+    from warrener._publishing.producer import Producer, running
+
+    outbox = _at(args, attempts=args.attempts, on_poison=args.on_poison)
+    try:
+        producer = Producer(args.to, driver=args.driver, outbox=outbox)
+    except SettingsError as error:
+        print(f"warrener outbox relay: {error}", file=sys.stderr)
+        return 2
+
+    async def show() -> None:
+        async with producer.changes() as changes:
+            async for status in changes:
+                fault = f": {status.last_fault}" if status.last_fault is not None else ""
+                _say(f"{status.connection_state.value} {status.endpoint}{fault}")
+
+    async def count() -> None:
+        shown: tuple[int, int, int] | None = None
+        while True:
+            held = producer.status().outbox
+            assert held is not None
+            now = (held.confirmed, held.backlog, held.set_aside)
+            if now != shown:
+                _say(f"{now[0]:,} confirmed, {now[1]:,} waiting, {now[2]:,} set aside")
+                shown = now
+            await trio.sleep(1.0)
+
+    async def relay() -> None:
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            async with running(producer), trio.open_nursery() as nursery:
+                nursery.start_soon(show)
+                nursery.start_soon(count)
+                async for _ in signals:
+                    break
+                nursery.cancel_scope.cancel()
+
+    trio.run(relay, strict_exception_groups=True)
+    return 0
+
+
+# --- printing ---------------------------------------------------------------------------------------------------------
+
+
+def _say(text: str) -> None:
+    print(f"{datetime.now().astimezone():%H:%M:%S} {text}", flush=True)
+
+
+def _age(entry: Entry) -> str:
+    seconds = max(0.0, (datetime.now(UTC) - entry.stored_at).total_seconds())
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _print_table(entries: Sequence[Entry]) -> None:
+    rows = [
+        tuple(
+            printable(cell, 60)
+            for cell in (
+                str(entry.position), entry.state, entry.key or "", entry.exchange, entry.routing_key, str(entry.attempts),
+                _age(entry), entry.message_id, entry.reason or "",
+            )
+        )
+        for entry in entries
+    ]  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(_COLUMNS, *rows, strict=True)]
+    for row in (_COLUMNS, *rows):
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _print_json(entries: Sequence[Entry], *, body: bool) -> None:
+    for entry in entries:
+        print(json.dumps(_fields(entry, body=body), ensure_ascii=False))
+
+
+def _fields(entry: Entry, *, body: bool) -> dict[str, object]:
+    fields: dict[str, object] = {
+        name: value.isoformat() if isinstance(value, datetime) else value
+        for name, value in attrs.asdict(entry).items()
+        if name != "body"
+    }
+    if body:
+        try:
+            fields["body"] = entry.body.decode()
+        except UnicodeDecodeError:
+            fields["body_base64"] = base64.b64encode(entry.body).decode()
+    return fields
+
+
+def _body_text(entry: Entry) -> str:
+    return printable(entry.body.decode(errors="backslashreplace"), 2000)

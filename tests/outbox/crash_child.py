@@ -1,0 +1,78 @@
+"""The process that is killed: it enqueues without end and relays, and says on standard output what was stored.
+
+    python -m tests.outbox.crash_child OUTBOX AMQP-URL LIFE BACKEND [drain]
+
+Each line is ``stored LIFE NUMBER KEY POSITION``, printed after `enqueue` has returned, or ``again ID`` for a message that
+the producer itself had to send twice. With ``drain`` it stores nothing and ends when the outbox is empty.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import anyio
+
+from warrener import Backoff, Message, Queue, Receipt, open_producer
+from warrener.outbox import OutboxUnusable, PostgresOutbox, SQLiteOutbox
+
+#: Rows of one key are stored one after the other; four tasks at once store rows.
+KEYS = 8
+TASKS = 4
+
+
+def outbox_at(place):
+    if place.startswith("postgresql:"):
+        return PostgresOutbox(place, poll_interval=0.1)
+    return SQLiteOutbox(place, poll_interval=0.05)
+
+
+def say(line):
+    # One write for each line: a killed process leaves whole lines, or the last one without its end.
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+async def store(producer, life, task):
+    number = task
+    while True:
+        key = f"k{task * (KEYS // TASKS) + number // TASKS % (KEYS // TASKS)}"
+        message_id = f"{life}-{number}"
+        try:
+            stored = await producer.enqueue(
+                b"%d" % number, routing_key="crash", key=key, message_id=message_id, correlation_id=key
+            )
+        except OutboxUnusable:
+            await anyio.sleep(0.05)
+            continue
+        say(f"stored {life} {number} {key} {stored.position}")
+        number += TASKS
+
+
+def telling(publish_many):
+    async def told(messages: list[Message], **arguments):
+        outcomes = await publish_many(messages, **arguments)
+        for outcome in outcomes:
+            if isinstance(outcome, Receipt) and outcome.possible_duplicate:
+                say(f"again {outcome.message_id}")
+        return outcomes
+
+    return told
+
+
+async def main(place, url, life, drain):
+    backoff = Backoff(initial=0.05, cap=0.5, min_gap=0.05, attempts=None)
+    settings = {"topology": (Queue("crash"),), "backoff": backoff, "breaker": None, "outbox": outbox_at(place)}
+    async with open_producer(url, **settings) as producer:
+        producer.publish_many = telling(producer.publish_many)
+        say("ready")
+        if drain:
+            await producer.wait_flushed(120)
+            return
+        async with anyio.create_task_group() as tasks:
+            for task in range(TASKS):
+                tasks.start_soon(store, producer, life, task)
+
+
+if __name__ == "__main__":
+    place, url, life, backend, *rest = sys.argv[1:]
+    anyio.run(main, place, url, life, rest == ["drain"], backend=backend)

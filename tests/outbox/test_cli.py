@@ -1,0 +1,133 @@
+"""``warrener outbox``: tables for people, JSON for programs, and a relay for programs that only insert."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+
+from tests.outbox.rows import LEASE, claim, insert
+from warrener._cli.main import main
+from warrener.outbox import SQLiteOutbox, ddl, outbox_at
+from warrener.outbox.records import SetAside, Settlement, Work
+from warrener.testing import EmbeddedBroker
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A file with a set-aside row, the row that it holds up, and a free one."""
+    path = tmp_path / "tasks.db"
+    store = SQLiteOutbox(path)._make_store()
+    store.open()
+    insert(store, "a", "a", None, body=b"secret \x1b[31m")
+    number = claim(store)[0].claim
+    aside = SetAside(1, number, 1, False, "Unroutable", "returned: NO_ROUTE", holds=True)
+    store.transact(Work(settlement=Settlement(set_aside=(aside,), claims={number: ()})), "relay", LEASE)
+    store.close()
+    return path
+
+
+def run(*arguments):
+    return main(["outbox", *map(str, arguments)])
+
+
+def test_ls_prints_a_table_without_bodies(path, capsys):
+    """One line for each row; what a body holds is shown only on demand, and never moves the cursor."""
+    assert run("ls", path) == 0
+    table = capsys.readouterr().out
+    assert [line.split()[:2] for line in table.splitlines()] == [
+        ["POSITION", "STATE"], ["1", "set_aside"], ["2", "waiting"], ["3", "waiting"],
+    ]  # fmt: skip
+    assert "Unroutable" in table
+    assert "secret" not in table
+
+    assert run("ls", path, "--state", "set_aside", "--body") == 0
+    assert r"1: secret \x1b[31m" in capsys.readouterr().out
+
+
+def test_json_has_every_column(path, capsys):
+    """A body that is no text comes as base64."""
+    assert run("show", path, 1, 3, "--json", "--body") == 0
+    first, third = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (first["state"], first["last_error"], first["body"]) == (
+        "set_aside",
+        "returned: NO_ROUTE",
+        "secret \x1b[31m",
+    )
+    assert third["key"] is None
+
+
+def test_retry_and_drop_say_how_many(path, capsys):
+    """And end with status 1 where an ID matched nothing."""
+    assert run("retry", path, "--all") == 0
+    assert run("drop", path, 1) == 0
+    assert run("drop", path, 1, 2) == 1
+    assert run("retry", path) == 2
+    out, err = capsys.readouterr()
+    assert out.splitlines() == ["1 rows are published again", "1 rows are deleted", "1 rows are deleted"]
+    assert "1 of 2 IDs" in err
+
+
+def test_stats_counts(path, capsys):
+    """In JSON with the names of `OutboxStatus`."""
+    assert run("stats", path, "--json") == 0
+    counts = json.loads(capsys.readouterr().out)
+    assert (counts["waiting"], counts["leased"], counts["set_aside"]) == (2, 0, 1)
+
+
+def test_an_outbox_that_cannot_be_used_is_one_line(tmp_path, capsys):
+    """With status 2; looking at a file that is not there does not make it."""
+    missing = tmp_path / "missing.db"
+    assert run("ls", missing) == 2
+    assert not missing.exists()
+    assert capsys.readouterr().err == f"warrener outbox: there is no file {missing}\n"
+
+
+def test_init_makes_the_tables_or_prints_how(tmp_path, capsys):
+    """The printed statements make the same tables."""
+    assert run("init", tmp_path / "one.db") == 0
+    assert run("stats", tmp_path / "one.db") == 0
+    capsys.readouterr()
+    assert run("init", tmp_path / "two.db", "--sql") == 0
+    db = sqlite3.connect(tmp_path / "two.db")
+    db.executescript(capsys.readouterr().out)
+    db.close()
+    assert run("stats", tmp_path / "two.db") == 0
+    assert "PARTITION BY LIST" in ddl("postgresql")
+
+
+@pytest.mark.parametrize(
+    ("place", "kind"),
+    [
+        ("postgresql://host/db", "PostgresOutbox"),
+        ("postgres://host", "PostgresOutbox"),
+        ("host=db dbname=shop", "PostgresOutbox"),
+        ("service=shop", "PostgresOutbox"),
+        ("tasks.db", "SQLiteOutbox"),
+        ("/var/lib/a=b.db", "SQLiteOutbox"),
+    ],
+)
+def test_a_place_names_a_file_or_a_database(place, kind):
+    """By its very text."""
+    assert type(outbox_at(place)).__name__ == kind
+
+
+@pytest.mark.slow
+def test_a_process_that_only_relays(path):
+    """Another program inserts; SIGTERM ends the relay with status 0."""
+    with EmbeddedBroker.in_thread() as broker:
+        broker.declare_queue("q")
+        command = [sys.executable, "-m", "warrener", "outbox", "relay", str(path), "--to", broker.url]
+        relay = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        for line in relay.stdout:
+            if "1 confirmed, 1 waiting, 1 set aside" in line:
+                break
+        relay.send_signal(signal.SIGTERM)
+        relay.communicate(timeout=30)
+
+        assert relay.returncode == 0
+        assert len(broker.messages("q")) == 1
