@@ -364,6 +364,18 @@ def test_a_hand_over_that_fails_goes_back_at_once() -> None:
     assert dials(step.effects) == [effects.Dial(3, 0, 1)]
 
 
+def test_a_confirm_during_a_hand_over_proves_the_link() -> None:
+    """The attempts start again from 0; the hand-over goes on, to the same target and as far as it was."""
+    for closing in (False, True):
+        state = states.HandingOver(1, 1, proven=False, closing=closing)
+        record = evolve(up(started(2), proven=False), state=state, attempts=3)
+
+        step = transition(record, events.PublishConfirmed(1, 1.0), FOREVER)
+
+        assert step.record.state == states.HandingOver(1, 1, proven=True, closing=closing)
+        assert (step.record.attempts, step.effects) == (0, ())
+
+
 def test_a_broker_that_dies_during_a_hand_over_leads_to_the_target_at_once() -> None:
     """The loss is remembered as the last fault; it is no failure, because the link was about to end."""
     gone = Fault(FaultKind.SILENT, "nothing was heard for 20 s")
