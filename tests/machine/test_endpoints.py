@@ -221,6 +221,17 @@ def test_a_shutdown_leads_to_another_endpoint_at_once() -> None:
     assert (step.record.failures, step.record.endpoints.records[0].failures) == (0, 0)
 
 
+def test_a_shutdown_begins_a_new_pass() -> None:
+    """The endpoint that failed before the link was proven is tried again, once its own delay is over."""
+    record = on_the_second(FOREVER)
+
+    early = transition(record, events.LinkLost(2, SHUTDOWN, 0.5), FOREVER)
+    late = transition(record, events.LinkLost(2, SHUTDOWN, 5.0), FOREVER)
+
+    assert early.record.state == states.Waiting(2)
+    assert dials(late.effects) == [effects.Dial(3, 0, 1)]
+
+
 def test_two_endpoints_that_shut_down_cannot_cause_fast_dials() -> None:
     """Without a proven link in between, the second shutdown ends the pass, and a delay follows."""
     record = up(started(2), proven=True)
