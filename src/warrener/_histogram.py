@@ -1,4 +1,4 @@
-"""Plain numbers for metrics: counting costs an integer, and nothing here knows who will read them."""
+"""A histogram as plain numbers; `warrener.metrics` turns it into a Prometheus series."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 __all__ = ["RECONNECT_BOUNDS", "Histogram"]
 
-#: Seconds; a reconnect takes from one round trip to all the attempts of the default backoff.
+#: Bounds in seconds for the time of a reconnect: from one round trip to all attempts of the ML service.
 RECONNECT_BOUNDS = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 
 
@@ -29,5 +29,5 @@ class Histogram:
 
     @property
     def count(self) -> int:
-        """How many observations there were."""
+        """Number of observations."""
         return sum(self.counts)

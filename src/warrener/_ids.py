@@ -18,9 +18,9 @@ ID_LENGTH = 32
 
 
 def message_ids(source: random.Random | None = None) -> Callable[[], str]:
-    """Return an endless supply of ids: 80 random bits, then a 48-bit counter, as `ID_LENGTH` hexadecimal characters.
+    """Return a function that makes ids: 80 random bits, then a 48-bit counter, as `ID_LENGTH` hexadecimal characters.
 
-    Each call gives one that this supply never gave before, from any thread. It is made of C functions alone, because
+    Each call returns a new id, also if several threads call. The function is made of C functions alone, because
     every publish calls it.
     """
     prefix = (source or random.SystemRandom()).getrandbits(80)
@@ -32,5 +32,5 @@ new_message_id = message_ids()
 
 
 def new_task_id() -> str:
-    """Return a random UUID as text: for ids that others must not be able to guess from one they have seen."""
+    """Return a random UUID as text. Nobody can guess it from another id."""
     return str(uuid.uuid4())

@@ -111,7 +111,7 @@ class Endpoint:
 
 @frozen(eq=False)
 class Envelope:
-    """Everything that is sent with a body, except what differs from message to message (body, message_id, token).
+    """The fields that many messages share: all but the body, the message_id and the token.
 
     Compared by identity, so that a driver may keep the marshalled frames of an envelope it has seen; the producer hands
     equal publishes the same envelope.
@@ -267,7 +267,7 @@ class Message:
             "mandatory": mandatory,
         }
         object.__setattr__(self, "__dict__", values)
-        # Most messages have a routing key, a body and nothing else; they need no further questions.
+        # Most messages have a routing key, a body and nothing else; they need no further checks.
         if not (
             body.__class__ is bytes
             and _is_plain(routing_key)
@@ -456,6 +456,8 @@ class Status:
     heartbeat: float | None
     #: The number of the newest link; 0 before the first.
     link: int
+    #: Destinations whose own circuit breaker is open or half open, at most ten: the last ones that the broker nacked.
+    open_destinations: tuple[str, ...] = ()
     #: The broker's answer to a declaration of the topology that it refuses; None if it refuses none.
     topology_fault: Fault | None = None
     #: The outbox of the producer, as it was counted last; None where it has none.

@@ -19,7 +19,7 @@ from typing import Any
 import kombu
 import pytest
 
-from warrener._cli import publish_run, publish_view
+from warrener._cli import publish_files, publish_run, publish_view
 from warrener._cli.main import main
 from warrener.testing.broker import EmbeddedBroker
 
@@ -301,16 +301,20 @@ def test_a_resumed_run_adds_to_what_was_not_confirmed(broker, run) -> None:
 
 def test_what_could_not_be_written_down_is_not_passed_over(broker, run, monkeypatch) -> None:
     """A full disk: the message is named, the run stops, and the next one takes the message up again."""
+    save, saved = publish_files.PlaceFile.save, []
 
-    def full(_run: object) -> Any:
-        raise OSError(errno.ENOSPC, "")
+    def full(file: publish_files.PlaceFile, place: publish_files.Place) -> None:
+        saved.append(place)
+        if len(saved) > 1:  # there is place at the start
+            raise OSError(errno.ENOSPC, "")
+        save(file, place)
 
     lines = [
         json.dumps({"body": body, "routing_key": key}) for body, key in (("a", QUEUE), ("b", "later"), ("c", QUEUE))
     ]
     arguments = ("--format=messages", "--resume=place", write("in.jsonl", *lines))
     with monkeypatch.context() as patch:
-        patch.setattr(publish_run.Run, "_open", full)
+        patch.setattr(publish_files.PlaceFile, "save", full)
         status, said = run(*arguments)
     assert 1 == status
     assert "not confirmed, and not written down: " in said
@@ -333,18 +337,168 @@ def test_a_file_of_failures_that_was_taken_away_begins_anew(broker, run) -> None
     assert ["in.jsonl:2"] == [line["from"] for line in kept()]
 
 
-def test_failures_that_a_crash_wrote_down_behind_its_place_are_in_the_file_once(broker, run) -> None:
-    """They come again when the run is resumed, so what was written behind the place is taken away first."""
-    lost = '{"body": "%d", "routing_key": "nobody"}'
+LOST = '{"body": "%d", "routing_key": "nobody"}'
+
+
+@pytest.mark.parametrize("there", [0, 1, 100, None])
+def test_lines_that_a_crash_left_out_are_appended_once(broker, run, there) -> None:
+    """The place holds them until they are in their file: none, a part or all of them were, when the run was killed."""
     arguments = ("--format=messages", "--resume=place", "in.jsonl")
-    write("in.jsonl", lost % 1)
+    write("in.jsonl", LOST % 1, LOST % 2)
     assert 1 == run(*arguments)[0]
     (file,) = Path().glob("warrener-unconfirmed-*")
-    with file.open("a") as opened:
-        opened.write(json.dumps({"body": "2"}) + "\n" + '{"body": "torn')
-    write("in.jsonl", lost % 1, lost % 2)
+    text = file.read_text()
+    place = json.loads(Path("place").read_text())
+    place["place"] |= {"lines": text, "file_size": 0}
+    Path("place").write_text(json.dumps(place))
+    file.write_text(text[:there])
+    write("in.jsonl", LOST % 1, LOST % 2, LOST % 3)
     assert 1 == run(*arguments)[0]
-    assert ["1", "2"] == [line["body"] for line in kept()]
+    assert ["1", "2", "3"] == [line["body"] for line in kept()]
+
+
+def test_a_file_of_failures_that_was_edited_is_not_cut(broker, run) -> None:
+    """Lines that somebody has added stay, and those that he has left are there once."""
+    arguments = ("--format=messages", "--resume=place", "in.jsonl")
+    write("in.jsonl", LOST % 1, LOST % 2)
+    assert 1 == run(*arguments)[0]
+    (file,) = Path().glob("warrener-unconfirmed-*")
+    text = file.read_text()
+    place = json.loads(Path("place").read_text())
+    place["place"] |= {"lines": text, "file_size": 0}
+    Path("place").write_text(json.dumps(place))
+    file.write_text('{"body": "mine"}\n' + text.splitlines()[1])
+    write("in.jsonl", LOST % 1, LOST % 2, LOST % 3)
+    assert 1 == run(*arguments)[0]
+    assert ["mine", "2", "1", "3"] == [line["body"] for line in kept()]
+
+
+@pytest.mark.parametrize("option", ["--resume=link", "--unconfirmed=link"])
+def test_no_link_is_followed(broker, run, option) -> None:
+    """The file behind it keeps its content; exit 2."""
+    Path("precious").write_text("data")
+    Path("link").symlink_to("precious")
+    status, said = run(option, write("in.txt", "x"))
+    assert (2, "data", []) == (status, Path("precious").read_text(), broker.messages(QUEUE))
+    assert "link" in said
+    assert 1 == said.count("\n")
+
+
+@pytest.mark.parametrize("name", ["place.new", "place.lock"])
+def test_no_link_at_a_name_of_the_run_s_own_is_followed(broker, run, name) -> None:
+    """Whoever can write into the folder cannot have the run overwrite a file elsewhere."""
+    Path("precious").write_text("data")
+    Path(name).symlink_to("precious")
+    run("--resume=place", write("in.txt", "x"))
+    assert "data" == Path("precious").read_text()
+
+
+def test_a_second_run_of_one_place_is_refused_and_told_who_holds_it(slow_broker, run) -> None:
+    """Neither publishes twice nor writes into the other's files; when the first has ended, the next goes on."""
+    command = [
+        sys.executable,
+        "-m",
+        "warrener._cli.main",
+        "publish",
+        "-k",
+        QUEUE,
+        "--resume=place",
+        write("in.txt", "x"),
+    ]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as first:
+        wait_until(lambda: len(slow_broker.log) == 1)
+        status, said = run("--resume=place", "in.txt")
+        assert (2, f"place is in use by the run of process {first.pid}" in said) == (status, True), said
+        with confirming(slow_broker):
+            assert 0 == first.wait(30)
+    assert 0 == run("--resume=place", "in.txt")[0]
+    assert [b"x"] == slow_broker.messages(QUEUE)
+    assert not Path("place.lock").exists()
+
+
+def test_a_lock_that_a_killed_run_left_behind_holds_nobody_up(broker, run) -> None:
+    """The kernel has let go of it."""
+    Path("place.lock").write_text("1")
+    assert 0 == run("--resume=place", write("in.txt", "x"))[0]
+
+
+def test_two_runs_do_not_share_a_file_of_failures(slow_broker, run) -> None:
+    """The second is refused before it publishes anything; an empty file is not left behind."""
+    command = [
+        sys.executable,
+        "-m",
+        "warrener._cli.main",
+        "publish",
+        "-k",
+        QUEUE,
+        "--unconfirmed=u",
+        write("in.txt", "x"),
+    ]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as first:
+        wait_until(lambda: len(slow_broker.log) == 1)
+        status, said = run("--unconfirmed=u", "in.txt")
+        assert (2, "u exists; remove it" in said) == (status, True), said
+        with confirming(slow_broker):
+            assert 0 == first.wait(30)
+    assert (1, False) == (len(slow_broker.messages(QUEUE)), Path("u").exists())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "{", "[]", '"x"', "null", "[" * 100_000, '{"place": {"messages": "abc"}, "of": {}}', '{"place": [], "of": {}}',
+        '{"place": {"messages": -1}, "of": {}}', '{"place": {"run": 7}, "of": {}}', '{"place": {"run": "x"}, "of": {}}',
+        '{"place": {"messages": true}, "of": {}}', '{"place": {"nothing": 1}, "of": {}}', "\udcff",
+    ],
+)  # fmt: skip
+def test_a_place_that_is_no_place_is_one_line(broker, run, text) -> None:
+    """Whatever is in the file; it is left as it is."""
+    Path("place").write_bytes(text.encode(errors="surrogateescape"))
+    before = Path("place").read_bytes()
+    status, said = run("--resume=place", write("in.txt", "x"))
+    assert (2, "warrener publish: ", 1, before) == (status, said[:18], said.count("\n"), Path("place").read_bytes())
+    assert "place is no file of --resume" in said
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["[" * 100_000, '{"body": "x", "headers": ' + '{"a": ' * 900 + "1" + "}" * 901, '{"headers": ' + "[" * 100_000],
+)
+def test_input_that_is_nested_without_end_is_one_line_with_its_place(broker, run, line) -> None:
+    """No traceback; exit 2."""
+    status, said = run("--format=messages", write("in.jsonl", '{"body": "good"}', line))
+    assert (2, [b"good"]) == (status, broker.messages(QUEUE))
+    assert "stopped: in.jsonl:2: " in said
+    assert "Traceback" not in said
+
+
+def test_a_resumed_run_says_where_it_goes_on(broker, run) -> None:
+    """The number of the line, and the bytes before it."""
+    text = "one\r\n\nzwei gr\u00fc\u00dfe\n"
+    Path("in.txt").write_bytes(text.encode())
+    assert 0 == run("--resume=place", "in.txt")[0]
+    Path("in.txt").write_bytes(f"{text}three\n".encode())
+    status, said = run("--resume=place", "in.txt")
+    assert 0 == status
+    assert f"goes on behind message 2, at in.txt line 4, byte {len(text.encode())}\n" in said
+
+
+def test_kill_9_at_any_point_loses_nothing_and_repeats_little(broker, run) -> None:
+    """Killed a dozen times: every line is in the queue, and each time no more than 200 lines were published again."""
+    write("in.txt", *(f"task {number}" for number in range(3000)))
+    command = [sys.executable, "-m", "warrener._cli.main", "publish", "-k", QUEUE, "--resume=place", "in.txt"]
+    kills = 0
+    for number in range(12):
+        before = len(broker.log)
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as program:
+            wait_until(lambda: len(broker.log) >= before + 37 * number or program.poll() is not None)  # noqa: B023
+            kills += program.poll() is None
+            program.kill()
+    assert 0 == run("--resume=place", "in.txt")[0]
+    assert kills
+    assert set(numbered(*range(3000))) == set(broker.messages(QUEUE))
+    assert len(broker.log) - 3000 <= 200 * kills
+    assert 3000 == len({entry.message_id for entry in broker.log}), "a line that was published again has the same id"
 
 
 def test_a_crash_loses_nothing_and_what_it_doubles_has_one_id(slow_broker, run) -> None:

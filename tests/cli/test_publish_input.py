@@ -84,7 +84,7 @@ _MESSAGES = st.builds(
 def test_what_is_written_down_is_read_as_the_same_message(message: Message) -> None:
     """All fields, whatever the options of the second run say."""
     line = described(message, Nacked(message.message_id, "full"), "in:1")
-    piece = publish_input.Piece("in:1", line.encode(), b"", 0)
+    piece = publish_input.Piece("in:1", line.encode(), b"", 0, "in", 2, 0)
     again = Target("other", "other", "text/other").message(piece, "messages", "other")
     assert message == again
 

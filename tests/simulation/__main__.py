@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.simulation.checks import Evidence, Finding, judge
-from tests.simulation.corpus import ENOUGH, Summary, processors, run_seeds, shrink, subset, summarize_corpus
+from tests.simulation.corpus import ENOUGH, Summary, processors, run_pairs, run_seeds, shrink, subset, summarize_corpus
 from tests.simulation.coverage import table
 from tests.simulation.isolation import isolation
 from tests.simulation.neighbours import alone, beside
@@ -34,8 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, help="run this seed alone, and tell its story")
     parser.add_argument("--faults", type=_places, help="with --seed: only these of its faults, by place (0,3,4)")
     parser.add_argument("--calls", type=_places, help="with --seed: only these of its calls")
-    parser.add_argument("--beside", action="store_true", help="with --seed: its plan with bad destinations")
+    parser.add_argument("--beside", action="store_true", help="run the plans with bad destinations")
     chosen = parser.parse_args(arguments)
+    if chosen.seed is None and chosen.beside:
+        return run_beside(range(chosen.first, chosen.first + chosen.seeds), chosen.processes)
     if chosen.seed is None:
         return run_corpus(range(chosen.first, chosen.first + chosen.seeds), chosen.processes)
     if chosen.beside:
@@ -79,7 +81,7 @@ def run_corpus(seeds: Sequence[int], processes: int) -> int:
     failed: list[Summary] = []
     for summary in run_seeds(seeds, processes):
         summaries.append(summary)
-        if summary.findings or summary.apart:
+        if summary.findings:
             failed.append(summary)
             _print_failure(summary, smaller=len(failed) <= SHRUNK)
     took = time.monotonic() - began
@@ -100,14 +102,22 @@ def run_corpus(seeds: Sequence[int], processes: int) -> int:
     return bool(failed or wrong)
 
 
+def run_beside(seeds: Sequence[int], processes: int) -> int:
+    """Run the plans of many seeds beside bad destinations and alone, and print what is wrong with them."""
+    began, failed = time.monotonic(), 0
+    for seed, findings in run_pairs(seeds, processes):
+        failed += bool(findings)
+        if findings:
+            print(f"seed {seed} fails:")
+            for finding in findings[:5]:
+                print(f"    {finding}")
+            print(f"    again: python -m tests.simulation --seed {seed} --beside", flush=True)
+    print(f"{len(seeds)} pairs of plans in {time.monotonic() - began:.0f} s, {failed} failed")
+    return bool(failed)
+
+
 def _print_failure(summary: Summary, *, smaller: bool) -> None:
     print(f"seed {summary.seed} fails:")
-    for finding in summary.apart[:5]:
-        print(f"    {finding}")
-    if summary.apart:
-        print(f"    again: python -m tests.simulation --seed {summary.seed} --beside", flush=True)
-    if not summary.findings:
-        return
     for finding in summary.findings[:5]:
         print(f"    {finding}")
     replay = f"python -m tests.simulation --seed {summary.seed}"

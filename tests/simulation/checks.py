@@ -1,8 +1,8 @@
 """The checks at the end of a run: what the producer said against what the brokers, the network and the seam saw.
 
 Each check is one function from a run to what it finds wrong, named after what it checks (the S numbers are those of
-docs/testing.md). A check must never cry wolf: where the simulation itself lied to the producer in a way that nobody could
-have seen through (`FaultInjector.credible_lies`), those who were in flight then are left out.
+docs/testing.md). A check gives no false alarm: where the simulation lied to the producer in a way that no client
+can see through (`FaultInjector.credible_lies`), those who were in flight then are left out.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from urllib.parse import quote
 from attrs import frozen
 
 from tests.simulation.run import Run
+from tests.simulation.schedule import ADDRESSES, LARGEST, Item
 from tests.simulation.trace import LinkRecord, Publish, verdict
 from tests.simulation.workload import describe
 from warrener import CircuitOpen, ConnectionState, Nacked, NotSent, PublishRefused, Receipt, Unroutable
@@ -136,7 +137,7 @@ def confirmed_is_stored(seen: Evidence) -> Iterator[str]:
             if seen.deleted(queue, attempt.at if alone else opened_at):
                 continue
             if not publish.item.mandatory and seen.deleted(queue, 0.0):
-                continue  # there may have been no queue, and nobody asked to be told
+                continue  # there may have been no queue, and without `mandatory` the broker says nothing
             enqueues = [each for each in seen.enqueued.get(publish.item.number, ()) if each[2] == queue]
             if not any(link == attempt.link for _, _, _, link in enqueues):
                 yield f"{_name(publish)} is confirmed and never came into {queue!r} by link {attempt.link}"
@@ -145,7 +146,7 @@ def confirmed_is_stored(seen: Evidence) -> Iterator[str]:
 
 
 def rejected_is_nowhere(seen: Evidence) -> Iterator[str]:
-    """S2: what was rejected, or cancelled before it was handed over, came into no queue."""
+    """S2: a message that was rejected, or cancelled before it was begun, came into no queue."""
     for publish in seen.publishes:
         enqueues = seen.enqueued.get(publish.item.number)
         if enqueues is None:
@@ -188,7 +189,7 @@ def no_silent_duplicates(seen: Evidence) -> Iterator[str]:
 
 
 def one_outcome_in_time(seen: Evidence) -> Iterator[str]:
-    """S5: every call ends, once, by its deadline; an answer is passed on at once; who has left hears of it later."""
+    """S5: every call ends, once, by its deadline; an answer reaches its caller at once; the outcome of a cancelled call comes later."""
     yield from seen.workload.wrong
     if seen.run.crash is not None:
         yield f"run() raised {seen.run.crash!r}"
@@ -208,7 +209,7 @@ def one_outcome_in_time(seen: Evidence) -> Iterator[str]:
                 yield f"{_name(publish)}: CircuitOpen after {waited:.3f} s and {len(publish.attempts)} attempts"
         yield from _told_at_once(publish)
     yield from _late_outcomes(seen)
-    yield from (f"an outcome of nobody: {stray}" for stray in seen.run.stray)
+    yield from (f"an outcome of no known message: {stray}" for stray in seen.run.stray)
 
 
 def _told_at_once(publish: Publish) -> Iterator[str]:
@@ -270,17 +271,24 @@ def outcomes_match(seen: Evidence) -> Iterator[str]:
                 right = _was_refused(seen, publish, code) and (final.may_have_been_delivered or len(reached) <= 1)
             case NotSent():
                 right = not reached
-            case _:  # at its deadline a message may be in the link's own buffer still: nobody claims that it was sent
+            case _:  # at its deadline a message may be in the link's own buffer still: Unconfirmed does not claim that it was written
                 right = bool(publish.attempts)
         if not right:
             yield f"{_name(publish)} ended as {describe(final)}, and what was seen is {publish.attempts}"
 
 
+def _alike(one: Item, other: Item, code: int) -> bool:
+    """Whether the broker refuses both for the same reason: their exchange, or their size."""
+    if code == 406:
+        return one is other or min(one.size, other.size) > LARGEST
+    return ADDRESSES[one.address][0] == ADDRESSES[other.address][0]
+
+
 def _was_refused(seen: Evidence, publish: Publish, code: int) -> bool:
-    """Whether a channel was closed with this code while a message of the same target was on it."""
+    """Whether a channel was closed with this code while a message to the same exchange, or of such a size, was on it."""
     return any(
         attempt.reached is not False
-        and seen.trace.publishes[attempt.number].item.address == publish.item.address
+        and _alike(seen.trace.publishes[attempt.number].item, publish.item, code)
         and (seen.trace.channel_ends.get((attempt.link, attempt.channel)) or (0.0, None))[1] == code
         for attempt in seen.trace.attempts.values()
     )
@@ -313,7 +321,7 @@ def unknown_has_a_cause(seen: Evidence) -> Iterator[str]:
             and record.at > healed_at + TICK
             and _lost_while_open(seen, record)
         ):
-            yield f"link {record.number} was lost after everything was mended: {record.fault}"
+            yield f"link {record.number} was lost after all faults had ended: {record.fault}"
 
 
 def _causes(seen: Evidence, publish: Publish) -> Iterator[bool]:
@@ -362,14 +370,18 @@ def _lost_while_open(seen: Evidence, record: LinkRecord) -> bool:
 
 
 def order_is_kept(seen: Evidence) -> Iterator[str]:
-    """S7: on a main channel messages go out in the order of the calls, re-sends first; tags count 1, 2, 3."""
-    epochs: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    """S7: on a main channel, messages to one exchange go out in the order of the calls, re-sends first; tags count 1, 2, 3."""
+    last: dict[tuple[int, int], int] = {}
+    written: dict[tuple[int, int, str], list[tuple[int, int]]] = {}
     for attempt in seen.trace.attempts.values():
-        sent = epochs.setdefault((attempt.link, attempt.channel), [])
-        if attempt.tag != len(sent) + 1:
-            yield f"tag {attempt.tag} on link {attempt.link} channel {attempt.channel} came after {len(sent)}"
-        sent.append((seen.trace.publishes[attempt.number].order if attempt.lane is Lane.MAIN else 0, attempt.number))
-    for (link, channel), sent in epochs.items():
+        link, channel = epoch = attempt.link, attempt.channel
+        if attempt.tag != last.get(epoch, 0) + 1:
+            yield f"tag {attempt.tag} on link {link} channel {channel} came after {last.get(epoch, 0)}"
+        last[epoch] = attempt.tag
+        publish = seen.trace.publishes[attempt.number]
+        if attempt.lane is Lane.MAIN:
+            written.setdefault((*epoch, ADDRESSES[publish.item.address][0]), []).append((publish.order, attempt.number))
+    for (link, channel, _), sent in written.items():
         for (before, one), (after, other) in itertools.pairwise(sent):
             if after < before:
                 yield f"message {other} overtook message {one} on link {link} channel {channel}"
@@ -455,14 +467,14 @@ def _closing(seen: Evidence) -> Iterator[str]:
         yield from (
             f"{name!r} is reported as unconfirmed" for name in run.report.unconfirmed if name not in ids["unknown"]
         )
-        # A publish that was cancelled before it was handed over has no other outcome.
+        # A publish that was cancelled before it was begun has no other outcome.
         cancelled = {publish.message_id for publish in seen.publishes if publish.cancelled}
         certain = ids["rejected"] | cancelled
         yield from (f"{name!r} is reported as not sent" for name in run.report.not_sent if name not in certain)
 
 
 def dead_peers_are_noticed(seen: Evidence) -> Iterator[str]:
-    """R12: a link does not outlive silence, a frame that never becomes whole, or a write that nobody takes."""
+    """R12: a link does not outlive silence, a frame that never becomes whole, or a write that does not finish."""
     plan = seen.plan.producer
     leaving = CLOSE_TIMEOUT + 2 * ABORT_TIMEOUT + LAST_WORDS
     for wire in seen.network.wires:

@@ -9,10 +9,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 
-from attrs import evolve, field, frozen
+from attrs import evolve, frozen
 
 from tests.simulation.checks import Evidence, Finding, judge
 from tests.simulation.coverage import rows_of
+from tests.simulation.isolation import isolation
 from tests.simulation.run import simulate
 from tests.simulation.schedule import Call, Item, Plan, calm, draw
 from tests.simulation.trace import verdict
@@ -29,9 +30,9 @@ __all__ = [
     "summarize_corpus",
 ]
 
-#: Every so many seeds one runs twice, and has to do the same again.
+#: One seed in this number runs twice, and must have the same trace both times.
 TWICE = 50
-#: From so many seeds on a corpus has to be as varied as promised.
+#: A corpus of this many seeds or more must be as varied as promised.
 ENOUGH = 1000
 #: How many runs the shrinking of a failure may take.
 SHRINK_RUNS = 400
@@ -44,8 +45,6 @@ class Summary:
     seed: int
     safety: bool
     findings: tuple[Finding, ...]
-    #: The findings of its plan with bad destinations.
-    apart: tuple[Finding, ...] = field(kw_only=True, default=())
     #: The rows of the fault matrix that it met.
     rows: frozenset[str]
     publishes: int
@@ -101,6 +100,12 @@ def run_seeds(seeds: Sequence[int], processes: int) -> Iterator[Summary]:
         yield from pool.map(run_seed, seeds, chunksize=10)
 
 
+def run_pairs(seeds: Sequence[int], processes: int) -> Iterator[tuple[int, list[Finding]]]:
+    """Run the plans with bad destinations, and yield each seed with its findings, in the order of the seeds."""
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield from zip(seeds, pool.map(isolation, seeds, chunksize=5), strict=True)
+
+
 def smoke(publishes: int = 100) -> Summary:
     """Publish in bursts of ten, through a broker and a network without a fault."""
     return summarize(
@@ -117,7 +122,7 @@ def first_failure(seeds: Sequence[int], processes: int) -> Summary | None:
     step = 10 * processes
     for at in range(0, len(seeds), step):
         for summary in run_seeds(seeds[at : at + step], processes):
-            if summary.findings or summary.apart:
+            if summary.findings:
                 return summary
     return None
 

@@ -1,4 +1,4 @@
-"""What the simulation must have met, lest it prove nothing: the fault matrix, and a few rare sequences.
+"""The rows of the fault matrix, and a few rare sequences, that the simulation must have met.
 
 The matrix is the list of what can go wrong that the library was designed against, row by row; it is kept here.
 
@@ -196,7 +196,7 @@ ROWS: Final[tuple[Row, ...]] = (
     Row("33", "nack, single and multiple", _saw("nack", "nack multiple")),
     Row("34", "return, then ack or nack", _saw("return then ack"), (f"{_LEDGER}::test_a_returned_message_is_unroutable_whatever_follows",)),
     Row("35", "return with an empty body", _saw("return of an empty body")),
-    Row("36", "return of nobody's message", _saw("foreign return")),
+    Row("36", "return of a message that was not published", _saw("foreign return")),
     Row("37", "ack for a tag that was never assigned", _fault(FaultKind.ILLEGAL_FRAME, text="was confirmed where")),
     Row("38", "a tag settled twice", _saw("settled twice")),
     Row("39", "no confirm ever", _link(lambda record: record.overdue is not None)),

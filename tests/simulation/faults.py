@@ -1,4 +1,4 @@
-"""Performs the faults of a plan on the network and the broker, and mends everything in the end."""
+"""Performs the faults of a plan on the network and the broker, and ends all of them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class FaultInjector:
         self._addresses: dict[str, list[str]] = {}
         #: Which faults last at this instant, by kind: a second one of a kind prolongs the first.
         self.lasting: dict[str, int] = {}
-        #: When everything was mended.
+        #: When all faults had ended.
         self.healed_at: float | None = None
         #: (from, until) of jumps of the clock.
         self.jumps: list[tuple[float, float]] = []
@@ -57,7 +57,7 @@ class FaultInjector:
         self.deletions: list[tuple[float, str]] = []
         #: When brokers crashed.
         self.crashes: list[float] = []
-        #: When the broker told something untrue that nobody can tell from the truth.
+        #: When the broker sent a lie that no client can tell from the truth.
         self.credible_lies: list[float] = []
         #: By kind: how it begins, and how it ends where it lasts.
         self._kinds: dict[str, tuple[Callable[[Fault], None], Callable[[], None]]] = {
@@ -195,7 +195,7 @@ class FaultInjector:
         self._each(lambda wire: wire.freeze(to_broker=False, to_client=True))
 
     def thaw(self) -> None:
-        """Let go what was frozen, on connections that nobody holds any more too."""
+        """Let all frozen bytes go, also on connections that the producer has left."""
         for wire in self._network.wires:
             wire.thaw()
 

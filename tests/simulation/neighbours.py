@@ -53,7 +53,8 @@ def beside(seed: int) -> Plan:
     rng = stream(seed, "isolation")
     # A destination that holds a tenth of a tiny window or buffer would hold less than one message.
     producer = producer_of(seed, "liveness", quiet=False)
-    # With two addresses a handshake has half of `connect_timeout`, which a slow network would use up.
+    # A network on which a channel is opened and a message sent again well within a second; and with two addresses, a
+    # handshake within half of `connect_timeout`.
     network, brokers = network_of(seed, quiet=False), rng.choice((1, 1, 2))
     kinds = rng.sample(sorted(BAD), rng.randint(3, len(BAD)))
     calls = [*_sound_calls(rng, producer.publish_timeout)]
@@ -74,7 +75,13 @@ def beside(seed: int) -> Plan:
         duration=ENDS_AT,
         ends_at=ENDS_AT,
         producer=producer,
-        network=network if brokers == 1 else evolve(network, latency=min(network.latency, 0.005)),
+        network=evolve(
+            network,
+            latency=min(network.latency, 0.03 if brokers == 1 else 0.005),
+            window=max(network.window, 4096),
+            bandwidth=max(network.bandwidth, 1e6),
+            slices=0,
+        ),
         brokers=brokers,
         sync_interval=rng.choice((0.0, 0.05, 0.2)),
         neighbours=True,

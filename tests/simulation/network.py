@@ -131,7 +131,7 @@ class Way:
         self._changed = trio.Event()
 
     def cut(self, after: int) -> None:
-        """End the wire behind so many bytes more: with a FIN, or with a RST where the number is negative."""
+        """End the wire behind this number of further bytes: with a FIN, or with a RST where the number is negative."""
         self.cut_after, self.cut_resets = abs(after), after < 0
 
     async def wait_thawed(self) -> None:
@@ -162,7 +162,7 @@ class Wire:
         self.to_client = Way(plan)
         self.client_closed_at: float | None = None
         self.broken = False
-        #: What ended it: "rst", "fin" or "cut"; None: nobody but its two ends.
+        #: What ended it: "rst", "fin" or "cut"; None: one of its two ends.
         self.ended_by: str | None = None
         self.client: ClientEnd
         #: At the instant the client closed: seconds since the last byte, since an inbound frame began, since a write did.

@@ -398,12 +398,12 @@ def _count_tasks(nursery: trio.Nursery) -> int:
 
 
 async def _aftermath(run: Run, brokers: Sequence[EmbeddedBroker]) -> None:
-    """Mend everything, let the network run dry, and take stock of the brokers."""
+    """End all faults, let the network deliver its last bytes, and collect what the brokers hold."""
     assert run.injector is not None
     run.trace.note("AFTERMATH")
     run.injector.heal()
     run.injector.thaw()
-    # A broker tells nobody when its last client is gone, and virtual time costs nothing.
+    # A broker does not report when its last client is gone, and virtual time costs nothing.
     while trio.current_time() < LEAST or (any(broker.clients for broker in brokers) and _patient(run)):
         await trio.sleep(5.0)
     for place, broker in enumerate(brokers):

@@ -1,6 +1,6 @@
 """What a seed draws: the settings of the producer, the network, the workload and the faults, all before the run begins.
 
-One integer gives independent streams of chance (`stream`), so that a change to one part of the simulation does not
+One integer gives independent random streams (`stream`), so that a change to one part of the simulation does not
 reshuffle the others. The faults are drawn as a swarm: first which kinds exist in this seed, then how often each comes,
 because a seed in which everything happens never lets any one thing go far.
 
@@ -93,7 +93,7 @@ HOSTILE: dict[str, tuple[float, float]] = {
 
 
 def stream(seed: int, name: str) -> random.Random:
-    """Return the stream of chance of one part of the seed."""
+    """Return the random stream of one part of the seed."""
     return random.Random(f"{seed}/{name}")
 
 
@@ -121,7 +121,7 @@ class Call:
     #: The numbers of its messages.
     messages: tuple[Item, ...] = ()
     timeout: float = math.inf
-    #: Cancel after so many checkpoints of a neighbour task, or seconds; None: never.
+    #: Cancel after this many checkpoints of a neighbour task, or after these seconds; None: never.
     cancel_ticks: int | None = None
     cancel_after: float | None = None
 
@@ -186,7 +186,7 @@ class ProducerPlan:
 
 @frozen
 class Plan:
-    """Everything that a run is made of but the chance within broker, network and scheduler, which the seed gives too."""
+    """Everything that decides a run, except the random streams of broker, network and scheduler, which the seed gives too."""
 
     seed: int
     mode: Mode

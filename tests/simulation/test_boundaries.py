@@ -27,7 +27,7 @@ def well(plan: Plan) -> Run:
 
 
 def cut_one(kind: str, data: int, *, at_least_once: bool) -> tuple[Publish, int]:
-    """Publish one message over a wire that is cut behind so many bytes; return it, and how often it was enqueued."""
+    """Publish one message over a wire that is cut behind this number of bytes; return it, and how often it was enqueued."""
     call = Call(5.0, "publish", (Item(1, 30, "jobs"),), 30.0)
     run = well(calm((call,), (Fault(4.9, kind, 0.0, data),), at_least_once=at_least_once))
     return run.trace.publishes[1], len(run.log)
@@ -56,7 +56,7 @@ def test_a_cut_at_every_byte_of_a_publish(reset: bool, at_least_once: bool) -> N
 @pytest.mark.parametrize("reset", [False, pytest.param(True, marks=pytest.mark.full)], ids=["fin", "rst"])
 @pytest.mark.parametrize("at_least_once", [True, False], ids=["at_least_once", "at_most_once"])
 def test_a_cut_at_every_byte_of_a_confirm(reset: bool, at_least_once: bool) -> None:
-    """The message is stored. Up to the last byte of the confirm nobody knows: sent again, or Unconfirmed."""
+    """The message is stored. Up to the last byte of the confirm its outcome is unknown: sent again, or Unconfirmed."""
     for data in range(CONFIRM):
         publish, enqueued = cut_one("cut to client", -data if reset else data, at_least_once=at_least_once)
         if at_least_once:

@@ -67,7 +67,7 @@ class Workload:
                     self._trace.note(f"reconnect(): {heeded}")
                     if heeded:
                         self.hints.append(trio.current_time())
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is a finding
+        except Exception as error:  # noqa: BLE001 - any error is a finding
             self.wrong.append(f"{call.how} raised {error!r}")
         finally:
             self.open_calls -= 1

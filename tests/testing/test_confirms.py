@@ -72,7 +72,7 @@ def test_one_refusal_nacks_a_publish_to_several_queues_at_once() -> None:
 
 @given(st.integers(), st.lists(st.booleans(), min_size=1, max_size=20))
 def test_any_flush_points_settle_each_tag_once_as_it_was_answered(seed: int, answers: list[bool]) -> None:
-    """A reader that applies the confirms gets each queue's answer, whatever was coalesced (I8, I11)."""
+    """A reader that applies the confirms gets each queue's answer, coalesced or not (I8, I11)."""
     rng = random.Random(seed)
     policy = RandomCoalescing(rng)
     confirms = publishes(len(answers))

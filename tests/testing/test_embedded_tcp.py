@@ -40,7 +40,7 @@ async def test_serves_in_the_loop_that_it_is_opened_in() -> None:
 
 @pytest.mark.anyio
 async def test_refuses_while_it_is_down_and_comes_back_on_the_same_port() -> None:
-    """A crash resets connections and refuses new ones; nobody else gets the port."""
+    """A crash resets connections and refuses new ones; no other program gets the port."""
     async with EmbeddedBroker() as broker:
         port = broker.port
         stream = await connect("127.0.0.1", port)

@@ -359,7 +359,7 @@ async def test_violations(autojump_clock: MockClock, sent: list[object]) -> None
 
 @pytest.mark.trio
 async def test_ordinary_refusals_and_frames_on_their_way_are_no_violations(autojump_clock: MockClock) -> None:
-    """A publish that crosses a channel.close, or a connection.close, is nobody's fault."""
+    """A publish that crosses a channel.close, or a connection.close, is no violation."""
     async with EmbeddedBroker(listen=False) as broker:
         client = await client_of(broker)
         await client.send(*content("k", exchange="nox"), *content("k", exchange="nox"))

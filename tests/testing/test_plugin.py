@@ -1,4 +1,4 @@
-"""The fixtures work in somebody else's suite, under each runner of asynchronous tests."""
+"""The fixtures work in a test suite of another project, under each runner of asynchronous tests."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ RUNNERS = {
 
 @pytest.fixture
 def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    """A directory of tests of somebody else's."""
+    """A directory with the tests of another project."""
     monkeypatch.setenv("PYTEST_ADDOPTS", "")
     return pytester
 
@@ -57,7 +57,7 @@ def run(pytester: pytest.Pytester, *options: str) -> pytest.RunResult:
 @pytest.mark.parametrize("driver", ["native", pytest.param("aiormq", marks=pytest.mark.full)])
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_fixtures_under(runner: str, driver: str, suite: pytest.Pytester) -> None:
-    """Broker, proxy and producer, whoever runs the loop."""
+    """Broker, proxy and producer under each runner."""
     mark, count, options = RUNNERS[runner]
     publish, survive = PUBLISH.format(driver=driver), SURVIVE.format(driver=driver)
     suite.makepyfile(SUITE.format(mark=mark, publish=publish, survive=survive))

@@ -91,7 +91,7 @@ async def test_cut_after_n_bytes() -> None:
 
 
 async def test_slices() -> None:
-    """Bytes arrive, all of them, whatever the pieces."""
+    """All bytes arrive, in pieces of any size."""
     async with through_proxy() as (proxy, client, server):
         proxy.slice(1)
         await client.send(b"0123456789")

@@ -148,7 +148,7 @@ def test_memory_alarm_is_in_force_when_the_call_returns(rabbitmq):
 
 
 def test_users_permissions_and_vhosts(rabbitmq):
-    """What the calls change is what rabbitmqctl sees; names are data, whatever is in them."""
+    """What the calls change is what rabbitmqctl sees; names with any characters are data."""
     user, vhost = 'o"dd>>user', "a/b ü"
     count = "[length(rabbit_auth_backend_internal:list_users()), length(rabbit_vhost:list_names())]"
     before = rabbitmq.eval(count)

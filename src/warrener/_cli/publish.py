@@ -18,6 +18,7 @@ import math
 import os
 import signal
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import anyio
@@ -25,7 +26,7 @@ import trio
 
 from warrener._cli.common import Commands, add_driver, silence_log
 from warrener._cli.completion import names_file
-from warrener._cli.publish_files import Place, resumed
+from warrener._cli.publish_files import Lock, Place, PlaceFile, reason
 from warrener._cli.publish_input import FORMATS, Target
 from warrener._cli.publish_plan import Plan, Refused
 from warrener._cli.publish_run import Run
@@ -112,12 +113,40 @@ async def publish(plan: Plan) -> int:
         # A command ends when the broker stays away: eleven dials in a row, unless the user says otherwise.
         patience = defaults(backoff_cap="60", backoff_attempts="10")
         settings = Settings.resolve(plan.url, below=patience, breaker=None, when_exhausted="stay", topology=())
-        place = resumed(plan)
-        _check_files(plan, place)
+        with _held(plan):
+            return await _publish(plan, settings)
     except (SettingsError, Refused) as error:
         print(f"warrener publish: {error}", file=sys.stderr)
-        return 2
-    run = Run(plan, Producer(settings, driver=plan.driver), place)
+    except OSError as error:
+        print(
+            f"warrener publish: {error.filename or plan.resume or plan.unconfirmed}: {reason(error)}", file=sys.stderr
+        )
+    return 2
+
+
+def _held(plan: Plan) -> AbstractContextManager[object]:
+    """Return the lock of the run; without ``--resume`` there is nothing that another run could use."""
+    if plan.resume is None:
+        return nullcontext()
+    _check_folder(plan.resume, "--resume")
+    return Lock(plan.resume.absolute())
+
+
+async def _publish(plan: Plan, settings: Settings) -> int:
+    place_file = None if plan.resume is None else PlaceFile(plan.resume.absolute(), plan)
+    place = Place() if place_file is None else place_file.load()
+    _check_files(plan, place)
+    file = plan.unconfirmed or Path(f"warrener-unconfirmed-{place.run[:8]}.jsonl")
+    place.file = place.file or str(file.absolute())
+    run = Run(plan, Producer(settings, driver=plan.driver), place, place_file)
+    run.open_files(named=plan.unconfirmed is not None)
+    try:
+        return await _tell(run, plan)
+    finally:
+        run.close_files()
+
+
+async def _tell(run: Run, plan: Plan) -> int:
     began = anyio.current_time()
     caught: list[int] = []
     async with running(run.producer) as producer, anyio.create_task_group() as tasks:
@@ -148,12 +177,18 @@ def _check_files(plan: Plan, place: Place) -> None:
             raise Refused(f"{path} is not there")
         if plan.form != "files" and Path(path).is_dir():
             raise Refused(f"{path} is a folder; folders are for --format files")
-    if plan.unconfirmed is not None and plan.unconfirmed.exists() and str(plan.unconfirmed.absolute()) != place.file:
+    if (
+        plan.unconfirmed is not None
+        and os.path.lexists(plan.unconfirmed)
+        and str(plan.unconfirmed.absolute()) != place.file
+    ):
         raise Refused(f"{plan.unconfirmed} exists; remove it, or name another for --unconfirmed")
-    kept = {"--unconfirmed": plan.unconfirmed or Path(place.file or "here"), "--resume": plan.resume}
-    for option, file in kept.items():
-        if file is not None and not os.access(file.absolute().parent, os.W_OK):
-            raise Refused(f"{file.absolute().parent} cannot be written to; name a file elsewhere with {option}")
+    _check_folder(plan.unconfirmed or Path(place.file or "here"), "--unconfirmed")
+
+
+def _check_folder(file: Path, option: str) -> None:
+    if not os.access(file.absolute().parent, os.W_OK):
+        raise Refused(f"{file.absolute().parent} cannot be written to; name a file elsewhere with {option}")
 
 
 async def _obey_signals(run: Run, caught: list[int]) -> None:

@@ -63,6 +63,10 @@ class Piece:
     digest: bytes
     #: Bytes of input that it took, its line end included.
     size: int
+    #: Where the piece behind it begins: the file, the number of its line, and the bytes before it.
+    path: str
+    next_line: int
+    offset: int
 
 
 @frozen
@@ -83,6 +87,8 @@ class Target:
             return self._message(piece.data, {"message_id": message_id})
         except InvalidMessage as error:
             raise BadInput(f"{piece.where}: {error.reason}") from None
+        except RecursionError:
+            raise BadInput(f"{piece.where}: is nested too deeply") from None
         except ValueError as error:
             raise BadInput(f"{piece.where}: {error}") from None
 
@@ -164,9 +170,9 @@ def pieces(paths: Sequence[str], form: Format) -> Iterator[list[Piece]]:
     """Yield the input as it comes, some pieces at a time; blocks while none comes. Raises `BadInput`."""
     seen = hashlib.blake2b(digest_size=16)
 
-    def piece(where: str, data: bytes, size: int) -> Piece:
+    def piece(where: str, data: bytes, size: int, path: str, next_line: int, offset: int) -> Piece:
         seen.update(len(data).to_bytes(8, "big") + data)
-        return Piece(where, data, seen.digest(), size)
+        return Piece(where, data, seen.digest(), size, path, next_line, offset)
 
     for path in paths:
         try:
@@ -183,21 +189,21 @@ def _files_of(path: str) -> list[Path]:
     return sorted(file for file in given.rglob("*") if file.is_file()) if given.is_dir() else [given]
 
 
-def _whole_files(path: str) -> Iterator[tuple[str, bytes, int]]:
+def _whole_files(path: str) -> Iterator[tuple[str, bytes, int, str, int, int]]:
     if path == STDIN:
         data = sys.stdin.buffer.read(MAX_BODY + 1)
-        yield STDIN, data, len(data)
+        yield STDIN, data, len(data), STDIN, 1, len(data)
         return
     for file in _files_of(path):
         with file.open("rb") as opened:
             data = opened.read(MAX_BODY + 1)
-        yield str(file), data, len(data)
+        yield str(file), data, len(data), str(file), 1, len(data)
 
 
-def _lines(path: str, piece: Callable[[str, bytes, int], Piece]) -> Iterator[list[Piece]]:
+def _lines(path: str, piece: Callable[[str, bytes, int, str, int, int], Piece]) -> Iterator[list[Piece]]:
     """Yield the lines as they come; os.read returns what is there, where a file object would wait for more."""
     descriptor = sys.stdin.fileno() if path == STDIN else os.open(path, os.O_RDONLY)
-    number, begun, size = 1, list[bytes](), 0
+    number, offset, begun, size = 1, 0, list[bytes](), 0
     try:
         while chunk := os.read(descriptor, _CHUNK):
             first, *rest = chunk.split(b"\n")
@@ -207,17 +213,18 @@ def _lines(path: str, piece: Callable[[str, bytes, int], Piece]) -> Iterator[lis
                 raise BadInput(f"{path}:{number}: a line has more than {_MAX_LINE} bytes")
             if not rest:
                 continue
-            whole = [b"".join(begun), *rest[:-1]]
+            batch: list[Piece] = []
+            for line in (b"".join(begun), *rest[:-1]):
+                taken = len(line) + 1
+                number, offset = number + 1, offset + taken
+                if line.strip():
+                    batch.append(piece(f"{path}:{number - 1}", line.removesuffix(b"\r"), taken, path, number, offset))
             begun, size = [rest[-1]], len(rest[-1])
-            yield [
-                piece(f"{path}:{number + index}", line.removesuffix(b"\r"), len(line) + 1)
-                for index, line in enumerate(whole)
-                if line.strip()
-            ]
-            number += len(whole)
+            yield batch
         last = b"".join(begun)
         if last.strip():
-            yield [piece(f"{path}:{number}", last.removesuffix(b"\r"), len(last))]
+            where = f"{path}:{number}"
+            yield [piece(where, last.removesuffix(b"\r"), len(last), path, number + 1, offset + len(last))]
     finally:
         if path != STDIN:
             os.close(descriptor)

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import errno
 import math
-import os
 import sys
 from collections import Counter, deque
 from functools import partial
 from pathlib import Path
-from typing import IO
 
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
-from attrs import define, field
+from attrs import define, evolve, field
 
-from warrener._cli.publish_files import Place, write_place
+from warrener._cli.publish_files import MAX_REPEATED, Place, PlaceFile, UnconfirmedFile, reason
 from warrener._cli.publish_input import BadInput, Piece, described, pieces
-from warrener._cli.publish_plan import Plan
+from warrener._cli.publish_plan import Plan, Refused
 from warrener._publishing.handles import PublishHandle
 from warrener._publishing.producer import Producer
 from warrener.errors import BufferFull, GaveUp, ProducerClosed, PublishError
@@ -28,13 +25,14 @@ __all__ = ["Progress", "Run"]
 
 #: Bytes of messages that may be without an outcome.
 MAX_HELD = 32 * 1024 * 1024
-#: Seconds between two notes of the place in the input.
+#: The place is written when this number of messages has passed since, and after this number of seconds.
+NOTE_AFTER = 50
 NOTE_EVERY = 1.0
 
 
 @define
 class _Pending:
-    """A message without an outcome, or with one that could not be anything else."""
+    """A message that was published, or whose publish was refused at the call."""
 
     number: int
     piece: Piece
@@ -53,7 +51,7 @@ class _Pending:
 
 @define
 class Progress:
-    """For the view and the summary."""
+    """The numbers of the view and of the summary."""
 
     confirmed: int = 0
     resent: int = 0
@@ -70,30 +68,52 @@ class Progress:
 
 
 class Run:
-    def __init__(self, plan: Plan, producer: Producer, place: Place) -> None:
+    """Publishes the input and keeps the account: `read` and `settle` are its two tasks."""
+
+    def __init__(self, plan: Plan, producer: Producer, place: Place, place_file: PlaceFile | None) -> None:
         self._plan = plan
         self.producer = producer
         self.place = place
         self.progress = Progress()
         self._pending: deque[_Pending] = deque()
         self._held_bytes = 0
-        # Certainly not sent because the run ends. With --resume they are left to the next one.
+        # Not sent because the run ends. With --resume they are left to the next run.
         self._left: list[tuple[_Pending, PublishError]] = []
         self._news = anyio.Event()
         self._all_read = False
         self._reading = anyio.CancelScope()
-        self._kept: IO[bytes] | None = None
+        self._place_file = place_file
+        self._unconfirmed = UnconfirmedFile(Path(place.file), known=bool(place.messages or place.lines))
+        # Lines of messages that were not confirmed, which no file has yet, and where those messages come from.
+        self._lines: list[str] = []
+        self._lines_of: list[str] = []
         # A message could neither be confirmed nor written down: the place must not move past it.
         self._stuck = False
+        self._noted = place.messages
         self._noted_at = -math.inf
+        self._lines_noted = False
         #: Why the input was not read to its end, in words.
         self.stopped: str | None = None
         self.bad_input: str | None = None
 
     @property
     def failed(self) -> bool:
-        """Whether anything is not as it should be."""
+        """Whether a message was not confirmed, or the input was not read to its end."""
         return bool(self.progress.unconfirmed or self.progress.left or self.stopped or self.bad_input)
+
+    def open_files(self, *, named: bool) -> None:
+        """Append the lines that a crash left out. `named`: create the file of ``--unconfirmed``. Raises as `append`."""
+        if self.place.lines:
+            self._unconfirmed.complete(self.place.lines.encode(), self.place.file_size)
+            self.place.lines = ""
+        elif named:
+            self._unconfirmed.create()
+        if self._place_file is not None:
+            self._place_file.save(self.place)  # the ids of a run that is killed at once are those of the next
+
+    def close_files(self) -> None:
+        """Close the file of the messages that were not confirmed."""
+        self._unconfirmed.close()
 
     # --- reading and publishing
 
@@ -112,7 +132,7 @@ class Run:
         source = pieces(plan.paths, plan.form)
         skipped, number = place.messages, 0
         while True:
-            # In a thread: standard input may keep us waiting for ever, which is no reason not to hear a signal.
+            # In a thread: standard input may keep us waiting for ever, and a signal must be heard meanwhile.
             batch = await anyio.to_thread.run_sync(partial(next, source, None), abandon_on_cancel=True)
             if batch is None:
                 break
@@ -122,16 +142,28 @@ class Run:
                     self.progress.bytes_read += piece.size
                 if number > skipped:
                     await self._publish(number, piece, plan.target.message(piece, plan.form, place.message_id(number)))
-                elif number == skipped and piece.digest.hex() != place.digest:
-                    raise BadInput(
-                        f"{piece.where}: the input up to here is not what it was; {plan.resume} cannot be used"
-                    )
+                elif number == skipped:
+                    self._check_resumed(piece)
         if number < skipped:
             raise BadInput(f"the input has {number} messages, and {skipped} of them were published; it is another one")
 
+    def _check_resumed(self, piece: Piece) -> None:
+        if piece.digest.hex() != self.place.digest:
+            raise BadInput(
+                f"{piece.where}: the input up to here is not what it was; {self._plan.resume} cannot be used"
+            )
+        if not self._plan.quiet:
+            place = self.place
+            text = f"resumed: goes on behind message {place.messages}, at {place.path} line {place.line}, byte {place.offset}"
+            print(text, file=sys.stderr, flush=True)
+
     async def _publish(self, number: int, piece: Piece, message: Message) -> None:
         size = len(message.body)
-        while self._pending and (len(self._pending) >= self._plan.window or self._held_bytes + size > MAX_HELD):
+        while self._pending and (
+            len(self._pending) >= self._plan.window
+            or self._held_bytes + size > MAX_HELD
+            or (self._place_file is not None and number > self._noted + MAX_REPEATED)
+        ):
             await self._wait()
         called = anyio.current_time()
         while True:
@@ -152,7 +184,7 @@ class Run:
             await anyio.lowlevel.checkpoint()
 
     def stop_reading(self, why: str) -> None:
-        """Read no more; what was published is still settled."""
+        """Read no more; the messages that were published still get their outcome."""
         self.stopped = self.stopped or why
         self._reading.cancel()
 
@@ -160,7 +192,7 @@ class Run:
         self._news.set()
 
     async def _wait(self) -> None:
-        # Never both tasks at once: the one waits for room, which means that the other has something to settle.
+        # Never both tasks at once: one waits for capacity, and then the other has an outcome to take.
         self._news = anyio.Event()
         await self._news.wait()
 
@@ -171,22 +203,27 @@ class Run:
         while True:
             while not self._pending:
                 if self._all_read:
-                    self._finish()
+                    self.progress.left = len(self._left)
+                    await self._note()
+                    await self._end_place()
                     return
                 await self._wait()
             outcome = await self._pending[0].outcome()
             item = self._pending.popleft()
             self._held_bytes -= len(item.message.body)
             self._take(item, outcome)
+            unnoted = self.place.messages - self._noted
+            if unnoted >= NOTE_AFTER or anyio.current_time() >= self._noted_at + NOTE_EVERY:
+                await self._note()
             self._tell()
 
     def _take(self, item: _Pending, outcome: Receipt | PublishError) -> None:
         if isinstance(outcome, GaveUp):
             self.stop_reading(f"the broker: {outcome.last_fault or outcome.reason}")
-        if self._plan.resume is not None and isinstance(outcome, GaveUp | ProducerClosed):
+        if self._place_file is not None and isinstance(outcome, GaveUp | ProducerClosed):
             self._left.append((item, outcome))
             return
-        # Whatever comes after one that was left makes the place move past it, so it has to be kept.
+        # The place moves past the messages that were left when it moves past a later one; so they are written down.
         left, self._left = self._left, []
         for earlier, error in left:
             self._keep(earlier, error)
@@ -206,56 +243,49 @@ class Run:
                 self.stop_reading(f"more than {self._plan.tolerated} messages were not confirmed (--max-unconfirmed)")
 
     def _keep(self, item: _Pending, error: PublishError) -> None:
-        """Write a message down that was not confirmed."""
+        """Take down a message that was not confirmed; `_note` writes it."""
         progress = self.progress
         progress.errors[type(error).__name__] += 1
         progress.maybe += error.may_have_been_delivered
         progress.bytes_read += item.piece.size
         self.place.unconfirmed += 1
-        try:
-            if self._kept is None:
-                self._kept = self._open()
-            line = described(item.message, error, item.piece.where).encode() + b"\n"
-            if self._kept.write(line) != len(line):
-                raise OSError(errno.ENOSPC, "")
-        except OSError as trouble:
-            self._stuck = True
-            where = f"{item.message.message_id} ({item.piece.where})"
-            print(f"not confirmed, and not written down: {where}", file=sys.stderr)
-            self.stop_reading(f"{self.place.file}: {os.strerror(trouble.errno or 0)}")
+        self._lines.append(described(item.message, error, item.piece.where) + "\n")
+        self._lines_of.append(f"{item.message.message_id} ({item.piece.where})")
         self._passed(item)
 
-    def _open(self) -> IO[bytes]:
-        place = self.place
-        name = self._plan.unconfirmed or Path(f"warrener-unconfirmed-{place.run[:8]}.jsonl")
-        place.file = place.file or str(name.absolute())
-        descriptor = os.open(place.file, os.O_WRONLY | os.O_CREAT, 0o600)
-        # A crash may have left lines behind the place. A file that somebody has taken away begins anew.
-        os.truncate(descriptor, min(place.file_size, os.fstat(descriptor).st_size))
-        os.lseek(descriptor, 0, os.SEEK_END)
-        return os.fdopen(descriptor, "wb", buffering=0)
-
     def _passed(self, item: _Pending) -> None:
-        if self._stuck:
-            return
-        self.place.messages, self.place.digest = item.number, item.piece.digest.hex()
-        if anyio.current_time() >= self._noted_at + NOTE_EVERY:
-            self._note()
+        piece, place = item.piece, self.place
+        place.messages, place.digest = item.number, piece.digest.hex()
+        place.path, place.line, place.offset = piece.path, piece.next_line, piece.offset
 
-    def _note(self) -> None:
-        """Note the place; what was not confirmed is in its file before the place says so."""
+    async def _note(self) -> None:
+        """Write the place, and the lines of the messages that were not confirmed."""
         self._noted_at = anyio.current_time()
-        try:
-            if self._kept is not None:
-                os.fsync(self._kept.fileno())
-                self.place.file_size = self._kept.tell()
-            if self._plan.resume is not None:
-                write_place(self._plan, self.place)
-        except OSError as trouble:
-            self.stop_reading(f"cannot keep the place in {self._plan.resume}: {os.strerror(trouble.errno or 0)}")
+        place = evolve(self.place, lines="".join(self._lines), file_size=self._unconfirmed.size())
+        lines_of, self._lines, self._lines_of = self._lines_of, [], []
+        if not self._stuck and (place.messages > self._noted or place.lines):
+            try:
+                await anyio.to_thread.run_sync(self._write, place)
+                self._noted = place.messages
+                self._lines_noted = bool(place.lines)
+            except (OSError, Refused) as trouble:
+                self._stuck = True
+                text = reason(trouble) if isinstance(trouble, OSError) else str(trouble)
+                self.stop_reading(f"cannot write {self._plan.resume or self.place.file}: {text}")
+        if self._stuck:
+            for where in lines_of:
+                print(f"not confirmed, and not written down: {where}", file=sys.stderr)
 
-    def _finish(self) -> None:
-        self.progress.left = len(self._left)
-        self._note()
-        if self._kept is not None:
-            self._kept.close()
+    async def _end_place(self) -> None:
+        """Take the lines out of the place that are in their file: whoever takes that file away gets no second one."""
+        if self._lines_noted and not self._stuck and self._place_file is not None:
+            try:
+                await anyio.to_thread.run_sync(self._place_file.save, self.place)
+            except OSError as trouble:
+                self.stop_reading(f"cannot write {self._plan.resume}: {reason(trouble)}")
+
+    def _write(self, place: Place) -> None:
+        if self._place_file is not None:
+            self._place_file.save(place)
+        if place.lines:
+            self._unconfirmed.append(place.lines.encode())

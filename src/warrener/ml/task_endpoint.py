@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 from warrener.errors import PublishError
 from warrener.ml.answers import BEGAN, BUSY, NO_STORE, SOON, answer, refusal
 from warrener.ml.celery import task_id_of
+from warrener.ml.logs import RateLimit
 from warrener.ml.parsing import decoded, parsed_size
 from warrener.ml.payloads import InvalidPayload, Payload, Transcribe, from_mapping
 from warrener.ml.producer import EncodedTask, MLProducer
@@ -23,6 +24,7 @@ from warrener.tracing import trace_context
 __all__ = ["TaskEndpoint"]
 
 log = logging.getLogger("warrener.tasks")
+log.addFilter(RateLimit())
 
 #: Bodies up to this size, in bytes as parsed, are parsed without a thread.
 AT_ONCE = 64 * 1024
