@@ -132,6 +132,8 @@ def _refused(seen: Evidence) -> Iterator[str]:
             continue
         if publish.ended_at is None or publish.ended_at >= FAULTS_FROM:
             continue
+        if _cut_off_by_another(seen, publish):
+            continue
         if not isinstance(publish.result, PublishRefused):
             yield f"message {publish.item.number} to {publish.item.address!r}: {publish.result and describe(publish.result)}"
         elif publish.ended_at > publish.called_at + REFUSED_WITHIN + TICK:
