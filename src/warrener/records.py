@@ -456,6 +456,8 @@ class Status:
     heartbeat: float | None
     #: The number of the newest link; 0 before the first.
     link: int
+    #: Destinations whose own circuit breaker is open or half open, at most ten: the last ones that the broker nacked.
+    open_destinations: tuple[str, ...] = ()
     #: The broker's answer to a declaration of the topology that it refuses; None if it refuses none.
     topology_fault: Fault | None = None
     #: The outbox of the producer, as it was counted last; None where it has none.

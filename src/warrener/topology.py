@@ -13,7 +13,7 @@ from attrs import Attribute, field, frozen
 from warrener._properties import FieldValue, Unsendable, checked_table, why_not_short
 from warrener.errors import SettingsError, printable
 
-__all__ = ["Binding", "Declaration", "Exchange", "Queue", "in_order"]
+__all__ = ["Binding", "Declaration", "Exchange", "Queue", "in_order", "standard_exchanges"]
 
 # --- checks -------------------------------------------------------------------------------------------------------------
 
@@ -173,3 +173,12 @@ def in_order(topology: Iterable[Declaration]) -> tuple[Declaration, ...]:
                 return 3
 
     return tuple(sorted(topology, key=rank))
+
+
+def standard_exchanges(topology: Iterable[Declaration]) -> frozenset[str]:
+    """Return the exchanges that are declared with a type of AMQP itself. A plugin's type may deliver a returned message."""
+    return frozenset(
+        each.name
+        for each in topology
+        if isinstance(each, Exchange) and not each.passive and each.type in ("direct", "fanout", "topic", "headers")
+    )

@@ -106,23 +106,23 @@ class Bench:
         return deliveries
 
     def ack(self, tag: int, *, multiple: bool = False, channel: int = 1) -> list[Delivery]:
-        return self.ledger.confirmed(channel, tag, multiple)
+        return self.ledger.answers.confirmed(channel, tag, multiple, self.now)
 
     def nack(self, tag: int, *, multiple: bool = False, channel: int = 1) -> list[Delivery]:
-        return self.ledger.nacked(channel, tag, multiple)
+        return self.ledger.answers.nacked(channel, tag, multiple, self.now)
 
     def lose(self, *, written: int = 1_000_000, fault: Fault = LOST) -> list[Delivery]:
         """Lose the link; on each channel, tags up to `written` may have left."""
-        return self.ledger.link_lost(fault, lambda _channel: written)
+        return self.ledger.ends.link_lost(fault, lambda _channel: written)
 
     def close_channel(
         self, fault: Fault = NOT_FOUND, *, lane: Lane = Lane.MAIN, written: int = 1_000_000
     ) -> list[Delivery]:
-        return self.ledger.channel_closed(self.channels.pop(lane), fault, written)
+        return self.ledger.ends.channel_closed(self.channels.pop(lane), fault, written, written, self.now)[0]
 
     def bounce(self, delivery: Delivery, *, channel: int = 1, code: int = 312) -> None:
         """Have the broker return the delivery."""
-        self.ledger.returned(channel, evolve(returned_of(delivery), reply_code=code))
+        self.ledger.answers.returned(channel, evolve(returned_of(delivery), reply_code=code))
 
 
 def returned_of(

@@ -32,6 +32,8 @@ class Note:
     alone: int = 0
     returned: bool = False
     doubt: bool = False
+    passed: bool = False
+    overdue: bool = False
     #: "waits", "left" (cancelled after hand-over), "gone" (cancelled before) or "told" (outcome given).
     caller: str = "waits"
     told: str = ""
@@ -63,7 +65,7 @@ class Model:
         self.link = 0
         self.open = False
         self.paused = False
-        self.clock_floor = float("-inf")
+        self.clock_floor = self.answered_at = float("-inf")
         self.letters = dict.fromkeys("CUNR", 0)
         self.late: list[tuple[str, str]] = []
         #: Outcomes given in the present step.
@@ -78,7 +80,7 @@ class Model:
         if not self.open or self.paused:
             return None
         alone = self.lanes.get("suspect")
-        if alone is not None and self.suspects and not any(note.channel == alone for note in self.flight):
+        if alone is not None and self.suspects and all(note.passed for note in self.flight if note.channel == alone):
             return self.suspects[0]
         if "main" not in self.lanes:
             return None
@@ -92,7 +94,12 @@ class Model:
         everyone = self.fresh + self.again + self.suspects + self.flight
         instants = [note.deadline for note in everyone if note.caller == "waits"]
         if not self.paused and self.flight:
-            instants.append(max(min(note.sent_at for note in self.flight), self.clock_floor) + self.confirm_timeout)
+            began = max(min(note.sent_at for note in self.flight), self.clock_floor, self.answered_at)
+            instants.append(began + self.confirm_timeout)
+            watched = [note.sent_at for note in self.flight if not note.overdue]
+            instants += [max(min(watched), self.clock_floor) + self.confirm_timeout] if watched else []
+            alone = self.lanes.get("suspect")
+            instants += [note.sent_at + 1.0 for note in self.flight if note.channel == alone and not note.passed]
         return min(instants, default=float("inf"))
 
     # what happens
@@ -111,7 +118,8 @@ class Model:
         self.last[channel] = tag
         self.flight.append(note)
 
-    def answered(self, channel: int, tag: int, multiple: bool, letter: str) -> None:
+    def answered(self, channel: int, tag: int, multiple: bool, letter: str, now: float) -> None:
+        self.answered_at = now
         if not 0 < tag <= self.last.get(channel, 0):
             return
         for note in list(self.flight):
@@ -155,7 +163,7 @@ class Model:
 
     def _down(self) -> None:
         self.lanes, self.last, self.open, self.paused = {}, {}, False, False
-        self.clock_floor = float("-inf")
+        self.clock_floor = self.answered_at = float("-inf")
 
     def _end_epoch(self, channel: int, written: int, *, suspects: bool) -> None:
         back: list[Note] = []
@@ -179,7 +187,7 @@ class Model:
                     note.lane = "suspect"
                 back.append(note)
         for note in back:
-            note.place, note.doubt = "queue", False
+            note.place, note.doubt, note.passed, note.overdue = "queue", False, False, False
         self.again[:0] = [note for note in back if note.lane == "main"]
         self.suspects[:0] = [note for note in back if note.lane == "suspect"]
 
@@ -194,6 +202,14 @@ class Model:
                 else:
                     self._leave_queues(note)
                     self.end(note, None, "DeadlineExceeded")
+
+    def look(self, now: float) -> None:
+        """What waits for `confirm_timeout` is overdue; a suspect that closed nothing for a second has passed."""
+        if self.paused:
+            return
+        for note in self.flight:
+            note.overdue |= max(note.sent_at, self.clock_floor) + self.confirm_timeout <= now
+            note.passed |= note.channel == self.lanes.get("suspect") and note.sent_at + 1.0 <= now
 
     def resume(self, now: float) -> None:
         if self.paused:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests.ledger.driving import Bench, books_balance
 from warrener._publishing.ledger import Delivery
+from warrener.errors import Fault, FaultKind
 from warrener.records import Envelope, Lane
 
 OPERATIONS = st.lists(
@@ -25,13 +26,21 @@ OPERATIONS = st.lists(
 )  # fmt: skip
 
 
-class Straight(Bench):
+TOO_LARGE = Fault(FaultKind.CHANNEL_CLOSED, "message size 4 is larger than configured max size 3", reply_code=406)
+
+
+def sized(size: int, exchange: str = "") -> Delivery:
+    """Return a message with a body of this size."""
+    return Delivery(Envelope(exchange, "q"), b"x" * size, "sized", 1000.0)
+
+
+class FastPath(Bench):
     """Publishes by the short way wherever the ledger offers it."""
 
     def publish(self, count: int, **fields: Any) -> list[Delivery]:
         published: list[Delivery] = []
         for _ in range(count):
-            channel = self.ledger.fast_path(len(b"body"))
+            channel = self.ledger.fast_path(sized(4))
             if channel is None:
                 published += super().publish(1, **fields)
                 continue
@@ -88,7 +97,7 @@ def seen(bench: Bench) -> dict[str, Any]:
     return {
         "counters": asdict(ledger.counters),
         "counts": (ledger.in_flight, ledger.buffered, ledger.buffered_bytes, ledger.pending),
-        "times": (ledger.next_wakeup(), ledger.overdue(bench.now)),
+        "times": (ledger.next_wakeup(), ledger.silent(bench.now)),
         "wire": {place: delivery.message_id for place, delivery in bench.wire.items()},
         "deliveries": [
             (
@@ -112,7 +121,7 @@ def seen(bench: Bench) -> dict[str, Any]:
 @example([("publish", 0), ("publish", 0), ("lose", 7), ("up", 0), ("publish", 0)], 4)
 def test_the_short_way_shows_no_difference(operations: list[tuple[str, int]], max_in_flight: int) -> None:
     """Whatever happens before, between and after: tags, order, counts, timers and outcomes are those of the long way."""
-    long, short = (make(max_in_flight=max_in_flight, max_buffered=5) for make in (Bench, Straight))
+    long, short = (make(max_in_flight=max_in_flight, max_buffered=5) for make in (Bench, FastPath))
     for operation, number in operations:
         for bench in (long, short):
             perform(bench, operation, number)
@@ -123,10 +132,12 @@ def test_the_short_way_shows_no_difference(operations: list[tuple[str, int]], ma
 def test_the_short_way_is_offered_to_a_healthy_link() -> None:
     """It is taken at all: sender open, room, nobody waiting; by a body as large as the whole buffer, too."""
     bench = Bench(max_buffered_bytes=10)
-    assert [bench.ledger.fast_path(size) for size in (0, 4, 10)] == [1, 1, 1]
+    assert [bench.ledger.fast_path(sized(size)) for size in (0, 4, 10)] == [1, 1, 1]
 
 
-@pytest.mark.parametrize("why", ["down", "paused", "full", "waiting", "too large", "suspects"])
+@pytest.mark.parametrize(
+    "why", ["down", "paused", "full", "waiting", "too large", "suspects", "not covered", "refusal"]
+)
 def test_the_short_way_is_not_offered(why: str) -> None:
     """Nobody overtakes, no limit is passed, nothing goes where it must not."""
     bench = Bench(up=why != "down", max_in_flight=1, max_buffered_bytes=10)
@@ -140,10 +151,19 @@ def test_the_short_way_is_not_offered(why: str) -> None:
             bench.accept()
             bench.ledger.resume(bench.now)
         case "suspects":
-            bench.open(Lane.SUSPECT)
+            bench.publish(2)
+            bench.close_channel()
+            bench.open(Lane.MAIN)
+        case "not covered":
+            assert bench.ledger.fast_path(sized(4, exchange="x")) is None
+            bench.ledger.pause()
+        case "refusal":
+            bench.publish(1)
+            bench.close_channel(TOO_LARGE)
+            bench.open(Lane.MAIN)
         case _:
             pass
-    assert bench.ledger.fast_path(11 if why == "too large" else 4) is None
+    assert bench.ledger.fast_path(sized(11 if why == "too large" else 4)) is None
 
 
 @pytest.mark.parametrize(("channel", "tag"), [(1, 2), (1, 0), (2, 1)])

@@ -228,7 +228,7 @@ def test_the_dead_leave_the_buffer() -> None:
     waiting = bench.accept(timeout=math.inf)
     for _ in range(10_000):
         bench.ledger.cancel(bench.accept())
-    assert len(bench.ledger._unsent.entries) < 200
+    assert len(bench.ledger._waiting.unsent.entries) < 200
     assert bench.ledger.buffered == 1
     bench.up()
     assert bench.write() == [waiting]
@@ -304,7 +304,7 @@ def test_facts_about_a_channel_that_is_not_open_change_nothing() -> None:
         assert bench.ack(1, channel=channel, multiple=True) == []
         assert bench.nack(1, channel=channel) == []
         bench.bounce(delivery, channel=channel)
-        assert bench.ledger.channel_closed(channel, NOT_FOUND, 9) == []
+        assert bench.ledger.ends.channel_closed(channel, NOT_FOUND, 9, 9, bench.now)[0] == []
     assert bench.ledger.counters.stale == 8
     assert bench.ack(1, channel=2) == [delivery]
     assert isinstance(delivery.outcome, Receipt)
@@ -374,7 +374,7 @@ def test_a_return_without_its_token_falls_back_to_what_is_unique(token: str | No
     delivery = bench.accept(message_id="mine", token="t1", body=b"12345")
     bench.publish(1)
     digest = hashlib.blake2b(b"12345", digest_size=16).digest()
-    bench.ledger.returned(1, returned_of(delivery, token=token, body_hash=digest))
+    bench.ledger.answers.returned(1, returned_of(delivery, token=token, body_hash=digest))
     bench.ack(2, multiple=True)
     assert isinstance(delivery.outcome, Unroutable)
 
@@ -396,7 +396,7 @@ def test_a_return_that_does_not_agree_makes_nobody_unroutable(differs: str) -> N
         5 if differs == "size" else 4,
         b"not its hash" if differs == "hash" else b"",
     )
-    bench.ledger.returned(1, returned)
+    bench.ledger.answers.returned(1, returned)
     assert bench.ledger.counters.anomalies == 1
     bench.ack(2, multiple=True)
     # Where it can have been its own, the ack is no longer proof; where it cannot, it still is.
@@ -415,7 +415,7 @@ def test_a_return_of_nobody_downgrades_only_the_candidates() -> None:
     refused = bench.accept()
     bench.write()
     bench.bounce(known)
-    bench.ledger.returned(1, returned_of(candidate, token=None, message_id=None))
+    bench.ledger.answers.returned(1, returned_of(candidate, token=None, message_id=None))
     later = bench.publish(1)
     assert kinds(bench.nack(5)) == [Nacked]
     assert kinds(bench.ack(6, multiple=True)) == [Unconfirmed, Receipt, Receipt, Unroutable, Receipt]
@@ -429,7 +429,7 @@ def test_doubt_ends_with_the_epoch() -> None:
     """A message that was in doubt and is sent again is judged by its new attempt."""
     bench = Bench()
     (delivery,) = bench.publish(1)
-    bench.ledger.returned(1, returned_of(delivery, message_id=None))
+    bench.ledger.answers.returned(1, returned_of(delivery, message_id=None))
     bench.lose()
     bench.up()
     bench.write()
@@ -481,7 +481,7 @@ def test_returns_and_anomalies_are_counted() -> None:
     for count in (1, 2):
         bench.bounce(one)
         bench.bounce(two) if count == 1 else None
-        bench.ledger.returned(1, returned_of(two, token=None, message_id="nobody"))
+        bench.ledger.answers.returned(1, returned_of(two, token=None, message_id="nobody"))
         assert bench.ledger.counters.anomalies == 2 * count
     assert bench.ledger.counters.returned == 6
 
@@ -558,7 +558,7 @@ def test_each_channel_has_its_own_offered() -> None:
     bench.write()
     (plain,) = bench.publish(1)
 
-    bench.ledger.link_lost(LOST, {2: 1, 3: 0}.__getitem__)
+    bench.ledger.ends.link_lost(LOST, {2: 1, 3: 0}.__getitem__)
 
     assert (plain.attempts, plain.unanswered) == (1, 1)
     assert (suspect.attempts, suspect.suspected) == (1, 0)
@@ -876,12 +876,12 @@ def test_the_oldest_publish_makes_the_link_overdue() -> None:
     bench.now += 10.0
     bench.publish(1, timeout=600.0)
     assert bench.ledger.next_wakeup() == 130.0
-    assert (bench.ledger.overdue(129.9), bench.ledger.overdue(130.0)) == (False, True)
+    assert (bench.ledger.silent(129.9), bench.ledger.silent(130.0)) == (False, True)
     assert bench.ledger.next_wakeup(130.0) == 700.0
     bench.ack(1)
     assert bench.ledger.next_wakeup() == 140.0
     bench.ack(2)
-    assert not bench.ledger.overdue(1e9)
+    assert not bench.ledger.silent(1e9)
     assert bench.ledger.next_wakeup() == math.inf
 
 
@@ -891,12 +891,12 @@ def test_the_confirm_clock_stands_still_while_blocked() -> None:
     bench.publish(1, timeout=math.inf)
     bench.ledger.pause()
     bench.ledger.pause()
-    assert not bench.ledger.overdue(10_000.0)
+    assert not bench.ledger.silent(10_000.0)
     assert bench.ledger.next_wakeup() == math.inf
     bench.ledger.resume(500.0)
     assert bench.ledger.next_wakeup() == 530.0
     bench.ledger.resume(510.0)
-    assert (bench.ledger.overdue(529.0), bench.ledger.overdue(530.0)) == (False, True)
+    assert (bench.ledger.silent(529.0), bench.ledger.silent(530.0)) == (False, True)
 
 
 def test_a_suspect_counts_for_the_confirm_clock() -> None:
@@ -907,7 +907,8 @@ def test_a_suspect_counts_for_the_confirm_clock() -> None:
     bench.open(Lane.SUSPECT)
     bench.now += 50.0
     bench.write()
-    assert bench.ledger.next_wakeup() == 180.0
+    assert bench.ledger.next_wakeup() == 151.0  # the broker has had the suspect for a second
+    assert bench.ledger.next_wakeup(151.0) == 180.0
 
 
 def test_a_new_link_starts_unblocked_with_its_own_clock() -> None:
@@ -919,7 +920,7 @@ def test_a_new_link_starts_unblocked_with_its_own_clock() -> None:
     bench.up()
     assert len(bench.write()) == 1
     bench.ledger.resume(10_000.0)
-    assert bench.ledger.overdue(130.0)
+    assert bench.ledger.silent(130.0)
 
 
 def test_blocked_holds_back_and_goes_on_in_order() -> None:
@@ -1106,3 +1107,17 @@ def test_the_open_channels_are_known() -> None:
     assert bench.ledger.channel(Lane.SUSPECT) == 2
     bench.lose()
     assert bench.ledger.channel(Lane.MAIN) is None
+
+
+def test_what_waits_to_be_sent_again_waits_once_after_two_lost_links() -> None:
+    """Cancelled in the middle, and moved to its place for the next link: nothing stands in a queue twice."""
+    bench = Bench()
+    deliveries = bench.publish(4)
+    bench.lose()
+    bench.ledger.cancel(deliveries[1])
+    bench.begin()
+    bench.ledger.ends.link_lost(LOST, lambda _channel: 0)
+    bench.up()
+    assert bench.ledger.buffered == 3
+    assert bench.write() == [deliveries[0], deliveries[2], deliveries[3]]
+    assert bench.ledger.buffered == 0

@@ -126,7 +126,7 @@ def test_a_dead_epochs_facts_move_nothing_in_a_live_one(
         elif kind == "return":
             bench.bounce(bench.accepted[-1], channel=channel)
         else:
-            bench.ledger.channel_closed(channel, NOT_FOUND, tag)
+            bench.ledger.ends.channel_closed(channel, NOT_FOUND, tag, tag, bench.now)
     assert picture() == before
     assert bench.ledger.counters.stale == sum(channel != live for _, channel, _, _ in stream)
 
@@ -243,7 +243,7 @@ def test_an_unknown_return_only_ever_downgrades_candidates(messages: list[tuple[
         bench.accept(mandatory=mandatory, routing_key=key)
     bench.write()
     returned = Returned(312, "NO_ROUTE", "", "x", "nobody" if named else None, None, 4)
-    bench.ledger.returned(1, returned)
+    bench.ledger.answers.returned(1, returned)
     bench.ack(len(messages), multiple=True)
     doubtful = [mandatory and key == "x" and not named for mandatory, _, key in messages]
     assert [isinstance(each.outcome, Unconfirmed) for each in bench.accepted] == doubtful
@@ -257,6 +257,6 @@ def test_returns_in_any_number_resolve_nothing(tokens: list[str | None]) -> None
     deliveries = [bench.accept(message_id="same", token=f"t{number}") for number in range(2)]
     bench.write()
     for token in tokens:
-        bench.ledger.returned(1, returned_of(deliveries[0], token=token))
+        bench.ledger.answers.returned(1, returned_of(deliveries[0], token=token))
     assert [each.outcome for each in deliveries] == [None, None]
     assert bench.ledger.in_flight == 2

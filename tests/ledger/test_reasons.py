@@ -109,12 +109,12 @@ def returned_after_a_lost_attempt() -> Receipt | PublishError | None:
 def acked_in_doubt() -> Receipt | PublishError | None:
     bench = Bench()
     (delivery,) = bench.publish(1)
-    bench.ledger.returned(1, returned_of(delivery, token=None, message_id=None))
+    bench.ledger.answers.returned(1, returned_of(delivery, token=None, message_id=None))
     bench.ack(1)
     return delivery.outcome
 
 
-@tells(PublishRefused, "the broker closed the channel because of it: NOT_FOUND - no exchange 'x' [404]")
+@tells(PublishRefused, "the broker refused it: NOT_FOUND - no exchange 'x' [404]")
 def refused_by_a_channel_close() -> Receipt | PublishError | None:
     bench = Bench()
     (delivery,) = bench.publish(1)
@@ -278,10 +278,11 @@ def test_an_outcome_says_which_message_what_happened_and_why(case: Case) -> None
 def test_what_is_returned_says_where_it_was_to_go() -> None:
     """`Unroutable` carries the broker's code, the exchange and the routing key."""
     bench = Bench()
+    channel = bench.open(Lane.SUSPECT)
     delivery = bench.accept(exchange="x", routing_key="to.nobody")
     bench.write()
-    bench.bounce(delivery, code=313)
-    bench.ack(1)
+    bench.bounce(delivery, code=313, channel=channel)
+    bench.ack(1, channel=channel)
 
     assert isinstance(delivery.outcome, Unroutable)
     assert (delivery.outcome.reply_code, delivery.outcome.exchange, delivery.outcome.routing_key) == (

@@ -159,6 +159,8 @@ class Walk(RuleBasedStateMachine):
         self.bench.now += draw.draw(st.sampled_from([0.0, 0.1, 0.5, 0.5, 1.0, 4.0]))
         self.expire()
         assert self.ledger.expire(self.bench.now) == []
+        self.ledger.look(self.bench.now, lambda channel: self.model.last[channel])
+        self.model.look(self.bench.now)
 
     def expire(self) -> None:
         self.model.expire(self.bench.now)
@@ -192,9 +194,9 @@ class Walk(RuleBasedStateMachine):
 
     def say(self, channel: int, tag: int, *, multiple: bool, acked: bool) -> None:
         if channel in self.model.lanes.values():
-            self.model.answered(channel, tag, multiple, "C" if acked else "N")
-        fact = self.ledger.confirmed if acked else self.ledger.nacked
-        self.compare(fact(channel, tag, multiple))
+            self.model.answered(channel, tag, multiple, "C" if acked else "N", self.bench.now)
+        fact = self.ledger.answers.confirmed if acked else self.ledger.answers.nacked
+        self.compare(fact(channel, tag, multiple, self.bench.now))
 
     def bounce(self, draw: st.DataObject) -> None:
         note = draw.draw(st.sampled_from(self.model.flight))
@@ -205,7 +207,7 @@ class Walk(RuleBasedStateMachine):
         message_id = {"anonymous": None, "nobody": "zz"}.get(how, note.message_id)
         self.model.returned(note.channel, token, message_id, note.key)
         returned = Returned(312, "NO_ROUTE", "", note.key, message_id, token, 4)
-        self.ledger.returned(note.channel, returned)
+        self.ledger.answers.returned(note.channel, returned)
 
     def written(self, draw: st.DataObject, channel: int) -> int:
         """Mostly everything; otherwise the last few tags had not left."""

@@ -443,16 +443,6 @@ def test_hints_are_heeded_once_a_second() -> None:
         assert effects.Dial(3, 0, 2) in transition(record, machine.events.ReconnectRequested(6.0), NO_JITTER).effects
 
 
-def test_a_nack_of_something_older_leaves_the_probe_alone() -> None:
-    """While half open, a nack of what was written before the trip is one more failure in a row, and nothing else."""
-    half_open = Breaker(state="half_open", failures=5, generation=2, outstanding=frozenset({1}), issued=1)
-    record = Record(machine.states.Up(1), failures=5, breaker=half_open, at=7.0)
-
-    step = transition(record, machine.events.PublishNacked(1, 8.0, None), NO_JITTER)
-
-    assert step == Step(evolve(record, failures=6, at=8.0))
-
-
 def test_without_a_breaker_a_confirm_proves_the_link_all_the_same() -> None:
     """Attempts and failures start again from 0, and the stable timer is no longer needed."""
     record = Record(machine.states.Up(1), attempts=3, failures=3, at=7.0)

@@ -313,7 +313,6 @@ EXPECTED: dict[str, Expected] = {
     "Up | LinkLost, topology refused": then(WAITING, SHUT, CANCEL_STABLE, REFUSE, SLOWEST, TOLD_WHY, last_fault=CAUSE),
     "Up | StableTimerFired": then(UP_PROVEN, attempts=0),
     "Up | PublishConfirmed": then(UP_PROVEN, CANCEL_STABLE, attempts=0, **failures(0)),
-    "Up, HandingOver | PublishNacked": then(None, **failures(2)),
     "Up | ConfirmOverdue": dropping(OVERDUE, effects.StopPublishing(3, OVERDUE), CANCEL_STABLE, "ABORT", **failures(2)),
     "Up | PublishingBlocked": then(UP_BLOCKED, effects.PausePublishing(3), TOLD),
     "Up | StopRequested, no drain": then(
@@ -377,8 +376,6 @@ EXPECTED: dict[str, Expected] = {
     "Up: one failure short of the threshold | LinkLost, topology refused": then(
         WAITING, SHUT, CANCEL_STABLE, REFUSE, SLOWEST, TOLD_WHY, last_fault=CAUSE
     ),
-    "Up, HandingOver: one failure short of the threshold | PublishNacked": then(None, COOLDOWN, **TRIPPED),
-    "Up, HandingOver: one failure short of the threshold | PublishNacked, a probe": then(None, failures=5),
     "Up: one failure short of the threshold | ConfirmOverdue": dropping(
         OVERDUE, effects.StopPublishing(3, OVERDUE), CANCEL_STABLE, "ABORT", COOLDOWN, **TRIPPED
     ),
@@ -394,9 +391,6 @@ EXPECTED: dict[str, Expected] = {
     ),
     "Up: breaker half open, probe out | PublishConfirmed, a probe": then(
         UP_PROVEN, CANCEL_STABLE, attempts=0, failures=0, breaker=Breaker(generation=3)
-    ),
-    "Up, HandingOver: breaker half open, probe out | PublishNacked, a probe": then(
-        None, COOLDOWN_AGAIN, **TRIPPED_AGAIN
     ),
     "Up: another endpoint is ready | HandOverRequested": then(
         states.HandingOver(3, 1), effects.PausePublishing(3), CANCEL_STABLE, *WAIT_FOR_CONFIRMS

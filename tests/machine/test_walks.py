@@ -52,7 +52,6 @@ OLD: tuple[Callable[[int, float], Event], ...] = (
     events.PublishingUnblocked,
     events.ConfirmOverdue,
     events.PublishConfirmed,
-    events.PublishNacked,
     lambda link, at: events.LinkLost(link, LOST, at),
     lambda link, at: events.DialFailed(link, REFUSED, at),
     lambda link, at: events.ChannelClosed(link, GONE, at),
@@ -221,12 +220,8 @@ class Walk(RuleBasedStateMachine):
             self.failed[self.endpoint], self.ready_at[self.endpoint] = 0, -1.0
         self.refused.discard(self.endpoint)
 
-    def count_failure(self, permit: Permit | None = None, *, of_a_publish: bool = False) -> None:
+    def count_failure(self) -> None:
         self.failures += 1
-        if of_a_publish and permit is None and self.breaker == "half_open":
-            return
-        if permit is not None and permit not in self.out:
-            return
         self.run += 1
         if self.breaker == "half_open" or (self.breaker == "closed" and self.run >= 3):
             self.enter("open")
@@ -471,13 +466,6 @@ class Walk(RuleBasedStateMachine):
             self.enter("closed")
             self.run = 0
         self.feed(events.PublishConfirmed(self.link, self.at, permit))
-
-    @rule(data=st.data())
-    @precondition(lambda self: self.up)
-    def nacks(self, data: st.DataObject) -> None:
-        permit = data.draw(st.sampled_from([None, *self.permits[-4:]]))
-        self.count_failure(permit, of_a_publish=True)
-        self.feed(events.PublishNacked(self.link, self.at, permit))
 
     @rule()
     @precondition(lambda self: self.up)

@@ -94,7 +94,8 @@ async def test_a_link_is_aborted_before_it_is_asked_what_it_offered(
     driver = ScriptedDriver(lives(answer=silence), lives())
     async with open_producer(URL, driver=driver, confirm_timeout=10) as producer:
         receipt = await producer.publish(b"x", routing_key="tasks", timeout=600)
-        assert (2, ["abort", "written"]) == (receipt.link, calls[:2])
+        aborted = calls.index("abort")
+        assert (2, "written") == (receipt.link, calls[aborted + 1])
 
 
 async def test_what_was_not_offered_to_the_network_is_no_attempt(autojump_clock: MockClock) -> None:

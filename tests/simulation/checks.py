@@ -18,6 +18,7 @@ from urllib.parse import quote
 from attrs import frozen
 
 from tests.simulation.run import Run
+from tests.simulation.schedule import ADDRESSES, LARGEST, Item
 from tests.simulation.trace import LinkRecord, Publish, verdict
 from tests.simulation.workload import describe
 from warrener import CircuitOpen, ConnectionState, Nacked, NotSent, PublishRefused, Receipt, Unroutable
@@ -276,11 +277,18 @@ def outcomes_match(seen: Evidence) -> Iterator[str]:
             yield f"{_name(publish)} ended as {describe(final)}, and what was seen is {publish.attempts}"
 
 
+def _alike(one: Item, other: Item, code: int) -> bool:
+    """Whether the broker refuses both for the same reason: their exchange, or their size."""
+    if code == 406:
+        return one is other or min(one.size, other.size) > LARGEST
+    return ADDRESSES[one.address][0] == ADDRESSES[other.address][0]
+
+
 def _was_refused(seen: Evidence, publish: Publish, code: int) -> bool:
-    """Whether a channel was closed with this code while a message of the same target was on it."""
+    """Whether a channel was closed with this code while a message to the same exchange, or of such a size, was on it."""
     return any(
         attempt.reached is not False
-        and seen.trace.publishes[attempt.number].item.address == publish.item.address
+        and _alike(seen.trace.publishes[attempt.number].item, publish.item, code)
         and (seen.trace.channel_ends.get((attempt.link, attempt.channel)) or (0.0, None))[1] == code
         for attempt in seen.trace.attempts.values()
     )
@@ -362,14 +370,18 @@ def _lost_while_open(seen: Evidence, record: LinkRecord) -> bool:
 
 
 def order_is_kept(seen: Evidence) -> Iterator[str]:
-    """S7: on a main channel messages go out in the order of the calls, re-sends first; tags count 1, 2, 3."""
-    epochs: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    """S7: on a main channel, messages to one exchange go out in the order of the calls, re-sends first; tags count 1, 2, 3."""
+    last: dict[tuple[int, int], int] = {}
+    written: dict[tuple[int, int, str], list[tuple[int, int]]] = {}
     for attempt in seen.trace.attempts.values():
-        sent = epochs.setdefault((attempt.link, attempt.channel), [])
-        if attempt.tag != len(sent) + 1:
-            yield f"tag {attempt.tag} on link {attempt.link} channel {attempt.channel} came after {len(sent)}"
-        sent.append((seen.trace.publishes[attempt.number].order if attempt.lane is Lane.MAIN else 0, attempt.number))
-    for (link, channel), sent in epochs.items():
+        link, channel = epoch = attempt.link, attempt.channel
+        if attempt.tag != last.get(epoch, 0) + 1:
+            yield f"tag {attempt.tag} on link {link} channel {channel} came after {last.get(epoch, 0)}"
+        last[epoch] = attempt.tag
+        publish = seen.trace.publishes[attempt.number]
+        if attempt.lane is Lane.MAIN:
+            written.setdefault((*epoch, ADDRESSES[publish.item.address][0]), []).append((publish.order, attempt.number))
+    for (link, channel, _), sent in written.items():
         for (before, one), (after, other) in itertools.pairwise(sent):
             if after < before:
                 yield f"message {other} overtook message {one} on link {link} channel {channel}"

@@ -111,8 +111,18 @@ class RecordingLink:
     def written(self, channel: int) -> int:
         """Return the highest tag that may have reached the network."""
         written = self._link.written(channel)
-        self._listener.end_of_channel(channel, written)
+        if self._record.aborted_at is not None or self._record.ended_at is not None:
+            self._listener.end_of_channel(channel, written)
         return written
+
+    def begun(self, channel: int) -> int:
+        """Return the highest tag that was begun."""
+        return self._link.begun(channel)
+
+    @property
+    def bytes_out(self) -> int:
+        """Return the bytes that the peer has taken."""
+        return self._link.bytes_out
 
     def open_suspect_channel(self) -> None:
         """Open the suspects' channel."""

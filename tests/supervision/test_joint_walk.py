@@ -20,6 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from tests.ledger.driving import books_balance, returned_of
 from warrener._publishing.admission import Admission
+from warrener._publishing.destinations import Destinations
 from warrener._publishing.ledger import Delivery, Ledger
 from warrener._publishing.sender import Sender
 from warrener.errors import Fault, FaultKind, Nacked, PublishError, Unconfirmed
@@ -77,6 +78,9 @@ class ScriptedLink:
 
     def written(self, channel: int) -> int:
         return self.offered_tags.get(channel, self.tags[channel])
+
+    def begun(self, channel: int) -> int:
+        return self.written(channel)
 
     def abort(self, _fault: object) -> None:
         """The walk ends links by itself."""
@@ -136,9 +140,6 @@ class Owner:
     def confirmed(self, link: int, permit: Permit | None) -> None:
         self.mailbox.append(events.PublishConfirmed(link, self.world.now, permit))
 
-    def nacked(self, link: int, permit: Permit | None) -> None:
-        self.mailbox.append(events.PublishNacked(link, self.world.now, permit))
-
     def released(self, permit: Permit) -> None:
         self.mailbox.append(events.PermitReleased(permit, self.world.now))
 
@@ -181,7 +182,7 @@ class Joint(RuleBasedStateMachine):
         )
         parking: Any = Parking(self)
         owner: Any = self.owner
-        self.admission = Admission(self.ledger, parking, owner, max_block=5.0)
+        self.admission = Admission(self.ledger, parking, owner, Destinations(None, 10), max_block=5.0)
         self.sender = Sender(
             self.ledger,
             parking,
@@ -290,7 +291,7 @@ class Joint(RuleBasedStateMachine):
     def keep_time(self) -> None:
         """What the sender's timer does at its instant."""
         self.sender.settle(self.ledger.expire(self.now))
-        if self.ledger.overdue(self.now) and self.sender.number:
+        if self.ledger.silent(self.now) and self.sender.number:
             self.owner.confirm_overdue(self.sender.number)
         self.sender.pump()
         self.drain_mailbox()
@@ -488,6 +489,7 @@ class Joint(RuleBasedStateMachine):
         code = draw.draw(st.sampled_from([404, 404, 541]))
         last = link.tags[channel]
         written = last if draw.draw(mostly) else draw.draw(st.integers(max(0, last - 2), last))
+        link.offered_tags[channel] = written
         there = self.open_attempts(channel)
         seen = [each for each in there if each.tag <= written and not each.returned]
         for attempt in there:
@@ -524,14 +526,7 @@ class Joint(RuleBasedStateMachine):
             self.failures = 0
             self.listener.confirmed(one.channel, one.tag, multiple)
         else:
-            self.failures += sum(map(self.is_refused, answered))
             self.listener.nacked(one.channel, one.tag, multiple)
-
-    def is_refused(self, attempt: Attempt) -> bool:
-        """Whether this nack decides: nobody was told otherwise, and no attempt before may have arrived."""
-        delivery = attempt.delivery
-        lost = any(each.delivery is delivery and each.fate == "lost" for each in self.attempts)
-        return not (attempt.returned or lost or delivery.outcome is not None)
 
     def bounce(self, draw: st.DataObject) -> None:
         one = draw.draw(st.sampled_from(self.open_attempts()))

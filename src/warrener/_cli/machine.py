@@ -226,8 +226,6 @@ _OCCASIONS: tuple[tuple[str, Callable[[int], events.Event]], ...] = (
     ("StableTimerFired", lambda link: events.StableTimerFired(link, AT)),
     ("PublishConfirmed", lambda link: events.PublishConfirmed(link, AT)),
     ("PublishConfirmed, a probe", lambda link: events.PublishConfirmed(link, AT, PROBE)),
-    ("PublishNacked", lambda link: events.PublishNacked(link, AT)),
-    ("PublishNacked, a probe", lambda link: events.PublishNacked(link, AT, PROBE)),
     ("ConfirmOverdue", lambda link: events.ConfirmOverdue(link, AT)),
     ("ChannelClosed", lambda link: events.ChannelClosed(link, NO_EXCHANGE, AT)),
     ("PublishingBlocked", lambda link: events.PublishingBlocked(link, AT)),

@@ -16,6 +16,7 @@ import anyio
 from attrs import define, field
 
 from warrener._backend import Backend
+from warrener._publishing.destinations import Destinations, described, of
 from warrener._publishing.ledger import Delivery, Ledger
 from warrener._supervision.supervisor import Supervisor
 from warrener.errors import BufferFull, CircuitOpen, DeadlineExceeded, InvalidMessage, NotSent, PublishError
@@ -45,6 +46,7 @@ class Admission:
         ledger: Ledger,
         backend: Backend,
         supervisor: Supervisor,
+        destinations: Destinations,
         *,
         max_block: float,
         retry: Retry = _AT_LEAST_ONCE,
@@ -55,6 +57,7 @@ class Admission:
         #: Both set once by the sender: `let_in` and write what it accepted; the publisher of an accepted message has left.
         self.pump: Callable[[], None]
         self.cancelled: Callable[[Delivery], None]
+        self.destinations = destinations
         self._ledger = ledger
         self._backend = backend
         self._supervisor = supervisor
@@ -75,6 +78,9 @@ class Admission:
             return InvalidMessage(
                 delivery.message_id, f"the body has {delivery.size:,} bytes, more than max_buffered_bytes allows in all"
             )
+        refusal = self._refused_by_destination(delivery)
+        if refusal is not None:
+            return refusal
         supervisor = self._supervisor
         if not self.waits_for_link and self._stalled_since is not None:
             fault = self._ledger.settlement.last_fault
@@ -86,6 +92,7 @@ class Admission:
         # Half open: accepted messages go first, so a new message is a probe only when no other message waits.
         permit = supervisor.admit() if not self._ledger.buffered else supervisor.patience()
         if isinstance(permit, float):
+            self.destinations.left(delivery)
             return CircuitOpen(
                 delivery.message_id,
                 f"the circuit breaker is open; ask again in {permit:.3g} s",
@@ -94,6 +101,33 @@ class Admission:
             )
         delivery.permit = permit
         return None
+
+    def _refused_by_destination(self, delivery: Delivery) -> PublishError | None:
+        """Ask what is known about the destination alone: remembered refusals, its breaker, and its share of the capacity."""
+        ledger, destinations = self._ledger, self.destinations
+        now = self._backend.clock()
+        refusal = ledger.refusal(delivery, now)
+        if refusal is not None:
+            return refusal
+        destination = of(delivery)
+        unhealthy = destination in ledger.overdue or (destinations.active and destinations.is_open(destination))
+        if unhealthy and ledger.share_used(destination, delivery.size, now):
+            return BufferFull(
+                delivery.message_id,
+                f"its destination is unhealthy and holds its share of the capacity already ({described(destination)})",
+            )
+        return destinations.refusal(delivery, now) if destinations.active else None
+
+    def refuse_waiters(self) -> None:
+        """The broker has refused a target: refuse the waiters whose messages it is about."""
+        now = self._backend.clock()
+        for waiter in tuple(self.waiters):
+            refusal = self._ledger.refusal(waiter.delivery, now)
+            if refusal is not None:
+                self.waiters.remove(waiter)
+                waiter.refusal = refusal
+                self.give_back(waiter.delivery)
+                waiter.changed.set()
 
     def try_accept(self, delivery: Delivery) -> bool:
         """Accept the message. False: there is no capacity, or older messages wait for it."""
@@ -194,3 +228,5 @@ class Admission:
         permit, delivery.permit = delivery.permit, None
         if permit is not None:
             self._supervisor.released(permit)
+        if delivery.destination_permit is not None:
+            self.destinations.left(delivery)

@@ -35,16 +35,22 @@ class LinkFacts:
 
     def channel_closed(self, lane: Lane, channel: int, fault: Fault, written: int) -> None:
         """The broker closed a channel."""
-        if self._sender.number == self._number:
-            self._sender.settle(self._ledger.channel_closed(channel, fault, written))
-            self._sender.supervisor.channel_closed(self._number, fault)
-            self._sender.pump()
+        sender = self._sender
+        if sender.number == self._number:
+            settled, explained = self._ledger.ends.channel_closed(
+                channel, fault, written, sender.begun(channel), sender.backend.clock()
+            )
+            sender.settle(settled)
+            sender.admission.refuse_waiters()
+            if lane is Lane.MAIN and not explained:
+                sender.supervisor.channel_closed(self._number, fault)
+            sender.pump()
 
     def confirmed(self, channel: int, tag: int, multiple: bool) -> None:
         """basic.ack."""
         sender = self._sender
         if sender.number == self._number:
-            sender.settle(self._ledger.confirmed(channel, tag, multiple))
+            sender.settle(self._ledger.answers.confirmed(channel, tag, multiple, sender.backend.clock()))
             if sender.supervisor.wants_confirms:
                 sender.supervisor.confirmed(self._number, None)
             sender.pump()
@@ -53,7 +59,7 @@ class LinkFacts:
         """basic.nack."""
         sender = self._sender
         if sender.number == self._number:
-            sender.settle(self._ledger.nacked(channel, tag, multiple))
+            sender.settle(self._ledger.answers.nacked(channel, tag, multiple, sender.backend.clock()))
             sender.pump()
 
     def returned(self, channel: int, returned: Returned) -> None:
@@ -61,7 +67,7 @@ class LinkFacts:
         sender = self._sender
         if sender.number == self._number:
             sender.returns_log.note(returned, sender.backend.clock())
-            self._ledger.returned(channel, returned)
+            self._ledger.answers.returned(channel, returned)
 
     def blocked(self, reason: str) -> None:
         """The broker blocks publishers."""

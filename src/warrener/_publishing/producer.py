@@ -25,6 +25,7 @@ from warrener._ids import message_ids
 from warrener._publishing.admission import Admission
 from warrener._publishing.batches import Batch
 from warrener._publishing.declaring import Declaring
+from warrener._publishing.destinations import Destinations
 from warrener._publishing.envelopes import (
     PUBLISH_TIMEOUT,
     Envelopes,
@@ -66,6 +67,7 @@ from warrener.records import (
     Status,
     Stored,
 )
+from warrener.topology import standard_exchanges
 from warrener.tracing import instrument
 
 __all__ = ["PUBLISH_TIMEOUT", "MessageFields", "Producer", "open_producer", "running"]
@@ -117,10 +119,15 @@ class Producer(Declaring):
             max_buffered=s.max_buffered,
             max_buffered_bytes=s.max_buffered_bytes,
             max_in_flight=s.max_in_flight,
+            max_in_flight_bytes=s.max_in_flight_bytes,
             at_least_once="unknown" in s.retry_policy.on,
             attempts=s.retry_policy.attempts,
             confirm_timeout=s.confirm_timeout,
+            refusal_memory=s.refusal_memory,
+            max_destinations=s.max_destinations,
+            standard_exchanges=standard_exchanges(s.topology),
         )
+        self._destinations = Destinations(s.breaker, s.max_destinations)
 
     def __repr__(self) -> str:
         return f"<Producer {self.name!r} {self.settings.endpoint} {self.connection_state.value}>"
@@ -180,7 +187,9 @@ class Producer(Declaring):
             clock=self._backend.clock,
             rng=self._rng,
         )
-        admission = Admission(self._ledger, self._backend, supervisor, max_block=s.max_block, retry=s.retry_policy)
+        admission = Admission(
+            self._ledger, self._backend, supervisor, self._destinations, max_block=s.max_block, retry=s.retry_policy
+        )
         sender = Sender(
             self._ledger,
             self._backend,
@@ -415,7 +424,9 @@ class Producer(Declaring):
     def status(self) -> Status:
         """The producer at this instant: O(1), without side effects; it dials nothing."""
         now = 0.0 if self._backend is None else self._backend.clock()
-        status = present_status(self.connection_state, self._supervisor, self._ledger, self.settings, now)
+        status = present_status(
+            self.connection_state, self._supervisor, self._ledger, self._destinations, self.settings, now
+        )
         return status if self._relay is None else evolve(status, outbox=self._relay.status())
 
     @property
@@ -483,7 +494,12 @@ class Producer(Declaring):
     @property
     def counters(self) -> Mapping[str, int]:
         """Counts since the start, for metrics; accepted = confirmed + rejected + nacked + unknown + pending."""
-        return {**asdict(self._ledger.counters), **({} if self._supervisor is None else self._supervisor.counters)}
+        destinations = {"open_destinations": len(self._destinations.open())}
+        return {
+            **asdict(self._ledger.counters),
+            **destinations,
+            **({} if self._supervisor is None else self._supervisor.counters),
+        }
 
     @property
     def faults(self) -> Mapping[FaultKind, int]:

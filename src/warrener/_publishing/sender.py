@@ -21,7 +21,9 @@ from warrener._backend import Backend
 from warrener._publishing.admission import Admission
 from warrener._publishing.batches import Batch
 from warrener._publishing.ledger import Delivery, Ledger
+from warrener._publishing.ledger.introductions import PASSES_AFTER
 from warrener._publishing.listener import LinkFacts
+from warrener._publishing.progress import Progress
 from warrener._publishing.returns_log import ReturnsLog
 from warrener._supervision.supervisor import Supervisor
 from warrener.drivers.base import Lane, Link
@@ -32,6 +34,8 @@ __all__ = ["Sender"]
 
 #: A timer that wakes this number of seconds too late was held up: the process slept, or its event loop stood still.
 LATE = 0.01
+#: While bytes of ours wait to leave, the timer looks at them this number of times in `confirm_timeout`.
+LOOKS = 8
 #: After such a wake-up, the reader of the link gets this number of checkpoints before deadlines are kept.
 GRACE = 5
 
@@ -83,6 +87,7 @@ class Sender:
         self._refused = False
         self._timer_at = -math.inf
         self._timer_poke = anyio.Event()
+        self._progress = Progress()
         #: message_ids of messages that ended without an answer of the broker after closing began.
         self.unconfirmed: list[str] = []
         self.not_sent: list[str] = []
@@ -135,7 +140,7 @@ class Sender:
             # The link is being replaced. Abort it first: then `written` is final, because nothing more can be written.
             link.abort(fault)
         written = _nothing if link is None else link.written
-        self.settle(self.ledger.link_lost(fault, written))
+        self.settle(self.ledger.ends.link_lost(fault, written))
         if not self.admission.waits_for_link:
             reason = "the link was lost before it was written, and the policy does not wait for another one"
             self.settle(self.ledger.give_up(fault, self.backend.clock(), NotSent, reason))
@@ -209,8 +214,10 @@ class Sender:
             return False
         if admission.refusal is not None or not self.supervisor.breaker_closed or delivery.deadline <= now:
             return False
+        if admission.destinations.active:
+            return False
         ledger = self.ledger
-        channel = ledger.fast_path(delivery.size)
+        channel = ledger.fast_path(delivery)
         if channel is None:
             return False
         envelope, message_id, body, token = delivery.envelope, delivery.message_id, delivery.body, delivery.token
@@ -272,13 +279,22 @@ class Sender:
             if channel is None:
                 break
             ledger.published(delivery, channel, link.publish(lane, envelope, message_id, body, token), now)
+            if lane is not _MAIN and now + PASSES_AFTER < self._timer_at:
+                self._poke_timer()
         if ledger.wants_suspect_channel:
             link.open_suspect_channel()
+            if not ledger.wants_suspect_channel:
+                self._write(now)  # a link without a wire has opened it at once
+
+    def begun(self, channel: int) -> int:
+        """Return the highest tag of the channel of which a byte was given to the transport."""
+        return 0 if self._link is None else self._link.begun(channel)
 
     # --- from the ledger to the publishers --------------------------------------------------------------------------
 
     def settle(self, settled: Sequence[Delivery]) -> None:
         """Wake the publishers whose outcome is set, tell late outcomes, and tell the breaker."""
+        destinations = self.admission.destinations
         for delivery in settled:
             ticket = delivery.waiter
             if ticket is not None:
@@ -291,10 +307,10 @@ class Sender:
             outcome = delivery.outcome
             if self._closing and type(outcome) is not Receipt:
                 self._note_unanswered(outcome)
-            if type(outcome) is Nacked:
-                self.supervisor.nacked(self.number, delivery.permit)
-            elif delivery.permit is not None:
+            if delivery.permit is not None:
                 self._use_permit(delivery)
+            if destinations.active or type(outcome) is Nacked:
+                destinations.ended(delivery, self.backend.clock())
         late = self.ledger.settlement.late
         if late:
             while late:
@@ -312,11 +328,11 @@ class Sender:
             self.unconfirmed.append(outcome.message_id)
 
     def _use_permit(self, delivery: Delivery) -> None:
+        permit, delivery.permit = delivery.permit, None
         if isinstance(delivery.outcome, Receipt):
-            permit, delivery.permit = delivery.permit, None
             self.supervisor.confirmed(self.number, permit)
         else:
-            self.admission.give_back(delivery)
+            self.supervisor.released(permit)
 
     # --- publishers -------------------------------------------------------------------------------------------------
 
@@ -348,7 +364,7 @@ class Sender:
         self._timer_poke.set()
 
     async def run_timer(self) -> None:
-        """End messages at their deadline, and report an overdue confirm. Runs until it is cancelled.
+        """End messages at their deadline, find overdue ones, and report a silent link. Runs until it is cancelled.
 
         A new message wakes the timer only if it is due before the timer would wake. With equal timeouts it never is. So an
         idle producer has no wake-ups, and a busy one has a few in `confirm_timeout`.
@@ -356,10 +372,18 @@ class Sender:
         while True:
             now = self.backend.clock()
             self.settle(self.ledger.expire(now))
-            if self.ledger.overdue(now) and self.number:
+            if self._link is not None:
+                if self._progress.made(self._link, self.ledger.tags()):
+                    self.ledger.progressed(now)
+                self.ledger.look(now, self._link.written)
+            if self.ledger.silent(now) and self.number:
                 self.supervisor.confirm_overdue(self.number)
             self.pump()
-            self._timer_at = wake_at = self.ledger.next_wakeup(now)
+            wake_at = self.ledger.next_wakeup(now)
+            if self._progress.unfinished:
+                # Bytes of ours wait to leave: look often enough to see when the last one has left.
+                wake_at = min(wake_at, now + self._confirm_timeout / LOOKS)
+            self._timer_at = wake_at
             self._timer_poke = anyio.Event()
             with anyio.move_on_after(max(wake_at - self.backend.clock(), 0.0) if wake_at < math.inf else None):
                 await self._timer_poke.wait()

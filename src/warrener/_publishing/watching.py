@@ -5,6 +5,7 @@ from __future__ import annotations
 import anyio
 import anyio.lowlevel
 
+from warrener._publishing.destinations import Destinations, described
 from warrener._publishing.ledger import Ledger
 from warrener._settings.settings import Settings
 from warrener._supervision.supervisor import Supervisor
@@ -12,11 +13,19 @@ from warrener.errors import Fault, FaultKind, GaveUp, ProducerClosed, Unreachabl
 from warrener.machine import states
 from warrener.records import ConnectionState, Status
 
+#: Maximum number of open destinations that a status names; the last ones that were nacked.
+SHOWN = 10
+
 __all__ = ["present_status", "until_connected"]
 
 
 def present_status(
-    state: ConnectionState, supervisor: Supervisor | None, ledger: Ledger, settings: Settings, now: float
+    state: ConnectionState,
+    supervisor: Supervisor | None,
+    ledger: Ledger,
+    destinations: Destinations,
+    settings: Settings,
+    now: float,
 ) -> Status:
     """Return the status of a producer at the instant `now`; the supervisor is None before `run()`."""
     if supervisor is None:
@@ -33,7 +42,7 @@ def present_status(
         reconnect_attempts=record.attempts,
         consecutive_failures=record.failures,
         circuit_breaker=breaker,
-        healthy=state is ConnectionState.CONNECTED and not blocked and breaker != "open" and not ledger.overdue(now),
+        healthy=state is ConnectionState.CONNECTED and not blocked and breaker != "open" and not ledger.silent(now),
         blocked=blocked,
         in_flight=ledger.in_flight,
         buffered=ledger.buffered,
@@ -42,6 +51,7 @@ def present_status(
         endpoint=str(supervisor.endpoint),
         heartbeat=None if peer is None else peer.heartbeat,
         link=record.link,
+        open_destinations=tuple(described(each) for each in destinations.open()[-SHOWN:]),
         topology_fault=supervisor.topology.refusal,
     )
 

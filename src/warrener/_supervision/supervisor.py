@@ -384,10 +384,6 @@ class Supervisor:
             self._confirm_posted = True
         self.post(events.PublishConfirmed(link, at=self._clock(), permit=permit))
 
-    def nacked(self, link: int, permit: Permit | None) -> None:
-        """The broker nacked a message."""
-        self.post(events.PublishNacked(link, at=self._clock(), permit=permit))
-
     def released(self, permit: Permit) -> None:
         """A message with a permit was not written, or its caller left."""
         self.post(events.PermitReleased(permit, at=self._clock()))

@@ -36,7 +36,7 @@ the same way. An owner may therefore report late, report twice, or fail to stop 
 their order, without a pause between them. An effect that takes time is only started, and answers with an event later.
 Every `Dial` is answered by `LinkOpened` or by one end (`DialFailed`, `LinkLost`, `LinkClosed`), every opened link by one
 end, and every `Start…Timer` by its event, unless the timer is cancelled or replaced. A `Permit` is answered by
-`PublishConfirmed`, `PublishNacked` or `PermitReleased`.
+`PublishConfirmed` or `PermitReleased`.
 
 **Duties of the machine.** `warrener.machine._transitions` lists the invariants. docs/state-table.md has every
 transition as a table; `warrener machine` prints it by running the code.

@@ -10,7 +10,7 @@ from warrener.machine._record import Policy, Record, Step, next_record
 from warrener.machine.breaker import Breaker, Permit, admit, cooled, failed, released, retry_after, succeeded
 from warrener.machine.endpoints import endpoint_proven
 
-__all__ = ["ask_breaker", "confirmed", "count_failure", "leave_up", "loss_counts", "nacked", "unless_proven"]
+__all__ = ["ask_breaker", "confirmed", "count_failure", "leave_up", "loss_counts", "unless_proven"]
 
 
 def unless_proven(state: states.Up) -> tuple[effects.Effect, ...]:
@@ -40,15 +40,6 @@ def count_failure(
     if after.generation == breaker.generation:
         return failures, after, ()
     return failures, after, (effects.StartCooldownTimer(after.generation, after.cooldown),)
-
-
-def nacked(record: Record, permit: Permit | None, at: float) -> Step:
-    """Count a nack as a failure. A half-open breaker counts only the nacks of its probes."""
-    breaker = record.breaker
-    if permit is None and breaker is not None and breaker.state == "half_open":
-        return Step(next_record(record, at, failures=record.failures + 1))
-    failures, after, tripped = count_failure(record, at, permit)
-    return Step(next_record(record, at, failures=failures, breaker=after), tripped)
 
 
 def confirmed(record: Record, state: states.Up | states.HandingOver, permit: Permit | None, at: float) -> Step:

@@ -31,8 +31,8 @@ Invariants:
 * The breaker refuses new calls only, and never delays a dial. A link that comes up makes an open breaker half open.
 
 A failure is one of these, and each counts once: a pass whose last dial failed, a lost link, a link that is replaced because confirms are
-missing, a nack. These are no failures: a shutdown that the broker announces (320), our own close, a refused topology, a
-closed channel, a blocked connection. A confirm sets the count to 0.
+missing. These are no failures: a shutdown that the broker announces (320), our own close, a refused topology, a
+closed channel, a nack, a blocked connection. A confirm sets the count to 0.
 
 Order of effects: first the effects for the sender, so that nothing is written to a link that is gone; then links and
 timers; then `Announce`, when everything that a status shows is done. `Finish` is the last effect of all.
@@ -46,7 +46,7 @@ from typing import assert_never
 from warrener.errors import Fault, FaultKind
 from warrener.machine import effects, events, states
 from warrener.machine._closing import closed, stop
-from warrener.machine._counting import ask_breaker, confirmed, leave_up, loss_counts, nacked
+from warrener.machine._counting import ask_breaker, confirmed, leave_up, loss_counts
 from warrener.machine._handing_over import close_link, go_on, hand_over, prefer_first
 from warrener.machine._reconnecting import channel_closed, come_up, dial, drop, link_lost, retry, wait_for_the_start
 from warrener.machine._record import Policy, Record, Step, next_record
@@ -112,7 +112,7 @@ def _while_idle(record: Record, event: events.Event, at: float, policy: Policy) 
             | events.HandOverTimerFired() | events.PermitReleased() | events.Drained() | events.RetryTimerFired() | events.StableTimerFired()
             | events.CooldownTimerFired() | events.DrainTimerFired() | events.CloseTimerFired() | events.LinkOpened() | events.DialFailed()
             | events.LinkLost() | events.LinkClosed() | events.TopologyRestored() | events.ChannelClosed() | events.PublishingBlocked()
-            | events.PublishingUnblocked() | events.ConfirmOverdue() | events.PublishConfirmed() | events.PublishNacked()
+            | events.PublishingUnblocked() | events.ConfirmOverdue() | events.PublishConfirmed()
         ):  # fmt: skip
             return Step(record)
         case _:
@@ -137,7 +137,7 @@ def _while_waiting(record: Record, state: states.Waiting, event: events.Event, a
             events.HandOverRequested() | events.InFlightSettled() | events.PreferTimerFired() | events.HandOverTimerFired()
             | events.StartRequested() | events.StableTimerFired() | events.CloseTimerFired() | events.LinkOpened() | events.DialFailed()
             | events.LinkLost() | events.LinkClosed() | events.TopologyRestored() | events.ChannelClosed() | events.PublishingBlocked()
-            | events.PublishingUnblocked() | events.ConfirmOverdue() | events.PublishConfirmed() | events.PublishNacked()
+            | events.PublishingUnblocked() | events.ConfirmOverdue() | events.PublishConfirmed()
         ):  # fmt: skip
             return Step(record)
         case _:
@@ -172,7 +172,7 @@ def _while_dialing(record: Record, state: states.Dialing, event: events.Event, a
             events.HandOverRequested() | events.InFlightSettled() | events.PreferTimerFired() | events.HandOverTimerFired()
             | events.StartRequested() | events.ReconnectRequested() | events.RetryTimerFired() | events.StableTimerFired()
             | events.CloseTimerFired() | events.LinkClosed() | events.TopologyRestored() | events.ChannelClosed() | events.ConfirmOverdue()
-            | events.PublishConfirmed() | events.PublishNacked()
+            | events.PublishConfirmed()
         ):  # fmt: skip
             return Step(record)
         case _:
@@ -200,7 +200,7 @@ def _while_restoring(record: Record, state: states.Restoring, event: events.Even
             events.HandOverRequested() | events.InFlightSettled() | events.PreferTimerFired() | events.HandOverTimerFired()
             | events.StartRequested() | events.ReconnectRequested() | events.RetryTimerFired() | events.StableTimerFired()
             | events.CloseTimerFired() | events.LinkOpened() | events.DialFailed() | events.LinkClosed() | events.ConfirmOverdue()
-            | events.PublishConfirmed() | events.PublishNacked()
+            | events.PublishConfirmed()
         ):  # fmt: skip
             return Step(record)
         case _:
@@ -211,8 +211,6 @@ def _while_up(record: Record, state: states.Up, event: events.Event, at: float, 
     match event:
         case events.PublishConfirmed(permit=permit):
             return confirmed(record, state, permit, at)
-        case events.PublishNacked(permit=permit):
-            return nacked(record, permit, at)
         case events.LinkLost(fault=fault):
             first = (effects.StopPublishing(state.link, fault), *leave_up(record, state, policy))
             failure = loss_counts(fault)
@@ -266,8 +264,6 @@ def _while_handing_over(
             return Step(record, (effects.AbortLink(state.link, _UNANSWERED),))
         case events.PublishConfirmed(permit=permit):
             return confirmed(record, state, permit, at)
-        case events.PublishNacked(permit=permit):
-            return nacked(record, permit, at)
         case events.StopRequested() | events.Drained() | events.DrainTimerFired():
             return stop(record, state, event, at, policy)
         case events.AdmissionRequested() | events.PermitReleased() | events.CooldownTimerFired():
@@ -297,7 +293,6 @@ def _while_dropping(record: Record, state: states.Dropping, event: events.Event,
             | events.StartRequested() | events.ReconnectRequested() | events.RetryTimerFired() | events.StableTimerFired()
             | events.CloseTimerFired() | events.LinkOpened() | events.DialFailed() | events.TopologyRestored() | events.ChannelClosed()
             | events.PublishingBlocked() | events.PublishingUnblocked() | events.ConfirmOverdue() | events.PublishConfirmed()
-            | events.PublishNacked()
         ):  # fmt: skip
             return Step(record)
         case _:
@@ -322,7 +317,7 @@ def _having_given_up(record: Record, event: events.Event, at: float) -> Step:
             | events.StartRequested() | events.Drained() | events.RetryTimerFired() | events.StableTimerFired() | events.DrainTimerFired()
             | events.CloseTimerFired() | events.LinkOpened() | events.DialFailed() | events.LinkLost() | events.LinkClosed()
             | events.TopologyRestored() | events.ChannelClosed() | events.PublishingBlocked() | events.PublishingUnblocked()
-            | events.ConfirmOverdue() | events.PublishConfirmed() | events.PublishNacked()
+            | events.ConfirmOverdue() | events.PublishConfirmed()
         ):  # fmt: skip
             return Step(record)
         case _:
@@ -352,7 +347,7 @@ def _while_closing(record: Record, state: states.Closing, event: events.Event, a
             | events.StartRequested() | events.StopRequested() | events.ReconnectRequested() | events.PermitReleased() | events.Drained()
             | events.RetryTimerFired() | events.StableTimerFired() | events.CooldownTimerFired() | events.DrainTimerFired()
             | events.TopologyRestored() | events.ChannelClosed() | events.PublishingBlocked() | events.PublishingUnblocked()
-            | events.ConfirmOverdue() | events.PublishConfirmed() | events.PublishNacked()
+            | events.ConfirmOverdue() | events.PublishConfirmed()
         ):  # fmt: skip
             return Step(record)
         case _:
@@ -369,7 +364,7 @@ def _once_closed(record: Record, event: events.Event) -> Step:
             | events.RetryTimerFired() | events.StableTimerFired() | events.CooldownTimerFired() | events.DrainTimerFired()
             | events.CloseTimerFired() | events.LinkOpened() | events.DialFailed() | events.LinkLost() | events.LinkClosed()
             | events.TopologyRestored() | events.ChannelClosed() | events.PublishingBlocked() | events.PublishingUnblocked()
-            | events.ConfirmOverdue() | events.PublishConfirmed() | events.PublishNacked()
+            | events.ConfirmOverdue() | events.PublishConfirmed()
         ):  # fmt: skip
             return Step(record)
         case _:

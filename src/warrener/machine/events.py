@@ -28,7 +28,6 @@ __all__ = [
     "PermitReleased",
     "PreferTimerFired",
     "PublishConfirmed",
-    "PublishNacked",
     "PublishingBlocked",
     "PublishingUnblocked",
     "ReconnectRequested",
@@ -258,15 +257,6 @@ class PublishConfirmed:
     permit: Permit | None = None
 
 
-@frozen
-class PublishNacked:
-    """The broker nacked a message."""
-
-    link: int
-    at: float
-    permit: Permit | None = None
-
-
 Event: TypeAlias = (
     StartRequested
     | StopRequested
@@ -293,5 +283,4 @@ Event: TypeAlias = (
     | PublishingUnblocked
     | ConfirmOverdue
     | PublishConfirmed
-    | PublishNacked
 )

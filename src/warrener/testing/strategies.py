@@ -197,7 +197,7 @@ def link_events(link: st.SearchStrategy[int] = _LINKS) -> st.SearchStrategy[Even
         machine.events.ConfirmOverdue,
     )
     with_a_fault = (machine.events.DialFailed, machine.events.LinkLost, machine.events.ChannelClosed)
-    with_a_permit = (machine.events.PublishConfirmed, machine.events.PublishNacked)
+    with_a_permit = (machine.events.PublishConfirmed,)
     return st.one_of(
         *(st.builds(event, link, at) for event in about_a_link),
         *(st.builds(event, link, faults(), at) for event in with_a_fault),

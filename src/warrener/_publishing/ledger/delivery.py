@@ -18,8 +18,8 @@ class Delivery:
     """One accepted publish. Once it is accepted, only the ledger changes it; everybody else reads it."""
 
     __slots__ = (
-        "abandoned", "ambiguous", "attempts", "body", "deadline", "envelope", "epoch", "lane", "message_id", "outcome",
-        "permit", "published_at", "queue", "returned", "size", "suspected", "tag", "token", "unanswered", "waiter",
+        "abandoned", "alone", "ambiguous", "attempts", "body", "deadline", "destination_permit", "envelope", "epoch", "lane",
+        "message_id", "outcome", "overdue", "passed", "permit", "published_at", "queue", "returned", "size", "suspected", "tag", "token", "unanswered", "waiter",
         "waiting",
     )  # fmt: skip
 
@@ -35,8 +35,9 @@ class Delivery:
         self.size = len(body)
         #: Opaque: the task that waits for the outcome. The ledger sets it to None when that task has left.
         self.waiter: Any = None
-        #: Opaque: the permit of the circuit breaker, if the message was accepted as a probe.
+        #: Opaque: the permits of the connection's circuit breaker and of the destination's, if the message is a probe.
         self.permit: Any = None
+        self.destination_permit: Any = None
         #: Set once, by the ledger.
         self.outcome: Receipt | PublishError | None = None
         #: Whether the caller left after the message got a tag and before its outcome.
@@ -47,7 +48,13 @@ class Delivery:
         self.unanswered = 0
         #: Number of attempts that were made alone, as a suspect of a channel close.
         self.suspected = 0
-        #: The channel that the next attempt takes.
+        #: Whether it is a suspect of a channel close, whose next attempt goes alone on a channel of its own.
+        self.alone = False
+        #: Whether the broker has had the present attempt for long enough to close the channel because of it, and did not.
+        self.passed = False
+        #: Whether the present attempt has waited for `confirm_timeout`, while the broker answered others.
+        self.overdue = False
+        #: The channel that the present or the next attempt takes.
         self.lane = Lane.MAIN
         #: Whether a caller still waits: no outcome, not cancelled. The deadline counts only while this is true.
         self.waiting = True

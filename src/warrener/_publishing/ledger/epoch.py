@@ -18,7 +18,7 @@ class Epoch:
     outstanding tag keeps that, and finding the oldest publish, at O(1) per message.
     """
 
-    __slots__ = ("channel", "indexed", "lane", "last", "lowest", "open_ids", "open_tokens", "outstanding")
+    __slots__ = ("channel", "indexed", "lane", "last", "lowest", "open_ids", "open_tokens", "outstanding", "watched")
 
     def __init__(self, lane: Lane, channel: int) -> None:
         self.lane = lane
@@ -29,6 +29,8 @@ class Epoch:
         self.last = 0
         #: No tag below this one is outstanding; `oldest` raises it.
         self.lowest = 1
+        #: The highest tag whose message was found to be overdue.
+        self.watched = 0
         #: Open attempts by message_id and by token, kept from the first return on. An attempt with an answer stays in the
         #: index until the next `make_index`.
         self.open_ids: dict[str, list[Delivery]] | None = None
@@ -69,6 +71,21 @@ class Epoch:
         while self.lowest not in outstanding:
             self.lowest += 1
         return outstanding[self.lowest]
+
+    def unwatched(self) -> Delivery | None:
+        """Return the oldest outstanding publish that was not found to be overdue."""
+        outstanding = self.outstanding
+        if not outstanding:
+            return None
+        tag = max(self.watched + 1, self.lowest)
+        while tag <= self.last:
+            delivery = outstanding.get(tag)
+            if delivery is not None:
+                self.watched = tag - 1
+                return delivery
+            tag += 1
+        self.watched = self.last
+        return None
 
     # --- returns ----------------------------------------------------------------------------------------------------
 

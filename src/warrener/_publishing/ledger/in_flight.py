@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
+from warrener._publishing.ledger.delivery import Delivery
 from warrener._publishing.ledger.epoch import Epoch
 from warrener.records import Lane
 
@@ -11,19 +13,28 @@ __all__ = ["InFlight"]
 
 
 class InFlight:
-    """The epochs of the present link, and its confirm clock.
+    """The epochs of the present link, and its confirm clocks.
 
-    The confirm clock measures the oldest outstanding publish of the link. It stands still while the broker blocks
-    publishers, and starts from 0 when the broker takes publishes again.
+    A *message* is overdue when it has waited `confirm_timeout` for its answer. The *link* is silent when messages wait on it
+    and the broker has answered none for `confirm_timeout`; then it is replaced. Both clocks stand still while the broker
+    blocks publishers, and start from 0 when it takes publishes again, or when bytes of ours have left (`restart_clocks`).
     """
 
     def __init__(self, confirm_timeout: float) -> None:
+        #: The number of the newest link; 0 before the first.
+        self.link = 0
         self.epochs: dict[int, Epoch] = {}
         self.main: Epoch | None = None
         self.suspect: Epoch | None = None
         #: Whether publishes may be written: the topology of the link is in place, and whether the broker blocks them.
         self.publishing = False
         self.paused = False
+        #: Bytes of the bodies in flight.
+        self.size = 0
+        #: When the broker last answered a publish of this link.
+        self.answered_at = -math.inf
+        #: Number of overdue messages in flight, by exchange and routing key.
+        self.overdue: dict[tuple[str, str], int] = {}
         #: No confirm clock of this link started before this instant.
         self._clock_floor = -math.inf
         self._confirm_timeout = confirm_timeout
@@ -31,6 +42,10 @@ class InFlight:
     def __len__(self) -> int:
         """Number of tags that the broker has not answered."""
         return sum(len(epoch.outstanding) for epoch in self.epochs.values())
+
+    def deliveries(self) -> Iterator[Delivery]:
+        """Return all publishes that wait for an answer."""
+        return (delivery for epoch in self.epochs.values() for delivery in epoch.outstanding.values())
 
     def open(self, lane: Lane, channel: int) -> None:
         """Begin an epoch: publishes of this lane go to this channel from now on."""
@@ -43,32 +58,83 @@ class InFlight:
     def close(self, channel: int) -> Epoch | None:
         """End one epoch and return it with its outstanding publishes; None if the channel is not open."""
         epoch = self.epochs.pop(channel, None)
-        if epoch is not None and epoch is self.main:
+        if epoch is None:
+            return None
+        if epoch is self.main:
             self.main = None
-        elif epoch is not None and epoch is self.suspect:
+        elif epoch is self.suspect:
             self.suspect = None
+        self.left(list(epoch.outstanding.values()))
         return epoch
+
+    def left(self, deliveries: list[Delivery]) -> None:
+        """These publishes no longer wait for an answer."""
+        for delivery in deliveries:
+            self.size -= delivery.size
+            if delivery.overdue:
+                self.no_longer_overdue(delivery)
 
     def clear(self) -> None:
         """The link has ended."""
         self.epochs.clear()
         self.main = self.suspect = None
         self.publishing = self.paused = False
-        self._clock_floor = -math.inf
+        self.size = 0
+        self.overdue.clear()
+        self.answered_at = self._clock_floor = -math.inf
+
+    # --- the confirm clocks -----------------------------------------------------------------------------------------
 
     def pause(self) -> None:
-        """The broker blocks publishers: the confirm clock stands still."""
+        """The broker blocks publishers: the confirm clocks stand still."""
         self.paused = True
 
     def resume(self, now: float) -> None:
-        """The broker takes publishes again: the confirm clock starts from 0."""
+        """The broker takes publishes again: the confirm clocks start from 0."""
         if self.paused:
             self.paused = False
             self._clock_floor = now
 
-    def overdue_at(self) -> float:
-        """Return the instant at which the oldest outstanding publish has waited `confirm_timeout`, or `math.inf`."""
+    def restart_clocks(self, now: float) -> None:
+        """Bytes of ours have left: the confirm clocks start from 0."""
+        self._clock_floor = now
+
+    def silent_at(self) -> float:
+        """Return the instant at which the link is silent, or `math.inf`."""
         if self.paused:
             return math.inf
         oldest = [delivery.published_at for each in self.epochs.values() if (delivery := each.oldest()) is not None]
-        return max(min(oldest), self._clock_floor) + self._confirm_timeout if oldest else math.inf
+        if not oldest:
+            return math.inf
+        return max(min(oldest), self._clock_floor, self.answered_at) + self._confirm_timeout
+
+    def overdue_at(self) -> float:
+        """Return the instant at which the next message is overdue, or `math.inf`."""
+        if self.paused:
+            return math.inf
+        watched = [each.published_at for epoch in self.epochs.values() if (each := epoch.unwatched()) is not None]
+        return max(min(watched), self._clock_floor) + self._confirm_timeout if watched else math.inf
+
+    def find_overdue(self, now: float) -> int:
+        """Mark the messages that are overdue now, and return their number."""
+        found = 0
+        if self.paused or self._clock_floor + self._confirm_timeout > now:
+            return found
+        for epoch in self.epochs.values():
+            while (delivery := epoch.unwatched()) is not None and delivery.published_at + self._confirm_timeout <= now:
+                epoch.watched = delivery.tag
+                delivery.overdue = True
+                destination = (delivery.envelope.exchange, delivery.envelope.routing_key)
+                self.overdue[destination] = self.overdue.get(destination, 0) + 1
+                found += 1
+        return found
+
+    def no_longer_overdue(self, delivery: Delivery) -> None:
+        """An overdue message has left."""
+        delivery.overdue = False
+        destination = (delivery.envelope.exchange, delivery.envelope.routing_key)
+        left = self.overdue.get(destination, 0) - 1
+        if left > 0:
+            self.overdue[destination] = left
+        else:
+            self.overdue.pop(destination, None)

@@ -4,16 +4,18 @@ The sender feeds it facts (a confirm, a return, a closed channel, a lost link, t
 messages that got their outcome by it. `Ledger.next` names the message to write next. Time enters as `now`, in monotonic
 seconds.
 
-**Places.** A message waits in one of three queues, is in flight, or has its outcome::
+**Places.** A message waits in a queue (`waiting`), is in flight (`in_flight`), or has its outcome (`settlement`)::
 
-    accept ──► unsent ──published──► in flight ──ack, nack──────────────────► outcome
-                                      │  │  ▲
-            link lost: resend ◄───────┘  └──┴── suspects ◄── channel closed by the broker
+    accept ──► unsent ──────────published──► in flight ──ack, nack──────────────────► outcome
+                 └► introductions ──┘          │  │  ▲
+                       ▲   ▲                   │  │  │
+                       │   └─────────resend ◄──┘  └──┴── suspects ◄── channel closed, no cause named
+                       └── new link ───┘
 
-*unsent* messages have never had a tag; `max_buffered` and `max_buffered_bytes` bound them. *resend* and *suspects* have
-had one, and keep their place in the in-flight window: in flight + resend + suspects ≤ `max_in_flight`. So messages that
-come back cannot make the memory grow. *resend* goes before *unsent*, both in the order of acceptance. Suspects go one at
-a time on a channel of their own, while the others pass them.
+*unsent* messages have never had a tag; `max_buffered` and `max_buffered_bytes` bound them. The others have had one, and
+keep their place in the in-flight window: in flight + resend + suspects ≤ `max_in_flight`. So messages that come back
+cannot make the memory grow. *resend* goes before *unsent*, both in the order of acceptance. Suspects go one at a time on a
+channel of their own, and so do the first messages to each exchange (`introductions`), while the others pass them.
 
 **Tags** belong to an epoch: one link and one channel of it. They count 1, 2, 3 … in it. A fact about a channel that is
 not open changes nothing but a counter.
@@ -25,11 +27,12 @@ started. Then, tag by tag:
 * returned by the broker: `Unroutable`, whatever follows the return;
 * all others: UNKNOWN. `at_least_once` sends them again, `at_most_once` ends them as `Unconfirmed`.
 
-**A channel that the broker closed.** The close names a reply code and no tag. RabbitMQ checks a publish before it routes
-it. So if only one outstanding publish can have been seen, and the code is one that a publish causes, that publish is
-refused and this attempt is in no queue: `PublishRefused`. Otherwise all outstanding publishes become suspects. If a
-suspect is then refused alone, its first attempt may still have been stored. `PublishRefused` then says
-`may_have_been_delivered=True`, and the message counts as unknown.
+**A channel that the broker closed.** The close names a reply code and no tag, so every publish that was *begun* is under
+suspicion. The close is *explained* if its text names an exchange, a topic or a size (`refusals.named`), or if only one
+publish was begun. Then the publishes that it is about are refused (`PublishRefused`), and so are messages to the same
+target that wait; the rest are sent again. If two or more publishes of the target were begun, one that came before the
+guilty one may have been stored: then `may_have_been_delivered` is True. Otherwise all publishes that were begun become
+suspects, and each is sent alone.
 
 **Deadlines and cancellation** take the caller away, not the tag. A message in flight without a caller keeps its place
 until the broker answers or the epoch ends. It is never sent again. Its final outcome goes to `Settlement.late`: one
@@ -42,23 +45,22 @@ REJECTED only if each attempt is certain. accepted = confirmed + rejected + nack
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 
+from warrener._publishing.ledger.answers import Answers
 from warrener._publishing.ledger.delivery import Delivery
-from warrener._publishing.ledger.epoch import may_be
-from warrener._publishing.ledger.epoch_end import ResendRules, end_epoch
+from warrener._publishing.ledger.ends import Ends, Rules
 from warrener._publishing.ledger.in_flight import InFlight
-from warrener._publishing.ledger.outcomes import acked, nacked, refused, unroutable
-from warrener._publishing.ledger.queues import WaitingQueue
+from warrener._publishing.ledger.introductions import PASSES_AFTER
+from warrener._publishing.ledger.outcomes import refused
+from warrener._publishing.ledger.refusals import Refusals
 from warrener._publishing.ledger.settlement import Settlement
-from warrener.errors import DeadlineExceeded, Fault, GaveUp, InvalidMessage, NotSent, ProducerClosed, Unconfirmed
-from warrener.records import Lane, Receipt, Returned
+from warrener._publishing.ledger.shares import Shares
+from warrener._publishing.ledger.waiting import Limits, Waiting
+from warrener.errors import Fault, GaveUp, InvalidMessage, NotSent, ProducerClosed, PublishError, Unconfirmed
+from warrener.records import Lane
 
 __all__ = ["Ledger"]
-
-#: Reply codes of a channel.close that one publish causes by itself: content-too-large, access-refused, not-found,
-#: precondition-failed (AMQP 0-9-1, 1.2; RabbitMQ uses the last three). Any other code may have another cause.
-REFUSALS = frozenset({311, 403, 404, 406})
 
 
 class Ledger:
@@ -68,9 +70,13 @@ class Ledger:
         max_buffered: maximum number of messages that were accepted and never had a tag.
         max_buffered_bytes: maximum bytes of their bodies.
         max_in_flight: maximum number of messages that had a tag and have no outcome.
+        max_in_flight_bytes: maximum bytes of their bodies; one message above it goes alone.
         at_least_once: whether a message is sent again after an attempt that may have arrived. Otherwise it ends `Unconfirmed`.
-        confirm_timeout: seconds after which the oldest publish in flight is `overdue`.
+        confirm_timeout: seconds after which a message is overdue, and a link that answers nothing is `silent`.
         suspect_attempts: number of attempts that a suspect of a channel close gets alone.
+        refusal_memory: seconds for which a refusal of an exchange or a topic is remembered.
+        max_destinations: maximum number of refusals that are remembered.
+        standard_exchanges: exchanges whose returns are certain, beside the default exchange and `amq.*`.
         attempts: number of times that a message is written; None: its deadline alone limits them.
     """
 
@@ -82,55 +88,81 @@ class Ledger:
         max_in_flight: int,
         at_least_once: bool,
         confirm_timeout: float,
+        max_in_flight_bytes: int = 64 * 1024 * 1024,
         suspect_attempts: int = 3,
+        refusal_memory: float = 5.0,
+        max_destinations: int = 1000,
+        standard_exchanges: Iterable[str] = (),
         attempts: int | None = None,
     ) -> None:
-        #: The number of the newest link; 0 before the first.
-        self.link = 0
         self.settlement = Settlement()
         self.counters = self.settlement.counters
-        self._max_buffered = max_buffered
-        self._max_buffered_bytes = max_buffered_bytes
-        self._max_in_flight = max_in_flight
-        self._rules = ResendRules(at_least_once, suspect_attempts, attempts)
-        self._unsent = WaitingQueue()
-        self._resend = WaitingQueue()
-        self._suspects = WaitingQueue()
+        self._rules = Rules(at_least_once, suspect_attempts, frozenset(standard_exchanges), attempts)
         self._in_flight = InFlight(confirm_timeout)
-        #: Messages that `next` found to be past their deadline; the next `expire` reports them.
-        self._expired: list[Delivery] = []
+        self._refusals = Refusals(refusal_memory, max_destinations)
+        self._waiting = Waiting(
+            self.settlement,
+            self._in_flight,
+            self._refusals,
+            Limits(max_buffered, max_buffered_bytes, max_in_flight, max_in_flight_bytes),
+        )
 
-    # --- capacity ---------------------------------------------------------------------------------------------------
+        self._shares = Shares(self._in_flight, self._waiting)
+        parts = self._in_flight, self._waiting, self._refusals, self._rules, self.settlement
+        #: Takes what the broker says about publishes.
+        self.answers = Answers(*parts)
+        #: Takes the ends of channels and links.
+        self.ends = Ends(*parts)
+
+    @property
+    def link(self) -> int:
+        """The number of the newest link; 0 before the first."""
+        return self._in_flight.link
+
+    # --- new messages -----------------------------------------------------------------------------------------------
 
     def fits(self, size: int) -> bool:
         """Whether a body of `size` bytes can ever be accepted."""
-        return size <= self._max_buffered_bytes
+        return size <= self._waiting.limits.max_buffered_bytes
 
     def full(self, size: int) -> bool:
         """Whether there is no capacity now for a body of `size` bytes. Always true once closed."""
-        unsent = self._unsent
-        if unsent.size + size > self._max_buffered_bytes:
-            return True
-        return len(unsent.entries) - unsent.dead >= self._max_buffered
+        return self._waiting.full(size)
+
+    def refusal(self, delivery: Delivery, now: float) -> PublishError | None:
+        """Return the error from a remembered refusal for a message that is not accepted yet; None if there is none."""
+        if not self._refusals.active:
+            return None
+        fault = self._refusals.of(delivery, now)
+        return None if fault is None else refused(delivery, fault, from_memory=True)
 
     def accept(self, delivery: Delivery) -> None:
         """Take the message over. The caller has asked `full` at this instant."""
         self.settlement.accept(delivery)
-        self._unsent.append(delivery)
+        self._waiting.unsent.append(delivery)
 
-    def fast_path(self, size: int) -> int | None:
-        """Return the main channel if a body of `size` bytes, accepted now, would be written there next; else None.
+    def fast_path(self, delivery: Delivery) -> int | None:
+        """Return the main channel if this message, accepted now, would be written there next; else None.
 
-        This is the usual state of a healthy link: publishers are let in, nothing waits, the window has a free place.
-        Then the message needs no queue: `accept_published` does the work of `accept` and `published`.
+        This is the usual state of a healthy link: publishers are let in, nothing waits, the window has a free place, no
+        refusal is remembered, no message is overdue. Then the message needs no queue: `accept_published` does the work of
+        `accept` and `published`.
         """
-        in_flight = self._in_flight
+        in_flight, waiting = self._in_flight, self._waiting
         epoch = in_flight.main
-        if epoch is None or in_flight.suspect is not None or not in_flight.publishing or in_flight.paused:
+        if epoch is None or not in_flight.publishing or in_flight.paused or in_flight.overdue:
             return None
-        if self._unsent.entries or self._resend.entries or self._suspects.entries:
+        if waiting.unsent.entries or waiting.resend.entries or waiting.suspects.entries or self._refusals.active:
             return None
-        if size > self._max_buffered_bytes or len(epoch.outstanding) >= self._max_in_flight:
+        introductions, limits, size = waiting.introductions, waiting.limits, delivery.size
+        if delivery.envelope.exchange not in introductions.covered or introductions.opened:
+            return None
+        held = len(epoch.outstanding) + introductions.tagged
+        if in_flight.suspect is not None:
+            held += len(in_flight.suspect.outstanding)
+        if size > limits.max_buffered_bytes or held >= limits.max_in_flight:
+            return None
+        if held and in_flight.size + introductions.tagged_size + size > limits.max_in_flight_bytes:
             return None
         return epoch.channel
 
@@ -139,11 +171,13 @@ class Ledger:
 
         Raises RuntimeError as `published` does.
         """
-        epoch = self._in_flight.main
+        in_flight = self._in_flight
+        epoch = in_flight.main
         if epoch is None or channel != epoch.channel or tag != epoch.last + 1:
             raise RuntimeError(f"tag {tag} on channel {channel} is not the next of the main channel")
         self.counters.accepted += 1
         self.settlement.deadlines.add(delivery)
+        in_flight.size += delivery.size
         # The work of `Epoch.add`, without the call.
         epoch.last = tag
         epoch.outstanding[tag] = delivery
@@ -160,8 +194,10 @@ class Ledger:
         """Start a new link: its channels are numbered from 1, and nothing is written yet. The last link has been lost."""
         if self.in_flight:
             raise RuntimeError(f"link {link} begins, but link {self.link} was not lost: {self.in_flight} in flight")
-        self.link = link
         self._in_flight.clear()
+        self._in_flight.link = link
+        self._refusals.clear()
+        self._waiting.new_link()
 
     def channel_opened(self, lane: Lane, channel: int) -> None:
         """Publish on this channel from now on; its tags start at 1."""
@@ -175,52 +211,35 @@ class Ledger:
             self._in_flight.publishing = True
 
     def pause(self) -> None:
-        """The broker blocks publishers: write nothing, stop the confirm clock. Publishes in flight stay in flight."""
+        """The broker blocks publishers: write nothing, stop the confirm clocks. Publishes in flight stay in flight."""
         self._in_flight.pause()
 
     def resume(self, now: float) -> None:
-        """The broker takes publishes again: go on in order. The confirm clock starts from 0."""
+        """The broker takes publishes again: go on in order. The confirm clocks start from 0."""
         self._in_flight.resume(now)
+
+    def progressed(self, now: float) -> None:
+        """Bytes of ours have left that had not left before: the confirm clocks start from 0."""
+        self._in_flight.restart_clocks(now)
 
     def channel(self, lane: Lane) -> int | None:
         """Return the channel that is open for the lane."""
         epoch = self._in_flight.main if lane is Lane.MAIN else self._in_flight.suspect
         return None if epoch is None else epoch.channel
 
+    def tags(self) -> list[tuple[int, int]]:
+        """Return each open channel with its last tag."""
+        return [(epoch.channel, epoch.last) for epoch in self._in_flight.epochs.values()]
+
     def next(self, now: float) -> Delivery | None:
-        """Return the message to write next, or None.
+        """Return the message to write next, or None; `Delivery.lane` says on which channel.
 
         None: no link, publishers blocked, window full, channel not open, or no message waits. The message stays in its
         queue until `published` or `refuse`. A message past its deadline is never returned; it ends here, and the next
         `expire` reports it.
         """
         in_flight = self._in_flight
-        if not in_flight.publishing or in_flight.paused:
-            return None
-        suspects = self._suspects
-        if suspects.entries and (epoch := in_flight.suspect) is not None and not epoch.outstanding:
-            delivery = self._unexpired(suspects, now)
-            if delivery is not None:
-                return delivery
-        epoch = in_flight.main
-        if epoch is None:
-            return None
-        if self._resend.entries:
-            delivery = self._unexpired(self._resend, now)
-            if delivery is not None:
-                return delivery
-        entries = self._unsent.entries
-        if not entries:
-            return None
-        held = len(epoch.outstanding) + len(suspects)
-        if in_flight.suspect is not None:
-            held += len(in_flight.suspect.outstanding)
-        if held >= self._max_in_flight:
-            return None
-        delivery = entries[0]
-        if delivery.queue is self._unsent and delivery.deadline > now:
-            return delivery
-        return self._unexpired(self._unsent, now)
+        return self._waiting.next(now) if in_flight.publishing and not in_flight.paused else None
 
     def published(self, delivery: Delivery, channel: int, tag: int, now: float) -> None:
         """Note that the link has taken the message, the one that `next` named, under this tag.
@@ -238,8 +257,11 @@ class Ledger:
         delivery.attempts += 1
         if delivery.attempts > 1:
             self.counters.resent += 1
-        if epoch.lane is Lane.SUSPECT:
+        if delivery.alone:
             delivery.suspected += 1
+        elif epoch.lane is Lane.SUSPECT and (key := self._waiting.key(delivery)) is not None:
+            self._waiting.introductions.begin(key, delivery)
+        self._in_flight.size += delivery.size
         epoch.add(delivery, tag, now)
 
     def refuse(self, delivery: Delivery, reason: str) -> list[Delivery]:
@@ -251,88 +273,6 @@ class Ledger:
             self.settlement.end_unwritten(delivery, InvalidMessage, reason, None, settled)
         return settled
 
-    # --- the broker's answers ---------------------------------------------------------------------------------------
-
-    def confirmed(self, channel: int, tag: int, multiple: bool) -> list[Delivery]:
-        """basic.ack of `tag`, or of every outstanding tag up to it."""
-        settled: list[Delivery] = []
-        link, confirmed = self.link, 0
-        for delivery in self._answered(channel, tag, multiple):
-            delivery.epoch = None
-            if delivery.waiting and delivery.returned is None and not delivery.ambiguous:
-                # The usual case: the work of `Settlement.answer`, without its questions.
-                delivery.outcome = Receipt(delivery.message_id, delivery.attempts, delivery.unanswered > 0, link)
-                delivery.waiting = False
-                confirmed += 1
-                settled.append(delivery)
-            else:
-                self.settlement.answer(delivery, acked(delivery, link), settled)
-        self.counters.confirmed += confirmed
-        self.settlement.deadlines.forget(confirmed)
-        return settled
-
-    def nacked(self, channel: int, tag: int, multiple: bool) -> list[Delivery]:
-        """basic.nack of `tag`, or of every outstanding tag up to it. A nacked message is never sent again."""
-        settled: list[Delivery] = []
-        for delivery in self._answered(channel, tag, multiple):
-            delivery.epoch = None
-            self.settlement.answer(delivery, nacked(delivery), settled)
-        return settled
-
-    def returned(self, channel: int, returned: Returned) -> None:
-        """basic.return. It settles nothing by itself; the confirm that follows does, or the end of the epoch.
-
-        A return that fits no single attempt makes no message `Unroutable`. Attempts that it may be about are in doubt: an
-        ack of theirs ends as `Unconfirmed`.
-        """
-        epoch = self._in_flight.epochs.get(channel)
-        if epoch is None:
-            self.counters.stale += 1
-            return
-        self.counters.returned += 1
-        delivery = epoch.match(returned)
-        if delivery is None:
-            self.counters.anomalies += 1
-            for candidate in epoch.outstanding.values():
-                if may_be(candidate, returned):
-                    candidate.ambiguous = True
-        elif delivery.returned is None:
-            delivery.returned = returned
-        else:
-            self.counters.anomalies += 1
-
-    def channel_closed(self, channel: int, fault: Fault, written: int) -> list[Delivery]:
-        """The broker closed the channel; the messages up to tag `written` may have reached it."""
-        epoch = self._in_flight.close(channel)
-        if epoch is None:
-            self.counters.stale += 1
-            return []
-        settled: list[Delivery] = []
-        seen = [each for tag, each in epoch.outstanding.items() if tag <= written and each.returned is None]
-        if len(seen) == 1 and fault.reply_code in REFUSALS:
-            guilty = seen[0]
-            del epoch.outstanding[guilty.tag]
-            guilty.epoch = None
-            self.settlement.answer(guilty, refused(guilty, fault), settled)
-        not_written, unanswered = end_epoch(epoch, written, fault, self._rules, self.settlement, settled)
-        for delivery in unanswered:
-            delivery.lane = Lane.SUSPECT
-        self._put_back(not_written)
-        self._put_back(unanswered)
-        return settled
-
-    def link_lost(self, fault: Fault, written: Callable[[int], int]) -> list[Delivery]:
-        """The link ended. `written(channel)` returns the highest tag whose message may have reached the network."""
-        settled: list[Delivery] = []
-        for epoch in self._in_flight.epochs.values():
-            not_written, unanswered = end_epoch(
-                epoch, written(epoch.channel), fault, self._rules, self.settlement, settled
-            )
-            # Both come from one lane, in order of tag; the tags that were not written are the higher ones.
-            self._put_back(unanswered + not_written)
-        self._in_flight.clear()
-        return settled
-
     # --- time, callers, the end -------------------------------------------------------------------------------------
 
     def expire(self, now: float) -> list[Delivery]:
@@ -341,10 +281,24 @@ class Ledger:
         Without a tag: `DeadlineExceeded`. In flight: `Unconfirmed` (`Unroutable` if the broker has returned it), and the
         tag stays taken until the broker answers.
         """
-        settled, self._expired = self._expired, []
-        for delivery in self.settlement.deadlines.passed(now):
-            self._expire(delivery, settled)
+        settlement, waiting = self.settlement, self._waiting
+        settled, waiting.expired = waiting.expired, []
+        for delivery in settlement.deadlines.passed(now):
+            if delivery.queue is not None:
+                waiting.expire(delivery, settled)
+                continue
+            fault = settlement.last_fault if delivery.unanswered else None
+            self._end_in_flight(delivery, "its deadline passed", fault, settled)
+            settlement.tombstones += 1
         return settled
+
+    def _end_in_flight(self, delivery: Delivery, why: str, fault: Fault | None, settled: list[Delivery]) -> None:
+        """End a message that waits for the broker's answer."""
+        if delivery.returned is not None:
+            result = self._rules.unroutable(delivery, delivery.returned)
+        else:
+            result = Unconfirmed(delivery.message_id, f"{why} before the broker's confirm", last_fault=fault)
+        self.settlement.answer(delivery, result, settled)
 
     def cancel(self, delivery: Delivery) -> bool:
         """The caller has left. True: no attempt of the message counts and none will be made. Idempotent.
@@ -385,23 +339,60 @@ class Ledger:
         Messages that were never written end as `ProducerClosed`, those that may have been as `Unconfirmed`. If a link can
         still say how much was written, call `link_lost` first: it tells the two apart.
         """
-        self._max_buffered = 0
+        self._waiting.close()
         return self._end_all(ProducerClosed, "the producer was closed", fault or self.settlement.last_fault, now)
 
-    def next_wakeup(self, now: float = -math.inf) -> float:
-        """Return the instant at which to call `expire` and ask `overdue` next, or `math.inf`.
+    def _end_all(self, kind: type[NotSent], reason: str, fault: Fault | None, now: float) -> list[Delivery]:
+        settled = self.expire(now)
+        for delivery in list(self._in_flight.deliveries()):
+            delivery.epoch = None
+            self._end_in_flight(delivery, reason, fault, settled)
+        self._in_flight.clear()
+        for delivery in self._waiting.live():
+            assert delivery.queue is not None
+            delivery.queue.remove(delivery)
+            self.settlement.end_unwritten(delivery, kind, reason, fault, settled)
+        return settled
 
-        With `now`, an `overdue` that is true already is not announced again.
+    def look(self, now: float, written: Callable[[int], int]) -> None:
+        """Find the messages that are overdue now, and the introductions that the broker has accepted by saying nothing.
+
+        `written(channel)` returns the highest tag that was written there.
         """
-        if self._expired:
-            return -math.inf
-        deadline = self.settlement.deadlines.earliest()
-        overdue = self._in_flight.overdue_at()
-        return overdue if now < overdue < deadline else deadline
+        in_flight = self._in_flight
+        self.counters.overdue += in_flight.find_overdue(now)
+        epoch = in_flight.suspect
+        if epoch is None or in_flight.paused:
+            return
+        last = written(epoch.channel)
+        for delivery in self._waiting.introductions.pass_old(now, last):
+            delivery.passed = True
+            self._refusals.passed(delivery)
+        for delivery in epoch.outstanding.values():
+            if delivery.alone and delivery.published_at + PASSES_AFTER <= now and delivery.tag <= last:
+                delivery.passed = True
 
-    def overdue(self, now: float) -> bool:
-        """Whether the oldest publish in flight has waited `confirm_timeout`; time while blocked does not count."""
-        return now >= self._in_flight.overdue_at()
+    def next_wakeup(self, now: float = -math.inf) -> float:
+        """Return the instant at which to call `expire` and `look` and to ask `silent` next, or `math.inf`.
+
+        With `now`, a `silent` that is true already is not announced again.
+        """
+        if self._waiting.expired:
+            return -math.inf
+        instants = [self.settlement.deadlines.earliest()]
+        instants += [at for at in (self._in_flight.silent_at(), self._in_flight.overdue_at()) if at > now]
+        epoch = self._in_flight.suspect
+        if epoch is not None and not self._in_flight.paused:
+            fresh = [each.published_at for each in epoch.outstanding.values() if not each.passed]
+            instants += [at + PASSES_AFTER for at in fresh[:1] if at + PASSES_AFTER > now]
+        return min(instants)
+
+    def silent(self, now: float) -> bool:
+        """Whether publishes wait on the link and the broker has answered none for `confirm_timeout`.
+
+        Time while the broker blocks publishers does not count, nor does time in which bytes of ours leave.
+        """
+        return now >= self._in_flight.silent_at()
 
     # --- counts -----------------------------------------------------------------------------------------------------
 
@@ -413,12 +404,12 @@ class Ledger:
     @property
     def buffered(self) -> int:
         """Number of messages that wait to be written, for the first time or again."""
-        return len(self._unsent) + len(self._resend) + len(self._suspects)
+        return len(self._waiting)
 
     @property
     def buffered_bytes(self) -> int:
         """Bytes of the bodies of those messages."""
-        return self._unsent.size + self._resend.size + self._suspects.size
+        return self._waiting.size
 
     @property
     def pending(self) -> int:
@@ -427,66 +418,15 @@ class Ledger:
 
     @property
     def wants_suspect_channel(self) -> bool:
-        """Whether suspects wait on a live link that has no channel for them."""
-        return self._in_flight.publishing and self._in_flight.suspect is None and len(self._suspects) > 0
+        """Whether suspects or introductions wait on a live link that has no channel for them."""
+        in_flight = self._in_flight
+        return in_flight.publishing and in_flight.suspect is None and self._waiting.wants_suspect_channel
 
-    # --- within -----------------------------------------------------------------------------------------------------
+    @property
+    def overdue(self) -> Mapping[tuple[str, str], int]:
+        """Number of overdue messages in flight, by exchange and routing key."""
+        return self._in_flight.overdue
 
-    def _answered(self, channel: int, tag: int, multiple: bool) -> list[Delivery]:
-        """Take out the publishes that the broker answers, and count facts that mean no publish of ours."""
-        epoch = self._in_flight.epochs.get(channel)
-        if epoch is None:
-            self.counters.stale += 1
-            return []
-        if tag not in epoch.outstanding:
-            self.counters.anomalies += 1
-        return epoch.take(tag, multiple)
-
-    def _unexpired(self, queue: WaitingQueue, now: float) -> Delivery | None:
-        while (delivery := queue.head()) is not None and delivery.deadline <= now:
-            self._expire(delivery, self._expired)
-        return delivery
-
-    def _put_back(self, group: list[Delivery]) -> None:
-        if group:
-            (self._resend if group[0].lane is Lane.MAIN else self._suspects).put_back(group)
-
-    def _expire(self, delivery: Delivery, settled: list[Delivery]) -> None:
-        settlement = self.settlement
-        if delivery.queue is not None:
-            delivery.queue.remove(delivery)
-            if not self._in_flight.publishing:
-                reason = "its deadline passed while there was no connection"
-            elif self._in_flight.paused:
-                reason = "its deadline passed while the broker blocked publishers"
-            else:
-                reason = "its deadline passed before it was written"
-            settlement.end_unwritten(delivery, DeadlineExceeded, reason, settlement.last_fault, settled)
-            return
-        if delivery.returned is not None:
-            result = unroutable(delivery, delivery.returned)
-        else:
-            reason = "its deadline passed before the broker's confirm"
-            fault = settlement.last_fault if delivery.unanswered else None
-            result = Unconfirmed(delivery.message_id, reason, last_fault=fault)
-        settlement.answer(delivery, result, settled)
-        settlement.tombstones += 1
-
-    def _end_all(self, kind: type[NotSent], reason: str, fault: Fault | None, now: float) -> list[Delivery]:
-        settlement = self.settlement
-        settled = self.expire(now)
-        for epoch in self._in_flight.epochs.values():
-            for delivery in epoch.outstanding.values():
-                delivery.epoch = None
-                if delivery.returned is not None:
-                    result = unroutable(delivery, delivery.returned)
-                else:
-                    why = f"{reason} before the broker's confirm"
-                    result = Unconfirmed(delivery.message_id, why, last_fault=fault)
-                settlement.answer(delivery, result, settled)
-        self._in_flight.clear()
-        for queue in (self._suspects, self._resend, self._unsent):
-            for delivery in queue.live():
-                queue.remove(delivery)
-                settlement.end_unwritten(delivery, kind, reason, fault, settled)
-        return settled
+    def share_used(self, destination: tuple[str, str], size: int, now: float) -> bool:
+        """Whether an unhealthy destination already holds its share of the window or of the buffer."""
+        return self._shares.used(destination, size, now)

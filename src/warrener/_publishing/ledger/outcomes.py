@@ -68,9 +68,7 @@ def verdict_of(result: Receipt | PublishError) -> Verdict:
 
 
 def acked(delivery: Delivery, link: int) -> Receipt | PublishError:
-    """Return the outcome of an ack: a receipt, unless a return is, or may be, about this attempt."""
-    if delivery.returned is not None:
-        return unroutable(delivery, delivery.returned)
+    """Return the outcome of an ack without a return: a receipt, unless an unmatched return may be of this attempt."""
     if delivery.ambiguous:
         reason = "the broker acked it after a return that may be of this message or of another one"
         return Unconfirmed(delivery.message_id, reason)
@@ -78,16 +76,14 @@ def acked(delivery: Delivery, link: int) -> Receipt | PublishError:
 
 
 def nacked(delivery: Delivery) -> PublishError:
-    """Return the outcome of a nack."""
-    if delivery.returned is not None:
-        return unroutable(delivery, delivery.returned)
+    """Return the outcome of a nack without a return."""
     if fold((Verdict.NACKED, _earlier(delivery))) is Verdict.NACKED:
         return Nacked(delivery.message_id, "the broker refused it (basic.nack)")
     reason = "the broker refused it (basic.nack), but an earlier attempt was lost without an answer"
     return Unconfirmed(delivery.message_id, reason)
 
 
-def unroutable(delivery: Delivery, returned: Returned) -> PublishError:
+def unroutable(delivery: Delivery, returned: Returned, *, certain: bool) -> PublishError:
     """Return the outcome of a returned attempt, whether an ack, a nack or the end of the channel follows the return."""
     why = f"the broker returned it: {printable(returned.reply_text)} [{returned.reply_code}]"
     if fold((Verdict.REJECTED, _earlier(delivery))) is not Verdict.REJECTED:
@@ -98,14 +94,16 @@ def unroutable(delivery: Delivery, returned: Returned) -> PublishError:
         reply_code=returned.reply_code,
         exchange=delivery.envelope.exchange,
         routing_key=delivery.envelope.routing_key,
+        may_have_been_delivered=not certain,
     )
 
 
-def refused(delivery: Delivery, fault: Fault) -> PublishRefused:
-    """Return the outcome of an attempt for which the broker closed the channel."""
+def refused(delivery: Delivery, fault: Fault, *, from_memory: bool = False) -> PublishRefused:
+    """Return the outcome of a message that the broker has refused, or from memory: has refused others like it."""
+    why = "the broker has just refused a message for the same reason" if from_memory else "the broker refused it"
     return PublishRefused(
         delivery.message_id,
-        f"the broker closed the channel because of it: {fault}",
+        f"{why}: {fault}",
         reply_code=fault.reply_code or 0,
         reply_text=fault.text,
         may_have_been_delivered=fold((Verdict.REJECTED, _earlier(delivery))) is not Verdict.REJECTED,

@@ -47,6 +47,15 @@ class WaitingQueue:
             self.size += delivery.size
         self.entries.extendleft(reversed(deliveries))
 
+    def take_all(self) -> list[Delivery]:
+        """Remove and return the live entries, in order. No dead entry stays, so that they may come back."""
+        taken = self.live()
+        for delivery in taken:
+            delivery.queue = None
+        self.entries.clear()
+        self.size = self.dead = 0
+        return taken
+
     def head(self) -> Delivery | None:
         """Return the first live entry."""
         entries = self.entries

@@ -30,6 +30,8 @@ class Counters:
     #: Attempts beyond the first one.
     resent: int = 0
     returned: int = 0
+    #: Messages that waited longer than `confirm_timeout` for their answer.
+    overdue: int = 0
     #: Answers that came after the deadline; they change none of the counts above.
     late: int = 0
     #: Facts that a correct broker does not state: a tag answered twice or never assigned, a return of no publish.

@@ -1,0 +1,180 @@
+"""`Ends`: what the end of a channel or a link does to each publish that was in flight on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from attrs import frozen
+
+from warrener._publishing.ledger.delivery import Delivery
+from warrener._publishing.ledger.epoch import Epoch
+from warrener._publishing.ledger.in_flight import InFlight
+from warrener._publishing.ledger.outcomes import ended_unanswered, refused, unroutable
+from warrener._publishing.ledger.refusals import REFUSALS, Refusals, Target, named
+from warrener._publishing.ledger.settlement import Settlement
+from warrener._publishing.ledger.waiting import Waiting
+from warrener.errors import Fault, NotSent, PublishError
+from warrener.records import Lane, Returned
+
+__all__ = ["Ends", "Rules"]
+
+
+@frozen
+class Rules:
+    """What does not change while a producer lives."""
+
+    #: Whether a message whose attempt may have arrived is sent again.
+    at_least_once: bool
+    #: Number of attempts that a suspect of a channel close gets alone.
+    suspect_attempts: int
+    #: Exchanges that this producer declared with a type of AMQP itself; their returns are certain.
+    standard_exchanges: frozenset[str]
+    #: Number of times that a message is written; None: its deadline alone limits them.
+    attempts: int | None = None
+
+    def stop(self, delivery: Delivery) -> bool:
+        """Whether the message is not written again."""
+        if not self.at_least_once or delivery.suspected >= self.suspect_attempts:
+            return True
+        return self.attempts is not None and delivery.attempts >= self.attempts
+
+    def unroutable(self, delivery: Delivery, returned: Returned) -> PublishError:
+        """Return the outcome of a returned attempt. An exchange of a plugin may return a message and deliver it later."""
+        exchange = delivery.envelope.exchange
+        certain = not exchange or exchange.startswith("amq.") or exchange in self.standard_exchanges
+        return unroutable(delivery, returned, certain=certain)
+
+
+class Ends:
+    """Takes the ends of channels and links; each answers with the messages that got their outcome by it."""
+
+    def __init__(
+        self,
+        in_flight: InFlight,
+        waiting: Waiting,
+        refusals: Refusals,
+        rules: Rules,
+        settlement: Settlement,
+    ) -> None:
+        self._in_flight = in_flight
+        self._waiting = waiting
+        self._refusals = refusals
+        self._rules = rules
+        self._settlement = settlement
+        self._counters = settlement.counters
+
+    def channel_closed(
+        self, channel: int, fault: Fault, written: int, begun: int, now: float
+    ) -> tuple[list[Delivery], bool]:
+        """The broker closed the channel; return the messages with an outcome, and whether the close is explained.
+
+        The messages up to tag `written` may have been stored; those up to tag `begun` may be the cause of the close.
+        """
+        epoch = self._in_flight.close(channel)
+        if epoch is None:
+            self._counters.stale += 1
+            return [], True
+        settled: list[Delivery] = []
+        if epoch.lane is Lane.SUSPECT:
+            self._waiting.introductions.channel_ended()
+        begun = max(begun, written)
+        seen = [each for tag, each in epoch.outstanding.items() if tag <= begun and each.returned is None]
+        target = named(fault, seen)
+        explained = target is not None or (len(seen) == 1 and fault.reply_code in REFUSALS)
+        if explained:
+            self._refuse_guilty(epoch, seen, target, fault, written, settled)
+            if epoch.lane is Lane.SUSPECT:
+                for delivery in epoch.outstanding.values():
+                    if delivery.alone and delivery.tag <= written:
+                        delivery.suspected -= 1  # another message was the cause, so this was no attempt alone
+        again = _end_epoch(epoch, written, fault, self._rules, self._settlement, settled)
+        if not explained:
+            for delivery in again:
+                delivery.alone = delivery.alone or delivery.tag <= begun
+        self._waiting.put_back(again)
+        if target is not None:
+            self._remember(target, fault, now, settled)
+        return settled, explained
+
+    def _refuse_guilty(
+        self,
+        epoch: Epoch,
+        seen: list[Delivery],
+        target: Target | None,
+        fault: Fault,
+        written: int,
+        settled: list[Delivery],
+    ) -> None:
+        """Refuse the publishes of this channel that the close is about. One of them is the cause, the rest may be stored."""
+        guilty = seen if target is None else [each for each in seen if target.covers(each)]
+        for delivery in guilty:
+            del epoch.outstanding[delivery.tag]
+            delivery.epoch = None
+            if delivery.tag > written:
+                _unmake(delivery)
+            elif len(guilty) > 1:
+                delivery.unanswered += 1
+            self._settlement.answer(delivery, refused(delivery, fault), settled)
+
+    def _remember(self, target: Target, fault: Fault, now: float, settled: list[Delivery]) -> None:
+        """Remember the refusal, and refuse the messages of its target that wait."""
+        self._refusals.remember(target, fault, now)
+        if target.max_size is None and target.routing_key is None:
+            self._waiting.introductions.refused(target.exchange)
+        for delivery in self._waiting.live():
+            if target.covers(delivery) and delivery.queue is not None:
+                delivery.queue.remove(delivery)
+                self._settlement.answer(delivery, refused(delivery, fault, from_memory=True), settled)
+
+    def link_lost(self, fault: Fault, written: Callable[[int], int]) -> list[Delivery]:
+        """The link ended. `written(channel)` returns the highest tag whose message may have reached the network."""
+        settled: list[Delivery] = []
+        again: list[Delivery] = []
+        # Messages on the suspects' channel are older than those to the same exchange on the main channel.
+        for epoch in sorted(self._in_flight.epochs.values(), key=lambda each: each.lane is Lane.MAIN):
+            again += _end_epoch(epoch, written(epoch.channel), fault, self._rules, self._settlement, settled)
+        for delivery in self._in_flight.deliveries():
+            delivery.overdue = False
+        self._in_flight.clear()
+        self._waiting.new_link()
+        self._waiting.put_back(again)
+        return settled
+
+
+def _end_epoch(
+    epoch: Epoch, written: int, fault: Fault, rules: Rules, settlement: Settlement, settled: list[Delivery]
+) -> list[Delivery]:
+    """End all attempts of an epoch; return the messages that wait again, in order of tag.
+
+    `written` is the highest tag whose message may have reached the network. Messages with an outcome go to `settled`.
+    """
+    again: list[Delivery] = []
+    for tag, delivery in epoch.outstanding.items():
+        delivery.epoch = None
+        delivery.passed = False
+        if delivery.returned is not None:
+            settlement.answer(delivery, rules.unroutable(delivery, delivery.returned), settled)
+            continue
+        delivery.ambiguous = False
+        left = delivery.abandoned or delivery.outcome is not None
+        if tag > written:
+            _unmake(delivery)
+            if left:
+                reason = "its caller had left, and the link ended before it was written"
+                settlement.end_unwritten(delivery, NotSent, reason, fault, settled)
+            else:
+                again.append(delivery)
+            continue
+        delivery.unanswered += 1
+        if left or rules.stop(delivery):
+            settlement.answer(delivery, ended_unanswered(delivery, fault, rules.suspect_attempts), settled)
+        else:
+            again.append(delivery)
+    return again
+
+
+def _unmake(delivery: Delivery) -> None:
+    """The present attempt was not written, so it does not count."""
+    delivery.attempts -= 1
+    if delivery.alone:
+        delivery.suspected -= 1

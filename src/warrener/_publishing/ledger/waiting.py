@@ -1,0 +1,207 @@
+"""`Waiting`: the messages that wait to be written, how many may wait, and which one is next."""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+from warrener._publishing.ledger.delivery import Delivery
+from warrener._publishing.ledger.in_flight import InFlight
+from warrener._publishing.ledger.introductions import Introductions, Key
+from warrener._publishing.ledger.queues import WaitingQueue
+from warrener._publishing.ledger.refusals import Refusals
+from warrener._publishing.ledger.settlement import Settlement
+from warrener.errors import DeadlineExceeded
+from warrener.records import Lane
+
+__all__ = ["Limits", "Waiting"]
+
+
+@frozen
+class Limits:
+    """How many messages, and how many bytes of bodies, may wait and may be in flight."""
+
+    max_buffered: int
+    max_buffered_bytes: int
+    max_in_flight: int
+    max_in_flight_bytes: int
+
+
+class Waiting:
+    """The queues in front of the link.
+
+    *unsent*: never had a tag. *resend*: had one. *suspects*: had one on a channel that the broker closed; each goes alone.
+    *introductions*: to exchanges that are not covered on this link.
+    """
+
+    def __init__(self, settlement: Settlement, in_flight: InFlight, refusals: Refusals, limits: Limits) -> None:
+        self.limits = limits
+        self.unsent = WaitingQueue()
+        self.resend = WaitingQueue()
+        self.suspects = WaitingQueue()
+        self.introductions = Introductions()
+        #: Messages that `next` found to be past their deadline; the next `Ledger.expire` reports them.
+        self.expired: list[Delivery] = []
+        self._settlement = settlement
+        self._in_flight = in_flight
+        self._refusals = refusals
+        self._closed = False
+
+    # --- capacity ---------------------------------------------------------------------------------------------------
+
+    def full(self, size: int) -> bool:
+        """Whether there is no capacity now for a body of `size` bytes. Always true once closed."""
+        unsent, introductions, limits = self.unsent, self.introductions, self.limits
+        if unsent.size + introductions.unsent_size + size > limits.max_buffered_bytes:
+            return True
+        return len(unsent.entries) - unsent.dead + introductions.unsent >= limits.max_buffered or self._closed
+
+    def close(self) -> None:
+        """Accept nothing more."""
+        self._closed = True
+
+    def window_full(self, size: int) -> bool:
+        """Whether a message that never had a tag has to wait for an answer. One message above the limit goes alone."""
+        introductions, in_flight, limits = self.introductions, self._in_flight, self.limits
+        held = len(in_flight) + len(self.resend) + len(self.suspects) + introductions.tagged
+        if held >= limits.max_in_flight:
+            return True
+        held_size = in_flight.size + self.resend.size + self.suspects.size + introductions.tagged_size
+        return held > 0 and held_size + size > limits.max_in_flight_bytes
+
+    # --- which message is next --------------------------------------------------------------------------------------
+
+    def key(self, delivery: Delivery) -> Key | None:
+        """Return the key under which the message has to be introduced; None if it may go to the main channel."""
+        envelope = delivery.envelope
+        if envelope.exchange not in self.introductions.covered:
+            return envelope.exchange
+        if self._refusals.active and self._refusals.topic(delivery):
+            return envelope.exchange, envelope.routing_key
+        return None
+
+    def next(self, now: float) -> Delivery | None:
+        """Return the message to write next on an open channel; its `lane` says on which."""
+        in_flight = self._in_flight
+        if in_flight.suspect is not None:
+            delivery = self._next_alone(now) if self.suspects.entries else self._next_introduction(now)
+            if delivery is not None:
+                return delivery
+        if in_flight.main is None:
+            return None
+        delivery = self._routed(self.resend, now)
+        if delivery is not None:
+            return delivery
+        while (queue := self.introductions.ready()) is not None:
+            delivery = self._unexpired(queue, now)
+            if delivery is not None:
+                delivery.lane = Lane.MAIN
+                return None if not delivery.attempts and self.window_full(delivery.size) else delivery
+        delivery = self._routed(self.unsent, now)
+        if delivery is not None:
+            return None if self.window_full(delivery.size) else delivery
+        if in_flight.suspect is not None and not self.suspects.entries:
+            return self._next_introduction(now)
+        return None
+
+    def _routed(self, queue: WaitingQueue, now: float) -> Delivery | None:
+        """Return the first message that may go to the main channel; those before it wait for their introduction."""
+        while queue.entries and (delivery := self._unexpired(queue, now)) is not None:
+            key = self.key(delivery)
+            if key is None:
+                return delivery
+            queue.take_head()
+            self.introductions.add(key, delivery)
+        return None
+
+    def _next_alone(self, now: float) -> Delivery | None:
+        """Return a suspect, if every message on the suspects' channel has been answered or is overdue there."""
+        epoch = self._in_flight.suspect
+        if epoch is not None and all(each.passed for each in epoch.outstanding.values()):
+            return self._unexpired(self.suspects, now)
+        return None
+
+    def _next_introduction(self, now: float) -> Delivery | None:
+        if not self.introductions.waiting:
+            return None
+        epoch = self._in_flight.suspect
+        if epoch is not None and any(each.alone and not each.passed for each in epoch.outstanding.values()):
+            return None
+        while (queue := self.introductions.due()) is not None:
+            delivery = self._unexpired(queue, now)
+            if delivery is not None:
+                if not delivery.attempts and self.window_full(delivery.size):
+                    return None
+                delivery.lane = Lane.SUSPECT
+                return delivery
+        return None
+
+    @property
+    def wants_suspect_channel(self) -> bool:
+        """Whether messages wait for a channel of their own."""
+        return bool(self.suspects.entries) or self.introductions.waiting
+
+    # --- coming back and leaving ------------------------------------------------------------------------------------
+
+    def put_back(self, deliveries: list[Delivery]) -> None:
+        """Let messages whose attempt ended wait again, in front of younger ones. They come in the order of acceptance."""
+        suspects: list[Delivery] = []
+        resend: list[Delivery] = []
+        introduced: dict[Key, list[Delivery]] = {}
+        for delivery in deliveries:
+            if delivery.alone:
+                delivery.lane = Lane.SUSPECT
+                suspects.append(delivery)
+                continue
+            delivery.lane = Lane.MAIN
+            key = self.key(delivery)
+            if key is None:
+                resend.append(delivery)
+            else:
+                introduced.setdefault(key, []).append(delivery)
+        self.suspects.put_back(suspects)
+        self.resend.put_back(resend)
+        for key, group in introduced.items():
+            self.introductions.put_back(key, group)
+
+    def new_link(self) -> None:
+        """A new link begins: exchanges have to be introduced again, and messages that come back wait for that."""
+        self.introductions.new_link()
+        self.put_back(self.resend.take_all())
+
+    def live(self) -> list[Delivery]:
+        """Return all messages that wait, those that come back first."""
+        return [*self.suspects.live(), *self.resend.live(), *self.introductions.live(), *self.unsent.live()]
+
+    def __len__(self) -> int:
+        """Number of messages that wait."""
+        return len(self.unsent) + len(self.resend) + len(self.suspects) + len(self.introductions)
+
+    @property
+    def size(self) -> int:
+        """Bytes of their bodies."""
+        introductions = self.introductions
+        return (
+            self.unsent.size
+            + self.resend.size
+            + self.suspects.size
+            + introductions.unsent_size
+            + introductions.tagged_size
+        )
+
+    def expire(self, delivery: Delivery, settled: list[Delivery]) -> None:
+        """End a message that waits and is past its deadline."""
+        assert delivery.queue is not None
+        delivery.queue.remove(delivery)
+        if not self._in_flight.publishing:
+            reason = "its deadline passed while there was no connection"
+        elif self._in_flight.paused:
+            reason = "its deadline passed while the broker blocked publishers"
+        else:
+            reason = "its deadline passed before it was written"
+        settlement = self._settlement
+        settlement.end_unwritten(delivery, DeadlineExceeded, reason, settlement.last_fault, settled)
+
+    def _unexpired(self, queue: WaitingQueue, now: float) -> Delivery | None:
+        while (delivery := queue.head()) is not None and delivery.deadline <= now:
+            self.expire(delivery, self.expired)
+        return delivery
