@@ -83,13 +83,13 @@ def beside(seed: int, *, together: bool = False) -> Plan:
         producer=producer,
         network=evolve(
             network,
-            latency=min(network.latency, 0.03 if brokers == 1 else 0.005),
+            latency=min(network.latency, 0.005),
             window=max(network.window, 4096),
             bandwidth=max(network.bandwidth, 1e6),
             slices=0,
         ),
         brokers=brokers,
-        sync_interval=rng.choice((0.0, 0.05, 0.2)),
+        sync_interval=rng.choice((0.0, 0.05)),
         neighbours=True,
         bad=frozenset(kinds),
     )
