@@ -40,7 +40,7 @@ from tests.simulation.corpus import first_failure
 
 if __name__ == "__main__":
     caught = first_failure(range(int(sys.argv[1])), int(sys.argv[2]))
-    print(json.dumps(caught and [caught.seed, caught.findings[0].check, caught.findings[0].text]))
+    print(json.dumps(caught and [caught[0], caught[1].check, caught[1].text]))
 """
 
 

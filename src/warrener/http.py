@@ -5,7 +5,7 @@
 * ``/health``: the state of the producer, in the shape that the dashboards of its predecessor read.
 * ``/livez``: 200 while the process runs. An absent broker never makes it fail: a process manager would restart healthy
   programs, all at once.
-* ``/readyz``: 200 while publishes can succeed; otherwise 503 and one word that says why.
+* ``/readyz``: 200 while a message can be taken, by the outbox or else by the broker; otherwise 503 and one word that says why.
 * ``/metrics``: Prometheus, where prometheus_client is installed.
 
 A request to them changes nothing, dials nothing and costs the same whatever the broker does. No answer holds a host, a
@@ -81,6 +81,15 @@ def condition(status: Status) -> str:
             return word.lower()
 
 
+def readiness(status: Status) -> str:
+    """Return "ready" while a message can be taken: by the outbox, where there is one, otherwise by the broker."""
+    if status.outbox is None or status.connection_state in (ConnectionState.CLOSING, ConnectionState.CLOSED):
+        return condition(status)
+    if status.outbox.last_error is not None:
+        return "outbox unusable"
+    return "outbox full" if status.outbox.full else "ready"
+
+
 def health_endpoint(producer: HasStatus) -> Callable[[Request], Response]:
     """Return the handler of the health endpoint: 200 when healthy, 503 when not.
 
@@ -121,7 +130,7 @@ def health_routes(producer: HasStatus, health_path: str = "/health") -> list[Rou
         return PlainTextResponse("alive\n", headers=_FRESH)
 
     def readyz(_request: Request) -> Response:
-        word = condition(producer.status())
+        word = readiness(producer.status())
         return PlainTextResponse(f"{word}\n", 200 if word == "ready" else 503, _FRESH)
 
     return [

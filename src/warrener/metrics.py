@@ -119,6 +119,15 @@ def connection_families(producer: Measured, prefix: str) -> Iterator[Metric]:
     yield gauge(
         f"{prefix}circuit_breaker_state", "0 closed, 1 open, 2 half-open", BREAKER_STATES[status.circuit_breaker]
     )
+    if status.outbox is not None:
+        held = status.outbox
+        rows = (("waiting", held.waiting), ("leased", held.leased), ("set_aside", held.set_aside))
+        yield labelled(
+            GaugeMetricFamily(f"{prefix}outbox_rows", "Rows in the outbox, by state", labels=["state"]),
+            (([state], float(count)) for state, count in rows),
+        )
+        yield gauge(f"{prefix}outbox_bytes", "Bytes of the bodies in the outbox", held.bytes)
+        yield gauge(f"{prefix}outbox_oldest_age_seconds", "Age of the oldest row that waits", held.oldest_age or 0.0)
     yield gauge(f"{prefix}reconnect_attempts", "Dials since the connection was last stable", status.reconnect_attempts)
     yield labelled(
         CounterMetricFamily(

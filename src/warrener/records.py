@@ -413,6 +413,8 @@ class OutboxStatus:
     bytes: int
     #: Seconds since the oldest row that is not set aside was stored; None where there is none.
     oldest_age: float | None
+    #: Whether the newest message was refused because the outbox was full.
+    full: bool = False
     #: When a broker last confirmed a row of this outbox to this process; None before the first.
     last_confirm: datetime | None = None
     #: Rows that this process's relay has published and deleted.

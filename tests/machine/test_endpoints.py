@@ -221,6 +221,17 @@ def test_a_shutdown_leads_to_another_endpoint_at_once() -> None:
     assert (step.record.failures, step.record.endpoints.records[0].failures) == (0, 0)
 
 
+def test_a_shutdown_begins_a_new_pass() -> None:
+    """The endpoint that failed before the link was proven is tried again, once its own delay is over."""
+    record = on_the_second(FOREVER)
+
+    early = transition(record, events.LinkLost(2, SHUTDOWN, 0.5), FOREVER)
+    late = transition(record, events.LinkLost(2, SHUTDOWN, 5.0), FOREVER)
+
+    assert early.record.state == states.Waiting(2)
+    assert dials(late.effects) == [effects.Dial(3, 0, 1)]
+
+
 def test_two_endpoints_that_shut_down_cannot_cause_fast_dials() -> None:
     """Without a proven link in between, the second shutdown ends the pass, and a delay follows."""
     record = up(started(2), proven=True)
@@ -310,6 +321,20 @@ def test_the_first_order_is_the_owner_s() -> None:
     assert step.record.endpoints == evolve(in_order((2, 0, 1)), tried=frozenset({2}))
 
 
+def test_a_loss_that_leads_to_another_endpoint_still_opens_the_breaker() -> None:
+    """The link was up, so its loss is a failure of its own, at its own instant."""
+    policy = evolve(FOREVER, breaker=Breaker(threshold=1, cooldown=7.0))
+    record = transition(initial(), events.StartRequested(0.0, (0, 1)), policy).record
+    for event in (events.LinkOpened(1, 1.0), events.TopologyRestored(1, 1.0)):
+        record = transition(record, event, policy).record
+
+    step = transition(record, events.LinkLost(1, LOST, 5.0), policy)
+
+    assert step.record.breaker == Breaker(1, 7.0, state="open", failures=1, generation=1, opened_at=5.0)
+    assert effects.StartCooldownTimer(1, 7.0) in step.effects
+    assert dials(step.effects) == [effects.Dial(2, 1, 0)]
+
+
 # --- handing over ------------------------------------------------------------------------------------------------
 
 FIRST = Policy(backoff=FOREVER.backoff, prefer="first")
@@ -350,6 +375,30 @@ def test_a_hand_over_that_fails_goes_back_at_once() -> None:
     assert dials(step.effects) == [effects.Dial(3, 0, 1)]
 
 
+def test_a_confirm_during_a_hand_over_proves_the_link() -> None:
+    """The attempts start again from 0; the hand-over goes on, to the same target and as far as it was."""
+    for closing in (False, True):
+        state = states.HandingOver(1, 1, proven=False, closing=closing)
+        record = evolve(up(started(2), proven=False), state=state, attempts=3)
+
+        step = transition(record, events.PublishConfirmed(1, 1.0), FOREVER)
+
+        assert step.record.state == states.HandingOver(1, 1, proven=True, closing=closing)
+        assert (step.record.attempts, step.effects) == (0, ())
+
+
+def test_a_broker_that_dies_during_a_hand_over_leads_to_the_target_at_once() -> None:
+    """The loss is remembered as the last fault; it is no failure, because the link was about to end."""
+    gone = Fault(FaultKind.SILENT, "nothing was heard for 20 s")
+    record = transition(up(started(2), proven=True), events.HandOverRequested(1.0), FOREVER).record
+
+    step = transition(record, events.LinkLost(1, gone, 2.0), FOREVER)
+
+    assert dials(step.effects) == [effects.Dial(2, 1, 0)]
+    assert step.effects[0] == effects.StopPublishing(1, gone)
+    assert (step.record.last_fault, step.record.failures, step.record.at) == (gone, 0, 2.0)
+
+
 def test_a_hand_over_to_an_endpoint_that_does_not_exist_changes_nothing() -> None:
     """An index outside the list, or a producer that drains, keeps its link."""
     record = up(started(2), proven=True)
@@ -385,6 +434,7 @@ def test_the_delay_before_going_back_has_a_cap() -> None:
     assert prefer_delay(gone, 10.0) == 3600.0
     assert prefer_delay(gone, 7200.0) == 7200.0
     assert prefer_delay(gone, 0.0) == 0.0
+    assert prefer_delay(gone, 2.0**-20) == 2.0**10
 
 
 def test_nothing_is_handed_over_while_blocked_or_draining() -> None:

@@ -26,7 +26,7 @@ def test_every_answer_is_true_in_every_condition_of_the_broker(start_service, ra
     assert statuses["back"][503]
     assert statuses["frozen (SIGSTOP)"][504]
     # A held body is there a few times over (bytes, text, message, frames); and of every connection, of those that are
-    # refused too, hypercorn reads ten times 64 KiB ahead.
+    # refused too, the server reads ahead.
     grown = max(phase.memory for phase in report.phases) - report.memory_before
     assert grown < 4 * load.MAX_HELD + load.FLOOD * 10 * 64 * 1024
 

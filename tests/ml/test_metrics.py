@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import uuid
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -58,8 +59,9 @@ async def test_each_series_of_the_ml_table_is_emitted_from_the_start(ml) -> None
     assert EXPECTED == {name: set(found[name]) for name in EXPECTED}
 
 
-async def test_the_library_emits_the_same_ideas_under_its_own_prefix(producer) -> None:
+async def test_the_library_emits_the_same_ideas_under_its_own_prefix() -> None:
     """ProducerCollector works for any producer."""
+    producer = FakeProducer(f"of its own {uuid.uuid4()}")
     producer.counters = {
         "accepted": 9,
         "confirmed": 5,
@@ -104,7 +106,7 @@ def test_two_producers_share_a_registry() -> None:
 def test_each_metric_of_a_shared_collector_is_emitted_once() -> None:
     """Prometheus allows one TYPE line for each name."""
     registry = CollectorRegistry()
-    registry.register(ProducerCollector(FakeProducer("first"), FakeProducer("second")))
+    registry.register(ProducerCollector(FakeProducer("one"), FakeProducer("other")))
     types = [line for line in generate_latest(registry).decode().splitlines() if line.startswith("# TYPE")]
     assert len(types) == len(set(types))
 

@@ -35,14 +35,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--faults", type=_places, help="with --seed: only these of its faults, by place (0,3,4)")
     parser.add_argument("--calls", type=_places, help="with --seed: only these of its calls")
     parser.add_argument("--beside", action="store_true", help="run the plans with bad destinations")
+    parser.add_argument(
+        "--together", action="store_true", help="with --beside: costly messages and slow or mute queues in one plan"
+    )
     chosen = parser.parse_args(arguments)
     if chosen.seed is None and chosen.beside:
-        return run_beside(range(chosen.first, chosen.first + chosen.seeds), chosen.processes)
+        return run_beside(range(chosen.first, chosen.first + chosen.seeds), chosen.processes, together=chosen.together)
     if chosen.seed is None:
         return run_corpus(range(chosen.first, chosen.first + chosen.seeds), chosen.processes)
     if chosen.beside:
-        plan = beside(chosen.seed)
-        return tell(plan) | tell(alone(plan)) | tell_findings(isolation(chosen.seed))
+        plan = beside(chosen.seed, together=chosen.together)
+        return tell(plan) | tell(alone(plan)) | tell_findings(isolation(chosen.seed, together=chosen.together))
     plan = draw(chosen.seed)
     faults = range(len(plan.faults)) if chosen.faults is None else chosen.faults
     calls = range(len(plan.calls)) if chosen.calls is None else chosen.calls
@@ -91,6 +94,7 @@ def run_corpus(seeds: Sequence[int], processes: int) -> int:
     wrong = result.shortcomings
     if missing and result.seeds >= ENOUGH:
         wrong.append(f"never met: rows {', '.join(missing)}")
+    failed_beside = run_beside(seeds, processes)
     print(
         f"{result.seeds} seeds in {took:.0f} s ({result.seeds / took * 60:.0f} a minute), {len(failed)} failed; each has "
         f"at least {result.least_publishes} publishes and {result.least_seconds:.0f} virtual seconds; median of faults in "
@@ -99,13 +103,13 @@ def run_corpus(seeds: Sequence[int], processes: int) -> int:
     )
     for shortcoming in wrong:
         print(f"the corpus is too poor: {shortcoming}")
-    return bool(failed or wrong)
+    return bool(failed or wrong or failed_beside)
 
 
-def run_beside(seeds: Sequence[int], processes: int) -> int:
+def run_beside(seeds: Sequence[int], processes: int, *, together: bool = False) -> int:
     """Run the plans of many seeds beside bad destinations and alone, and print what is wrong with them."""
     began, failed = time.monotonic(), 0
-    for seed, findings in run_pairs(seeds, processes):
+    for seed, findings in run_pairs(seeds, processes, together=together):
         failed += bool(findings)
         if findings:
             print(f"seed {seed} fails:")

@@ -8,6 +8,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 
 from attrs import evolve, frozen
 
@@ -100,10 +101,10 @@ def run_seeds(seeds: Sequence[int], processes: int) -> Iterator[Summary]:
         yield from pool.map(run_seed, seeds, chunksize=10)
 
 
-def run_pairs(seeds: Sequence[int], processes: int) -> Iterator[tuple[int, list[Finding]]]:
+def run_pairs(seeds: Sequence[int], processes: int, *, together: bool = False) -> Iterator[tuple[int, list[Finding]]]:
     """Run the plans with bad destinations, and yield each seed with its findings, in the order of the seeds."""
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield from zip(seeds, pool.map(isolation, seeds, chunksize=5), strict=True)
+        yield from zip(seeds, pool.map(partial(isolation, together=together), seeds, chunksize=5), strict=True)
 
 
 def smoke(publishes: int = 100) -> Summary:
@@ -117,13 +118,16 @@ def smoke(publishes: int = 100) -> Summary:
     )
 
 
-def first_failure(seeds: Sequence[int], processes: int) -> Summary | None:
-    """Return what the first seed that fails says, and run no more than it takes to find it."""
+def first_failure(seeds: Sequence[int], processes: int) -> tuple[int, Finding] | None:
+    """Return the first seed that fails and its first finding, and run few more seeds than that takes."""
     step = 10 * processes
     for at in range(0, len(seeds), step):
         for summary in run_seeds(seeds[at : at + step], processes):
             if summary.findings:
-                return summary
+                return summary.seed, summary.findings[0]
+        for seed, findings in run_pairs(seeds[at : at + step], processes):
+            if findings:
+                return seed, findings[0]
     return None
 
 

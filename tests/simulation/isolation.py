@@ -32,9 +32,9 @@ REFUSED_WITHIN = 3.0
 EXPLAINED: Final = frozenset({403, 404, 406})
 
 
-def isolation(seed: int) -> list[Finding]:
+def isolation(seed: int, *, together: bool = False) -> list[Finding]:
     """Run the plan of a seed beside bad destinations and alone, and return what is wrong with either or both."""
-    plan = beside(seed)
+    plan = beside(seed, together=together)
     with_bad, without = Evidence(simulate(plan)), Evidence(simulate(alone(plan)))
     return [*judge(with_bad), *judge(without), *compare(with_bad, without)]
 
@@ -131,6 +131,8 @@ def _refused(seen: Evidence) -> Iterator[str]:
         if publish.item.address not in ("absent", "forbidden") or publish.item.number < FIRST_BAD:
             continue
         if publish.ended_at is None or publish.ended_at >= FAULTS_FROM:
+            continue
+        if _cut_off_by_another(seen, publish):
             continue
         if not isinstance(publish.result, PublishRefused):
             yield f"message {publish.item.number} to {publish.item.address!r}: {publish.result and describe(publish.result)}"

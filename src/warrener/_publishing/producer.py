@@ -377,6 +377,10 @@ class Producer(Declaring):
         relay = self._relay_here()
         return await relay.enqueue(message_of(body, fields), key=key)
 
+    async def enqueue_and_wait(self, message: Message, *, key: str | None = None, patience: float) -> Receipt | Stored:
+        """Store one message as `enqueue` does; return its receipt if the confirm comes within `patience` seconds."""
+        return await self._relay_here().enqueue_and_wait(message, key=key, patience=patience)
+
     async def wait_flushed(self, timeout: float = math.inf) -> None:
         """Wait until each message stored so far is confirmed or set aside; `OutboxNotFlushed` after `timeout` seconds."""
         await self._relay_here().wait_flushed(timeout)

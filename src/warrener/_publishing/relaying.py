@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import anyio
 import anyio.abc
 
-from warrener.records import Message, OutboxStatus, Stored
+from warrener.records import Message, OutboxStatus, Receipt, Stored
 
 __all__ = ["OutboxLike", "RelayLike", "running_beside"]
 
@@ -27,6 +27,10 @@ class RelayLike(Protocol):
 
     async def enqueue(self, message: Message, *, key: str | None = None) -> Stored:
         """Store one message."""
+        ...
+
+    async def enqueue_and_wait(self, message: Message, *, key: str | None = None, patience: float) -> Receipt | Stored:
+        """Store one message, and wait for its confirm for `patience` seconds."""
         ...
 
     async def wait_flushed(self, timeout: float) -> None:

@@ -1,25 +1,25 @@
 """Dialing: from an `Endpoint` to a connected byte stream, with TLS done; one pass over all addresses of the name.
 
-A pass goes on after a stream is connected: where the AMQP handshake on it fails, or takes longer than the share of that
-address, `Dialed.after` connects to one of the addresses that are left.
+A dial resolves the name anew, and tries its addresses in the order of RFC 8305 ("happy eyeballs"): 250 ms apart, or as
+soon as one has failed. It takes the first address whose connection *and* TLS handshake are done, and closes the streams
+of the others. So an address with a bad certificate loses against an address with a good one.
 
-A dial resolves the name anew, tries its addresses as RFC 8305 ("happy eyeballs") orders them, 250 ms apart or as soon as
-the one before has failed, and takes the first whose connection *and* TLS handshake are done: an address that accepts and
-then shows a bad certificate loses against one that shows a good one. The streams of the losers are closed.
+The pass goes on after that: if the AMQP handshake on the stream fails, or takes longer than the share of that address,
+`Dialed.after` connects to one of the addresses that are left.
 
 Invariants:
 
-* The only exception is one `LinkDown`, raised without an ExceptionGroup; when all addresses fail, its fault is the most telling one and names every
-  address that was tried. Cancellation passes through as itself, at once. There is no deadline here: the caller has one
-  over the whole open, of which this is the first part.
-* The platform's resolver cannot be interrupted. So each lookup has a daemon thread, and while one for the same host and
-  port is out, no other is started: the next dial waits for that answer. Cancelled, it leaves the thread behind;
-  a resolver that hangs for ever costs one thread per endpoint, and neither the end of the event loop nor that of the
-  program waits for it. No answer is kept for later dials.
-* ``amqps`` never falls back to ``amqp``. The name that the certificate must carry is the configured one, whatever address
-  it led to. TLS older than 1.2 is refused even where a context of the user's would allow it.
-* A TLS stream is closed without waiting for the peer's close_notify: AMQP has a close handshake of its own, and an end of
-  stream without it is a lost connection anyway, so a truncated stream is never taken for a complete one.
+* The only exception is one `LinkDown`, raised without an ExceptionGroup. When all addresses fail, its fault is the most
+  telling one and names every address that was tried. A cancellation stays a cancellation and takes effect at once. The
+  deadline is the caller's.
+* The platform's resolver cannot be interrupted. So each lookup has a daemon thread. While a lookup of the same host and
+  port runs, no other is started: the next dial waits for its answer. A cancelled dial leaves the thread to itself, and
+  neither the end of the event loop nor the end of the program waits for it. So a resolver that hangs for ever costs one
+  thread per endpoint. No answer is kept for later dials.
+* ``amqps`` never falls back to ``amqp``. The certificate must carry the configured name, for every address. TLS older than
+  1.2 is refused even if the user's own context would allow it.
+* A TLS stream is closed without waiting for the peer's close_notify. AMQP has a close handshake of its own, and the end of
+  a stream without that handshake is a lost connection. So a truncated stream is never taken for a complete one.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def begin_pass(endpoints: Endpoints, at: float, *, hinted: bool = False) -> Endp
     records = endpoints.records
     if hinted:
         records = tuple(_with_retry_at(record, -math.inf) for record in records)
-    fresh = Endpoints(records, endpoints.queue, endpoints.current)
+    fresh = Endpoints(records, endpoints.queue)
     following = next_endpoint(fresh, at)
     if following is not None:
         return following
@@ -157,7 +157,7 @@ def hand_over_to(endpoints: Endpoints, target: int) -> Endpoints:
     moved = EndpointRecord(before.failures, before.retry_at, before.last_fault, before.address + 1)
     others = tuple(index for index in endpoints.queue if index not in (target, left))
     queue = (target, *others) if target == left else (target, *others, left)
-    return _taken(Endpoints(_replaced(endpoints, moved), queue, left), target)
+    return _taken(Endpoints(_replaced(endpoints, moved), queue), target)
 
 
 def prefer_delay(endpoints: Endpoints, stable_for: float) -> float:

@@ -242,7 +242,7 @@ class PublishingUnblocked:
 
 @frozen
 class ConfirmOverdue:
-    """A message has waited on the link for its confirm longer than `confirm_timeout`; blocked time does not count."""
+    """Messages wait on the link, and the broker has answered none for `confirm_timeout`; blocked time does not count."""
 
     link: int
     at: float

@@ -11,8 +11,9 @@ sent, or the `PublishError` that says whether a worker may see the task all the 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from types import TracebackType
 from typing import Literal, Self, TypeVar, Unpack
 
@@ -44,12 +45,16 @@ from warrener.ml.payloads import (
 from warrener.ml.settings import PRODUCER_DEFAULTS, MLSettings
 from warrener.ml.task_counters import TASK_TYPES, TaskCounters
 from warrener.ml.topology import topology
-from warrener.records import ClosingReport, Receipt, Status
+from warrener.outbox import outbox_at
+from warrener.records import ClosingReport, Message, Receipt, Status, Stored
 from warrener.tracing import caller
 
 __all__ = ["EncodedTask", "MLProducer"]
 
 _P = TypeVar("_P", bound=Payload)
+
+#: Seconds for which a stored task's confirm is waited for.
+PATIENCE = 1.0
 
 
 @frozen
@@ -83,7 +88,9 @@ class MLProducer:
             declared = topology(self.settings.exchange, dead_letter=self.settings.dead_letter)
             options: SettingsFields = {"topology": declared, **producer_options}
             broker = self.settings.broker or Settings.resolve(below=defaults(**PRODUCER_DEFAULTS))
-            producer = Producer(broker, driver=driver or self.settings.driver, **options)
+            place = self.settings.outbox
+            outbox = None if place is None else outbox_at(place)
+            producer = Producer(broker, driver=driver or self.settings.driver, outbox=outbox, **options)
         self.producer = producer
         self.counters = TaskCounters()
         self._origin = celery.origin()
@@ -240,6 +247,26 @@ class MLProducer:
         trace: Mapping[str, str] | None = None,
     ) -> Receipt:
         """Publish a task that `encode` returned; otherwise as `submit`."""
+        receipt = await self._counted(task, task_id, trace, partial(self.producer.publish, timeout=timeout))
+        assert isinstance(receipt, Receipt)
+        return receipt
+
+    async def store_encoded(
+        self, task: EncodedTask, *, task_id: str | uuid.UUID | None = None, trace: Mapping[str, str] | None = None
+    ) -> Receipt | Stored:
+        """Store a task that `encode` returned in the outbox; return its receipt if the confirm comes within a second.
+
+        Raises `InvalidPayload`, or the `OutboxError` that says why the task was not stored.
+        """
+        return await self._counted(task, task_id, trace, partial(self.producer.enqueue_and_wait, patience=PATIENCE))
+
+    async def _counted(
+        self,
+        task: EncodedTask,
+        task_id: str | uuid.UUID | None,
+        trace: Mapping[str, str] | None,
+        send: Callable[[Message], Awaitable[Receipt | Stored]],
+    ) -> Receipt | Stored:
         given = celery.task_id_of(task_id)
         called = anyio.current_time()
         try:
@@ -248,15 +275,16 @@ class MLProducer:
                     task.body, task_id=given, exchange=self.settings.exchange, origin=self._origin, trace=headers
                 )
                 self.counters.sending(task.kind, len(message.body))
-                receipt = await self.producer.publish(message, timeout=timeout)
+                outcome = await send(message)
         except Exception as error:
             self.counters.failed_one(task.kind, anyio.current_time() - called, error)
             raise
         except anyio.get_cancelled_exc_class():
             self.counters.cancelled_one(task.kind, anyio.current_time() - called)
             raise
-        self.counters.confirmed_one(task.kind, anyio.current_time() - called, receipt.attempts)
-        return receipt
+        attempts = outcome.attempts if isinstance(outcome, Receipt) else 1
+        self.counters.confirmed_one(task.kind, anyio.current_time() - called, attempts)
+        return outcome
 
 
 def _payload(kind: type[_P], task: _P | None, keywords: Mapping[str, object]) -> _P:

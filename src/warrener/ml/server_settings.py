@@ -65,6 +65,16 @@ def _check_token(_settings: object, attribute: attrs.Attribute[Any], value: obje
 
 _TIME = number(0.1, 3600, "seconds")
 _PATH = Rule("the path of a file", str, lambda value: isinstance(value, str) and value != "")
+_PLACE = _Secret(
+    "the path of a SQLite file, or a PostgreSQL connection string",
+    str,
+    lambda value: isinstance(value, str) and value != "",
+)
+
+
+def _check_place(_settings: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if value is not None:
+        _PLACE.check(attribute.name, value)
 
 
 @frozen(kw_only=True)
@@ -100,6 +110,12 @@ class ServerSettings:
     )
     #: A file that holds the token.
     token_file: str | None = row(_PATH, None, optional=True)
+
+    #: The outbox: the path of a SQLite file, or a PostgreSQL connection string; None: there is none. With an outbox, a task
+    #: is on disk before it is published, and is accepted while the broker is away.
+    outbox: str | None = field(
+        default=None, validator=_check_place, repr=False, metadata={Rule: _PLACE, "variable": ""}
+    )
 
     def read_token(self) -> str | None:
         """Return the token, from the setting or from its file; raises `SettingsError`."""

@@ -19,6 +19,8 @@ from warrener.ml.logs import RateLimit
 from warrener.ml.parsing import decoded, parsed_size
 from warrener.ml.payloads import InvalidPayload, Payload, Transcribe, from_mapping
 from warrener.ml.producer import EncodedTask, MLProducer
+from warrener.outbox import OutboxError, OutboxFull
+from warrener.records import Receipt, Stored
 from warrener.tracing import trace_context
 
 __all__ = ["TaskEndpoint"]
@@ -87,9 +89,13 @@ class TaskEndpoint:
             task = await self._encoded(await self._body(request, intake), kind, intake)
             intake.hold(len(task.body.body))
             remaining = max(0.0, intake.deadline - anyio.current_time())
-            receipt = await self._ml.submit_encoded(
-                task, task_id=task_id, timeout=remaining, trace=trace_context(request.headers)
-            )
+            trace = trace_context(request.headers)
+            if self._settings.outbox is None:
+                receipt: Receipt | Stored = await self._ml.submit_encoded(
+                    task, task_id=task_id, timeout=remaining, trace=trace
+                )
+            else:
+                receipt = await self._ml.store_encoded(task, task_id=task_id, trace=trace)
         except _Refused as refused:
             return answer(refused.status, str(refused), task_id, retry_after=refused.retry_after)
         except InvalidPayload as error:
@@ -97,6 +103,14 @@ class TaskEndpoint:
         except PublishError as error:
             log.warning("a task was not confirmed: %s", error)
             return refusal(error, task_id, self._ml.status())
+        except OutboxError as error:
+            log.warning("a task was not stored: %s", error)
+            full = isinstance(error, OutboxFull)
+            return answer(
+                503, "the outbox is full" if full else "the outbox cannot be written", task_id, retry_after=SOON
+            )
+        if isinstance(receipt, Stored):
+            return JSONResponse({"task_id": receipt.message_id, "stored": True}, 202, NO_STORE)
         return JSONResponse(
             {"task_id": receipt.message_id, "possible_duplicate": receipt.possible_duplicate}, 202, NO_STORE
         )

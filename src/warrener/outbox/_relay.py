@@ -87,6 +87,14 @@ class _Pending:
     waiter: Any = None
 
 
+class _Watch:
+    """A caller that waits for the confirm of one message."""
+
+    def __init__(self) -> None:
+        self.confirmed = anyio.Event()
+        self.receipt: Receipt | None = None
+
+
 class Relay:
     """Run it in a task group beside its producer: ``await tasks.start(relay.run)``."""
 
@@ -113,6 +121,10 @@ class Relay:
         self._pending: deque[_Pending] = deque()
         self._flush_waiters: list[tuple[int, anyio.Event]] = []
         self._flush_due = False
+        #: By message id.
+        self._watches: dict[str, _Watch] = {}
+        #: Whether the newest row was refused because the outbox was full.
+        self._full = False
         self._stopping = False
         self._ended = False
         # Claims: where the next scan begins, and whether rows may wait there.
@@ -218,6 +230,19 @@ class Relay:
         assert result is not None
         raise result
 
+    async def enqueue_and_wait(self, message: Message, *, key: str | None = None, patience: float) -> Receipt | Stored:
+        """Store the message; return its receipt if the confirm comes within `patience` seconds, otherwise `Stored`."""
+        watch = _Watch()
+        self._watches[message.message_id] = watch
+        try:
+            stored = await self.enqueue(message, key=key)
+            with anyio.move_on_after(patience):
+                await watch.confirmed.wait()
+        finally:
+            if self._watches.get(message.message_id) is watch:
+                del self._watches[message.message_id]
+        return watch.receipt or stored
+
     async def wait_flushed(self, timeout: float) -> None:
         """Wait until everything stored so far is confirmed or set aside. Raises `OutboxNotFlushed` at the timeout."""
         done = anyio.Event()
@@ -247,6 +272,7 @@ class Relay:
         counts = self._counts or OutboxStatus(waiting=0, leased=0, set_aside=0, bytes=0, oldest_age=None)
         return evolve(
             counts,
+            full=self._full,
             last_confirm=self._last_confirm,
             confirmed=self._window.confirmed,
             possible_duplicates=self._window.possible_duplicates,
@@ -341,6 +367,7 @@ class Relay:
         self._failure, self._failures, self._retry_at = None, 0, -math.inf
         for one, answer in zip(pending, done.stored, strict=True):
             self._answer(one, answer)
+            self._full = not isinstance(answer, int)
             self._rows_may_wait = True
         self._uncounted = self._uncounted or bool(pending or work.settlement or done.claimed.rows)
         self._apply(work, done, began)
@@ -400,6 +427,7 @@ class Relay:
 
     def _report(self, settlement: Settlement) -> None:
         if settlement.confirmed:
+            self._full = False
             self._last_confirm = datetime.now(UTC)
         for aside in settlement.set_aside:
             _log.warning(
@@ -443,6 +471,11 @@ class Relay:
             outcomes = [error] * len(messages)
         assert self._backend is not None
         self._window.landed(run, outcomes, self._backend.clock())
+        for outcome in outcomes if self._watches else ():
+            if isinstance(outcome, Receipt) and outcome.message_id in self._watches:
+                watch = self._watches.pop(outcome.message_id)
+                watch.receipt = outcome
+                watch.confirmed.set()
         # The coordinator may be waiting for the disk; the next rows of these keys need not wait for it.
         self._start_runs(tasks)
         self._wake()

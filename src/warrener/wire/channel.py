@@ -1,4 +1,4 @@
-"""Publishing on one channel in confirm mode, and the content that comes back.
+"""Publishing on one channel in confirm mode, and the content of messages that come in.
 
 The hot path is here. The frames around a body differ between messages of one envelope and one size in the message id
 alone, and in the token where there is one; both are mostly 32 bytes wide. So what stands around them is encoded once
@@ -40,7 +40,7 @@ __all__ = ["ChannelState", "Content", "Outgoing", "Publisher"]
 
 #: Pending bytes are cut into parcels of about this size: one send each, and one step of `written`.
 PARCEL: Final = 64 * 1024
-#: RabbitMQ closes the whole connection for larger ones (501), bystanders included.
+#: RabbitMQ closes the whole connection because of a larger body (501), and so hurts every other message on it.
 _LARGEST_BODY: Final = 512 * 1024 * 1024
 _ID_SIZE: Final = 32
 #: What a channel may keep encoded, in bytes of memory. An entry counts for its frames and `_ENTRY` for its objects.
@@ -56,7 +56,7 @@ _TOKEN_ENTRY: Final = short_string(TOKEN_HEADER) + b"S"
 
 
 class ChannelState(enum.Enum):
-    """How far a channel has come; each names what was asked and not yet answered."""
+    """How far a channel has come. The first three values name the request that waits for its answer."""
 
     OPENING = "opening"
     CONFIRMING = "confirming"
@@ -77,7 +77,7 @@ _NO_TOKEN: Final = bytes(32)
 
 @frozen
 class _Template:
-    """The encoded parts of an envelope, in wire order around what differs from message to message."""
+    """The encoded parts of an envelope, in wire order. Between them stand the parts that differ between messages."""
 
     method: bytes
     #: Property flags without those of a token's table.
@@ -100,7 +100,7 @@ class _Template:
 
 @define(eq=False)
 class Publisher:
-    """A publishing channel: one incarnation, with tags of its own."""
+    """One publishing channel, from its opening to its end, with delivery tags of its own."""
 
     #: AMQP's channel number, and the number under which the session reports it.
     wire_number: int
@@ -117,10 +117,10 @@ class Publisher:
     #: The return that is being received.
     content: Content | None = None
     _templates: dict[Envelope, _Template] = field(factory=dict[Envelope, _Template])
-    #: By envelope and body size: what surrounds the message id and the body, and the token where there is one.
+    #: By envelope and body size: the bytes around the message id and the body, and around the token if there is one.
     _plain: _Known = field(factory=dict[Envelope, dict[int, _Surroundings]])
     _with_token: _Known = field(factory=dict[Envelope, dict[int, _Surroundings]])
-    #: The bytes of memory that these three take, at most `_MAX_KEPT`.
+    #: The bytes of memory that these three dictionaries take, at most `_MAX_KEPT`.
     _kept: int = 0
 
     def publish(self, envelope: Envelope, message_id: str, body: bytes, token: str | None) -> int:
@@ -166,7 +166,7 @@ class Publisher:
             and message_id.isascii()
             and (token is None or (len(token) == _ID_SIZE and token.isascii()))
         ):
-            return None  # one like it was sent before
+            return None  # a message of this envelope and size was sent before
         try:
             template = self._templates.get(envelope) or self._template(envelope)
             raw_id = short_string(message_id, "message_id")
@@ -181,7 +181,7 @@ class Publisher:
         return None
 
     def end(self) -> None:
-        """The channel is closed: only the tags matter from now on."""
+        """The channel is closed: from now on only its tags are used."""
         self.state = ChannelState.CLOSED
         self.content = None
         self._forget()
@@ -193,7 +193,7 @@ class Publisher:
         self._kept = 0
 
     def _make_room(self, size: int) -> None:
-        """Count an entry of `size` bytes as kept; where that is too much, everything kept before it is forgotten."""
+        """Count an entry of `size` bytes as kept. If there are too many bytes, forget everything that was kept before."""
         cost = size + _ENTRY
         if self._kept + cost > _MAX_KEPT:
             self._forget()
@@ -244,7 +244,7 @@ class Publisher:
             ),
             flags=flags,
             head=head,
-            # One value fewer than may be read back: a token can join them.
+            # One value fewer than the reader takes: a token can be added.
             entries=table(headers, room=MAX_ENTRIES - 1)[4:],
             between=between,
             rest=rest,
@@ -257,14 +257,14 @@ class Publisher:
         return template
 
     def _remember(self, known: _Known, envelope: Envelope, size: int, token: str | None) -> _Surroundings:
-        """Encode what surrounds a message id of 32 bytes, and a token of as many, and keep it."""
+        """Encode the bytes around a message id of 32 bytes, and around a token of 32 bytes, and keep them."""
         template = self._templates.get(envelope) or self._template(envelope)
         properties = template.before_id(token) + b"%c" % _ID_SIZE
         start = template.method + self._header_start(template, len(properties) + _ID_SIZE, size)
         if token is None:
             before, between = start + properties, b""
         else:
-            # The token is the value of the first entry of the first table, behind whatever stands in `head`.
+            # The token is the value of the first entry of the first table, behind `head`.
             at = properties.index(token.encode(), 2 + len(template.head))
             before, between = start + properties[:at], properties[at + _ID_SIZE :]
         after, end = template.rest + FRAME_END, b""
@@ -302,9 +302,9 @@ _Parcel: TypeAlias = "tuple[bytes, tuple[tuple[Publisher, int, int], ...]]"
 class Outgoing:
     """The bytes that wait for the socket, as one bytearray with the parcels that were cut off its front."""
 
-    #: Where frames are appended. Only ever changed in place: publishers hold on to it.
+    #: Where frames are appended. It is changed in place, because publishers keep a reference to it.
     pending: bytearray = field(factory=bytearray)
-    #: Bytes in `_parcels`; what stands in `pending` is less than a parcel more.
+    #: The bytes in `_parcels`. `pending` holds less than one parcel beside them.
     backlog: int = 0
     publishers: list[Publisher] = field(factory=list[Publisher])
     _parcels: deque[_Parcel] = field(factory=deque[_Parcel])
@@ -342,7 +342,7 @@ class Outgoing:
         data, tags = self._parcels.popleft()
         self.backlog -= len(data)
         for publisher, written, begun in tags:
-            # A channel that the broker closed discards what reaches it now: `written` stands as it was reported.
+            # The broker discards all bytes for a channel that it has closed: `written` stays as it was reported.
             if publisher.state is _READY:
                 publisher.written = written
                 publisher.begun = begun
@@ -356,13 +356,13 @@ class Outgoing:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing waits."""
+        """Whether there is nothing to send."""
         return not (self.pending or self._parcels)
 
 
 @define
 class Content:
-    """A content that is being received: a header frame, then body frames of as many bytes as it says."""
+    """A content that is being received: a header frame, then body frames with the number of bytes that it announces."""
 
     #: basic.return or basic.get-ok.
     method: Method
@@ -395,7 +395,7 @@ class Content:
 
     @property
     def complete(self) -> ContentHeader | None:
-        """The header, once everything it announced is there."""
+        """The header, when all bytes that it announces have come; None before."""
         return self.header if self.header is not None and self.received == self.header.body_size else None
 
     def digest(self) -> bytes:

@@ -1,4 +1,4 @@
-"""Bytes to values and back: short strings, field tables, methods and content headers of AMQP 0-9-1.
+"""From bytes to values and back: short strings, field tables, methods and content headers of AMQP 0-9-1.
 
 pamqp describes the methods (which arguments, of which types); this module reads and writes them, because pamqp's own
 reader trusts its input (a string may be longer than its frame, tables recurse without end, bytes may trail) and its
@@ -66,7 +66,7 @@ _VOID, _BOOL, _TIME, _DEC, _TEXT, _BYTES, _TABLE, _ARRAY = b"VtTDSxFA"
 
 
 class Malformed(Exception):
-    """The bytes are not what the protocol says."""
+    """The bytes break the protocol."""
 
 
 # --- writing ----------------------------------------------------------------------------------------------------
@@ -242,7 +242,7 @@ class _Cursor:
         return value
 
     def short_text(self) -> str:
-        # RabbitMQ cuts a reply text at 255 bytes, perhaps inside a letter: never a reason to lose the text.
+        # RabbitMQ cuts a reply text at 255 bytes, perhaps inside a letter. The rest of the text is still of use.
         return self.take(self.unpack(_BYTE)).decode(errors="backslashreplace")
 
     def long_bytes(self) -> bytes:
@@ -313,12 +313,12 @@ class _Cursor:
 
 
 def _moment(seconds: int) -> datetime | int:
-    """Return the time, or the bare number where it lies beyond the year 9999."""
+    """Return the time, or the number itself if it lies beyond the year 9999."""
     return datetime.fromtimestamp(seconds, tz=UTC) if seconds < 253_402_300_800 else seconds
 
 
 def read_table(payload: Buffer) -> dict[str, Any]:
-    """Read a whole payload as one field table; of a name that comes twice the first value counts."""
+    """Read a whole payload as one field table. If a name comes twice, its first value is taken."""
     cursor = _Cursor(payload)
     fields = cursor.table()
     cursor.end()
@@ -368,14 +368,14 @@ def _read_argument(cursor: _Cursor, argument_type: str) -> Any:
 
 @frozen
 class ContentHeader:
-    """Of a content header, what anybody here needs."""
+    """The parts of a content header that this package uses."""
 
     body_size: int
     message_id: str | None
     token: str | None
 
 
-#: Properties in wire order with their flag (AMQP 0-9-1, 4.2.6.1): strings unless said.
+#: Properties in wire order: flag, name and type (AMQP 0-9-1, 4.2.6.1).
 _PROPERTIES: Final = tuple(
     (flag, name, commands.Basic.Properties.amqp_type(name)) for name, flag in commands.Basic.Properties.flags.items()
 )

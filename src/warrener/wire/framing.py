@@ -1,4 +1,4 @@
-"""Bytes in any split to whole frames (AMQP 0-9-1, 2.3.5), and confirms straight from the buffer.
+"""From pieces of any size to whole frames (AMQP 0-9-1, 2.3.5); confirms are taken directly from the buffer.
 
 One bytearray holds the residue: at most one unfinished frame, which is at most `cap` bytes, because the seven bytes
 of a frame's header are judged as soon as they are there, before anything else of it is kept. basic.ack and basic.nack
@@ -27,7 +27,7 @@ _TYPES: Final = frozenset({METHOD, HEADER, BODY, _HEARTBEAT_TYPE})
 FRAME_END: Final = b"\xce"
 #: The bytes of a frame around its payload: type, channel, size; and the end byte.
 OVERHEAD: Final = 8
-#: No frame may be larger until tuning is done (RabbitMQ from 4.1; AMQP's own floor is 4096).
+#: No frame may be larger before the tuning (RabbitMQ from 4.1 on; AMQP itself says 4096).
 FLOOR: Final = 8192
 
 _PREFIX = struct.Struct(">BHI")
@@ -56,7 +56,7 @@ class Parser:
     _on_frame: Callable[[int, int, bytearray], None]
     #: The largest legal frame, its overhead included.
     cap: int = FLOOR
-    #: How many times `feed` has seen a frame end: what a frame's deadline is measured by.
+    #: How many times `feed` has seen the end of a frame. The deadline of a frame is measured by it.
     completions: int = 0
     _buffer: bytearray = field(factory=bytearray)
 
@@ -95,7 +95,7 @@ class Parser:
                 if kind != _HEARTBEAT_TYPE:
                     self._on_frame(kind, channel, buffer[start : at - 1])
         except BaseException:
-            at = end  # the stream's meaning is lost from here on; nothing of it is kept
+            at = end  # from here on the stream cannot be understood; nothing of it is kept
             raise
         finally:
             if at:

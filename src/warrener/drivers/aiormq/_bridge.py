@@ -1,18 +1,21 @@
 """The link on Trio: the engine runs in an asyncio loop in a thread, and everything crosses in batches.
 
-Why a thread of our own and these crossings. A call into another loop costs a system call and a switch of threads, so
-one per message would cost more than the message. Outward, publishes go into a deque (whose ends are safe to use from
-two threads) and one `call_soon_threadsafe` wakes the pump for all that were appended until it runs. Inward, reports
-go into another deque and one `run_sync_soon` of the host's token takes all that were gathered until it runs. The token
-comes from `anyio.lowlevel.current_token()`: its native half is Trio's own, whose `run_sync_soon` neither blocks the
-asyncio thread (as `anyio.from_thread.run_sync` would, for a round trip each) nor starts a task per call (as a blocking
-portal would). The thread is a plain one and no worker of a pool, as a pool keeps its threads after the link has ended.
+The *host* is the Trio task that owns the link. A call into another event loop costs a system call and a switch of threads.
+One call per message would cost more than the message, so calls cross in batches:
+
+* Outward, publishes go into a deque, whose ends are safe to use from two threads. One `call_soon_threadsafe` wakes the
+  pump for all messages that were appended until it runs.
+* Inward, reports go into another deque. One `run_sync_soon` of the host's token takes all reports that were appended
+  until it runs. The token is Trio's own, from `anyio.lowlevel.current_token()`: its `run_sync_soon` neither blocks the
+  asyncio thread, as `anyio.from_thread.run_sync` would, nor starts a task per call, as a blocking portal would.
+
+The thread is a plain one, because a pool of workers keeps its threads after the link has ended.
 
 Invariants:
 
-* Order. All listener, and the end, cross through one queue: whoever sees the end has seen all reports before it.
+* Order: all reports, and the end, cross through one queue. A host that sees the end has seen all reports before it.
 * The host never blocks: it waits for the thread in Trio, and joins it when the thread has nothing left to do.
-* A caller's cancellation crosses as a request; the owner leaves the block only when the engine has stopped.
+* A caller's cancellation crosses as a request. The context manager ends only when the engine has stopped.
 """
 
 from __future__ import annotations
@@ -40,8 +43,8 @@ __all__ = ["open_bridged"]
 #: Looked for now: a later dial may find no free file descriptor.
 _UVLOOP = importlib.util.find_spec("uvloop") is not None
 
-#: Beyond the engine's own bounds: how long the host waits for a thread to end before it lets go of it; seconds. Only a
-#: name resolution that the platform cannot cancel keeps one that long.
+#: Seconds that the host waits for the end of the thread, beyond `close_timeout` and `abort_timeout`, before it leaves the
+#: thread to itself. Only a name resolution that the platform cannot cancel takes that long.
 _LETTING_GO = 1.0
 
 
@@ -57,10 +60,11 @@ class _Inward:
     def post(self, function: Callable[..., Any], *args: Any) -> None:
         """Have the host call the function, after all that was posted before."""
         self._calls.append((function, args))
-        # Appended first, then looked at; the host clears the flag first, then looks: no call is left behind.
+        # This side appends first and then reads the flag; the host clears the flag first and then reads the calls. So no
+        # call is left behind.
         if not self._crossing:
             self._crossing = True
-            # RunFinishedError (a RuntimeError): a thread that the host had to let go of has nobody to tell.
+            # RunFinishedError (a RuntimeError): the host has ended, and had left this thread to itself.
             with suppress(RuntimeError):
                 self._run_sync_soon(self._arrive)
 
@@ -77,40 +81,40 @@ class _Inward:
         return self.task_endpoint
 
     def channel_opened(self, lane: Lane, channel: int) -> None:
-        """See `warrener.drivers.base.LinkListener`, as for the rest."""
+        """See `warrener.drivers.base.LinkListener`, for the other reports too."""
         self.post(self._target.channel_opened, lane, channel)
 
     def channel_closed(self, lane: Lane, channel: int, fault: Fault, written: int) -> None:
-        """Cross over."""
+        """Report to the host."""
         self.post(self._target.channel_closed, lane, channel, fault, written)
 
     def confirmed(self, channel: int, tag: int, multiple: bool) -> None:
-        """Cross over."""
+        """Report to the host."""
         self.post(self._target.confirmed, channel, tag, multiple)
 
     def nacked(self, channel: int, tag: int, multiple: bool) -> None:
-        """Cross over."""
+        """Report to the host."""
         self.post(self._target.nacked, channel, tag, multiple)
 
     def returned(self, channel: int, returned: Returned) -> None:
-        """Cross over."""
+        """Report to the host."""
         self.post(self._target.returned, channel, returned)
 
     def blocked(self, reason: str) -> None:
-        """Cross over."""
+        """Report to the host."""
         self.post(self._target.blocked, reason)
 
     def unblocked(self) -> None:
-        """Cross over."""
+        """Report to the host."""
         self.post(self._target.unblocked)
 
     def writable(self) -> None:
-        """Cross over."""
+        """Report to the host."""
         self.post(self._target.writable)
 
 
 class _Bridge:
-    """The thread, its loop and the engine in it. Methods are the host's unless they say otherwise."""
+    """The thread, its event loop and the engine in it. The host calls the methods, unless they say otherwise."""
 
     def __init__(self, endpoint: Endpoint, options: LinkOptions, listener: LinkListener) -> None:
         self._endpoint = endpoint
@@ -140,12 +144,13 @@ class _Bridge:
     def leave(self, *, graceful: bool) -> None:
         """Have the engine stop; `ended` follows."""
         self._graceful = graceful
-        # Set first, then the loop is looked at; the thread does it the other way round, so one of the two sees it.
+        # This side sets the flag first and then reads the loop; the thread does it the other way round. So one of the two
+        # sees the other.
         self._left = True
         self._soon(self._leave_if_asked)
 
     def join(self) -> None:
-        """Take the thread off the list of the living; at once, as it has nothing left to do after `ended`."""
+        """Join the thread. This returns at once, because the thread has nothing left to do after `ended`."""
         if self.ended.is_set():
             self._thread.join(timeout=_LETTING_GO)
 
@@ -164,7 +169,7 @@ class _Bridge:
     def _soon(self, function: Callable[..., Any], *args: Any) -> None:
         loop = self._loop
         if loop is not None:
-            # RuntimeError: the loop has ended, and the engine with it.
+            # RuntimeError: the event loop has ended, and so has the engine.
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(function, *args)
 
@@ -199,7 +204,7 @@ class _Bridge:
             self._soon(cancel)
             raise
         if tasks[0].cancelled():
-            await anyio.sleep_forever()  # The link is ending, and the block with it.
+            await anyio.sleep_forever()  # The link is ending, and cancels the body.
         return tasks[0].result()
 
     # --- in the thread ----------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ LOW_WATER = HIGH_WATER // 2
 #: Envelopes whose encoded size is kept.
 _ENVELOPES = 256
 
-#: Runs a coroutine function of the engine's, wherever the engine lives.
+#: Runs a coroutine function of the engine, in the event loop of the engine.
 Call = Callable[..., Awaitable[Any]]
 
 
@@ -45,15 +45,15 @@ class AiormqLink:
         self._fail = fail
         self._engine: Engine | None = None
         self._aborted = False
-        #: Whether the engine has stopped for good: what it has not written by then, it never will.
+        #: Whether the engine has stopped for good: it writes nothing any more.
         self.ended = False
         self.peer = Peer()
         #: The open channel of each lane and the last tag assigned on it.
         self._channels: dict[Lane, list[int]] = {}
         #: Bytes that the owner has published; the owner's side writes it.
-        self._handed = 0
+        self._published_bytes = 0
         #: Bytes of those that are no longer waiting; the engine's side writes it.
-        self._sent = 0
+        self._sent_bytes = 0
         self._congested = False
         self._bytes_out = 0
         self._sizes: dict[int, tuple[Envelope, int | str]] = {}
@@ -74,8 +74,8 @@ class AiormqLink:
         if engine is None or channel is None:
             raise RuntimeError(f"the link has no open channel for the {lane.value} lane")
         channel[1] += 1
-        self._handed += len(body) + OVERHEAD
-        if self._handed - self._sent >= HIGH_WATER:
+        self._published_bytes += len(body) + OVERHEAD
+        if self._published_bytes - self._sent_bytes >= HIGH_WATER:
             # Set before the message is appended: the send of this very message ends the congestion at the latest.
             self._congested = True
         engine.queue.append((channel[0], channel[1], envelope, message_id, body, token))
@@ -165,12 +165,12 @@ class AiormqLink:
         self._aborted = True
         self._fail(fault)
 
-    # --- for the engine and the task_endpoint ------------------------------------------------------------------------------
+    # --- for the engine and the task endpoint -----------------------------------------------------------------------
 
     def sent(self, size: int) -> bool:
-        """Note bytes that no longer wait, in the engine's thread; True when congestion may be over."""
-        self._sent += size
-        return self._congested and self._handed - self._sent <= LOW_WATER
+        """Count bytes that no longer wait; called in the engine's thread. True when the congestion may be over."""
+        self._sent_bytes += size
+        return self._congested and self._published_bytes - self._sent_bytes <= LOW_WATER
 
     def opened(self, lane: Lane, channel: int) -> None:
         """A lane has a channel."""
@@ -181,15 +181,15 @@ class AiormqLink:
         self._channels.pop(lane, None)
 
     def writable(self) -> bool:
-        """End the congestion; False when there is none any more, or there is one again."""
-        if self._congested and self._handed - self._sent <= LOW_WATER:
+        """End the congestion; False if there is none, or if there is a new one."""
+        if self._congested and self._published_bytes - self._sent_bytes <= LOW_WATER:
             self._congested = False
             return True
         return False
 
 
 class TaskEndpoint:
-    """The reports as they arrive at the owner's side: the link's books first, then the owner."""
+    """Takes the reports in the owner's task: it updates the link first, then calls the owner's listener."""
 
     def __init__(self, link: AiormqLink, listener: LinkListener) -> None:
         self._link = link

@@ -38,27 +38,27 @@ if TYPE_CHECKING:
 
 __all__ = ["Epoch", "FilteringTransport", "Parcel"]
 
-#: A send call gets at most this number of bytes: "stalled" then means that not even these went out in time, and
-#: `bytes_out` shows the progress on a slow line.
+#: The largest number of bytes of one send: a write is stalled if not even these went out in time, and `bytes_out` shows
+#: the progress on a slow line.
 _LARGEST_SEND = 64 * 1024
 _LARGEST_RECEIVE = 65536
-#: So many answers may wait for the socket; what a broker asks beyond them would grow our memory at its will.
+#: How many answers may wait for the socket. Without a limit a broker that asks and does not read could fill our memory.
 _ANSWERS = 1000
 
 
 @define(eq=False)
 class Epoch:
-    """A publishing channel: the seam's number, and aiormq's channel that carries it."""
+    """A publishing channel: its number in the link, and the channel of aiormq that carries it."""
 
     number: int
     lane: Lane
     channel: AbstractChannel
     #: The last tag that aiormq has given to the transport.
     assigned: int = 0
-    #: The last tag whose last byte may have reached the network; frozen when the broker closes the channel, which
-    #: discards whatever arrives later.
+    #: The highest tag that was written. It stays as it is when the broker closes the channel: the broker discards all
+    #: bytes that arrive later.
     written: int = 0
-    #: The last tag of which a byte was given to the network; frozen likewise.
+    #: The highest tag that was begun; it stays as it is in the same way.
     begun: int = 0
     closed: bool = False
 
@@ -69,9 +69,9 @@ class Parcel:
 
     epoch: Epoch
     tag: int
-    #: What it counts for in the backlog; bytes.
+    #: Its bytes in the backlog.
     size: int
-    #: Where its first byte stands in the outgoing stream, and where the one behind its last does.
+    #: The positions of its first byte, and of the byte behind its last one, in the outgoing stream.
     start: int = 0
     end: int = 0
 
@@ -136,7 +136,7 @@ class FilteringTransport(asyncio.Transport):
 
     @property
     def backlog(self) -> int:
-        """How many bytes wait for the socket here."""
+        """How many bytes wait here for the socket."""
         return len(self._pending)
 
     # --- inbound ----------------------------------------------------------------------------------------------------
@@ -151,7 +151,7 @@ class FilteringTransport(asyncio.Transport):
                 passed = self._filter.feed(data)
                 if passed:
                     protocol.data_received(passed)
-                # The clock of a frame runs from its first byte; more bytes of the same frame do not set it back.
+                # The time of a frame begins with its first byte; more bytes of the same frame do not extend it.
                 if self._frame_timer is not None and (frames != self._filter.frames or not self._filter.in_frame):
                     self._frame_timer.cancel()
                     self._frame_timer = None
@@ -230,7 +230,7 @@ class FilteringTransport(asyncio.Transport):
             self._wake.set()
 
     def seal(self) -> None:
-        """Accept nothing more; what is pending still goes out, unless the transport is aborted."""
+        """Accept nothing more. Pending bytes still go out, unless the transport is aborted."""
         self._sealed = True
 
     async def wait_flushed(self) -> None:
@@ -291,12 +291,12 @@ class FilteringTransport(asyncio.Transport):
                 self._protocol.connection_lost(None)
 
     def close(self) -> None:
-        """Send what is pending, then close."""
+        """Send the pending bytes, then close."""
         self._closing = self._sealed = True
         self._wake.set()
 
     def abort(self) -> None:
-        """Close at once, whatever is pending."""
+        """Close at once; pending bytes are dropped."""
         for timer in (self._frame_timer, self._stall_timer):
             if timer is not None:
                 timer.cancel()
@@ -314,11 +314,11 @@ class FilteringTransport(asyncio.Transport):
         return self._closing
 
     def can_write_eof(self) -> bool:
-        """Half-closing is not written: TLS has no such thing."""
+        """Half-closing is not supported: TLS has none."""
         return False
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """Know nothing that aiormq could ask for."""
+        """There is no extra information for aiormq."""
         return default
 
     def get_write_buffer_size(self) -> int:

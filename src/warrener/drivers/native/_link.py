@@ -101,9 +101,11 @@ class NativeLink:
         if publisher is None:
             raise RuntimeError(f"the link has no open channel for the {lane.value} lane")
         tag = publisher.publish(envelope, message_id, body, token)
+        writer = self._writer
         if publisher.outgoing.backlog >= HIGH_WATER:
-            self._writer.full = True
-        self._writer.wake()
+            writer.full = True
+        if writer.rest is not None:
+            writer.wake()
         return tag
 
     def validate(self, envelope: Envelope, message_id: str, body: bytes, token: str | None) -> str | None:
@@ -261,7 +263,7 @@ class NativeLink:
             now = anyio.current_time()
             if now >= writer.sent_at + interval / 2:
                 # A writer that does not rest is sending already, or would not get a heartbeat out either.
-                if writer.resting:
+                if writer.rest is not None:
                     self._session.beat()
                     writer.wake()
                 writer.sent_at = now

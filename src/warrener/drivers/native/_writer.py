@@ -49,21 +49,16 @@ class Writer:
         self._patience = anyio.CancelScope()
         self._sending = False
         self._blocked = False
-        #: What the task waits for while nothing is pending.
-        self._rest: anyio.Event | None = None
+        #: What the task waits for while nothing is pending; None while it works.
+        self.rest: anyio.Event | None = None
         #: Set when the task comes to rest, where another task waits for that.
         self._resting: anyio.Event | None = None
 
-    @property
-    def resting(self) -> bool:
-        """Whether the task waits for something to send."""
-        return self._rest is not None
-
     def wake(self) -> None:
         """Have pending bytes sent."""
-        if self._rest is not None:
-            self._rest.set()
-            self._rest = None
+        if self.rest is not None:
+            self.rest.set()
+            self.rest = None
 
     def block(self, *, blocked: bool) -> None:
         """The broker has stopped reading on purpose, or reads again."""
@@ -76,7 +71,7 @@ class Writer:
 
     async def flush(self) -> None:
         """Wait until nothing is pending and nothing is being sent."""
-        while not self._session.idle or self._rest is None:
+        while not self._session.idle or self.rest is None:
             self._resting = anyio.Event()
             self.wake()
             await self._resting.wait()
@@ -93,10 +88,10 @@ class Writer:
         while True:
             data = session.data_to_send()
             if not data:
-                self._rest = anyio.Event()
+                self.rest = anyio.Event()
                 if self._resting is not None:
                     self._resting.set()
-                await self._rest.wait()
+                await self.rest.wait()
                 continue
             if self.full and session.backlog <= LOW_WATER:
                 self.full = False
