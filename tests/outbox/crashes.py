@@ -113,6 +113,8 @@ def run(place, url, kills, draw, *, kill_broker=None):
         child.wait()
         reading.join()
         _take(account, lines)
+        if account.kills % 50 == 0:
+            print(f"  {account.kills} kills, {len(account.stored):,} messages stored", flush=True)
     child = _child(place, url, kills, "trio", "drain")
     lines = child.communicate(timeout=180)[0].splitlines(keepends=True)
     if child.returncode:

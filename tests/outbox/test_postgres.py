@@ -12,6 +12,7 @@ from tests.outbox.rows import LEASE, claim, insert, positions
 from warrener import Message, Queue, SettingsError, open_producer
 from warrener.outbox import OutboxProblem, OutboxUnusable, PostgresOutbox, add, add_async
 from warrener.outbox import _postgres_store as module
+from warrener.outbox._postgres_rows import unusable
 from warrener.outbox._postgres_store import PostgresStore
 from warrener.outbox._rows import encode
 from warrener.outbox._schema import VERSION
@@ -191,10 +192,10 @@ def test_the_next_database_of_the_list_is_used(open_store, outbox_dsn, private_p
 )
 def test_each_error_has_one_meaning(error, problem):
     """And its text is quoted."""
-    unusable = module._unusable(error)
+    found = unusable(error)
 
-    assert unusable.problem is problem
-    assert str(error) in str(unusable)
+    assert found.problem is problem
+    assert str(error) in str(found)
 
 
 def test_a_commit_whose_answer_was_lost_is_found_to_have_happened(open_store, monkeypatch):

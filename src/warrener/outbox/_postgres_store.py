@@ -26,12 +26,11 @@ from typing import Any, Final
 import anyio
 import anyio.to_thread
 import psycopg
-from psycopg import errors as pg
 
 from warrener.errors import printable
 from warrener.outbox._decisions import gather
 from warrener.outbox._owner import has_ended, this_process
-from warrener.outbox._rows import decode
+from warrener.outbox._postgres_rows import entry_of, row_of, unusable, which
 from warrener.outbox._schema import POSTGRES_DDL, SLOTS, VERSION
 from warrener.outbox.errors import OutboxFull, OutboxProblem, OutboxUnusable
 from warrener.outbox.records import (
@@ -340,7 +339,7 @@ class PostgresStore:
                 (positions,),
                 binary=True,
             )
-            rows = tuple(_row(claim, values) for values in found)
+            rows = tuple(row_of(claim, values) for values in found)
         return Claimed(rows, gathered.scanned_to, gathered.more, gathered.unfinished)
 
     def release(self, token: str) -> None:
@@ -387,31 +386,31 @@ class PostgresStore:
         """Rows in their order."""
         db = self._connected()
         body = "body" if bodies else "''::bytea"
-        which, values = _which(ids)
+        condition, values = which(ids)
         query = f"""
             SELECT {_COLUMNS}, not_before, NULL::text, last_error, NULL::timestamptz,
                    CASE WHEN position IN ({_TAKEN}) THEN 'leased' ELSE 'waiting' END AS state, {body} AS body
-                FROM warrener_outbox WHERE {which}
+                FROM warrener_outbox WHERE {condition}
             UNION ALL
             SELECT {_COLUMNS}, NULL, reason, last_error, set_aside_at, 'set_aside', {body}
-                FROM warrener_outbox_set_aside WHERE {which}"""  # noqa: S608
+                FROM warrener_outbox_set_aside WHERE {condition}"""  # noqa: S608
         query = f"SELECT * FROM ({query}) AS entries WHERE (%s::text IS NULL OR state = %s) ORDER BY position LIMIT %s"  # noqa: S608
         with self._errors():
-            return [_entry(found) for found in db.execute(query, (*values, *values, state, state, limit))]
+            return [entry_of(found) for found in db.execute(query, (*values, *values, state, state, limit))]
 
     def retry(self, ids: Sequence[int | str]) -> int:
         """Let rows be published now."""
         db = self._connected()
-        which, values = _which(ids)
+        condition, values = which(ids)
         columns = f"{_COLUMNS}, last_error, body"
         with self._errors(), db.transaction():
             back = db.execute(
-                f"WITH back AS (DELETE FROM warrener_outbox_set_aside WHERE {which} RETURNING {columns})"  # noqa: S608
+                f"WITH back AS (DELETE FROM warrener_outbox_set_aside WHERE {condition} RETURNING {columns})"  # noqa: S608
                 f" INSERT INTO warrener_outbox ({columns}, transaction) SELECT {columns}, '1'::xid8 FROM back",
                 values,
             ).rowcount
             sooner = db.execute(
-                f"UPDATE warrener_outbox SET not_before = NULL WHERE not_before IS NOT NULL AND {which}",  # noqa: S608
+                f"UPDATE warrener_outbox SET not_before = NULL WHERE not_before IS NOT NULL AND {condition}",  # noqa: S608
                 values,
             ).rowcount
         return back + sooner
@@ -419,12 +418,12 @@ class PostgresStore:
     def drop(self, ids: Sequence[int | str]) -> int:
         """Delete rows that no relay has claimed."""
         db = self._connected()
-        which, values = _which(ids)
+        condition, values = which(ids)
         with self._errors(), db.transaction():
             db.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
-            aside = db.execute(f"DELETE FROM warrener_outbox_set_aside WHERE {which}", values).rowcount  # noqa: S608
+            aside = db.execute(f"DELETE FROM warrener_outbox_set_aside WHERE {condition}", values).rowcount  # noqa: S608
             waiting = db.execute(
-                f"DELETE FROM warrener_outbox WHERE position NOT IN ({_TAKEN}) AND {which}",  # noqa: S608
+                f"DELETE FROM warrener_outbox WHERE position NOT IN ({_TAKEN}) AND {condition}",  # noqa: S608
                 values,
             ).rowcount
         return aside + waiting
@@ -447,10 +446,10 @@ class PostgresStore:
         try:
             yield
         except psycopg.Error as error:
-            unusable = _unusable(error)
-            if unusable.problem in (OutboxProblem.UNREACHABLE, OutboxProblem.READ_ONLY):
+            problem = unusable(error)
+            if problem.problem in (OutboxProblem.UNREACHABLE, OutboxProblem.READ_ONLY):
                 self._drop()  # the next call connects anew, perhaps elsewhere
-            raise unusable from error
+            raise problem from error
 
 
 class _Reader:
@@ -555,77 +554,3 @@ def _count(db: _Connection) -> OutboxStatus:
         bytes=size + aside_size,
         oldest_age=None if age is None else max(0.0, age),
     )
-
-
-def _row(claim: int, values: tuple[Any, ...]) -> Row:
-    position, key, attempts, nacks, possible_duplicate, *columns = values
-    message, problem = None, None
-    try:
-        message = decode(*columns)
-    except ValueError as error:
-        problem = str(error)
-    return Row(position, claim, key, message, attempts, nacks, possible_duplicate, problem)
-
-
-def _entry(found: tuple[Any, ...]) -> Entry:
-    (
-        position, message_id, key, exchange, routing_key, properties, stored_at, attempts, possible_duplicate, not_before,
-        reason, last_error, set_aside_at, state, body,
-    ) = found  # fmt: skip
-    return Entry(
-        position=position,
-        message_id=message_id,
-        key=key,
-        exchange=exchange,
-        routing_key=routing_key,
-        state=state,
-        attempts=attempts,
-        possible_duplicate=possible_duplicate,
-        stored_at=stored_at,
-        not_before=not_before,
-        reason=reason,
-        last_error=last_error,
-        set_aside_at=set_aside_at,
-        properties=properties,
-        body=bytes(body),
-    )
-
-
-def _which(ids: Sequence[int | str] | None) -> tuple[str, list[object]]:
-    """The condition for rows by position (numbers) and by message id (text)."""
-    if ids is None:
-        return "true", []
-    positions = [one for one in ids if isinstance(one, int)]
-    names = [one for one in ids if isinstance(one, str)]
-    return "(position = ANY(%s::bigint[]) OR message_id = ANY(%s::text[]))", [positions, names]
-
-
-def _unusable(error: psycopg.Error) -> OutboxUnusable:
-    quoted = printable(str(error).strip().partition("\n")[0], 200)
-    match error:
-        case pg.UndefinedTable():
-            return OutboxUnusable(
-                OutboxProblem.MISSING, "the database has no outbox tables; make them with: warrener outbox init DSN"
-            )
-        case pg.ReadOnlySqlTransaction():
-            return OutboxUnusable(
-                OutboxProblem.READ_ONLY, f"the outbox's database cannot be written ({quoted}); nothing was written"
-            )
-        case pg.DiskFull():
-            return OutboxUnusable(
-                OutboxProblem.FULL_DISK,
-                f"there is no space for the outbox's database ({quoted}); this message was not stored, all stored"
-                " messages stay; free some space",
-            )
-        case pg.LockNotAvailable() | pg.DeadlockDetected() | pg.QueryCanceled():
-            return OutboxUnusable(
-                OutboxProblem.LOCKED, f"another session held up the outbox ({quoted}); nothing was written; try again"
-            )
-        case _ if error.sqlstate is None or error.sqlstate[:2] in ("08", "57", "53"):
-            return OutboxUnusable(
-                OutboxProblem.UNREACHABLE, f"the outbox's database does not answer ({quoted}); nothing was written"
-            )
-        case _:
-            return OutboxUnusable(
-                OutboxProblem.FAILED, f"the outbox's database: {quoted} ({error.sqlstate}); nothing was written"
-            )
