@@ -67,7 +67,7 @@ from warrener.records import (
     Status,
     Stored,
 )
-from warrener.topology import standard_exchanges
+from warrener.topology import Declaration, Exchange, standard_exchanges
 from warrener.tracing import instrument
 
 __all__ = ["PUBLISH_TIMEOUT", "MessageFields", "Producer", "open_producer", "running"]
@@ -415,6 +415,12 @@ class Producer(Declaring):
         if link is None:  # lost between the two lines
             raise Unreachable(supervisor.record.last_fault or Fault(FaultKind.CONNECTION_LOST, "the link was lost"))
         return supervisor.topology, link
+
+    def _declared(self, declarations: Iterable[Declaration]) -> None:
+        standard = standard_exchanges(declarations)
+        for each in declarations:
+            if isinstance(each, Exchange):
+                self._ledger.declared(each.name, standard=None if each.passive else each.name in standard)
 
     # --- looking ----------------------------------------------------------------------------------------------------
 
