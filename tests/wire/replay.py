@@ -154,7 +154,7 @@ def replay(stream: bytes, piece: int, *, strictly: bool) -> tuple[list[Any], ...
         if unread is not None and session.phase is not SessionPhase.OVER:
             unread = skip_frames(unread + turn, CAPS[session.tuning is not None])
             assert unread is not None, "more than a legal frame is waited for"
-        contents = [channel.content for channel in session._channels.values() if channel.content is not None]
+        contents = [channel.content for channel in session._table.channels.values() if channel.content is not None]
         assert sum(len(content.kept or b"") for content in contents) <= MAX_INBOUND_BODY, (
             "more is kept than a body may have"
         )

@@ -508,7 +508,7 @@ def test_closed_channels_are_forgotten_in_time() -> None:
         for answer in (commands.Channel.OpenOk(), commands.Confirm.SelectOk(), commands.Basic.QosOk()):
             session.receive(marshalled(answer, session.publisher(number).wire_number))
     assert [session.publisher(number).written for number in range(95, 103)] == [1] * 7 + [0]
-    assert len(session._by_number) <= 10
+    assert len(session._table.known) <= 10
 
 
 def test_numbers_come_back_as_late_as_possible() -> None:

@@ -39,12 +39,12 @@ from pamqp import commands
 from warrener.records import Credentials, FieldValue, Returned
 from warrener.wire import events
 from warrener.wire._control import ControlChannel
+from warrener.wire._table import ChannelTable
 from warrener.wire.channel import ChannelState, Content, Outgoing, Publisher
 from warrener.wire.codec import (
     ContentHeader,
     Malformed,
     Method,
-    Unsendable,
     read_content_header,
     read_method,
 )
@@ -57,8 +57,6 @@ from warrener.wire.requests import Request
 __all__ = ["MECHANISMS", "Session", "negotiate_heartbeat", "negotiate_limit"]
 
 _PROTOCOL_HEADER: Final = b"AMQP\x00\x00\x09\x01"
-#: How many closed publishers stay known, for their `written`: a broker that closes channels for ever costs no memory.
-_CLOSED_KEPT: Final = 8
 #: How many answers may wait for the socket; what is asked beyond them would grow our memory at the broker's will.
 _ANSWERS: Final = 1000
 
@@ -111,12 +109,10 @@ class Session:
         self._parser = Parser(self._on_ack, self._on_nack, self._on_frame)
         #: The first bytes, kept until they are known to be a frame's.
         self._greeting: bytearray | None = bytearray()
-        self._channels: dict[int, Publisher | ControlChannel] = {}
-        self._publishers: dict[int, Publisher] = {}
-        self._by_number: dict[int, Publisher] = {}
+        self._table = ChannelTable()
+        #: Looked at for each confirm.
+        self._publishers = self._table.publishers
         self._control: ControlChannel | None = None
-        self._last_wire_number = 0
-        self._last_number = 0
         #: What blocks publishing: 0 for the connection, else the number of the channel whose flow was stopped.
         self._blocked_by: set[int] = set()
         self._updating_secret = False
@@ -230,16 +226,9 @@ class Session:
         """Open a publishing channel and return its number; `ChannelOpened` follows."""
         self._require_open()
         assert self.tuning is not None
-        self._last_number += 1
-        wire_number = self._free_wire_number()
-        publisher = Publisher(wire_number, self._last_number, self.tuning.frame_max, self._out)
-        self._channels[wire_number] = self._publishers[wire_number] = publisher
-        closed = [number for number, each in self._by_number.items() if each.state is ChannelState.CLOSED]
-        for number in closed[:-_CLOSED_KEPT]:
-            del self._by_number[number]
-        self._by_number[publisher.number] = publisher
+        publisher = self._table.add_publisher(self.tuning.channel_max, self.tuning.frame_max, self._out)
         self._out.publishers.append(publisher)
-        self._send(wire_number, commands.Channel.Open)
+        self._send(publisher.wire_number, commands.Channel.Open)
         return publisher.number
 
     def publisher(self, channel: int) -> Publisher:
@@ -247,7 +236,7 @@ class Session:
 
         Of the channels that were closed only the last few are known (KeyError for others).
         """
-        return self._by_number[channel]
+        return self._table.known[channel]
 
     def request(self, request: Request) -> None:
         """Send a request; `Replied`, `GetResult` or `Refused` follows.
@@ -261,12 +250,12 @@ class Session:
         request.encode(0, frame_max)  # raises `Unsendable` before a channel is opened for it
         control = self._control
         if control is None:
-            wire_number = self._free_wire_number()
+            wire_number = self._table.free_number(self.tuning.channel_max)
 
             def send(request: Request) -> None:
                 self._out.pending += request.encode(wire_number, frame_max)
 
-            control = self._control = self._channels[wire_number] = ControlChannel(wire_number, send)
+            control = self._control = self._table.channels[wire_number] = ControlChannel(wire_number, send)
             self._send(wire_number, commands.Channel.Open)
         control.ask(request)
 
@@ -279,16 +268,6 @@ class Session:
     def _require_open(self) -> None:
         if self.phase is not SessionPhase.OPEN:
             raise RuntimeError(f"the session is not open ({self.phase.value})")
-
-    def _free_wire_number(self) -> int:
-        assert self.tuning is not None
-        highest = self.tuning.channel_max
-        for step in range(highest):
-            number = (self._last_wire_number + step) % highest + 1
-            if number not in self._channels:
-                self._last_wire_number = number
-                return number
-        raise Unsendable(f"all {highest} channels of the connection are taken")
 
     def _send(self, channel: int, kind: type[Method], **arguments: Any) -> None:
         frame_max = FLOOR if self.tuning is None else self.tuning.frame_max
@@ -304,8 +283,7 @@ class Session:
     def _end(self) -> None:
         """Leave for OVER: no channel counts any more; `written` of each stays readable."""
         self.phase = SessionPhase.OVER
-        self._publishers.clear()
-        self._channels.clear()
+        self._table.clear()
         self._control = None
         for publisher in self._out.publishers:
             publisher.end()
@@ -330,7 +308,7 @@ class Session:
     def _unexpected_confirm(self, wire_number: int, tag: int, publisher: Publisher | None) -> None:
         if self.phase in (SessionPhase.CLOSING, SessionPhase.OVER):
             return
-        channel = self._channels.get(wire_number)
+        channel = self._table.channels.get(wire_number)
         if isinstance(channel, ControlChannel) and channel.state is ChannelState.CLOSING:
             return
         if publisher is None:
@@ -349,7 +327,7 @@ class Session:
             return
         if self.phase is SessionPhase.CLOSING:
             return
-        channel = self._channels.get(wire_number)
+        channel = self._table.channels.get(wire_number)
         if channel is None:
             raise Malformed(f"a frame came on channel {wire_number}, which is not open")
         if kind == METHOD:
@@ -457,7 +435,7 @@ class Session:
             case commands.Channel.Close(reply_code=code, reply_text=text):
                 publisher.end()
                 self._out.publishers.remove(publisher)
-                del self._channels[publisher.wire_number], self._publishers[publisher.wire_number]
+                self._table.remove(publisher.wire_number)
                 self._send(publisher.wire_number, commands.Channel.CloseOk)
                 self._events.append(
                     events.ChannelClosed(
@@ -491,11 +469,11 @@ class Session:
             case commands.Channel.Close(reply_code=code, reply_text=text):
                 self._answer(control.wire_number, commands.Channel.CloseOk)
                 if control.state is not ChannelState.CLOSING:  # our own close has not crossed it
-                    del self._channels[control.wire_number]
+                    self._table.remove(control.wire_number)
                     self._control = None
                     self._events.append(events.Refused(code or 0, self._text(text)))
             case commands.Channel.CloseOk() if control.state is ChannelState.CLOSING:
-                del self._channels[control.wire_number]
+                self._table.remove(control.wire_number)
             case _ if control.state is ChannelState.CLOSING:
                 pass
             case commands.Channel.Flow(active=active):
