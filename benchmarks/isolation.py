@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -97,7 +98,9 @@ def table(lines: list[Mapping[str, Any]]) -> str:
     rows = ["| beside | client | p50 | p99 | p99.9 | good ones failed | reopened |", "|---|---|--:|--:|--:|--:|--:|"]
     for line in lines:
         beside = "none" if not line["rate"] else f"{line['rate']}/s, {line['kind']}"
-        shares = " | ".join(f"{line[f'p{share}']:.1f} ms" for share in (50, 99, 99.9))
+        # Where no good message was confirmed there is no latency.
+        values = [line[f"p{share}"] for share in (50, 99, 99.9)]
+        shares = " | ".join("none" if math.isnan(value) else f"{value:.1f} ms" for value in values)
         failed = "did not finish" if line["failed"] < 0 else f"{line['failed']} of {line['failed'] + line['confirmed']}"
         rows.append(f"| {beside} | {line['client']} | {shares} | {failed} | {line['reopened']} |")
     return "\n".join(rows)

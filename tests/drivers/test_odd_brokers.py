@@ -390,9 +390,12 @@ async def test_bytes_out(driver: Driver, listener: RecordingReports) -> None:
         while link.bytes_out == before:
             await anyio.sleep(0.01)
         assert link.bytes_out < len(_LARGE)
+        assert link.bytes_left > 0
         read.set()
         await listener.until(lambda: listener.settled() == [1])
         assert link.bytes_out >= len(_LARGE)
+        while link.bytes_left:
+            await anyio.sleep(0.01)
 
 
 async def test_names_that_a_codec_refuses(driver: Driver, listener: RecordingReports) -> None:

@@ -367,6 +367,17 @@ def test_without_a_token_a_unique_id_of_ours_matches() -> None:
     assert kinds([first, second]) == [Receipt, Unroutable]
 
 
+def test_a_publish_after_the_first_return_is_found_by_its_id_too() -> None:
+    """The index that the first return makes takes in what is published later (F3)."""
+    bench = Bench()
+    (first,) = bench.publish(1)
+    bench.bounce(first)
+    second, third = bench.publish(2)
+    bench.ledger.answers.returned(1, returned_of(second, token=None))
+    bench.ack(3, multiple=True)
+    assert kinds([first, second, third]) == [Unroutable, Unroutable, Receipt]
+
+
 @pytest.mark.parametrize("token", [None, "foreign"])
 def test_a_return_without_its_token_falls_back_to_what_is_unique(token: str | None) -> None:
     """No token or a foreign one: message_id, address, size and hash decide, where one open attempt has them."""

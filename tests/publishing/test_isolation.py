@@ -459,6 +459,22 @@ async def test_a_return_is_certain_from_exchanges_of_a_standard_kind_only(
         assert (producer.counters["rejected"], producer.counters["unknown"]) == (int(certain), int(not certain))
 
 
+async def test_a_declaration_of_ours_ends_the_memory_and_makes_returns_certain(autojump_clock: MockClock) -> None:
+    """`declare` of the refused exchange: the next message to it is written, and its return is certain."""
+    async with opened() as bench:
+        bench.broker.closes["new"] = not_found("new")
+        await bench.publish("bad", exchange="new", routing_key="q")
+        bench.broker.closes.clear()
+        await bench.producer.declare(Exchange("new", "topic"))
+        await bench.publish("good", exchange="new", routing_key="q")
+        good(bench)
+        handle = bench.producer.publish_nowait(b"x", exchange="new", routing_key="nobody")
+        bench.driver.link.answer(bench.driver.published[-1], "return")
+        with pytest.raises(warrener.Unroutable) as caught:
+            await handle.wait()
+        assert not caught.value.may_have_been_delivered
+
+
 # --- promises that stay -----------------------------------------------------------------------------------------------
 
 

@@ -120,6 +120,11 @@ class RecordingLink:
         return self._link.begun(channel)
 
     @property
+    def bytes_left(self) -> int:
+        """As the link says."""
+        return self._link.bytes_left
+
+    @property
     def bytes_out(self) -> int:
         """Return the bytes that the peer has taken."""
         return self._link.bytes_out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 
 from warrener._supervision.topology import LiveTopology
 from warrener.drivers.base import Link
@@ -18,6 +19,10 @@ class Declaring(ABC):
     async def _on_link(self) -> tuple[LiveTopology, Link]:
         """Wait for a link; return the topology and that link."""
 
+    @abstractmethod
+    def _declared(self, declarations: Iterable[Declaration]) -> None:
+        """The broker has accepted these declarations."""
+
     async def declare(self, *declarations: Declaration, remember: bool = True) -> list[str]:
         """Declare exchanges, queues and bindings on the live link; return the names of the queues among them.
 
@@ -25,7 +30,9 @@ class Declaring(ABC):
         `ConnectError`: `TopologyMismatch` if the broker refuses one; then nothing of this call is remembered.
         """
         topology, link = await self._on_link()
-        return await topology.declare(link, declarations, remember=remember)
+        names = await topology.declare(link, declarations, remember=remember)
+        self._declared(declarations)
+        return names
 
     async def bind(self, binding: Binding, *, remember: bool = True) -> None:
         """Bind a queue or an exchange to an exchange, as `declare` does."""

@@ -11,7 +11,7 @@ class Progress:
     """Compares a link with the last look at it."""
 
     def __init__(self) -> None:
-        #: Whether, at the last look, a publish was not completely out.
+        #: Whether, at the last look, bytes of a publish were on their way: pending here, or in the kernel.
         self.unfinished = False
         self._link: Link | None = None
         self._bytes_out = 0
@@ -19,11 +19,12 @@ class Progress:
     def made(self, link: Link, tags: list[tuple[int, int]]) -> bool:
         """Whether bytes of publishes have left since the last look. `tags` has each open channel with its last tag.
 
-        Heartbeats leave too. So only a publish that was not written at the last look makes bytes count.
+        Heartbeats leave too. So bytes count only if some were on their way at the last look. On a slow line the kernel
+        holds megabytes after the last byte of a publish was written.
         """
         if link is not self._link:
             self._link, self._bytes_out, self.unfinished = link, 0, False
         was_unfinished, before = self.unfinished, self._bytes_out
         self._bytes_out = link.bytes_out
-        self.unfinished = any(link.written(channel) < last for channel, last in tags)
+        self.unfinished = link.bytes_left > 0 or any(link.written(channel) < last for channel, last in tags)
         return was_unfinished and self._bytes_out > before

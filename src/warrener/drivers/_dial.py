@@ -24,7 +24,7 @@ Invariants:
 
 from __future__ import annotations
 
-import encodings.idna  # noqa: F401 - `getaddrinfo` would import it at the first dial, perhaps without a free descriptor
+import codecs
 import errno
 import ipaddress
 import logging
@@ -52,6 +52,9 @@ from warrener.records import Endpoint
 __all__ = ["STAGGER", "Connect", "Dialed", "Resolve", "connect_tcp", "dial", "resolve"]
 
 _log = logging.getLogger("warrener")
+
+# `getaddrinfo` would import this codec at the first dial, perhaps without a free file descriptor.
+codecs.lookup("idna")
 
 #: Seconds until the next address is tried beside the last one (RFC 8305, section 5, "Connection Attempt Delay").
 STAGGER = 0.25

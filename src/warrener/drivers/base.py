@@ -167,6 +167,11 @@ class Link(Protocol):
         """
         ...
 
+    @property
+    def bytes_left(self) -> int:
+        """About how many bytes the peer has not taken yet: pending here, or in the kernel. 0: nothing is on its way."""
+        ...
+
     def open_suspect_channel(self) -> None:
         """Open a channel for `Lane.SUSPECT` unless there is one; `LinkListener.channel_opened` follows."""
 

@@ -144,6 +144,9 @@ class ScriptedLink:
         """As `Link.begun`: nothing is begun and not written."""
         return self.written(channel)
 
+    #: As `Link.bytes_left`; a test may set it.
+    bytes_left: int = field(default=0, init=False)
+
     @property
     def bytes_out(self) -> int:
         """The bytes of all bodies that were published."""

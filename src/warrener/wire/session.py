@@ -162,6 +162,11 @@ class Session:
         return self._out.backlog
 
     @property
+    def pending(self) -> int:
+        """How many bytes wait to be sent."""
+        return self._out.backlog + len(self._out.pending)
+
+    @property
     def residue(self) -> int:
         """The bytes held of an unfinished frame; 0 between frames."""
         return self._parser.residue + len(self._greeting or b"")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from attrs import frozen
+from attrs import define
 
 from warrener._publishing.ledger.delivery import Delivery
 from warrener._publishing.ledger.epoch import Epoch
@@ -19,9 +19,9 @@ from warrener.records import Lane, Returned
 __all__ = ["Ends", "Rules"]
 
 
-@frozen
+@define
 class Rules:
-    """What does not change while a producer lives."""
+    """How attempts without an answer, and returns, end. Only the set of exchanges changes, by declarations."""
 
     #: Whether a message whose attempt may have arrived is sent again.
     at_least_once: bool

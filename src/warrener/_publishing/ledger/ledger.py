@@ -136,6 +136,17 @@ class Ledger:
         fault = self._refusals.of(delivery, now)
         return None if fault is None else refused(delivery, fault, from_memory=True)
 
+    def declared(self, exchange: str, *, standard: bool | None) -> None:
+        """This producer has declared the exchange: refusals of it are forgotten.
+
+        `standard` says whether its type is one of AMQP itself, so that its returns are certain; None: its type is not known.
+        """
+        self._refusals.declared(exchange)
+        known = self._rules.standard_exchanges
+        if standard is None:
+            return
+        self._rules.standard_exchanges = known | {exchange} if standard else known - {exchange}
+
     def accept(self, delivery: Delivery) -> None:
         """Take the message over. The caller has asked `full` at this instant."""
         self.settlement.accept(delivery)

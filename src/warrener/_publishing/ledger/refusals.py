@@ -131,6 +131,11 @@ class Refusals:
         self._by_target.pop(target, None)
         self.active = bool(self._by_target) or self._too_large is not None
 
+    def declared(self, exchange: str) -> None:
+        """The exchange was declared: forget every refusal of it."""
+        for target in [each for each in self._by_target if each.exchange == exchange]:
+            self._forget(target)
+
     def clear(self) -> None:
         """A new link begins: its broker may answer otherwise."""
         self._by_target.clear()

@@ -182,10 +182,12 @@ class Engine:
     @property
     def bytes_out(self) -> int:
         """How many bytes the peer has taken, as far as can be told; from any thread."""
-        if self._protocol is None:
-            return 0
-        transport = self._protocol.transport
-        return transport.bytes_out - transport.unacknowledged()
+        return 0 if self._protocol is None else self._protocol.transport.bytes_out - self.unacknowledged
+
+    @property
+    def unacknowledged(self) -> int:
+        """How many bytes are in the kernel; from any thread."""
+        return 0 if self._protocol is None else self._protocol.transport.unacknowledged()
 
     @property
     def requests(self) -> Requests:

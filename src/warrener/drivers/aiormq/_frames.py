@@ -89,7 +89,7 @@ class FrameFilter:
         buffer = self._buffer
         if buffer[0] != METHOD:
             # Another AMQP has eight bytes, a TLS alert seven; two bytes of an alert are enough.
-            if (len(buffer) < _OVERHEAD and b"AMQP".startswith(buffer[:4])) or buffer == b"\x15":
+            if (len(buffer) < _OVERHEAD and b"AMQP".startswith(buffer[:4])) or bytes(buffer) == b"\x15":
                 return False
             raise LinkDown(_faults.not_amqp(bytes(buffer[:_OVERHEAD])))
         self._greeted = True

@@ -131,6 +131,11 @@ class AiormqLink:
             self._bytes_out = max(self._bytes_out, self._engine.bytes_out)
         return self._bytes_out
 
+    @property
+    def bytes_left(self) -> int:
+        """About how many bytes the peer has not taken yet."""
+        return self._published_bytes - self._sent_bytes + (0 if self._engine is None else self._engine.unacknowledged)
+
     def open_suspect_channel(self) -> None:
         """Open a channel for suspects unless there is one."""
         if self._engine is not None:

@@ -37,6 +37,10 @@ _CLOSE = Request(commands.Channel.Close, {"reply_code": 200, "reply_text": "done
 _Answer: TypeAlias = "tuple[Method, Content | None]"
 
 
+def _drop(_content: Content, _header: ContentHeader) -> None:
+    """Take a message whose caller has left."""
+
+
 @define(eq=False)
 class _Call:
     """The requests of one caller, on their channel."""
@@ -186,7 +190,7 @@ class Requests:
         method = read_method(frames.payload(data))
         if call.over:
             if isinstance(method, commands.Basic.GetOk):
-                self._contents.begin(channel, Content(method, kept=None), lambda *_: None)
+                self._contents.begin(channel, Content(method, kept=None), _drop)
             return True
         if not call.unanswered or not isinstance(method, REPLIES[call.unanswered[0][0]]):
             raise Malformed(f"{method.name} came on channel {channel}, which did not ask for it")

@@ -132,6 +132,11 @@ class NativeLink:
         self._bytes_out = max(self._bytes_out, self._writer.bytes_out - unacknowledged(self._stream))
         return self._bytes_out
 
+    @property
+    def bytes_left(self) -> int:
+        """About how many bytes the peer has not taken yet."""
+        return self._writer.bytes_left + unacknowledged(self._stream)
+
     async def declare(self, declarations: Iterable[Declaration]) -> list[str]:
         """Declare in the given order, on a channel of its own."""
         return await self._requests.declare(declarations)

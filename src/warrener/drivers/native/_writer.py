@@ -48,11 +48,18 @@ class Writer:
         #: send is overdue meanwhile.
         self._patience = anyio.CancelScope()
         self._sending = False
+        #: The bytes of the present send.
+        self._size = 0
         self._blocked = False
         #: What the task waits for while nothing is pending; None while it works.
         self.rest: anyio.Event | None = None
         #: Set when the task comes to rest, where another task waits for that.
         self._resting: anyio.Event | None = None
+
+    @property
+    def bytes_left(self) -> int:
+        """About how many bytes are pending or in the present send."""
+        return self._session.pending + self._size
 
     def wake(self) -> None:
         """Have pending bytes sent."""
@@ -98,6 +105,7 @@ class Writer:
                 self._on_writable()
             self.sent_at = anyio.current_time()
             self._sending = True
+            self._size = len(data)
             patience.deadline = self._stalled_at()
             try:
                 await send(data)
@@ -106,6 +114,7 @@ class Writer:
                 await self._on_lost(error)
                 return
             self.bytes_out += len(data)
+            self._size = 0
             self._sending = False
             patience.deadline = math.inf
 
