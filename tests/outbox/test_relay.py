@@ -324,3 +324,26 @@ async def test_three_relays_keep_the_order_of_each_key(path):
         for key in range(keys):
             of_key = [number for number in firsts if number % keys == key]
             assert of_key == sorted(of_key)
+
+
+async def test_a_hint_during_a_claim_is_not_lost(path):
+    """A row that is committed after the claim has looked, and before the claim returns, is claimed by the next one."""
+    async with EmbeddedBroker() as broker, relaying(broker, outbox_at(path, poll_interval=1000.0)) as relay:
+        transact, done = relay._store.transact, []
+
+        def late(work, *arguments):
+            answer = transact(work, *arguments)
+            if work.want is not None and not done:
+                done.append(work)
+                db = sqlite3.connect(path)
+                with db:
+                    add(db, task(1))
+                db.close()
+                anyio.from_thread.run_sync(relay._hint)
+            return answer
+
+        relay._store.transact = late
+        relay._hint()
+        with anyio.fail_after(10):
+            while not (relay.status().confirmed and broker.messages("tasks")):
+                await anyio.sleep(0.01)

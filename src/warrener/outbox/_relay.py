@@ -130,6 +130,8 @@ class Relay:
         # Claims: where the next scan begins, and whether rows may wait there.
         self._scan_from = 0
         self._rows_may_wait = True
+        #: Whether a hint came since the newest claim was asked for; it may be about rows that the claim did not see.
+        self._hinted = False
         self._down_since: float | None = None
         self._renew_at = math.inf
         # The store's health.
@@ -325,6 +327,8 @@ class Relay:
             want: Want | None = None
             if self._rows_may_wait and self._down_since is None and not self._stopping:
                 want = self._window.want(self._scan_from)
+            if want is not None:
+                self._rows_may_wait = self._hinted = False
             work = evolve(
                 work,
                 settlement=self._window.orders() if self._window.has_orders else Settlement(),
@@ -353,6 +357,7 @@ class Relay:
         try:
             done = await self._call(self._store.transact, work, self._token, self._policy.lease)
         except OutboxUnusable as error:
+            self._rows_may_wait = self._rows_may_wait or work.want is not None
             for one in pending:
                 self._answer(one, copy.copy(error))  # each caller raises an exception of its own
             if not pending or self._failure is None:
@@ -392,8 +397,9 @@ class Relay:
             self._renew_at = began + self._policy.lease / 4
         if work.want is not None:
             self._window.take(done.claimed, work.want)
-            self._scan_from = done.claimed.scanned_to
-            self._rows_may_wait = done.claimed.more
+            self._rows_may_wait = self._rows_may_wait or done.claimed.more
+            if not self._hinted:
+                self._scan_from = done.claimed.scanned_to
         if work.flushed_to is not None:
             self._flush_due = False
             if done.flushed:
@@ -495,7 +501,7 @@ class Relay:
         assert self._backend is not None
         while True:
             await anyio.sleep(self._poll_interval)
-            self._scan_from, self._rows_may_wait = 0, True
+            self._hint()
             self._flush_due = bool(self._flush_waiters)  # another relay may have published the rows
             began = self._call_began
             if began is not None and self._backend.clock() - began > _STORE_TIMEOUT:
@@ -506,10 +512,14 @@ class Relay:
         """Follow the hints of the store: they wake the relay sooner, and the poll finds what they miss."""
         while True:
             await self._store.wait_hint()
-            self._scan_from, self._rows_may_wait = 0, True
-            self._wake()
+            self._hint()
 
     # --- within -----------------------------------------------------------------------------------------------------
+
+    def _hint(self) -> None:
+        """Rows may wait anywhere in the outbox."""
+        self._scan_from, self._rows_may_wait, self._hinted = 0, True, True
+        self._wake()
 
     def _wake(self) -> None:
         if self._news is not None:
