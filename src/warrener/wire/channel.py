@@ -14,13 +14,14 @@ from __future__ import annotations
 import enum
 import struct
 from collections import deque
+from collections.abc import Callable
 from hashlib import blake2b
 from typing import Final, TypeAlias
 
 from attrs import define, field, frozen
 from pamqp import commands
 
-from warrener.records import Envelope
+from warrener.records import Envelope, Returned
 from warrener.wire.codec import (
     MAX_ENTRIES,
     TOKEN_HEADER,
@@ -397,6 +398,21 @@ class Content:
     def complete(self) -> ContentHeader | None:
         """The header, when all bytes that it announces have come; None before."""
         return self.header if self.header is not None and self.received == self.header.body_size else None
+
+    def returned(self, header: ContentHeader, text: Callable[[object], str]) -> Returned:
+        """Return the message that basic.return brought back; `text` makes texts of the broker safe to show."""
+        method = self.method
+        assert isinstance(method, commands.Basic.Return)
+        return Returned(
+            reply_code=method.reply_code or 0,
+            reply_text=text(method.reply_text or ""),
+            exchange=text(method.exchange or ""),
+            routing_key=text(method.routing_key or ""),
+            message_id=header.message_id,
+            token=header.token,
+            body_size=header.body_size,
+            body_hash=self.digest(),
+        )
 
     def digest(self) -> bytes:
         """blake2b of the body, in 16 bytes."""

@@ -36,13 +36,12 @@ from typing import Any, Final
 
 from pamqp import commands
 
-from warrener.records import Credentials, FieldValue, Returned
+from warrener.records import Credentials, FieldValue
 from warrener.wire import events
 from warrener.wire._control import ControlChannel
 from warrener.wire._table import ChannelTable
 from warrener.wire.channel import ChannelState, Content, Outgoing, Publisher
 from warrener.wire.codec import (
-    ContentHeader,
     Malformed,
     Method,
     read_content_header,
@@ -354,26 +353,9 @@ class Session:
             return
         channel.content = None
         if isinstance(channel, Publisher):
-            self._returned(channel, content, header)
+            self._confirm_handler.returned(channel.number, content.returned(header, self._text))
         else:
             self._events.append(channel.on_content(content, header))
-
-    def _returned(self, publisher: Publisher, content: Content, header: ContentHeader) -> None:
-        method = content.method
-        assert isinstance(method, commands.Basic.Return)
-        self._confirm_handler.returned(
-            publisher.number,
-            Returned(
-                reply_code=method.reply_code or 0,
-                reply_text=self._text(method.reply_text),
-                exchange=self._text(method.exchange),
-                routing_key=self._text(method.routing_key or ""),
-                message_id=header.message_id,
-                token=header.token,
-                body_size=header.body_size,
-                body_hash=content.digest(),
-            ),
-        )
 
     # --- methods of the connection ----------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ from warrener.drivers.aiormq._requests import Requests
 from warrener.drivers.aiormq._transport import FilteringTransport
 from warrener.drivers.base import Lane, LinkDown, LinkListener, LinkOptions, Peer
 from warrener.errors import Fault
-from warrener.records import Endpoint, Returned
+from warrener.records import Endpoint
 from warrener.wire.channel import Content
 from warrener.wire.codec import ContentHeader, Malformed
 from warrener.wire.handshake import Handshake as WireHandshake
@@ -266,17 +266,7 @@ class Protocol:
             raise Malformed(f"a return came on channel {channel}, where nothing is published")
 
         def report(content: Content, header: ContentHeader) -> None:
-            returned = Returned(
-                reply_code=method.reply_code or 0,
-                reply_text=self._text(method.reply_text or ""),
-                exchange=self._text(method.exchange or ""),
-                routing_key=self._text(method.routing_key or ""),
-                message_id=header.message_id,
-                token=header.token,
-                body_size=header.body_size,
-                body_hash=content.digest(),
-            )
-            self._listener.returned(epoch.number, returned)
+            self._listener.returned(epoch.number, content.returned(header, self._text))
 
         self._contents.begin(channel, Content(method, kept=None), report)
         return None
