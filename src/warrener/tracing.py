@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from attrs import evolve
 
@@ -60,7 +60,7 @@ def caller(incoming: Mapping[str, str] | None) -> Iterator[Mapping[str, str]]:
         context.detach(token)
 
 
-def instrument(producer: Any) -> None:
+def instrument(producer: object) -> None:
     """Replace the publishing methods of this `Producer` by traced ones, if a tracer provider is set."""
     try:
         from opentelemetry import trace
@@ -70,9 +70,8 @@ def instrument(producer: Any) -> None:
     if isinstance(provider, trace.ProxyTracerProvider):  # nobody has set one
         return
     traced = _Traced(producer, provider.get_tracer("warrener"))
-    vars(producer).update(
-        publish=traced.publish, publish_many=traced.publish_many, publish_nowait=traced.publish_nowait
-    )
+    attributes: dict[str, Any] = vars(producer)
+    attributes.update(publish=traced.publish, publish_many=traced.publish_many, publish_nowait=traced.publish_nowait)
 
 
 def _propagator() -> Any:
@@ -114,9 +113,9 @@ class _Traced:
             if options:  # bodies that share these fields
                 _carrying(b"", context, options)
             elif isinstance(messages, AsyncIterable):
-                messages = _each_async(messages, context)
+                messages = _each_async(cast("AsyncIterable[object]", messages), context)
             elif isinstance(messages, Iterable):
-                messages = (_carrying(message, context, {}) for message in messages)
+                messages = (_carrying(message, context, {}) for message in cast("Iterable[object]", messages))
             outcomes: Sequence[Any] = await self._publish_many(messages, **timeout, **options)
             span.set_attribute("messaging.batch.message_count", len(outcomes))
             return outcomes
@@ -169,9 +168,8 @@ def _fields(body: Any, options: Mapping[str, Any]) -> dict[str, Any]:
         name: options.get(name) if message is None else getattr(message, name)
         for name in ("exchange", "routing_key", "correlation_id")
     }
-    size = (
-        len(message.body if message is not None else body) if message or isinstance(body, bytes | bytearray) else None
-    )
+    content = body if message is None else message.body
+    size = len(content) if isinstance(content, bytes | bytearray) else None
     return found | {"body_size": size}
 
 

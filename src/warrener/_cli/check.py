@@ -23,7 +23,7 @@ from warrener._cli.common import INTERRUPTED, Commands, add_driver, silence_log
 from warrener._publishing.producer import Producer, running
 from warrener._settings.settings import Settings
 from warrener.drivers.base import Driver, Lane, Link, LinkDown, Peer
-from warrener.errors import ConnectError, Fault, FaultKind, GaveUp, PublishError, SettingsError, Unroutable
+from warrener.errors import ConnectError, Fault, FaultKind, PublishError, SettingsError, Unroutable
 from warrener.machine.backoff import Backoff
 from warrener.records import Message, Receipt, Returned, Status
 from warrener.topology import Queue
@@ -160,8 +160,6 @@ async def _check(settings: Settings, driver: Driver, steps: _Steps) -> None:
             await producer.wait_connected(settings.connect_timeout + 1)
         except ConnectError as error:
             _fail(error.fault)
-        except GaveUp as error:
-            _fail(error.last_fault or Fault(FaultKind.UNREACHABLE, "no connection"))
         steps.done(_described(settings, driver, producer.peer or Peer()))
         queue = f"warrener.check.{uuid.uuid4().hex}"
         steps.begin("declare")

@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -41,7 +42,7 @@ def add_parser(commands: Commands) -> None:
     def action(name: str, run: Callable[[argparse.Namespace], int], text: str) -> Any:
         made = actions.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         made.add_argument("place", metavar="FILE-OR-DSN", help="a SQLite file, or a PostgreSQL connection string")
-        made.set_defaults(run=lambda args: _reporting(run, args))
+        made.set_defaults(run=partial(_reporting, run))
         return made
 
     made = action("init", _init, "make the tables where they are missing")

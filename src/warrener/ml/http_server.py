@@ -26,7 +26,7 @@ import h11
 import uvicorn
 from attrs import define
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from warrener.ml.answers import BEGAN
 from warrener.ml.logs import RateLimit
@@ -142,8 +142,13 @@ class _Connection(H11Protocol):
 
     @property
     def _idle(self) -> bool:
-        cycle = cast("Any", self.cycle)  # None before the first request
-        return cycle is None or bool(cycle.response_complete)
+        begun = self._begun
+        return begun is None or begun.response_complete
+
+    @property
+    def _begun(self) -> RequestResponseCycle | None:
+        """The request that came last; None before the first one, which uvicorn's annotation does not say."""
+        return cast("RequestResponseCycle | None", self.cycle)
 
     @property
     def waits_for_client(self) -> bool:
@@ -167,7 +172,9 @@ class _Connection(H11Protocol):
             self.transport.close()
 
     def _make_place(self) -> None:
-        others = [other for other in self.connections if isinstance(other, _Connection) and other is not self]
+        others: list[_Connection] = [
+            other for other in self.connections if isinstance(other, _Connection) and other is not self
+        ]
         waiting = [other for other in others if other.waits_for_client and not other.transport.is_closing()]
         if waiting:
             self.counters.evicted += 1
@@ -180,9 +187,10 @@ class _Connection(H11Protocol):
         """Answer without h11, whose state may not allow it, and close."""
         if self._idle or not self.cycle.response_started:
             self.transport.write(_refusal(status, error, retry_after=retry_after))
-        if self.cycle is not None:
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
+        begun = self._begun
+        if begun is not None:
+            begun.disconnected = True
+            begun.message_event.set()
         self.transport.close()
 
     @contextmanager
@@ -274,9 +282,15 @@ def _nothing() -> None:
 
 
 def _only(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
+    while len(members := _members(error)) == 1:
+        error = members[0]
     return error
+
+
+def _members(error: BaseException) -> tuple[BaseException, ...]:
+    if not isinstance(error, BaseExceptionGroup):
+        return ()
+    return cast("BaseExceptionGroup[BaseException]", error).exceptions
 
 
 async def _stop_when(stopping: anyio.Event, server: _Server, listener: socket.socket) -> None:

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import attrs
 from attrs import field, frozen
@@ -34,7 +34,9 @@ def _texts(item: str, fits: Callable[[str], bool]) -> Rule:
         return tuple(part.strip().lower() for part in text.split(",") if part.strip())
 
     def holds(value: object) -> bool:
-        return isinstance(value, tuple) and all(isinstance(part, str) and fits(part) for part in value)
+        if not isinstance(value, tuple):
+            return False
+        return all(isinstance(part, str) and fits(part) for part in cast("tuple[object, ...]", value))
 
     return Rule(f"a list of {item}, with commas between them", parse, holds)
 

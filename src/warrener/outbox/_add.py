@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from warrener.outbox._rows import encode
 from warrener.outbox.errors import OutboxProblem, OutboxUnusable
@@ -57,7 +57,9 @@ def _values(row: NewRow) -> tuple[object, ...]:
 
 def _first(found: Any) -> int:
     """The only column of a row, whatever the connection's row factory makes of rows."""
-    position: int = next(iter(found.values())) if isinstance(found, Mapping) else found[0]
+    if isinstance(found, Mapping):
+        return next(iter(cast("Mapping[str, int]", found).values()))
+    position: int = found[0]
     return position
 
 

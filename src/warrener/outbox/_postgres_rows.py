@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 from psycopg import errors as pg
@@ -50,7 +50,7 @@ def entry_of(found: tuple[Any, ...]) -> Entry:
     )
 
 
-def which(ids: Sequence[int | str] | None) -> tuple[str, list[object]]:
+def which(ids: Sequence[int | str] | None) -> tuple[LiteralString, list[object]]:
     """The condition for rows by position (numbers) and by message id (text)."""
     if ids is None:
         return "true", []

@@ -21,11 +21,12 @@ import socket
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Final
+from typing import Any, Final, LiteralString
 
 import anyio
 import anyio.to_thread
 import psycopg
+from psycopg import sql
 
 from warrener.errors import printable
 from warrener.outbox._decisions import gather
@@ -157,7 +158,7 @@ class PostgresStore:
                 db.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
                 if db.execute("SELECT to_regclass('warrener_outbox_meta')").fetchone() == (None,):
                     for statement in POSTGRES_DDL:
-                        db.execute(statement)
+                        db.execute(statement.encode())
             with self._errors():
                 _check(db)
         finally:
@@ -353,20 +354,24 @@ class PostgresStore:
         """Fill the next partition, and empty those that hold no row any more. What is in use is left for the next time."""
         db = self._connected()
         self._deleted = 0
+        following: int | None = None
         with suppress(OutboxUnusable), self._errors():
             current = _one(db, "SELECT pg_sequence_last_value('warrener_outbox_slot')", ())
             following = (current + 1) % SLOTS
-            if not _one(db, f"SELECT EXISTS (SELECT 1 FROM warrener_outbox_{following})", ()):  # noqa: S608 - a number
+            if not _has_rows(db, f"warrener_outbox_{following}"):
                 db.execute("SELECT setval('warrener_outbox_slot', %s)", (following,))
+        if following is None:  # the database did not answer
+            return
         for slot in range(SLOTS):
             with suppress(OutboxUnusable), self._errors(), db.transaction():
                 table = f"warrener_outbox_{slot}"
                 if slot == following or not _one(db, "SELECT pg_relation_size(%s::regclass)", (table,)):
                     continue
                 # No transaction that has written to the partition is open once this lock is had.
-                db.execute(f"LOCK TABLE ONLY {table} IN ACCESS EXCLUSIVE MODE NOWAIT")
-                if not _one(db, f"SELECT EXISTS (SELECT 1 FROM {table})", ()):  # noqa: S608 - a number
-                    db.execute(f"TRUNCATE ONLY {table}")
+                name = sql.Identifier(table)
+                db.execute(sql.SQL("LOCK TABLE ONLY {} IN ACCESS EXCLUSIVE MODE NOWAIT").format(name))
+                if not _has_rows(db, table):
+                    db.execute(sql.SQL("TRUNCATE ONLY {}").format(name))
 
     # --- for people -------------------------------------------------------------------------------------------------
 
@@ -474,7 +479,7 @@ class _Reader:
     def newest(self, limit: int) -> Iterable[Candidate]:
         return reversed(self._candidates("o.position > %s ORDER BY o.position DESC LIMIT %s", 0, limit))
 
-    def _candidates(self, condition: str, value: object, limit: int) -> list[Candidate]:
+    def _candidates(self, condition: LiteralString, value: object, limit: int) -> list[Candidate]:
         found = self._db.execute(f"{_CANDIDATE} AND {condition}", (value, limit))
         return [
             Candidate(position, key, size, ready, position in self._taken, first)
@@ -501,9 +506,13 @@ def _check(db: _Connection) -> None:
         raise OutboxUnusable(OutboxProblem.FAILED, f"the outbox needs a database in UTF8, not {encoding}")
 
 
-def _one(db: _Connection, query: str, values: Sequence[object]) -> Any:
+def _one(db: _Connection, query: LiteralString | sql.Composed, values: Sequence[object]) -> Any:
     found = db.execute(query, values).fetchone()
     return None if found is None else found[0]
+
+
+def _has_rows(db: _Connection, table: str) -> bool:
+    return bool(_one(db, sql.SQL("SELECT EXISTS (SELECT 1 FROM {})").format(sql.Identifier(table)), ()))
 
 
 def _renew(db: _Connection, token: str, lease: float) -> bool:

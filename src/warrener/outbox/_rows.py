@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from operator import attrgetter
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from warrener._properties import PROPERTIES, FieldValue
 from warrener.errors import InvalidMessage, printable
@@ -100,13 +100,14 @@ def _fields(properties: object) -> dict[str, Any]:
     if not isinstance(properties, str):
         raise ValueError(f"column properties must hold JSON text, not {type(properties).__name__}")  # noqa: TRY004 - it is a row's content, not an argument
     try:
-        fields = json.loads(properties)
+        found = json.loads(properties)
     except ValueError as error:
         raise ValueError(f"column properties is not JSON: {error}") from None
     except RecursionError:
         raise ValueError("column properties is nested too deeply") from None
-    if not isinstance(fields, dict):
+    if not isinstance(found, dict):
         raise ValueError("column properties must hold a JSON object")  # noqa: TRY004 - it is a row's content, not an argument
+    fields = cast("dict[str, Any]", found)
     unknown = sorted(set(fields) - _KNOWN)
     if unknown:
         raise ValueError(f"column properties has the unknown name {printable(unknown[0], 60)!r}")
@@ -122,7 +123,7 @@ def _fields(properties: object) -> dict[str, Any]:
     if headers is not None:
         if not isinstance(headers, dict):
             raise ValueError("column properties: headers must be a JSON object")
-        fields["headers"] = {name: _from_json(value) for name, value in headers.items()}
+        fields["headers"] = {name: _from_json(value) for name, value in cast("dict[str, Any]", headers).items()}
     return fields
 
 
@@ -161,12 +162,13 @@ _SPECIAL: Final[Mapping[str, Callable[[Any], FieldValue]]] = {
 
 def _from_json(value: Any) -> FieldValue:
     if isinstance(value, list):
-        return [_from_json(item) for item in value]
+        return [_from_json(item) for item in cast("list[object]", value)]
     if isinstance(value, dict):
-        if len(value) == 1:
-            ((name, inner),) = value.items()
+        table = cast("dict[str, Any]", value)
+        if len(table) == 1:
+            ((name, inner),) = table.items()
             if name == "!table" and isinstance(inner, dict):
-                return {name: _from_json(item) for name, item in inner.items()}
+                return {name: _from_json(item) for name, item in cast("dict[str, Any]", inner).items()}
             if name.startswith("!"):
                 convert = _SPECIAL.get(name)
                 if convert is None:
@@ -175,5 +177,5 @@ def _from_json(value: Any) -> FieldValue:
                     return convert(inner)
                 except (TypeError, ValueError, InvalidOperation, binascii.Error):
                     raise ValueError(f"column properties: headers hold a value that is no {name[1:]}") from None
-        return {name: _from_json(item) for name, item in value.items()}
+        return {name: _from_json(item) for name, item in table.items()}
     return value  # type: ignore[no-any-return]

@@ -452,12 +452,11 @@ class _Reader:
 
 def _row(claim: int, values: tuple[Any, ...]) -> Row:
     position, key, attempts, nacks, possible_duplicate, *columns = values
-    row = {"position": position, "claim": claim, "key": key, "attempts": attempts, "nacks": nacks}
     try:
         message, problem = decode(*columns), None
     except ValueError as error:
         message, problem = None, str(error)
-    return Row(**row, message=message, possible_duplicate=bool(possible_duplicate), problem=problem)
+    return Row(position, claim, key, message, attempts, nacks, bool(possible_duplicate), problem)
 
 
 def _entry(found: tuple[Any, ...]) -> Entry:

@@ -25,9 +25,9 @@ import tempfile
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
-from warrener.testing.rabbitmq import _free_ports
+from warrener.testing.rabbitmq import free_ports
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -85,8 +85,8 @@ class PrivatePostgreSQL:
         with ExitStack() as undo:
             self._folder = Path(tempfile.mkdtemp(prefix="warrener-postgresql-"))
             undo.callback(shutil.rmtree, self._folder, ignore_errors=True)
-            (self.port,) = _free_ports(1)
-            if self._account:
+            (self.port,) = free_ports(1)
+            if "user" in self._account and "group" in self._account:
                 os.chown(self._folder, self._account["user"], self._account["group"])
             self._group = self._start_watchdog(undo)
             undo.callback(self._reap)
@@ -293,7 +293,15 @@ class PrivatePostgreSQL:
         return "; its log ends:\n" + "\n".join(self._log.read_text(errors="replace").splitlines()[-30:])
 
 
-def _account() -> dict[str, Any]:
+class _Account(TypedDict, total=False):
+    """Arguments of `subprocess.Popen`."""
+
+    user: int
+    group: int
+    extra_groups: list[int]
+
+
+def _account() -> _Account:
     """The account that root runs the server as; nothing for everybody else."""
     if os.geteuid() != 0:
         return {}

@@ -146,7 +146,7 @@ class PrivateRabbitMQ:
             place = None if self._root is None else self._root / "tmp"
             self._folder = Path(tempfile.mkdtemp(prefix="warrener-rabbitmq-", dir=place))
             undo.callback(shutil.rmtree, self._folder, ignore_errors=True)
-            self.port, self.tls_port, self._distribution_port, self._epmd_port = _free_ports(4)
+            self.port, self.tls_port, self._distribution_port, self._epmd_port = free_ports(4)
             self._environment = self._describe()
             self._group = self._start_watchdog(undo)
             undo.callback(self._reap)
@@ -572,7 +572,7 @@ def _text(value: str) -> str:
     return f"<<{','.join(map(str, value.encode()))}>>"
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Distinct ports without a listener, below the kernel's range for outgoing connections."""
     try:
         first_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
