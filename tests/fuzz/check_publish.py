@@ -27,7 +27,7 @@ def check(data: bytes) -> None:
                     described(message, NotSent(message.message_id or "id", "why"), piece.where).encode().rstrip(b"\n")
                 )
                 assert b"\n" not in line
-                again = Target().message(Piece("again", line, b"", len(line)), "messages", "id")
+                again = Target().message(Piece("again", line, b"", len(line), "again", 2, len(line)), "messages", "id")
                 assert (again.body, again.headers) == (message.body, message.headers)
     except BadInput as error:
         assert str(error) == printable(str(error), 10_000), "the error is no line of printable characters"
