@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterable, Iterable
+
+import anyio.lowlevel
+
 from warrener._publishing.batches import Batch
 from warrener._publishing.envelopes import Envelopes
 from warrener._publishing.ledger import Delivery
@@ -10,6 +14,10 @@ from warrener.errors import DeadlineExceeded, InvalidMessage
 from warrener.records import Body, Message, MessageFields
 
 __all__ = ["ManyPublishes"]
+
+
+#: Number of messages that are accepted before other tasks run.
+STRIDE = 128
 
 
 class ManyPublishes:
@@ -22,6 +30,28 @@ class ManyPublishes:
         self._deadline = deadline
         self._fields = fields
         self._bodies_allowed = bool(fields.get("routing_key") or fields.get("exchange"))
+
+    async def publish(self, messages: Iterable[Body | Message] | AsyncIterable[Body | Message]) -> None:
+        """Accept all messages, and wait until each has its outcome."""
+        batch = self.batch
+        try:
+            if isinstance(messages, AsyncIterable):
+                async for message in messages:
+                    if not self.take(message):
+                        await self.wait()
+            else:
+                for taken, message in enumerate(messages):
+                    if taken % STRIDE == STRIDE - 1:
+                        await anyio.lowlevel.checkpoint()
+                    if not self.take(message):
+                        await self.wait()
+            if batch.left:
+                await self._sender.backend.park(batch, Batch.forget)
+            else:
+                await anyio.lowlevel.checkpoint()
+        except BaseException:
+            self.cancel()
+            raise
 
     def take(self, message: Body | Message) -> bool:
         """Put the message, or the error with which it is refused, into the batch. False: call `wait` before the next one."""

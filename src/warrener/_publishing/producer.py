@@ -22,8 +22,7 @@ from attrs import asdict, evolve
 from warrener._backend import Backend, backend
 from warrener._histogram import RECONNECT_BOUNDS, Histogram
 from warrener._ids import message_ids
-from warrener._publishing.admission import Admission
-from warrener._publishing.batches import Batch
+from warrener._publishing.assembly import assembled
 from warrener._publishing.declaring import Declaring
 from warrener._publishing.destinations import Destinations
 from warrener._publishing.envelopes import (
@@ -56,7 +55,6 @@ from warrener.errors import (
     Unreachable,
     connect_error,
 )
-from warrener.machine import Policy
 from warrener.records import (
     Body,
     ClosingReport,
@@ -71,9 +69,6 @@ from warrener.topology import Declaration, Exchange, standard_exchanges
 from warrener.tracing import instrument
 
 __all__ = ["PUBLISH_TIMEOUT", "MessageFields", "Producer", "open_producer", "running"]
-
-#: Number of messages that `publish_many` accepts before it lets other tasks run.
-MANY_STRIDE = 128
 
 
 class Producer(Declaring):
@@ -111,7 +106,6 @@ class Producer(Declaring):
         # Set by run(), None before it.
         self._finished: anyio.Event | None = None
         self._backend: Backend | None = None
-        self._admission: Admission | None = None
         self._sender: Sender | None = None
         self._supervisor: Supervisor | None = None
         s = self.settings
@@ -166,42 +160,11 @@ class Producer(Declaring):
         self._backend = backend()
         self._finished = anyio.Event()
         self._place.enter()
-        supervisor = Supervisor(
-            name=self.name,
-            driver=self._driver,
-            endpoints=s.endpoints,
-            endpoint_order=s.endpoint_order,
-            options=s.link_options(),
-            topology=LiveTopology(s.topology, strict=s.topology_errors == "strict"),
-            policy=Policy(
-                backoff=s.backoff,
-                breaker=s.breaker,
-                stable_for=s.stable_for,
-                drain_timeout=s.drain_timeout,
-                close_timeout=s.close_timeout,
-                abort_timeout=s.abort_timeout,
-                start_jitter=s.start_jitter,
-                prefer=s.prefer,
-                when_exhausted=s.when_exhausted,
-            ),
-            clock=self._backend.clock,
-            rng=self._rng,
+        supervisor, sender = assembled(
+            s, self._driver, self._rng, self._backend, self._ledger, self._destinations, self._streams.told
         )
-        admission = Admission(
-            self._ledger, self._backend, supervisor, self._destinations, max_block=s.max_block, retry=s.retry_policy
-        )
-        sender = Sender(
-            self._ledger,
-            self._backend,
-            supervisor,
-            admission,
-            name=self.name,
-            confirm_timeout=s.confirm_timeout,
-            tell=self._streams.told,
-        )
-        supervisor.publishing = sender
         supervisor.watch(lambda: self._streams.changed(self.status))
-        self._supervisor, self._admission, self._sender = supervisor, admission, sender
+        self._supervisor, self._sender = supervisor, sender
         self._relay = None if self._outbox is None else self._outbox.relay(self)
         try:
             # The relay outlives the connection: it writes down the outcomes that the end of the connection decides.
@@ -326,24 +289,7 @@ class Producer(Declaring):
         await backend.checkpoint_if_cancelled()
         deadline = backend.clock() + seconds(timeout, self._publish_timeout)
         many = ManyPublishes(sender, self._envelopes, deadline, fields)
-        try:
-            if isinstance(messages, AsyncIterable):
-                async for message in messages:
-                    if not many.take(message):
-                        await many.wait()
-            else:
-                for taken, message in enumerate(messages):
-                    if taken % MANY_STRIDE == MANY_STRIDE - 1:
-                        await anyio.lowlevel.checkpoint()
-                    if not many.take(message):
-                        await many.wait()
-            if many.batch.left:
-                await backend.park(many.batch, Batch.forget)
-            else:
-                await anyio.lowlevel.checkpoint()
-        except BaseException:
-            many.cancel()
-            raise
+        await many.publish(messages)
         return many.batch.outcomes()
 
     @with_message_fields

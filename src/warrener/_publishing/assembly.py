@@ -1,0 +1,58 @@
+"""From the settings to the parts that run: the supervisor, the admission and the sender of one producer."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from warrener._backend import Backend
+from warrener._publishing.admission import Admission
+from warrener._publishing.destinations import Destinations
+from warrener._publishing.ledger import Ledger
+from warrener._publishing.sender import Sender
+from warrener._settings.settings import Settings
+from warrener._supervision.supervisor import Supervisor
+from warrener._supervision.topology import LiveTopology
+from warrener.drivers.base import Driver
+from warrener.machine import Policy
+from warrener.records import Outcome
+
+__all__ = ["assembled"]
+
+
+def assembled(
+    settings: Settings,
+    driver: Driver,
+    rng: random.Random,
+    backend: Backend,
+    ledger: Ledger,
+    destinations: Destinations,
+    tell: Callable[[Outcome], None],
+) -> tuple[Supervisor, Sender]:
+    """Return the supervisor and the sender, which know each other. `tell` gets each outcome whose caller has left."""
+    s = settings
+    supervisor = Supervisor(
+        name=s.name,
+        driver=driver,
+        endpoints=s.endpoints,
+        endpoint_order=s.endpoint_order,
+        options=s.link_options(),
+        topology=LiveTopology(s.topology, strict=s.topology_errors == "strict"),
+        policy=Policy(
+            backoff=s.backoff,
+            breaker=s.breaker,
+            stable_for=s.stable_for,
+            drain_timeout=s.drain_timeout,
+            close_timeout=s.close_timeout,
+            abort_timeout=s.abort_timeout,
+            start_jitter=s.start_jitter,
+            prefer=s.prefer,
+            when_exhausted=s.when_exhausted,
+        ),
+        clock=backend.clock,
+        rng=rng,
+    )
+    admission = Admission(ledger, backend, supervisor, destinations, max_block=s.max_block, retry=s.retry_policy)
+    sender = Sender(ledger, backend, supervisor, admission, name=s.name, confirm_timeout=s.confirm_timeout, tell=tell)
+    supervisor.publishing = sender
+    return supervisor, sender
