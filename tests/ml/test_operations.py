@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from warrener.ml import MLSettings
+
 ROOT = Path(__file__).parents[2]
 KIT = ROOT / "examples" / "operations"
 
@@ -81,6 +83,22 @@ def test_kubernetes_takes_the_objects() -> None:
     assert {"startupProbe", "livenessProbe", "readinessProbe", "lifecycle"} <= container.keys()
     assert not container["image"].endswith(":latest")
     assert objects["PodDisruptionBudget"]["spec"]["minAvailable"] < objects["Deployment"]["spec"]["replicas"]
+
+
+def test_the_service_admits_the_names_that_the_kit_gives_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prometheus and the clients ask by the names of compose and Kubernetes; others are turned away by default."""
+    compose = yaml.safe_load((KIT / "compose.yaml").read_text())["services"]["producer"]["environment"]
+    objects = {each["kind"]: each for each in yaml.safe_load_all((KIT / "kubernetes.yaml").read_text())}
+    (container,) = objects["Deployment"]["spec"]["template"]["spec"]["containers"]
+    pod = {each["name"]: each.get("value") for each in container["env"]}
+    scraped = yaml.safe_load((KIT / "prometheus.yml").read_text())["scrape_configs"][0]["static_configs"][0]["targets"]
+    for given, names in (
+        (compose, tuple(target.partition(":")[0] for target in scraped)),
+        (pod, (objects["Service"]["metadata"]["name"],)),
+    ):
+        monkeypatch.setenv("RABBITMQ_URL", "amqp://localhost/")
+        monkeypatch.setenv("ML_PRODUCER_ALLOWED_HOSTS", given["ML_PRODUCER_ALLOWED_HOSTS"])
+        assert MLSettings.load().allowed_hosts == names
 
 
 def test_the_unit_may_do_little(tmp_path: Path) -> None:
