@@ -491,7 +491,7 @@ def _without_user(endpoint: Endpoint, source: str) -> Endpoint:
         return attrs.evolve(endpoint, credentials=Credentials("", ""))
     if not endpoint.local:
         # RabbitMQ admits guest from its own machine only; for another host the default would be a password in code.
-        raise SettingsError(f"{source} names no user; guest is assumed for a local broker only")
+        raise SettingsError(f"{source} has no user; the user guest is the default for a local broker only")
     return endpoint
 
 
