@@ -457,7 +457,7 @@ _FILE_VARIABLES = {
 
 
 def _url_texts(url: str | Sequence[str] | None, environ: Mapping[str, str]) -> tuple[list[str], str]:
-    """Return the URLs, at least one, and what errors call their source."""
+    """Return the URLs (at least one), and the name of their source for the texts of errors."""
     source = "the URL"
     if url is None:
         url, source = environ.get("RABBITMQ_URL", ""), "RABBITMQ_URL"
