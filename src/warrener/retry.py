@@ -145,7 +145,7 @@ class Retry:
         on: object = self.on
         if not isinstance(on, frozenset) or not on <= _CAUSES:
             raise SettingsError(
-                f"retry: on must be a set of 'unknown', 'nacked' and 'not_sent', not {printable(on, 80)}"
+                f"retry: `on` must be a set of 'unknown', 'nacked' and 'not_sent', not {printable(on, 80)}"
             )
         attempts: object = self.attempts
         if attempts is not None and (isinstance(attempts, bool) or not isinstance(attempts, int) or attempts < 1):
@@ -164,23 +164,25 @@ class Retry:
         again = self.on & {"unknown", "nacked"}
         if self.attempts == 1 and again:
             raise SettingsError(
-                f"retry: with attempts=1 nothing is written again, but on has {min(again)!r}; drop one of them"
+                f"retry: with attempts=1 nothing is written again, but `on` contains {min(again)!r}; drop one of them"
             )
         if not again and self.attempts not in (None, 1):
             raise SettingsError(
-                f"retry: attempts is {self.attempts}, but without 'unknown' or 'nacked' in on nothing is written again"
+                f"retry: attempts={self.attempts} has no effect, because `on` contains neither 'unknown' nor 'nacked'; add one of "
+                "them to `on`, or drop attempts"
             )
         if again and "not_sent" not in self.on:
             raise SettingsError(
-                f"retry: on has {min(again)!r}, and a message that is written again has to wait for a link; add 'not_sent'"
+                f"retry: `on` contains {min(again)!r}, so it must contain 'not_sent', too: a message may have to wait for a link "
+                "before it is written again"
             )
         if self.backoff is not None and "nacked" not in self.on:
-            raise SettingsError("retry: backoff is the delay after a nack, but on lacks 'nacked'; drop backoff")
+            raise SettingsError("retry: backoff is the delay after a nack, but `on` lacks 'nacked'; drop backoff")
         if self.budget is not None and not again:
             raise SettingsError("retry: there is a budget, but nothing is written again; drop the budget")
         if not self.fail_fast and "not_sent" not in self.on:
             raise SettingsError(
-                "retry: with fail_fast=False a message waits while the breaker is open, but on lacks 'not_sent'; add it"
+                "retry: with fail_fast=False a message waits while the breaker is open, but `on` lacks 'not_sent'; add it"
             )
 
     # --- presets ----------------------------------------------------------------------------------------------------

@@ -126,7 +126,7 @@ def test_a_line_that_is_no_json_ends_the_run_by_name(broker, run) -> None:
     """What came before it is confirmed, it and the rest are not published; exit 2."""
     status, said = run("--format=jsonl", write("in.jsonl", '{"a": 1}', "[2]", "{", '"x"'))
     assert (2, [b'{"a": 1}', b"[2]"]) == (status, broker.messages(QUEUE))
-    assert "stopped: in.jsonl:3: is not valid JSON\n" in said
+    assert "stopped: in.jsonl:3: the line is not valid JSON\n" in said
     assert ["application/json"] * 2 == [message.content_type for message in taken(broker)]
 
 
@@ -149,10 +149,10 @@ def test_a_line_may_describe_a_whole_message(broker, run) -> None:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("[]", "is no JSON object"),
-        ("{}", "needs one of body and body_base64"),
-        ('{"body": "x", "body_base64": ""}', "needs one of body and body_base64"),
-        ('{"body": {"a": 1}}', "body must be text"),
+        ("[]", "the line is not a JSON object"),
+        ("{}", "the object must have either body or body_base64"),
+        ('{"body": "x", "body_base64": ""}', "the object must have either body or body_base64"),
+        ('{"body": {"a": 1}}', "body and body_base64 must be text"),
         ('{"body_base64": "%"}', "body_base64 is not base64"),
         ('{"body": "x", "routing-key": "a"}', "routing-key is no field of a message"),
         ('{"body": "x", "priority": 256}', "priority must be an integer from 0 to 255"),
@@ -278,8 +278,8 @@ def test_another_input_is_not_taken_for_the_rest(broker, run) -> None:
     shorter = run("--resume=place", write("in.txt", "1", "2"))
     elsewhere = run("--resume=place", "in.txt", key="other")
     assert (2, 2, 2) == (changed[0], shorter[0], elsewhere[0])
-    assert "the input up to here is not what it was" in changed[1]
-    assert "the input has 2 messages, and 3 of them were published" in shorter[1]
+    assert "the input up to here differs from that of the earlier run" in changed[1]
+    assert "the input has only 2 messages, but an earlier run published 3" in shorter[1]
     assert "belongs to another run: routing_key differ" in elsewhere[1]
     assert ([b"1", b"2", b"3"], []) == (broker.messages(QUEUE), broker.messages("other"))
 

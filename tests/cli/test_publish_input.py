@@ -60,7 +60,7 @@ def test_a_file_that_is_too_large_is_refused_by_name(tmp_path, monkeypatch) -> N
     path.write_bytes(b"b" * 50)
     ((piece,),) = pieces([str(path)], "files")
     assert 11 == len(piece.data)
-    with pytest.raises(BadInput, match=r"in: has 11 bytes; a message may have 10"):
+    with pytest.raises(BadInput, match=r"in: the body has more than 10 bytes, which is the maximum"):
         Target(routing_key="q").message(piece, "files", "id")
 
 

@@ -39,7 +39,7 @@ async def test_records_and_keywords_send_the_same(ml, producer) -> None:
 
 async def test_both_mixed_is_a_type_error(ml) -> None:
     """One way or the other."""
-    with pytest.raises(TypeError, match="takes no keywords beside it: text"):
+    with pytest.raises(TypeError, match="takes no keywords; set them in the record: text"):
         await ml.embed(Embed(share_id="s", content=EmbedContent(text="x")), text="y")
 
 

@@ -140,7 +140,7 @@ def test_the_error_of_a_fixture_that_pytest_asyncio_tears_down_elsewhere(suite: 
     result = run(suite, *RUNNERS["pytest-asyncio"][2])
     result.assert_outcomes(passed=2, errors=2)
     result.stdout.fnmatch_lines(
-        ["*RuntimeError: the producer's `async with` was entered by one task and left by another*"]
+        ["*RuntimeError: one task began the producer's `async with` and another task ended it*"]
     )
 
 

@@ -199,7 +199,7 @@ async def _obey_signals(run: Run, caught: list[int]) -> None:
                     run.producer.abort()
                     continue
                 caught.append(number)
-                run.stop_reading(f"{signal.Signals(number).name}; what was under way has been settled")
+                run.stop_reading(f"{signal.Signals(number).name}; each message that was begun has its outcome")
                 closing.start_soon(run.producer.aclose)
 
 

@@ -88,19 +88,19 @@ class Target:
         except InvalidMessage as error:
             raise BadInput(f"{piece.where}: {error.reason}") from None
         except RecursionError:
-            raise BadInput(f"{piece.where}: is nested too deeply") from None
+            raise BadInput(f"{piece.where}: the JSON is nested too deeply") from None
         except ValueError as error:
             raise BadInput(f"{piece.where}: {error}") from None
 
     def _described(self, value: object, message_id: str) -> Message:
         if not isinstance(value, dict):
-            _refuse("is no JSON object")
+            _refuse("the line is not a JSON object")
         given = {key: item for key, item in cast("dict[str, object]", value).items() if key not in _REMARKS}
         if ("body" in given) == ("body_base64" in given):
-            raise ValueError("needs one of body and body_base64")
+            raise ValueError("the object must have either body or body_base64, not both")
         text, coded = given.pop("body", ""), given.pop("body_base64", None)
         if not isinstance(text, str) or not isinstance(coded, str | None):
-            _refuse("body must be text; other JSON goes by --format jsonl")
+            _refuse("body and body_base64 must be text; publish other JSON with --format jsonl")
         try:
             body = text.encode() if coded is None else base64.b64decode(coded, validate=True)
         except binascii.Error:
@@ -112,9 +112,9 @@ class Target:
 
     def _message(self, body: bytes, given: dict[str, Any]) -> Message:
         if len(body) > MAX_BODY:
-            raise ValueError(f"has {len(body)} bytes; a message may have {MAX_BODY}")
+            raise ValueError(f"the body has more than {MAX_BODY} bytes, which is the maximum")
         if self.routing_key is None and "routing_key" not in given:
-            raise ValueError("has no routing_key, and --routing-key was not given")
+            raise ValueError("the message has no routing_key, and --routing-key was not given")
         own: dict[str, Any] = {
             "exchange": self.exchange,
             "routing_key": self.routing_key,
@@ -148,9 +148,9 @@ def _json(data: bytes) -> object:
     try:
         return json.loads(data)
     except RecursionError:
-        raise ValueError("is nested too deeply") from None
+        raise ValueError("the JSON is nested too deeply") from None
     except ValueError:
-        raise ValueError("is not valid JSON") from None
+        raise ValueError("the line is not valid JSON") from None
 
 
 # --- reading ------------------------------------------------------------------------------------------------------------

@@ -145,12 +145,14 @@ class Run:
                 elif number == skipped:
                     self._check_resumed(piece)
         if number < skipped:
-            raise BadInput(f"the input has {number} messages, and {skipped} of them were published; it is another one")
+            raise BadInput(
+                f"the input has only {number} messages, but an earlier run published {skipped}: it is not the same input"
+            )
 
     def _check_resumed(self, piece: Piece) -> None:
         if piece.digest.hex() != self.place.digest:
             raise BadInput(
-                f"{piece.where}: the input up to here is not what it was; {self._plan.resume} cannot be used"
+                f"{piece.where}: the input up to here differs from that of the earlier run; {self._plan.resume} cannot be used"
             )
         if not self._plan.quiet:
             place = self.place

@@ -22,7 +22,7 @@ def add_parser(commands: Commands) -> None:
             """\
             The broker is RABBITMQ_URL, or --url, or the row url of [warrener.producer] in the settings file.
 
-              SIGTERM, SIGINT   settle the accepted tasks, close, exit 0; a second signal aborts
+              SIGTERM, SIGINT   wait for the outcome of accepted tasks, close, exit 0; a second signal aborts
               SIGHUP            dial now, also after the attempts are used up
               exit status       0 stopped, 1 cannot listen, 2 wrong settings, 75 gave up on the broker
 

@@ -204,7 +204,7 @@ class Admission:
             waiter.changed.set()
 
     def note_flow(self, *, stalled: bool) -> None:
-        """Messages can no longer be written, or can be written again: `max_block` starts or stops to count."""
+        """Note that messages cannot be written (`stalled`: `max_block` begins to run) or can be written again (it stops)."""
         if stalled == (self._stalled_since is not None):
             return
         self._stalled_since = self._backend.clock() if stalled else None

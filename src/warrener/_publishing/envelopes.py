@@ -54,7 +54,7 @@ class Envelopes:
             return Delivery(envelope, body, self._new_id(), deadline)
         if isinstance(body, Message):
             if fields:
-                raise TypeError(f"publish(message) takes no fields beside the message: {', '.join(fields)}")
+                raise TypeError(f"publish(message) takes no other fields; set them in the Message: {', '.join(fields)}")
             message = body
         else:
             message = Message(body, **fields)
@@ -82,7 +82,7 @@ def message_of(body: Body | Message, fields: MessageFields) -> Message:
     if not isinstance(body, Message):
         return Message(body, **fields)
     if fields:
-        raise TypeError(f"a message takes no fields beside it: {', '.join(fields)}")
+        raise TypeError(f"a call with a Message takes no other fields; set them in the Message: {', '.join(fields)}")
     return body
 
 

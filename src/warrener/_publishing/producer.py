@@ -131,7 +131,9 @@ class Producer(Declaring):
     async def __aenter__(self) -> Self:
         """Run the producer around a body; see `open_producer`."""
         if self._around is not None:
-            raise RuntimeError("this producer was entered before; make another Producer for another body")
+            raise RuntimeError(
+                "this Producer was used in an `async with` before; make a new Producer for each `async with`"
+            )
         around = running(self)
         await around.__aenter__()
         self._around = around

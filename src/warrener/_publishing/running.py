@@ -33,7 +33,7 @@ def _one_task() -> Iterator[None]:
         if anyio.get_current_task().id == entered:
             raise
         raise RuntimeError(
-            "the producer's `async with` was entered by one task and left by another; let one task do both. In a "
+            "one task began the producer's `async with` and another task ended it; begin and end it in one task. In a "
             "pytest-asyncio fixture, whose teardown is a task of its own, start a task that holds the `async with` open "
             "(docs/testing.md, 'A producer as a fixture of your own')"
         ) from error

@@ -142,7 +142,9 @@ class Sender:
         written = _nothing if link is None else link.written
         self.settle(self.ledger.ends.link_lost(fault, written))
         if not self.admission.waits_for_link:
-            reason = "the link was lost before it was written, and the policy does not wait for another one"
+            reason = (
+                "the link was lost before the message was written, and the retry policy does not wait for another link"
+            )
             self.settle(self.ledger.give_up(fault, self.backend.clock(), NotSent, reason))
         self.admission.note_flow(stalled=True)
 

@@ -457,7 +457,7 @@ _FILE_VARIABLES = {
 
 
 def _url_texts(url: str | Sequence[str] | None, environ: Mapping[str, str]) -> tuple[list[str], str]:
-    """Return the URLs, at least one, and what errors call their source."""
+    """Return the URLs (at least one), and the name of their source for the texts of errors."""
     source = "the URL"
     if url is None:
         url, source = environ.get("RABBITMQ_URL", ""), "RABBITMQ_URL"
@@ -491,7 +491,7 @@ def _without_user(endpoint: Endpoint, source: str) -> Endpoint:
         return attrs.evolve(endpoint, credentials=Credentials("", ""))
     if not endpoint.local:
         # RabbitMQ admits guest from its own machine only; for another host the default would be a password in code.
-        raise SettingsError(f"{source} names no user; guest is assumed for a local broker only")
+        raise SettingsError(f"{source} has no user; the user guest is the default for a local broker only")
     return endpoint
 
 

@@ -94,7 +94,7 @@ def _parse_address(address: str, source: str, *, tls: bool) -> tuple[str, int]:
     if "," in address:
         raise SettingsError(f"{source} names several hosts; write a whole URL for each, with a comma between two URLs")
     if not address or address.startswith(":"):
-        raise SettingsError(f"{source} names no host")
+        raise SettingsError(f"{source} has no host")
     if match := _BRACKETED.fullmatch(address):
         host = percent_decoded(match[1], source)  # a zone is written fe80::1%25eth0 (RFC 6874)
         try:

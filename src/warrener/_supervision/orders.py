@@ -17,7 +17,7 @@ class Publishing(Protocol):
     """
 
     def expect_link(self, number: int) -> LinkListener:
-        """A dial begins. From now on facts about this link count, and about no other."""
+        """A dial begins. From now on only facts about this link are handled; facts about other links are ignored."""
         ...
 
     def link_opened(self, link: Link) -> None:

@@ -1,4 +1,4 @@
-"""The supervisor: facts go into a mailbox, one pure function answers each fact, and one task does what it answers.
+"""The supervisor: facts go into a mailbox, one pure function answers each with orders, one task carries out the orders.
 
 `Supervisor.run` is a nursery task and the only owner of the record. It takes one event at a time from the mailbox, calls
 `warrener.machine.transition`, stores the new record and performs the effects in order. There is no checkpoint in between,

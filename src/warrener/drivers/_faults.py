@@ -122,7 +122,7 @@ def closed_by_broker(reply_code: int, reply_text: str, phase: DialPhase, *, decl
 
 
 _CHANNEL_ADVICE = {
-    403: "this user may not write there; check the permissions",
+    403: "the user has no permission to publish there; check the permissions",
     404: "the exchange does not exist; declare it first",
     405: "another connection holds it exclusively",
     406: "the broker does not take such a message; check size, user_id and expiration",
@@ -138,7 +138,7 @@ def channel_closed_by_broker(reply_code: int, reply_text: str) -> Fault:
 
 
 _DECLARATION_ADVICE = {
-    403: "this user may not declare or bind it",
+    403: "the user has no permission to declare or bind it",
     404: "it, or what it refers to, does not exist",
     405: "another connection holds it exclusively",
     406: "the broker does not take its definition",

@@ -23,7 +23,7 @@ def unacknowledged(stream: ByteStream) -> int:
     raw = stream.extra(SocketAttribute.raw_socket, None)  # noqa: S610 - not Django's
     if sys.platform == "win32" or raw is None:
         return 0
-    # OSError: no such question for this kind of socket; ValueError: it is closed.
+    # OSError: this kind of socket cannot tell how many bytes wait; ValueError: the socket is closed.
     with suppress(OSError, ValueError):
         (size,) = struct.unpack("i", fcntl.ioctl(raw.fileno(), TIOCOUTQ, bytes(4)))
         return int(size)

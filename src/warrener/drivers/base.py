@@ -40,7 +40,7 @@ __all__ = ["Driver", "Lane", "Link", "LinkDown", "LinkListener", "LinkOptions", 
 
 
 class LinkDown(Exception):
-    """The one exception that leaves a driver."""
+    """The only exception that a driver raises."""
 
     def __init__(self, fault: Fault) -> None:
         super().__init__(fault)

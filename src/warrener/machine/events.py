@@ -73,7 +73,7 @@ class ReconnectRequested:
 
 @frozen
 class HandOverRequested:
-    """`hand_over()` was called: go on at another endpoint, without a message of unknown fate. Obeyed in `Up` only.
+    """`hand_over()` was called: wait for the confirms, close the link, dial another endpoint. Obeyed in `Up` only.
 
     `endpoint` is an index; None means the next endpoint that is ready, or the only one.
     """

@@ -51,7 +51,7 @@ class BoundedHandler(logging.Handler):
         super().__init__()
         self._descriptor = descriptor
         self._lines: queue.Queue[bytes | None] = queue.Queue(MAX_LINES)
-        #: Lines dropped since the last line that told of them.
+        #: The number of lines dropped since the log last reported dropped lines.
         self.dropped = 0
         self._writer = threading.Thread(target=self._write, name="log", daemon=True)
         self._writer.start()

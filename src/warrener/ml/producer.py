@@ -292,7 +292,9 @@ def _payload(kind: type[_P], task: _P | None, keywords: Mapping[str, object]) ->
     if task is None:
         return from_keywords(kind, keywords)
     if keywords:
-        raise TypeError(f"a {kind.__name__} takes no keywords beside it: {', '.join(keywords)}")
+        raise TypeError(
+            f"a call with a {kind.__name__} takes no keywords; set them in the record: {', '.join(keywords)}"
+        )
     if not isinstance(task, kind):
         raise InvalidPayload("the payload", f"must be a {kind.__name__}, not {type(task).__name__}")
     return task

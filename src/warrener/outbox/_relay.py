@@ -365,7 +365,8 @@ class Relay:
             return
         except BaseException:
             for one in pending:
-                self._answer(one, OutboxError("the store failed; the message may not be stored"))
+                text = "the outbox stopped; perhaps the message is stored: look for its message_id before you enqueue it again"
+                self._answer(one, OutboxError(text))
             raise
         if self._failure is not None:
             _log.info("%s: the outbox can be written again", self._producer.name)

@@ -10,7 +10,7 @@ __all__ = ["OutboxError", "OutboxFull", "OutboxNotFlushed", "OutboxProblem", "Ou
 
 
 class OutboxError(WarrenerError):
-    """The base of every error of an outbox. A message that `enqueue` raised it for was not stored."""
+    """The base of every error of an outbox. A message that `enqueue` raised it for was not stored, unless the text says that it may be."""
 
 
 class OutboxFull(OutboxError):

@@ -276,7 +276,7 @@ class Session:
         """Answer what may come any number of times; a broker that does not take the answers asks in vain."""
         self._answers += 1
         if self._answers > _ANSWERS:
-            raise Malformed(f"more than {_ANSWERS} requests came while nothing was read of the answers")
+            raise Malformed(f"it sent more than {_ANSWERS} requests and did not read the answers")
         self._send(channel, kind, **arguments)
 
     def _end(self) -> None:

@@ -26,8 +26,9 @@ class InFlight:
         self.epochs: dict[int, Epoch] = {}
         self.main: Epoch | None = None
         self.suspect: Epoch | None = None
-        #: Whether publishes may be written: the topology of the link is in place, and whether the broker blocks them.
+        #: Whether the topology of the link is declared, so that messages can be published.
         self.publishing = False
+        #: Whether the broker blocks publishes.
         self.paused = False
         #: Bytes of the bodies in flight.
         self.size = 0

@@ -263,7 +263,7 @@ class Ledger:
         if epoch is None or tag != epoch.last + 1:
             raise RuntimeError(f"tag {tag} on channel {channel} is not the next of an open channel")
         if queue is None or queue.entries[0] is not delivery or delivery.lane is not epoch.lane:
-            raise RuntimeError(f"{delivery!r} was not to be written on channel {channel} now")
+            raise RuntimeError(f"{delivery!r} is not the message that must be written next on channel {channel}")
         queue.take_head()
         delivery.attempts += 1
         if delivery.attempts > 1:

@@ -64,7 +64,7 @@ class _Inward:
         # call is left behind.
         if not self._crossing:
             self._crossing = True
-            # RunFinishedError (a RuntimeError): the host has ended, and had left this thread to itself.
+            # RunFinishedError (a RuntimeError): the host's Trio run ended before this thread did.
             with suppress(RuntimeError):
                 self._run_sync_soon(self._arrive)
 

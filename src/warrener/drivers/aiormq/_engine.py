@@ -1,8 +1,8 @@
 """The engine: one TCP + AMQP life on aiormq, inside an asyncio loop. It knows nothing of Trio.
 
 Division of labour. aiormq does the handshake, the codec, the heartbeats it sends, channels, declarations, and the
-marshalling and ordering of publishes. The driver reads from the wire itself whatever concerns a producer (`_protocol`,
-`_transport`): the tuning, confirms, returns, closes, blocked, liveness. Therefore channels are opened with aiormq's own
+marshalling and ordering of publishes. The driver reads these from the bytes and does not leave them to aiormq (`_protocol`,
+`_transport`): the tuning, confirms, returns, closes, blocked, and signs of life. Therefore channels are opened with aiormq's own
 confirm tracking off and put into confirm mode by a plain confirm.select: aiormq sends publishes, and never judges them.
 That is how the driver stays truthful where aiormq is not: returns are matched by token and not by message_id, so equal
 ids may be in flight together; a multiple ack settles all that it covers even where its highest tag is settled already;

@@ -217,9 +217,7 @@ class FilteringTransport(asyncio.Transport):
         """
         self._answers += 1
         if self._answers > _ANSWERS:
-            raise LinkDown(
-                _faults.illegal_frame(f"more than {_ANSWERS} requests while nothing was read of the answers")
-            )
+            raise LinkDown(_faults.illegal_frame(f"it sent more than {_ANSWERS} requests and did not read the answers"))
         self.inject(data)
 
     def inject(self, data: bytes | bytearray | memoryview) -> None:

@@ -46,7 +46,7 @@ class Channels:
         self._opening: dict[int, anyio.Event] = {}
         #: Reports that wait for the first channel.
         self._reports: list[Callable[[], None]] = []
-        #: Where the deadline of an opening channel runs.
+        #: The task group of the tasks that limit the time in which a channel opens.
         self.tasks: TaskGroup | None = None
 
     def has(self, lane: Lane) -> bool:

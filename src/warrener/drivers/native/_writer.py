@@ -119,7 +119,7 @@ class Writer:
             patience.deadline = math.inf
 
     def _stalled_at(self) -> float:
-        """When a send that begins now, or is free to go on from now, has taken too long."""
+        """Return the instant at which the present send counts as stalled, if the broker takes no more bytes until then."""
         if self._blocked or not self._sending:
             return math.inf
         return anyio.current_time() + self._stall_timeout
