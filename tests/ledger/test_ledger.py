@@ -9,6 +9,7 @@ import pytest
 from attrs import evolve
 
 from warrener._publishing.ledger import Delivery, Verdict, verdict_of
+from warrener._publishing.ledger.introductions import AT_ONCE, PASSES_AFTER
 from warrener.errors import (
     DeadlineExceeded,
     GaveUp,
@@ -23,6 +24,8 @@ from warrener.errors import (
 from warrener.records import Envelope, Lane, Outcome, Receipt, Returned
 
 from .driving import INTERNAL, LOST, NOT_FOUND, Bench, books_balance, returned_of
+
+INVALID = evolve(NOT_FOUND, text="PRECONDITION_FAILED - invalid", reply_code=406)
 
 
 def kinds(deliveries: list[Delivery]) -> list[type]:
@@ -726,6 +729,75 @@ def test_a_lone_attempt_that_was_not_offered_does_not_count() -> None:
         assert bench.write() == [poison]
         assert bench.close_channel(lane=Lane.SUSPECT, written=0) == []
     assert (poison.attempts, poison.suspected) == (1, 0)
+
+
+def test_a_suspect_that_passed_is_not_charged_for_a_later_one() -> None:
+    """A suspect that closed nothing for a second is not charged for a close that comes after the next suspect."""
+    bench = Bench()
+    slow, guilty = bench.publish(2)
+    bench.close_channel(INVALID)
+    bench.open(Lane.MAIN)
+    bench.open(Lane.SUSPECT)
+    assert bench.write() == [slow]
+    bench.now += PASSES_AFTER
+    bench.ledger.look(bench.now, lambda _channel: 1)
+    assert bench.write() == [guilty]
+    bench.close_channel(INVALID, lane=Lane.SUSPECT)
+    assert slow.suspected == 0
+    bench.open(Lane.SUSPECT)
+    assert bench.write() == [guilty]
+    assert bench.close_channel(INVALID, lane=Lane.SUSPECT) == [guilty]
+    assert isinstance(guilty.outcome, PublishRefused)
+    bench.open(Lane.SUSPECT)
+    assert bench.write() == [slow]
+    bench.ack(1, channel=bench.channels[Lane.SUSPECT])
+    assert isinstance(slow.outcome, Receipt)
+    books_balance(bench.ledger, bench.accepted)
+
+
+def test_an_exchange_met_among_names_that_do_not_exist_is_not_met_last() -> None:
+    """Introductions that a close cut short come before new ones: each costs them one re-send, and there are 15 at most."""
+    bench = Bench(max_buffered=300, max_in_flight=300)
+    for number in range(100):
+        bench.accept(exchange=f"before-{number}", timeout=math.inf)
+    good = bench.accept(exchange="good", timeout=math.inf)
+    for number in range(100):
+        bench.accept(exchange=f"after-{number}", timeout=math.inf)
+    while good.outcome is None:
+        bench.ledger.next(bench.now)
+        channel = bench.open(Lane.SUSPECT)
+        first = bench.write()[0]
+        if first is good:
+            bench.ack(first.tag, channel=channel)
+        else:
+            text = f"NOT_FOUND - no exchange '{first.envelope.exchange}'"
+            bench.close_channel(evolve(NOT_FOUND, text=text), lane=Lane.SUSPECT)
+    assert good.attempts <= AT_ONCE
+
+
+@pytest.mark.parametrize("text", ["NOT_FOUND - no exchange 'x'", "message size 9 is larger than configured max size 5"])
+def test_a_refusal_ends_the_fast_path_for_its_own_time_only(text: str) -> None:
+    """When a refusal is no longer remembered, and for messages that it is not about, publishing costs what it did before."""
+    bench = Bench()
+    if "size" in text:
+        bench.accept(body=b"too large")
+    else:
+        bench.accept(exchange="x")
+    bench.ledger.next(bench.now)
+    bench.open(Lane.SUSPECT)
+    (bad,) = bench.write()
+    code = 406 if "size" in text else 404
+    assert bench.close_channel(evolve(NOT_FOUND, text=text, reply_code=code), lane=bad.lane) == [bad]
+    if bad.lane is Lane.MAIN:
+        bench.open(Lane.MAIN)
+    bench.now += 5.0
+    small = Delivery(Envelope(exchange="", routing_key="q", mandatory=True), b"x", "small", math.inf)
+    assert bench.ledger.refusal(small, bench.now) is None
+    assert bench.ledger.fast_path(small) == bench.channels[Lane.MAIN]
+    if "size" in text:
+        large = Delivery(small.envelope, b"too large", "large", math.inf)
+        assert bench.ledger.fast_path(large) is None
+        assert isinstance(bench.ledger.refusal(large, bench.now), PublishRefused)
 
 
 def test_a_suspect_stays_one_on_the_next_link() -> None:

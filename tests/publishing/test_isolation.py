@@ -316,6 +316,25 @@ async def test_a_full_queue_turns_away_only_its_own(autojump_clock: MockClock) -
         assert bench.producer.status().open_destinations == ()
 
 
+async def test_a_probe_that_a_policy_turns_away_gives_its_permit_back(autojump_clock: MockClock) -> None:
+    """The destination is probed again when the broker takes publishes again."""
+    async with opened(retry=warrener.Retry.fire_and_confirm(), breaker=Breaker(2, 1.0, 1)) as bench:
+        await bench.producer.wait_connected()
+        bench.broker.full.add("full")
+        for _ in range(2):
+            await bench.publish("full", routing_key="full")
+        bench.broker.full.clear()
+        await trio.sleep(1)
+        bench.driver.link.listener.blocked("memory")
+        await trio.sleep(0.1)
+        await bench.publish("blocked", routing_key="full")
+        assert type(bench.ended["blocked"][0]) is warrener.NotSent
+        bench.driver.link.listener.unblocked()
+        await trio.sleep(0.1)
+        await bench.publish("good", routing_key="full")
+        assert good(bench)
+
+
 async def test_what_was_accepted_is_written_whatever_a_breaker_does(autojump_clock: MockClock) -> None:
     """Five nacks with a window of five: fifteen messages to a healthy queue, accepted before, are confirmed."""
     async with opened(max_in_flight=5) as bench:

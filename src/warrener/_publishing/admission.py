@@ -83,6 +83,7 @@ class Admission:
             return refusal
         supervisor = self._supervisor
         if not self.waits_for_link and self._stalled_since is not None:
+            self.destinations.left(delivery)
             fault = self._ledger.settlement.last_fault
             return NotSent(
                 delivery.message_id, "no message can be written now, and the policy does not wait", last_fault=fault

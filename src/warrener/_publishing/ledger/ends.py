@@ -87,10 +87,12 @@ class Ends:
                 for delivery in epoch.outstanding.values():
                     if delivery.alone and delivery.tag <= written:
                         delivery.suspected -= 1  # another message was the cause, so this was no attempt alone
+        late = set() if explained else _acquit_passed(seen)
         again = _end_epoch(epoch, written, fault, self._rules, self._settlement, settled)
         if not explained:
             for delivery in again:
                 delivery.alone = delivery.alone or delivery.tag <= begun
+            again.sort(key=late.__contains__)
         self._waiting.put_back(again)
         if target is not None:
             self._remember(target, fault, now, settled)
@@ -171,6 +173,19 @@ def _end_epoch(
         else:
             again.append(delivery)
     return again
+
+
+def _acquit_passed(seen: list[Delivery]) -> set[Delivery]:
+    """Return the suspects that go behind the others. Their attempts do not count as alone.
+
+    They closed nothing for a second, so the cause is probably one that was written later. If it goes first, it is alone.
+    """
+    passed = {each for each in seen if each.passed and each.alone}
+    if len(passed) == len(seen):
+        return set()
+    for delivery in passed:
+        delivery.suspected -= 1
+    return passed
 
 
 def _unmake(delivery: Delivery) -> None:

@@ -104,8 +104,17 @@ class Introductions:
         self._queue(key).append(delivery)
 
     def put_back(self, key: Key, deliveries: list[Delivery]) -> None:
-        """Let messages that come back wait in front of the others with this key."""
+        """Let messages that come back wait in front of the others with this key, and be introduced before other keys.
+
+        So at most `AT_ONCE` - 1 closes of the suspects' channel, each by another exchange, come before an exchange's turn.
+        """
         self._queue(key).put_back(deliveries)
+        waiting = self._to_introduce
+        if waiting and waiting[-1] == key:  # as a new one is
+            waiting.rotate(1)
+        elif key in waiting:
+            waiting.remove(key)
+            waiting.appendleft(key)
 
     def _queue(self, key: Key) -> IntroductionQueue:
         queue = self._queues.get(key)

@@ -131,9 +131,11 @@ class Ledger:
 
     def refusal(self, delivery: Delivery, now: float) -> PublishError | None:
         """Return the error from a remembered refusal for a message that is not accepted yet; None if there is none."""
-        if not self._refusals.active:
+        refusals = self._refusals
+        refusals.expire(now)
+        if not refusals.active and delivery.size <= refusals.max_size:
             return None
-        fault = self._refusals.of(delivery, now)
+        fault = refusals.of(delivery, now)
         return None if fault is None else refused(delivery, fault, from_memory=True)
 
     def declared(self, exchange: str, *, standard: bool | None) -> None:
@@ -171,7 +173,7 @@ class Ledger:
         held = len(epoch.outstanding) + introductions.tagged
         if in_flight.suspect is not None:
             held += len(in_flight.suspect.outstanding)
-        if size > limits.max_buffered_bytes or held >= limits.max_in_flight:
+        if size > limits.max_buffered_bytes or size > self._refusals.max_size or held >= limits.max_in_flight:
             return None
         if held and in_flight.size + introductions.tagged_size + size > limits.max_in_flight_bytes:
             return None

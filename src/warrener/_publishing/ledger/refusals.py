@@ -10,6 +10,7 @@ remembered until the next link.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 
@@ -87,16 +88,18 @@ class Refusals:
         self._memory = memory
         self._limit = limit
         self._by_target: dict[Target, _Memory] = {}
-        self._too_large: tuple[int, Fault] | None = None
-        #: Whether anything is remembered, so that each message has to ask `of`.
+        self._too_large: Fault | None = None
+        #: The largest size that the broker takes, as far as it has told.
+        self.max_size: float = math.inf
+        #: Whether the refusal of any exchange or topic is remembered, so that each message has to ask `of`.
         self.active = False
 
     def remember(self, target: Target, fault: Fault, now: float) -> None:
         """The broker has refused this target."""
-        self.active = True
         if target.max_size is not None:
-            self._too_large = (target.max_size, fault)
+            self.max_size, self._too_large = target.max_size, fault
             return
+        self.active = True
         self._by_target.pop(target, None)
         self._by_target[target] = _Memory(fault, now + self._memory, now + PROBE_EVERY)
         if len(self._by_target) > self._limit:
@@ -104,8 +107,8 @@ class Refusals:
 
     def of(self, delivery: Delivery, now: float) -> Fault | None:
         """Return the refusal that answers this message; None if it may be written, perhaps as the probe of this second."""
-        if self._too_large is not None and delivery.size > self._too_large[0]:
-            return self._too_large[1]
+        if delivery.size > self.max_size:
+            return self._too_large
         for target in _targets(delivery):
             memory = self._by_target.get(target)
             if memory is None:
@@ -129,7 +132,12 @@ class Refusals:
 
     def _forget(self, target: Target) -> None:
         self._by_target.pop(target, None)
-        self.active = bool(self._by_target) or self._too_large is not None
+        self.active = bool(self._by_target)
+
+    def expire(self, now: float) -> None:
+        """Forget the refusals whose time is over. They are in the order in which their times end."""
+        while self._by_target and (oldest := next(iter(self._by_target.items())))[1].until <= now:
+            self._forget(oldest[0])
 
     def declared(self, exchange: str) -> None:
         """The exchange was declared: forget every refusal of it."""
@@ -139,7 +147,7 @@ class Refusals:
     def clear(self) -> None:
         """A new link begins: its broker may answer otherwise."""
         self._by_target.clear()
-        self._too_large = None
+        self.max_size, self._too_large = math.inf, None
         self.active = False
 
 

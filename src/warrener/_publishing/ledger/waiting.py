@@ -160,7 +160,7 @@ class Waiting:
                 introduced.setdefault(key, []).append(delivery)
         self.suspects.put_back(suspects)
         self.resend.put_back(resend)
-        for key, group in introduced.items():
+        for key, group in reversed(introduced.items()):
             self.introductions.put_back(key, group)
 
     def new_link(self) -> None:
