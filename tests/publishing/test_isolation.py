@@ -44,6 +44,8 @@ class Broker:
     full: set[str] = field(factory=set)
     mute: set[str] = field(factory=set)
     max_size: float = math.inf
+    #: user_ids that are not the user of the connection.
+    strangers: set[str] = field(factory=set)
     latency: float = 0.01
     #: Every channel that was closed.
     closings: list[Lane] = field(factory=list)
@@ -66,6 +68,9 @@ class Broker:
         fault = self.closes.get(envelope.exchange)
         if len(message.body) > self.max_size:
             text = f"message size {len(message.body)} is larger than configured max size {self.max_size}"
+            fault = closed(406, f"PRECONDITION_FAILED - {text}")
+        if envelope.user_id in self.strangers:
+            text = f"user_id property set to '{envelope.user_id}' but authenticated user was 'guest'"
             fault = closed(406, f"PRECONDITION_FAILED - {text}")
         if fault is not None:
             dead.add((link.number, message.channel))
@@ -256,6 +261,22 @@ async def test_a_body_beyond_the_brokers_limit_is_met_once(autojump_clock: MockC
         good(bench)
         assert [(each.reply_code, each.may_have_been_delivered) for each in bench.ended["bad"]] == [(406, False)] * 3
         assert [len(message.body) for message in bench.driver.published] == [2000, 1000]
+
+
+async def test_a_user_id_that_the_broker_refuses_is_met_once(autojump_clock: MockClock) -> None:
+    """406 names the user_id: each publish with it is refused, the close counts for no storm, and the others go on."""
+    async with opened() as bench:
+        await bench.publish("good", routing_key="q")
+        bench.broker.strangers = {"mallory"}
+        bench.nursery.start_soon(lambda: bench.stream("bad", 50, 2, routing_key="q", user_id="mallory"))
+        await bench.stream("good", 50, 2, routing_key="q")
+        await trio.sleep(3)
+        good(bench)
+        assert {(type(each), each.reply_code) for each in bench.ended["bad"]} == {(PublishRefused, 406)}
+        assert max(outcome.attempts for outcome in bench.ended["good"]) <= 2
+        assert bench.broker.closings.count(Lane.MAIN) == 1
+        assert len(bench.driver.links) == 1
+        assert len([each for each in bench.driver.published if each.envelope.user_id]) <= 4
 
 
 # --- blame needs proof ------------------------------------------------------------------------------------------------

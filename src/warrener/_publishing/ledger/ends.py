@@ -121,7 +121,7 @@ class Ends:
     def _remember(self, target: Target, fault: Fault, now: float, settled: list[Delivery]) -> None:
         """Remember the refusal, and refuse the messages of its target that wait."""
         self._refusals.remember(target, fault, now)
-        if target.max_size is None and target.routing_key is None:
+        if target == Target(target.exchange):
             self._waiting.introductions.refused(target.exchange)
         for delivery in self._waiting.live():
             if target.covers(delivery) and delivery.queue is not None:

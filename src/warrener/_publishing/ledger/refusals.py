@@ -1,8 +1,8 @@
 """Refusals: which publishes the close of a channel is about, and what is remembered of it.
 
 A channel.close names no delivery tag. But RabbitMQ's text names the exchange that does not exist or may not be written to,
-the topic that may not be written to, or the size that is too large. `named` compares the text with the publishes that were
-outstanding. A refusal of an exchange or a topic is remembered for `refusal_memory` seconds. Meanwhile one message a second
+the topic that may not be written to, the size that is too large, or the user_id that is not the connection's user. `named` compares the text with the publishes that were
+outstanding. A refusal of an exchange, a topic or a user_id is remembered for `refusal_memory` seconds. Meanwhile one message a second
 may be written to it, as a probe on the suspects' channel; all others are refused from memory and no byte of them is written.
 A probe that the broker answers ends the memory, and so does a new link. The largest size that the broker takes is
 remembered until the next link.
@@ -27,22 +27,28 @@ REFUSALS = frozenset({311, 403, 404, 406})
 #: Seconds between two probes of one remembered refusal.
 PROBE_EVERY = 1.0
 
+_USER_ID = "user_id property set to '{}' but authenticated user was"
 _SIZE = re.compile(r"message size \d+\D+max(?:imum)? size (\d+)")
 
 
 @frozen
 class Target:
-    """The publishes that a refusal is about: all to an exchange, all with one key to an exchange, or all above a size."""
+    """The publishes that a refusal is about: all to an exchange, all with one key to an exchange, all above a size, or all
+    with a user_id.
+    """
 
     exchange: str = ""
     routing_key: str | None = None
     max_size: int | None = None
+    user_id: str | None = None
 
     def covers(self, delivery: Delivery) -> bool:
         """Whether the refusal is about this publish."""
         if self.max_size is not None:
             return delivery.size > self.max_size
         envelope = delivery.envelope
+        if self.user_id is not None:
+            return envelope.user_id == self.user_id
         return envelope.exchange == self.exchange and self.routing_key in (None, envelope.routing_key)
 
 
@@ -61,6 +67,10 @@ def named(fault: Fault, candidates: Iterable[Delivery]) -> Target | None:
         target = Target(max_size=int(size[1]))
         if any(target.covers(each) for each in candidates):
             return target
+    elif fault.reply_code == 406:
+        for user_id in {each.envelope.user_id for each in candidates} - {None}:
+            if _USER_ID.format(printable(user_id or "")) in text:
+                return Target(user_id=user_id)
     return None
 
 
@@ -121,12 +131,12 @@ class Refusals:
                 memory.next_probe_at = now + PROBE_EVERY
         return None
 
-    def topic(self, delivery: Delivery) -> bool:
-        """Whether a refusal of exactly this exchange and routing key is remembered."""
-        return bool(self._by_target) and _targets(delivery)[1] in self._by_target
+    def beyond_exchange(self, delivery: Delivery) -> bool:
+        """Whether a refusal of exactly this exchange and routing key, or of this user_id, is remembered."""
+        return bool(self._by_target) and any(target in self._by_target for target in _targets(delivery)[1:])
 
     def passed(self, delivery: Delivery) -> None:
-        """The broker has taken a message to this exchange and routing key."""
+        """The broker has taken a message to this exchange and routing key, with this user_id."""
         for target in _targets(delivery):
             self._forget(target)
 
@@ -151,6 +161,7 @@ class Refusals:
         self.active = False
 
 
-def _targets(delivery: Delivery) -> tuple[Target, Target]:
+def _targets(delivery: Delivery) -> tuple[Target, ...]:
     envelope = delivery.envelope
-    return Target(envelope.exchange), Target(envelope.exchange, envelope.routing_key)
+    targets = Target(envelope.exchange), Target(envelope.exchange, envelope.routing_key)
+    return targets if envelope.user_id is None else (*targets, Target(user_id=envelope.user_id))

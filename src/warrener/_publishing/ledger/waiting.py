@@ -75,7 +75,7 @@ class Waiting:
         envelope = delivery.envelope
         if envelope.exchange not in self.introductions.covered:
             return envelope.exchange
-        if self._refusals.active and self._refusals.topic(delivery):
+        if self._refusals.active and self._refusals.beyond_exchange(delivery):
             return envelope.exchange, envelope.routing_key
         return None
 
