@@ -211,17 +211,17 @@ async def test_entering_twice_is_a_runtime_error(autojump_clock: MockClock) -> N
     """While the first body runs, after it, and beside a `run()` of its own."""
     producer = Producer(URL, driver=ScriptedDriver())
     async with producer:
-        with pytest.raises(RuntimeError, match="make (another|a new) Producer"):
+        with pytest.raises(RuntimeError, match=r"make (another|a new) Producer"):
             async with producer:
                 pytest.fail("entered twice")
         await producer.publish(b"x", routing_key="q")
-    with pytest.raises(RuntimeError, match="make (another|a new) Producer"):
+    with pytest.raises(RuntimeError, match=r"make (another|a new) Producer"):
         async with producer:
             pytest.fail("entered twice")
     other = Producer(URL, driver=ScriptedDriver())
     async with trio.open_nursery() as nursery:
         await nursery.start(other.run)
-        with pytest.raises(RuntimeError, match="make (another|a new) Producer"):
+        with pytest.raises(RuntimeError, match=r"make (another|a new) Producer"):
             async with other:
                 pytest.fail("entered beside run()")
         await other.aclose()

@@ -33,9 +33,7 @@ _SIZE = re.compile(r"message size \d+\D+max(?:imum)? size (\d+)")
 
 @frozen
 class Target:
-    """The publishes that a refusal is about: all to an exchange, all with one key to an exchange, all above a size, or all
-    with a user_id.
-    """
+    """The publishes that a refusal is about: those to an exchange, with one key to it, above a size, or with a user_id."""
 
     exchange: str = ""
     routing_key: str | None = None
