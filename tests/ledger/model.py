@@ -62,6 +62,8 @@ class Model:
         self.flight: list[Note] = []
         self.lanes: dict[str, int] = {}
         self.last: dict[int, int] = {}
+        #: By channel: the highest tag answered or returned.
+        self.checked: dict[int, int] = {}
         self.link = 0
         self.open = False
         self.paused = False
@@ -120,6 +122,8 @@ class Model:
 
     def answered(self, channel: int, tag: int, multiple: bool, letter: str, now: float) -> None:
         self.answered_at = now
+        if 0 < tag <= self.last.get(channel, 0):
+            self.checked[channel] = max(self.checked.get(channel, 0), tag)
         if not 0 < tag <= self.last.get(channel, 0):
             return
         for note in list(self.flight):
@@ -140,6 +144,7 @@ class Model:
             owner = [note for note in carriers if len(carriers) == 1 and note.mandatory and note.key == key]
         if owner:
             owner[0].returned = True
+            self.checked[channel] = max(self.checked.get(channel, 0), owner[0].tag)
             return
         for note in here:
             same = note.mandatory and note.key == key and message_id in (None, note.message_id)
@@ -149,23 +154,24 @@ class Model:
     def channel_closed(self, lane: str, code: int, written: int) -> None:
         channel = self.lanes.pop(lane)
         here = [note for note in self.flight if note.channel == channel]
-        seen = [note for note in here if note.tag <= written and not note.returned]
+        checked = self.checked.get(channel, 0)
+        seen = [note for note in here if checked < note.tag <= written and not note.returned]
         if len(seen) == 1 and code in (403, 404, 406):
             self.flight.remove(seen[0])
             earlier = "U" in seen[0].attempts
             self.end(seen[0], "R", f"PublishRefused/{earlier}", letter="U" if earlier else "R")
-        self._end_epoch(channel, written, suspects=True)
+        self._end_epoch(channel, written, suspects=checked)
 
     def link_lost(self, written: int) -> None:
         for channel in sorted(self.last):
-            self._end_epoch(channel, written, suspects=False)
+            self._end_epoch(channel, written, suspects=None)
         self._down()
 
     def _down(self) -> None:
-        self.lanes, self.last, self.open, self.paused = {}, {}, False, False
+        self.lanes, self.last, self.checked, self.open, self.paused = {}, {}, {}, False, False
         self.clock_floor = self.answered_at = float("-inf")
 
-    def _end_epoch(self, channel: int, written: int, *, suspects: bool) -> None:
+    def _end_epoch(self, channel: int, written: int, *, suspects: int | None) -> None:
         back: list[Note] = []
         for note in sorted((n for n in self.flight if n.channel == channel), key=lambda n: n.tag):
             self.flight.remove(note)
@@ -183,7 +189,7 @@ class Model:
                 self.end(note, "U")
             else:
                 note.attempts.append("U")
-                if suspects:
+                if suspects is not None and note.tag > suspects:
                     note.lane = "suspect"
                 back.append(note)
         for note in back:

@@ -299,6 +299,26 @@ async def test_a_close_that_names_nobody_makes_suspects(autojump_clock: MockCloc
             assert (await handle.wait()).attempts == 2
 
 
+async def test_messages_that_the_broker_has_checked_are_no_suspects(autojump_clock: MockClock) -> None:
+    """The ack of a later tag proves it: the one message behind it is guilty at once, and twenty unanswered ones delay nobody."""
+    async with opened() as bench:
+        bench.broker.mute.add("mute")
+        await bench.producer.wait_connected()
+        unanswered = [bench.producer.publish_nowait(b"x", routing_key="mute", timeout=5) for _ in range(20)]
+        await bench.publish("good", routing_key="q")
+        guilty = bench.producer.publish_nowait(b"x", routing_key="q")
+        bench.driver.link.close_channel(Lane.MAIN, closed(406, "PRECONDITION_FAILED - invalid"))
+        with pytest.raises(PublishRefused) as caught:
+            await guilty.wait()
+        assert not caught.value.may_have_been_delivered
+        await bench.publish("good", routing_key="q")
+        assert max(good(bench)) < 0.1
+        assert bench.driver.link.number == 1
+        for handle in unanswered:
+            with pytest.raises(warrener.Unconfirmed):
+                await handle.wait()
+
+
 async def test_a_suspect_that_the_broker_never_answers_holds_up_no_other(autojump_clock: MockClock) -> None:
     """A second without a close is answer enough to send the next suspect."""
     async with opened() as bench:

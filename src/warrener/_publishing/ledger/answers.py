@@ -88,6 +88,7 @@ class Answers:
                     candidate.ambiguous = True
         elif delivery.returned is None:
             delivery.returned = returned
+            epoch.checked = max(epoch.checked, delivery.tag)
         else:
             self._counters.anomalies += 1
 

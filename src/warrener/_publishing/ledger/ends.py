@@ -68,7 +68,8 @@ class Ends:
     ) -> tuple[list[Delivery], bool]:
         """The broker closed the channel; return the messages with an outcome, and whether the close is explained.
 
-        The messages up to tag `written` may have been stored; those up to tag `begun` may be the cause of the close.
+        The messages up to tag `written` may have been stored; those behind the last one
+        that the broker has checked, up to tag `begun`, may be the cause of the close.
         """
         epoch = self._in_flight.close(channel)
         if epoch is None:
@@ -78,7 +79,9 @@ class Ends:
         if epoch.lane is Lane.SUSPECT:
             self._waiting.introductions.channel_ended()
         begun = max(begun, written)
-        seen = [each for tag, each in epoch.outstanding.items() if tag <= begun and each.returned is None]
+        seen = [
+            each for tag, each in epoch.outstanding.items() if epoch.checked < tag <= begun and each.returned is None
+        ]
         target = named(fault, seen)
         explained = target is not None or (len(seen) == 1 and fault.reply_code in REFUSALS)
         if explained:
@@ -91,7 +94,7 @@ class Ends:
         again = _end_epoch(epoch, written, fault, self._rules, self._settlement, settled)
         if not explained:
             for delivery in again:
-                delivery.alone = delivery.alone or delivery.tag <= begun
+                delivery.alone = delivery.alone or epoch.checked < delivery.tag <= begun
             again.sort(key=late.__contains__)
         self._waiting.put_back(again)
         if target is not None:

@@ -18,7 +18,9 @@ class Epoch:
     outstanding tag keeps that, and finding the oldest publish, at O(1) per message.
     """
 
-    __slots__ = ("channel", "indexed", "lane", "last", "lowest", "open_ids", "open_tokens", "outstanding", "watched")
+    __slots__ = (
+        "channel", "checked", "indexed", "lane", "last", "lowest", "open_ids", "open_tokens", "outstanding", "watched",
+    )  # fmt: skip
 
     def __init__(self, lane: Lane, channel: int) -> None:
         self.lane = lane
@@ -29,6 +31,9 @@ class Epoch:
         self.last = 0
         #: No tag below this one is outstanding; `oldest` raises it.
         self.lowest = 1
+        #: The highest tag that the broker has answered or returned. It takes the publishes of a channel in order and checks
+        #: each before the next one, so no publish up to this tag can be the cause of a close.
+        self.checked = 0
         #: The highest tag whose message was found to be overdue.
         self.watched = 0
         #: Open attempts by message_id and by token, kept from the first return on. An attempt with an answer stays in the
@@ -53,6 +58,8 @@ class Epoch:
         Tag 0 and tags that were never assigned answer nothing.
         """
         take = self.outstanding.pop
+        if self.checked < tag <= self.last:
+            self.checked = tag
         if not multiple:
             delivery = take(tag, None)
             return [] if delivery is None else [delivery]
