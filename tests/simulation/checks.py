@@ -278,14 +278,14 @@ def outcomes_match(seen: Evidence) -> Iterator[str]:
 
 
 def _alike(one: Item, other: Item, code: int) -> bool:
-    """Whether the broker refuses both for the same reason: their exchange, or their size."""
+    """Whether the broker refuses both for the same reason: their exchange, their user_id, or their size."""
     if code == 406:
-        return one is other or min(one.size, other.size) > LARGEST
+        return one is other or (one.poison and other.poison) or min(one.size, other.size) > LARGEST
     return ADDRESSES[one.address][0] == ADDRESSES[other.address][0]
 
 
 def _was_refused(seen: Evidence, publish: Publish, code: int) -> bool:
-    """Whether a channel was closed with this code while a message to the same exchange, or of such a size, was on it."""
+    """Whether a channel was closed with this code while a message to the same exchange, with the same user_id or of such a size was on it."""
     return any(
         attempt.reached is not False
         and _alike(seen.trace.publishes[attempt.number].item, publish.item, code)
