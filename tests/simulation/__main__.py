@@ -35,17 +35,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--faults", type=_places, help="with --seed: only these of its faults, by place (0,3,4)")
     parser.add_argument("--calls", type=_places, help="with --seed: only these of its calls")
     parser.add_argument("--beside", action="store_true", help="run the plans with bad destinations")
-    parser.add_argument(
-        "--together", action="store_true", help="with --beside: costly messages and slow or mute queues in one plan"
-    )
     chosen = parser.parse_args(arguments)
     if chosen.seed is None and chosen.beside:
-        return run_beside(range(chosen.first, chosen.first + chosen.seeds), chosen.processes, together=chosen.together)
+        return run_beside(range(chosen.first, chosen.first + chosen.seeds), chosen.processes)
     if chosen.seed is None:
         return run_corpus(range(chosen.first, chosen.first + chosen.seeds), chosen.processes)
     if chosen.beside:
-        plan = beside(chosen.seed, together=chosen.together)
-        return tell(plan) | tell(alone(plan)) | tell_findings(isolation(chosen.seed, together=chosen.together))
+        plan = beside(chosen.seed)
+        return tell(plan) | tell(alone(plan)) | tell_findings(isolation(chosen.seed))
     plan = draw(chosen.seed)
     faults = range(len(plan.faults)) if chosen.faults is None else chosen.faults
     calls = range(len(plan.calls)) if chosen.calls is None else chosen.calls
@@ -106,10 +103,10 @@ def run_corpus(seeds: Sequence[int], processes: int) -> int:
     return bool(failed or wrong or failed_beside)
 
 
-def run_beside(seeds: Sequence[int], processes: int, *, together: bool = False) -> int:
+def run_beside(seeds: Sequence[int], processes: int) -> int:
     """Run the plans of many seeds beside bad destinations and alone, and print what is wrong with them."""
     began, failed = time.monotonic(), 0
-    for seed, findings in run_pairs(seeds, processes, together=together):
+    for seed, findings in run_pairs(seeds, processes):
         failed += bool(findings)
         if findings:
             print(f"seed {seed} fails:")

@@ -8,7 +8,6 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 
 from attrs import evolve, frozen
 
@@ -101,10 +100,10 @@ def run_seeds(seeds: Sequence[int], processes: int) -> Iterator[Summary]:
         yield from pool.map(run_seed, seeds, chunksize=10)
 
 
-def run_pairs(seeds: Sequence[int], processes: int, *, together: bool = False) -> Iterator[tuple[int, list[Finding]]]:
+def run_pairs(seeds: Sequence[int], processes: int) -> Iterator[tuple[int, list[Finding]]]:
     """Run the plans with bad destinations, and yield each seed with its findings, in the order of the seeds."""
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield from zip(seeds, pool.map(partial(isolation, together=together), seeds, chunksize=5), strict=True)
+        yield from zip(seeds, pool.map(isolation, seeds, chunksize=5), strict=True)
 
 
 def smoke(publishes: int = 100) -> Summary:

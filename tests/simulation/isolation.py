@@ -32,9 +32,9 @@ REFUSED_WITHIN = 3.0
 EXPLAINED: Final = frozenset({403, 404, 406})
 
 
-def isolation(seed: int, *, together: bool = False) -> list[Finding]:
+def isolation(seed: int) -> list[Finding]:
     """Run the plan of a seed beside bad destinations and alone, and return what is wrong with either or both."""
-    plan = beside(seed, together=together)
+    plan = beside(seed)
     with_bad, without = Evidence(simulate(plan)), Evidence(simulate(alone(plan)))
     return [*judge(with_bad), *judge(without), *compare(with_bad, without)]
 

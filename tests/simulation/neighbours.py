@@ -48,21 +48,15 @@ _SOUND = ("jobs", "jobs", "work", "quorum")
 _TROUBLES = ("rst", "fin", "freeze", "crash", "operator close", "cut to broker", "cut to client", "alarm")
 
 
-def beside(seed: int, *, together: bool = False) -> Plan:
-    """Return the plan of a seed with bad destinations.
-
-    Messages that cost the channel stand beside queues that confirm late or never only in plans that are asked for
-    (`together`): the suspects of such a channel wait for each other, so that a mute queue still delays sound messages.
-    """
+def beside(seed: int) -> Plan:
+    """Return the plan of a seed with bad destinations."""
     rng = stream(seed, "isolation")
     # A destination that holds a tenth of a tiny window or buffer would hold less than one message.
     producer = producer_of(seed, "liveness", quiet=False)
     # A network on which a channel is opened and a message sent again well within a second; and with two addresses, a
     # handshake within half of `connect_timeout`.
     network, brokers = network_of(seed, quiet=False), rng.choice((1, 1, 2))
-    left_out = () if together else rng.choice((("poisoned",), ("mute", "slow")))
-    pool = [kind for kind in sorted(BAD) if kind not in left_out]
-    kinds = rng.sample(pool, rng.randint(3, len(pool)))
+    kinds = rng.sample(sorted(BAD), rng.randint(3, len(BAD)))
     calls = [*_sound_calls(rng, producer.publish_timeout)]
     number = FIRST_BAD
     for kind in kinds:
