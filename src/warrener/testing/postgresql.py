@@ -142,12 +142,18 @@ class PrivatePostgreSQL:
     def kill(self) -> None:
         """SIGKILL to the server and its sessions: what is not on disk is lost."""
         if self._server is not None:
+            # Stopped first, it starts no session that would be missing from the list.
+            self._server.send_signal(signal.SIGSTOP)
             children = self._children()
             self._server.kill()
             for child in children:
                 with suppress(ProcessLookupError):
                     os.kill(child, signal.SIGKILL)
             self._reap()
+            # A session that still ends holds the shared memory, and the next server would refuse to start beside it.
+            deadline = time.monotonic() + self._start_timeout
+            while any(map(_runs, children)) and time.monotonic() < deadline:
+                time.sleep(0.01)
 
     def stop(self) -> None:
         """Shut down at once and in order: sessions are ended, what is written is on disk."""
@@ -319,5 +325,13 @@ def _answers(port: int) -> bool:
         with socket.create_connection(("127.0.0.1", port), timeout=5) as peer:
             peer.sendall(struct.pack(">ii", 8 + len(parameters), 196608) + parameters)
             return peer.recv(1) == b"R"
+    except OSError:
+        return False
+
+
+def _runs(pid: int) -> bool:
+    """Whether the process exists and has not ended yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
