@@ -42,6 +42,7 @@ class LinkFacts:
             )
             sender.settle(settled)
             sender.admission.refuse_waiters()
+            sender.keep_sweep()
             if lane is Lane.MAIN and not explained:
                 sender.supervisor.channel_closed(self._number, fault)
             sender.pump()
