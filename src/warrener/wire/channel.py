@@ -202,7 +202,7 @@ class Publisher:
         pieces[2::4] = [after] * count
         pieces[3::4] = bodies
         # In parcels of about the usual size, so that `written` grows in the usual steps.
-        each = max(1, PARCEL // (len(head) + 3 + len(after) + size))
+        each = -(-PARCEL // (len(head) + 3 + len(after) + size))
         for at in range(0, count, each):
             if at:
                 pieces[4 * at] = head[len(end) :]
