@@ -162,7 +162,9 @@ class Model:
             self.flight.remove(seen[0])
             earlier = "U" in seen[0].attempts
             self.end(seen[0], "R", f"PublishRefused/{earlier}", letter="U" if earlier else "R")
-            acquitted = [note for note in here if note is not seen[0] and note.lane == "suspect" and note.tag <= written]
+            acquitted = [
+                note for note in here if note is not seen[0] and note.lane == "suspect" and note.tag <= written
+            ]
             behind: list[Note] = []
         else:
             passed = [note for note in seen if note.passed and note.lane == "suspect"]
