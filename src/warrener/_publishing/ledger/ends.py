@@ -102,7 +102,7 @@ class Ends:
                 for delivery in epoch.outstanding.values():
                     if delivery.alone and delivery.tag <= written:
                         delivery.suspected -= 1  # another message was the cause, so this was no attempt alone
-        late = set() if explained else _acquit_passed(seen)
+        late: set[Delivery] = set() if explained else _acquit_passed(seen)
         again = _end_epoch(epoch, written, fault, self._rules, self._settlement, settled)
         if not explained:
             for delivery in again:
