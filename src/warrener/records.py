@@ -374,14 +374,17 @@ class Returned:
 
     reply_code: int
     reply_text: str
-    exchange: str
-    routing_key: str
-    message_id: str | None
+    #: Exactly as the broker sent them, so that the message can be found. Show `shown` in their place.
+    exchange: str = field(repr=False)
+    routing_key: str = field(repr=False)
+    message_id: str | None = field(repr=False)
     #: The value of the private header `x-warrener-token`, where present.
-    token: str | None
+    token: str | None = field(repr=False)
     body_size: int
     #: blake2b of the body (16 bytes), or b"" where the driver does not compute it.
     body_hash: bytes = field(default=b"", repr=False)
+    #: Exchange, routing key and message_id as one line, without secrets.
+    shown: str = field(default="", eq=False)
 
 
 @frozen

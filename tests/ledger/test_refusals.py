@@ -76,6 +76,33 @@ def test_a_property_that_the_broker_names_is_guilty(name: str, value: Any, text:
     assert bench.ledger.refusal(again, bench.now + 1.0) is None  # the probe of this second
 
 
+@pytest.mark.parametrize(
+    ("code", "text", "exchange", "key"),
+    [
+        (404, "NOT_FOUND - no exchange '***.missing' in vhost '/'", "guest.missing", "q"),
+        (
+            403,
+            "ACCESS_REFUSED - access to topic 'a.***' in exchange '***.topics' in vhost '/' refused",
+            "guest.topics",
+            "a.guest",
+        ),
+        (403, "ACCESS_REFUSED - access to exchange '***' in vhost '/' refused for user '***'", "guest", "q"),
+        (404, "NOT_FOUND - no exchange 'it's' in vhost '/'", "it's", "q"),
+    ],
+)
+def test_a_name_that_holds_the_password_is_recognised(code: int, text: str, exchange: str, key: str) -> None:
+    """The password is masked in texts of the broker, and names may contain it: `guest` is a password, too."""
+    bench = Bench()
+    guilty = bench.accept(exchange=exchange, routing_key=key)
+    other = bench.accept(exchange="other", routing_key=key)
+    introduce(bench)
+    bench.write()
+    bench.close_channel(evolve(NOT_FOUND, text=text, reply_code=code), lane=Lane.SUSPECT)
+    assert isinstance(guilty.outcome, PublishRefused)
+    assert other.outcome is None
+    assert isinstance(bench.ledger.refusal(Delivery(guilty.envelope, b"", "new", math.inf), bench.now), PublishRefused)
+
+
 # --- what a refusal costs ---------------------------------------------------------------------------------------------
 
 

@@ -37,11 +37,9 @@ class ReturnsLog:
             return
         self._logged += 1
         log.warning(
-            "%s: returned by the broker: exchange %r, routing key %r, code %d %s, message %s",
+            "%s: returned by the broker: %s, code %d %s",
             self._name,
-            printable(returned.exchange),
-            printable(returned.routing_key),
+            returned.shown,
             returned.reply_code,
             printable(returned.reply_text),
-            printable(returned.message_id or "?"),
         )

@@ -271,6 +271,7 @@ class ScriptedLink:
                 Returned(
                     312, "NO_ROUTE", envelope.exchange, envelope.routing_key, message.message_id, message.token,
                     len(message.body),
+                    shown=f"exchange {envelope.exchange!r}, routing key {envelope.routing_key!r}, message {message.message_id}",
                 ),
             )  # fmt: skip
         if answer in ("ack", "return"):

@@ -19,7 +19,7 @@ from attrs import define, frozen
 
 from warrener._properties import PROPERTIES
 from warrener._publishing.ledger.delivery import Delivery
-from warrener.errors import Fault, printable
+from warrener.errors import MASKED, Fault, printable
 from warrener.records import Envelope
 
 __all__ = ["REFUSALS", "Refusals", "Target", "named"]
@@ -75,7 +75,7 @@ def named(fault: Fault, candidates: Iterable[Delivery]) -> Target | None:
     if fault.reply_code in (403, 404):
         addresses = {(each.envelope.exchange, each.envelope.routing_key) for each in candidates}
         for exchange, key in addresses:
-            if "topic '" in text and f"topic '{printable(key)}' in exchange '{printable(exchange)}'" in text:
+            if "topic '" in text and _quotes(text, "topic", key) and _quotes(text, "exchange", exchange):
                 return Target(exchange, key)
         found = [exchange for exchange in {name for name, _ in addresses if name} if _names(text, exchange)]
         if found and "topic '" not in text:
@@ -99,11 +99,10 @@ def _named_property(text: str, envelopes: list[Envelope]) -> Target | None:
     else:
         for name in _VALUED:
             # RabbitMQ says "invalid expiration '…'" and "user_id property set to '…' but authenticated user was '…'".
-            said = re.compile(rf"\b{name.replace('_', '[_ -]')} (?:property set to )?'(.*?)'(?!\w)")
-            values = {printable(found) for found in said.findall(text)}
-            if values:
+            before = rf"\b{name.replace('_', '[_ -]')}(?: property set to)?"
+            if re.search(before, text) is not None:
                 wanted += [
-                    (name, _value(each, name)) for each in envelopes if printable(str(_value(each, name))) in values
+                    (name, _value(each, name)) for each in envelopes if _quotes(text, before, _value(each, name))
                 ]
     return next((Target(with_property=each) for each in wanted if each[1] is not None), None)
 
@@ -118,12 +117,21 @@ def _value(envelope: Envelope, name: str) -> object:
 
 def _names(text: str, exchange: str) -> bool:
     """Whether the text names the exchange. The broker cuts its text at 255 bytes, perhaps within a long name."""
-    name = printable(exchange)
-    if f"exchange '{name}'" in text:
+    if _quotes(text, "exchange", exchange):
         return True
     _, found, rest = text.rpartition("exchange '")
     cut = rest.rstrip("…")
-    return bool(found) and "'" not in rest and len(cut) > 100 and name.startswith(cut)
+    return bool(found) and "'" not in rest and len(cut) > 100 and printable(exchange).startswith(cut)
+
+
+def _quotes(text: str, before: str, value: object) -> bool:
+    """Whether the text has the value in quotes behind the pattern `before`; a password in it is masked in the text."""
+    shown = printable(str(value))
+    for said in re.findall(rf"{before} '(.*?)'(?!\w)", text):
+        parts = said.split(MASKED)
+        if said == shown or (len(parts) > 1 and re.fullmatch(".+".join(map(re.escape, parts)), shown) is not None):
+            return True
+    return False
 
 
 @define
