@@ -103,6 +103,31 @@ def test_a_name_that_holds_the_password_is_recognised(code: int, text: str, exch
     assert isinstance(bench.ledger.refusal(Delivery(guilty.envelope, b"", "new", math.inf), bench.now), PublishRefused)
 
 
+def test_the_default_exchange_can_be_refused_too() -> None:
+    """RabbitMQ calls it amq.default. It closes the main channel once; its probes go to the suspects' channel."""
+    bench = Bench()
+    other = bench.accept(exchange="other")
+    channel = introduce(bench)
+    bench.write()
+    bench.ack(1, channel=channel)
+    guilty = bench.publish(3)
+    other = bench.publish(1, exchange="other")[0]
+    text = "ACCESS_REFUSED - access to exchange 'amq.default' in vhost '/' refused for user 'ann'"
+    forbidden = evolve(NOT_FOUND, text=text, reply_code=403)
+    bench.close_channel(forbidden)
+    assert [type(each.outcome) for each in guilty] == [PublishRefused] * 3
+    bench.open(Lane.MAIN)
+    assert bench.write() == [other]
+    bench.now += 1.5
+    probe = Delivery(guilty[0].envelope, b"", "probe", math.inf)
+    assert bench.ledger.refusal(probe, bench.now) is None
+    bench.ledger.accept(probe)
+    assert bench.write() == [probe]
+    assert probe.lane is Lane.SUSPECT
+    bench.ack(probe.tag, channel=channel)
+    assert covered(bench, "")
+
+
 # --- what a refusal costs ---------------------------------------------------------------------------------------------
 
 

@@ -31,6 +31,8 @@ REFUSALS = frozenset({311, 403, 404, 406})
 PROBE_EVERY = 1.0
 
 _SIZE = re.compile(r"message size \d+\D+max(?:imum)? size (\d+)")
+#: RabbitMQ's name of the default exchange in its texts.
+_DEFAULT_EXCHANGE = "amq.default"
 #: RabbitMQ takes these two headers only as a list of routing keys.
 _ROUTES = ("CC", "BCC")
 _BAD_ROUTES = re.compile(r"unacceptable_type_in_header\W+(B?CC)\b")
@@ -77,7 +79,7 @@ def named(fault: Fault, candidates: Iterable[Delivery]) -> Target | None:
         for exchange, key in addresses:
             if "topic '" in text and _quotes(text, "topic", key) and _quotes(text, "exchange", exchange):
                 return Target(exchange, key)
-        found = [exchange for exchange in {name for name, _ in addresses if name} if _names(text, exchange)]
+        found = [exchange for exchange in {name for name, _ in addresses} if _names(text, exchange)]
         if found and "topic '" not in text:
             return Target(max(found, key=len))
     elif fault.reply_code in (311, 406) and (size := _SIZE.search(text)) is not None:
@@ -117,11 +119,11 @@ def _value(envelope: Envelope, name: str) -> object:
 
 def _names(text: str, exchange: str) -> bool:
     """Whether the text names the exchange. The broker cuts its text at 255 bytes, perhaps within a long name."""
-    if _quotes(text, "exchange", exchange):
+    if _quotes(text, "exchange", exchange or _DEFAULT_EXCHANGE):
         return True
     _, found, rest = text.rpartition("exchange '")
     cut = rest.rstrip("…")
-    return bool(found) and "'" not in rest and len(cut) > 100 and printable(exchange).startswith(cut)
+    return bool(found and exchange) and "'" not in rest and len(cut) > 100 and printable(exchange).startswith(cut)
 
 
 def _quotes(text: str, before: str, value: object) -> bool:
