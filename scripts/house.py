@@ -43,6 +43,7 @@ ROOMS = {
     "topology": "values",
     "_ids": "values",
     "_properties": "values",
+    "_retry_rules": "values",
     "_histogram": "values",
 }
 #: Rooms without input and output, clock or randomness, and rooms that a user's program may import.

@@ -129,10 +129,17 @@ class Epoch:
                 return owner
         if returned.message_id is None:
             return None
-        carriers = [each for each in ids.get(returned.message_id, ()) if each.epoch is self]
+        # A message that was written twice is here once, as its later attempt: a return of the earlier one has come before.
+        listed = dict.fromkeys(ids.get(returned.message_id, ()))
+        carriers = [each for each in listed if each.epoch is self and not _superseded(each)]
         if len(carriers) != 1 or not _agrees(carriers[0], returned):
             return None
         return carriers[0]
+
+
+def _superseded(delivery: Delivery) -> bool:
+    """Whether this is an earlier attempt of a message that was written again in the same epoch."""
+    return delivery.earlier_of is not None and delivery.earlier_of.epoch is delivery.epoch
 
 
 def may_be(delivery: Delivery, returned: Returned) -> bool:
