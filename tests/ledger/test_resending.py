@@ -37,7 +37,7 @@ def test_a_nacked_message_is_written_again_after_its_delay() -> None:
     (message,) = b.publish(1)
 
     assert b.nack(1) == []
-    assert (b.ledger.buffered, b.ledger.in_flight, b.ledger.due_at()) == (1, 0, 102.0)
+    assert (b.ledger.buffered, b.ledger.in_flight, b.ledger.delayed.due_at()) == (1, 0, 102.0)
     b.now = 101.9
     assert b.write() == []
     b.now = 102.0
@@ -55,8 +55,8 @@ def test_the_delay_grows_with_each_nack_and_has_a_cap() -> None:
     waits = []
     for tag in range(1, 5):
         b.nack(tag)
-        waits.append(b.ledger.due_at() - b.now)
-        b.now = b.ledger.due_at()
+        waits.append(b.ledger.delayed.due_at() - b.now)
+        b.now = b.ledger.delayed.due_at()
         assert b.write() == [message]
 
     assert waits == [2.0, 4.0, 8.0, 8.0]
@@ -71,7 +71,7 @@ def test_the_delay_is_within_its_range_and_the_same_for_the_same_message() -> No
             b = Bench(retry=RetryRules(nacked=True))
             b.publish(1, message_id=f"m{number}")
             b.nack(1)
-            instants.append(b.ledger.due_at() - b.now)
+            instants.append(b.ledger.delayed.due_at() - b.now)
         assert instants[0] == instants[1]
         assert 0.5 <= instants[0] <= 1.0
         delays.add(instants[0])
@@ -137,7 +137,7 @@ def test_the_policy_of_a_message_replaces_that_of_the_producer() -> None:
     patient, plain = b.accept(retry=retry_rules(NACKED)), b.accept()
     b.write()
     assert b.nack(2, multiple=True) == [plain]
-    assert b.ledger.due_at() == 102.0
+    assert b.ledger.delayed.due_at() == 102.0
 
     once = b.accept(retry=retry_rules(Retry.at_most_once()))
     b.write()

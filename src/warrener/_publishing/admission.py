@@ -57,6 +57,8 @@ class Admission:
         self._backend = backend
         self._supervisor = supervisor
         self._max_block = max_block
+        #: The sweeps of the ledger that the waiters have followed.
+        self._sweeps = 0
         #: Since when no message can be written (no link, or blocked); None while messages can be written.
         self._stalled_since: float | None = backend.clock()
 
@@ -73,7 +75,7 @@ class Admission:
         refusal = self._refused_by_destination(delivery)
         if refusal is not None:
             return refusal
-        supervisor, retry = self._supervisor, self._ledger.retry_of(delivery)
+        supervisor, retry = self._supervisor, self._ledger.rules.retry_of(delivery)
         if not retry.waits and self._stalled_since is not None:
             self.destinations.left(delivery)
             fault = self._ledger.settlement.last_fault
@@ -83,7 +85,8 @@ class Admission:
         if supervisor.breaker_closed or not retry.fail_fast:
             return None
         # Half open: accepted messages go first, so a new message is a probe only when none of them waits to be written.
-        permit = supervisor.admit() if not self._ledger.queued else supervisor.patience()
+        others = self._ledger.buffered > len(self._ledger.delayed)
+        permit = supervisor.patience() if others else supervisor.admit()
         if isinstance(permit, float):
             self.destinations.left(delivery)
             return CircuitOpen(
@@ -112,10 +115,13 @@ class Admission:
         return destinations.refusal(delivery, now) if destinations.active else None
 
     def refuse_waiters(self) -> None:
-        """The broker has refused a target: refuse the waiters whose messages it is about."""
+        """The broker has refused targets: refuse the waiters whose messages they are about, once for each sweep of the ledger."""
+        sweeps, self._sweeps = self._sweeps, self._ledger.ends.sweeps
+        if sweeps == self._sweeps or not self.waiters:
+            return
         now = self._backend.clock()
         for waiter in tuple(self.waiters):
-            refusal = self._ledger.refusal(waiter.delivery, now)
+            refusal = self._ledger.remembered(waiter.delivery, now)
             if refusal is not None:
                 self.waiters.remove(waiter)
                 waiter.refusal = refusal

@@ -42,6 +42,7 @@ class LinkFacts:
             )
             sender.settle(settled)
             sender.admission.refuse_waiters()
+            sender.keep_sweep()
             if lane is Lane.MAIN and not explained:
                 sender.supervisor.channel_closed(self._number, fault)
             sender.pump()
@@ -83,6 +84,11 @@ class LinkFacts:
         if self._sender.number == self._number:
             log.info("%s: the broker takes publishes again", self._sender.name)
             self._sender.supervisor.unblocked(self._number)
+
+    def pull(self) -> None:
+        """The link is about to send."""
+        if self._sender.number == self._number:
+            self._sender.pump()
 
     def writable(self) -> None:
         """The link is no longer congested."""

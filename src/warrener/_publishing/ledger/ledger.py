@@ -99,7 +99,7 @@ class Ledger:
     ) -> None:
         self.settlement = Settlement()
         self.counters = self.settlement.counters
-        self._rules = Rules(retry, suspect_attempts, frozenset(standard_exchanges))
+        self.rules = Rules(retry, suspect_attempts, frozenset(standard_exchanges))
         self._in_flight = InFlight(confirm_timeout)
         self._refusals = Refusals(refusal_memory, max_destinations)
         self._waiting = Waiting(
@@ -109,11 +109,13 @@ class Ledger:
             Limits(max_buffered, max_buffered_bytes, max_in_flight, max_in_flight_bytes),
         )
 
+        #: The nacked messages that wait for their next attempt.
+        self.delayed = self._waiting.delayed
         self._shares = Shares(self._in_flight, self._waiting)
         self._resending = Resending(
-            self._in_flight, self._waiting, self._shares, self._rules, self.settlement, confirm_timeout
+            self._in_flight, self._waiting, self._shares, self.rules, self.settlement, confirm_timeout
         )
-        parts = self._in_flight, self._waiting, self._refusals, self._rules, self.settlement
+        parts = self._in_flight, self._waiting, self._refusals, self.rules, self.settlement
         #: Takes what the broker says about publishes.
         self.answers = Answers(*parts, self._resending)
         #: Takes the ends of channels and links.
@@ -143,20 +145,21 @@ class Ledger:
         fault = refusals.of(delivery, now)
         return None if fault is None else refused(delivery, fault, from_memory=True)
 
+    def remembered(self, delivery: Delivery, now: float) -> PublishError | None:
+        """Return the error from a remembered refusal for a message that waits to be accepted. It asks for no probe."""
+        fault = self._refusals.answers(delivery, now)
+        return None if fault is None else refused(delivery, fault, from_memory=True)
+
     def declared(self, exchange: str, *, standard: bool | None) -> None:
         """This producer has declared the exchange: refusals of it are forgotten.
 
         `standard` says whether its type is one of AMQP itself, so that its returns are certain; None: its type is not known.
         """
         self._refusals.declared(exchange)
-        known = self._rules.standard_exchanges
+        known = self.rules.standard_exchanges
         if standard is None:
             return
-        self._rules.standard_exchanges = known | {exchange} if standard else known - {exchange}
-
-    def retry_of(self, delivery: Delivery) -> RetryRules:
-        """Return the retry policy of a message, accepted or not."""
-        return self._rules.retry_of(delivery)
+        self.rules.standard_exchanges = known | {exchange} if standard else known - {exchange}
 
     def accept(self, delivery: Delivery) -> None:
         """Take the message over. The caller has asked `full` at this instant."""
@@ -308,7 +311,7 @@ class Ledger:
         tag stays taken until the broker answers.
         """
         settlement, waiting = self.settlement, self._waiting
-        settled, waiting.expired = waiting.expired, []
+        settled, waiting.ended = waiting.ended, []
         for delivery in settlement.deadlines.passed(now):
             if delivery.queue is not None:
                 waiting.expire(delivery, settled)
@@ -316,12 +319,13 @@ class Ledger:
             fault = settlement.last_fault if delivery.unanswered else None
             self._end_in_flight(delivery, "its deadline passed", fault, settled)
             settlement.tombstones += 1
+        self.ends.sweep(now, settled)
         return settled
 
     def _end_in_flight(self, delivery: Delivery, why: str, fault: Fault | None, settled: list[Delivery]) -> None:
         """End a message that waits for the broker's answer."""
         if delivery.returned is not None:
-            result = self._rules.unroutable(delivery, delivery.returned)
+            result = self.rules.unroutable(delivery, delivery.returned)
         else:
             result = unanswered(delivery, why, fault)
         self.settlement.answer(delivery, result, settled)
@@ -388,39 +392,42 @@ class Ledger:
         in_flight = self._in_flight
         found = in_flight.find_overdue(now)
         self.counters.overdue += len(found)
-        self._resending.overdue(found, now)
-        self._resending.look(now)
-        self._resending.tell_tokens(now)
+        self._resending.look(found, now)
         epoch = in_flight.suspect
-        if epoch is None or in_flight.paused:
+        if epoch is None or in_flight.paused or in_flight.clock_floor + PASSES_AFTER > now:
             return
         last = written(epoch.channel)
-        for delivery in self._waiting.introductions.pass_old(now, last):
-            delivery.passed = True
-            self._refusals.passed(delivery)
         for delivery in epoch.outstanding.values():
-            if delivery.alone and delivery.published_at + PASSES_AFTER <= now and delivery.tag <= last:
+            if delivery.published_at + PASSES_AFTER > now or delivery.tag > last:
+                break
+            if not delivery.passed:
                 delivery.passed = True
+                if not delivery.alone:
+                    self._waiting.introductions.answered(delivery)
+                    self._refusals.passed(delivery)
 
     def next_wakeup(self, now: float = -math.inf) -> float:
         """Return the instant at which to call `expire` and `look` and to ask `silent` next, or `math.inf`.
 
         With `now`, a `silent` that is true already is not announced again.
         """
-        if self._waiting.expired:
+        if self._waiting.ended:
             return -math.inf
         instants = [self.settlement.deadlines.earliest()]
-        watched = self._in_flight.silent_at(), self._in_flight.overdue_at(), self.due_at(), self._resending.look_at()
+        watched = (
+            self._in_flight.silent_at(),
+            self._in_flight.overdue_at(),
+            self.delayed.due_at(),
+            self._resending.look_at(),
+        )
         instants += [at for at in watched if at > now]
         epoch = self._in_flight.suspect
         if epoch is not None and not self._in_flight.paused:
-            fresh = [each.published_at for each in epoch.outstanding.values() if not each.passed]
-            instants += [at + PASSES_AFTER for at in fresh[:1] if at + PASSES_AFTER > now]
+            oldest = next((each.published_at for each in epoch.outstanding.values() if not each.passed), math.inf)
+            passes_at = max(oldest, self._in_flight.clock_floor) + PASSES_AFTER
+            instants += [passes_at] if passes_at > now else []
+        instants.append(self.ends.sweep_at)
         return min(instants)
-
-    def due_at(self) -> float:
-        """Return the instant at which the next nacked message may be written again, or `math.inf`."""
-        return self._waiting.delayed.due_at()
 
     def silent(self, now: float) -> bool:
         """Whether publishes wait on the link and the broker has answered none for `confirm_timeout`.
@@ -440,11 +447,6 @@ class Ledger:
     def buffered(self) -> int:
         """Number of messages that wait to be written, for the first time or again."""
         return len(self._waiting)
-
-    @property
-    def queued(self) -> int:
-        """Number of those that wait for no instant: they are written as soon as that is possible."""
-        return len(self._waiting) - len(self._waiting.delayed)
 
     @property
     def buffered_bytes(self) -> int:

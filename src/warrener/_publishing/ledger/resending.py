@@ -120,19 +120,17 @@ class Resending:
 
     # --- overdue messages -------------------------------------------------------------------------------------------
 
-    def overdue(self, found: list[Delivery], now: float) -> None:
-        """These messages are overdue from now on."""
-        for delivery in found:
-            if self._rules.retry_of(delivery).overdue and delivery.waiting:
-                self._candidates[delivery] = None
-                self._look_at = now
-
     def look_at(self) -> float:
         """Return the instant at which to call `look` next, or `math.inf`."""
         return self._look_at if self._candidates else math.inf
 
-    def look(self, now: float) -> None:
-        """Let the overdue messages that may be written again wait for that."""
+    def look(self, found: list[Delivery], now: float) -> None:
+        """Let the overdue messages that may be written again wait for that; `found` are overdue from now on."""
+        self.tell_tokens(now)
+        for delivery in found:
+            if self._rules.retry_of(delivery).overdue and delivery.waiting:
+                self._candidates[delivery] = None
+                self._look_at = now
         if now < self._look_at or not self._candidates or self._in_flight.paused:
             return
         self._look_at = now + self._pause
