@@ -20,11 +20,11 @@ import anyio.lowlevel
 from warrener._backend import Backend
 from warrener._publishing.admission import Admission
 from warrener._publishing.batches import Batch
+from warrener._publishing.broker_log import BlockedLog, ReturnsLog
 from warrener._publishing.ledger import Delivery, Ledger
 from warrener._publishing.ledger.introductions import PASSES_AFTER
 from warrener._publishing.listener import LinkFacts
 from warrener._publishing.progress import Progress
-from warrener._publishing.returns_log import ReturnsLog
 from warrener._supervision.supervisor import Supervisor
 from warrener.drivers.base import Lane, Link
 from warrener.errors import Fault, FaultKind, GaveUp, Nacked, NotSent, ProducerClosed, PublishError, Unconfirmed
@@ -69,6 +69,7 @@ class Sender:
         self.admission = admission
         admission.pump, admission.cancelled = self.pump, self.cancelled
         self.returns_log = ReturnsLog(name)
+        self.blocked_log = BlockedLog(name)
         #: The number of the link whose facts count; 0: none.
         self.number = 0
         self._confirm_timeout = confirm_timeout
