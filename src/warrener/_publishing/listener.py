@@ -39,6 +39,7 @@ class LinkFacts:
             )
             sender.settle(settled)
             sender.admission.refuse_waiters()
+            sender.keep_sweep()
             if lane is Lane.MAIN and not explained:
                 sender.supervisor.channel_closed(self._number, fault)
             sender.pump()
@@ -77,6 +78,11 @@ class LinkFacts:
         if self._sender.number == self._number:
             self._sender.blocked_log.unblocked()
             self._sender.supervisor.unblocked(self._number)
+
+    def pull(self) -> None:
+        """The link is about to send."""
+        if self._sender.number == self._number:
+            self._sender.pump()
 
     def writable(self) -> None:
         """The link is no longer congested."""

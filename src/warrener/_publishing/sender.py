@@ -362,6 +362,11 @@ class Sender:
         if delivery.deadline < timer_at or now + self._confirm_timeout < timer_at:
             self._poke_timer()
 
+    def keep_sweep(self) -> None:
+        """Wake the timer if the ledger has to search its waiting messages before the timer would wake."""
+        if self.ledger.ends.sweep_at < self._timer_at:
+            self._poke_timer()
+
     def _poke_timer(self) -> None:
         self._timer_at = -math.inf
         self._timer_poke.set()
@@ -375,6 +380,7 @@ class Sender:
         while True:
             now = self.backend.clock()
             self.settle(self.ledger.expire(now))
+            self.admission.refuse_waiters()
             if self._link is not None:
                 if self._progress.made(self._link, self.ledger.tags()):
                     self.ledger.progressed(now)
