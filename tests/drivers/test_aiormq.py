@@ -61,7 +61,6 @@ _STREAM = b"".join(
         pamqp.frame.marshal(commands.Basic.Nack(9, requeue=True), 1),
         _HEADER,
         _BODY,
-        _OTHERS[2],
     ]
 )
 _SEEN = [(1, 7, True, False), ("method", 0, _BLOCKED), (1, 9, False, True), (2, 1, _HEADER), (3, 1, _BODY)]
