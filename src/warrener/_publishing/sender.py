@@ -20,12 +20,11 @@ import anyio.lowlevel
 from warrener._backend import Backend
 from warrener._publishing.admission import Admission
 from warrener._publishing.batches import Batch
+from warrener._publishing.broker_log import BlockedLog, ReturnsLog, SuppressedLog
 from warrener._publishing.ledger import Delivery, Ledger
 from warrener._publishing.ledger.introductions import PASSES_AFTER
 from warrener._publishing.listener import LinkFacts
 from warrener._publishing.progress import Progress
-from warrener._publishing.returns_log import ReturnsLog
-from warrener._publishing.suppressed_log import SuppressedLog
 from warrener._supervision.supervisor import Supervisor
 from warrener.drivers.base import Lane, Link
 from warrener.errors import Fault, FaultKind, GaveUp, NotSent, ProducerClosed, PublishError, Unconfirmed
@@ -70,6 +69,7 @@ class Sender:
         self.admission = admission
         admission.pump, admission.cancelled = self.pump, self.cancelled
         self.returns_log = ReturnsLog(name)
+        self.blocked_log = BlockedLog(name)
         self._suppressed_log = SuppressedLog(name)
         #: The number of the link whose facts count; 0: none.
         self.number = 0
