@@ -1,6 +1,4 @@
-"""The log lines that a broker can cause again and again: returned messages, blocked publishing, and
-further attempts that a retry budget forbids. Each kind has a limit.
-"""
+"""Log lines that can come again and again: returned messages, blocked publishing, forbidden attempts. Each has a limit."""
 
 from __future__ import annotations
 
