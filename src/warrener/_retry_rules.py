@@ -19,9 +19,11 @@ class Tokens(Protocol):
 
     def first_attempts(self, count: int, at: float) -> None:
         """Note messages that were accepted until the instant `at`."""
+        ...
 
     def paid(self, cost: float, at: float) -> bool:
         """Pay for one more attempt. False: the budget forbids it, and nothing was paid."""
+        ...
 
 
 def _one_to_fifteen_seconds(number: int) -> tuple[float, float]:
