@@ -7,13 +7,19 @@ outstanding. A refusal of an exchange, a topic or a property is remembered for `
 message a second may be written to it, as a probe on the suspects' channel; all others are refused from memory and no byte
 of them is written. A probe that the broker answers ends the memory, and so does a new link. The largest size that the
 broker takes is remembered until the next link.
+
+When two different values of one *family* are remembered (topics of one exchange, values of one property), the family is
+*distrusted*: each further value of it that the broker has not taken since is met first on the suspects' channel. So a
+stream of different user_ids that are all refused does not close the main channel for each.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import TypeAlias
 
 from attrs import define, frozen
 
@@ -45,6 +51,9 @@ _VALUED = tuple(
 )
 
 
+Family: TypeAlias = tuple[str, str]
+
+
 @frozen
 class Target:
     """The publishes that a refusal is about: those to an exchange, with one key to it, above a size, or with a property."""
@@ -59,6 +68,13 @@ class Target:
     def whole_exchange(self) -> bool:
         """Whether it is an exchange with all its routing keys."""
         return self.routing_key is None and self.max_size is None and self.with_property is None
+
+    @property
+    def family(self) -> Family | None:
+        """The topics of one exchange, or the values of one property; None for other targets."""
+        if self.with_property is not None:
+            return "property", self.with_property[0]
+        return None if self.routing_key is None else ("topic", self.exchange)
 
     def covers(self, delivery: Delivery) -> bool:
         """Whether the refusal is about this publish."""
@@ -79,9 +95,12 @@ def named(fault: Fault, candidates: Iterable[Delivery]) -> Target | None:
         for exchange, key in addresses:
             if "topic '" in text and _quotes(text, "topic", key) and _quotes(text, "exchange", exchange):
                 return Target(exchange, key)
-        found = [exchange for exchange in {name for name, _ in addresses} if _names(text, exchange)]
-        if found and "topic '" not in text:
-            return Target(max(found, key=len))
+        exchanges = {exchange for exchange, _ in addresses}
+        if "topic '" not in text and (found := [exchange for exchange in exchanges if _names(text, exchange)]):
+            exact = [exchange for exchange in found if f"'{printable(exchange or _DEFAULT_EXCHANGE)}'" in text]
+            # A name that is masked as a whole may be any of them.
+            if exact or len(found) == 1:
+                return Target(max(exact or found, key=len))
     elif fault.reply_code in (311, 406) and (size := _SIZE.search(text)) is not None:
         target = Target(max_size=int(size[1]))
         if any(target.covers(each) for each in candidates):
@@ -154,6 +173,11 @@ class Refusals:
         self.new: set[Target] = set()
         #: The properties that a remembered refusal is about.
         self._properties: set[str] = set()
+        #: Number of remembered targets in each family.
+        self._families: Counter[Family] = Counter()
+        #: The distrusted families, and the keys in them that the broker has taken since; the oldest comes first.
+        self._distrusted: set[Family] = set()
+        self._trusted: dict[tuple[str, str], None] = {}
         self._too_large: Fault | None = None
         #: The largest size that the broker takes, as far as it has told.
         self.max_size: float = math.inf
@@ -169,10 +193,13 @@ class Refusals:
         self.active = True
         if target.with_property is not None:
             self._properties.add(target.with_property[0])
-        self._by_target.pop(target, None)
+        if self._by_target.pop(target, None) is None and target.family is not None:
+            self._families[target.family] += 1
+            if self._families[target.family] > 1:
+                self._distrusted.add(target.family)
         self._by_target[target] = _Memory(fault, now + self._memory, now + PROBE_EVERY)
         if len(self._by_target) > self._limit:
-            del self._by_target[next(iter(self._by_target))]
+            self._forget(next(iter(self._by_target)))
 
     def of(self, delivery: Delivery, now: float) -> Fault | None:
         """Return the refusal that answers this message; None if it may be written, perhaps as the probe of this second."""
@@ -204,20 +231,48 @@ class Refusals:
         found = (self._by_target.get(target) for target in self._targets(delivery) if target in self.new)
         return next((each.fault for each in found if each is not None), None)
 
-    def beyond_exchange(self, delivery: Delivery) -> bool:
-        """Whether a refusal of exactly this exchange and routing key, or of one of its properties, is remembered."""
-        return bool(self._by_target) and any(target in self._by_target for target in self._targets(delivery)[1:])
+    def doubt(self, delivery: Delivery) -> tuple[str, str] | None:
+        """Return the key under which the message has to be introduced although its exchange is covered; None: it has not.
+
+        A refusal of exactly this exchange and routing key, or of one of its properties, is remembered, or is to be expected.
+        """
+        envelope = delivery.envelope
+        if any(target in self._by_target for target in self._targets(delivery)[1:]):
+            return envelope.exchange, envelope.routing_key
+        if not self._distrusted:
+            return None
+        return next((key for key in self._distrusted_keys(delivery) if key not in self._trusted), None)
+
+    def _distrusted_keys(self, delivery: Delivery) -> Iterator[tuple[str, str]]:
+        envelope = delivery.envelope
+        if ("topic", envelope.exchange) in self._distrusted:
+            yield envelope.exchange, envelope.routing_key
+        for name in self._properties:
+            if ("property", name) in self._distrusted and (value := _value(envelope, name)) is not None:
+                yield name, str(value)
 
     def passed(self, delivery: Delivery) -> None:
         """The broker has taken a message to this exchange and routing key, with these properties."""
         for target in self._targets(delivery):
             self._forget(target)
+        for key in self._distrusted_keys(delivery) if self._distrusted else ():
+            self._trusted[key] = None
+            if len(self._trusted) > self._limit:
+                del self._trusted[next(iter(self._trusted))]
 
     def _forget(self, target: Target) -> None:
-        self._by_target.pop(target, None)
+        if self._by_target.pop(target, None) is None:
+            return
+        family = target.family
+        if family is not None:
+            self._families[family] -= 1
+            if not self._families[family]:
+                del self._families[family]
+                self._distrusted.discard(family)
         self.active = bool(self._by_target)
         if not self.active:
             self._properties.clear()
+            self._trusted.clear()
 
     def expire(self, now: float) -> None:
         """Forget the refusals whose time is over. They are in the order in which their times end."""
@@ -233,6 +288,9 @@ class Refusals:
         """A new link begins: its broker may answer otherwise."""
         self._by_target.clear()
         self._properties.clear()
+        self._families.clear()
+        self._distrusted.clear()
+        self._trusted.clear()
         self.new.clear()
         self.max_size, self._too_large = math.inf, None
         self.active = False
