@@ -28,6 +28,7 @@ import anyio
 import anyio.abc
 from attrs import evolve
 
+from warrener._log_limit import LogLimit
 from warrener._supervision.counts import Counts
 from warrener._supervision.endpoint_list import EndpointList
 from warrener._supervision.link_task import LinkTask
@@ -65,6 +66,35 @@ def _word(state: states.State) -> str:
 
 class _Watcher(Protocol):
     def __call__(self) -> None: ...
+
+
+class _ChangeLog:
+    """One line for each change of state; for blocked and unblocked, which a broker can repeat without end, a limit."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._blocked_lines = LogLimit()
+
+    def wants(self, before: states.State, after: states.State, now: float) -> bool:
+        """Whether the change has a line."""
+        if not isinstance(before, states.Up) or not isinstance(after, states.Up) or before.blocked is after.blocked:
+            return True
+        if left_out := self._blocked_lines.left_out(now):
+            log.warning("%s: blocked and unblocked %d more times", self._name, left_out)
+        return self._blocked_lines.allows()
+
+    def write(
+        self, before: states.State, after: states.State, link: str, fault: Fault | None, retry_in: float | None
+    ) -> None:
+        """Log the change."""
+        level = logging.WARNING if fault is not None and not fault.orderly else logging.INFO
+        what = f"{_word(before)} -> {_word(after)}"
+        if after is before:
+            what = f"{_word(after)}, closing when accepted messages have their outcome"
+        why = f": {fault}" if fault is not None else ""
+        waits = isinstance(after, states.Waiting) and retry_in is not None
+        then = f"; next attempt in {retry_in:.3g} s" if waits else ""
+        log.log(level, "%s: %s (%s)%s%s", self._name, what, link, why, then)
 
 
 class Supervisor:
@@ -123,6 +153,7 @@ class Supervisor:
         self._crash: Exception | None = None
         self._watchers: list[_Watcher] = []
         self.counts = Counts()
+        self._change_log = _ChangeLog(name)
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
@@ -291,17 +322,9 @@ class Supervisor:
 
     def _announce(self, before: states.State, after: states.State, fault: Fault | None) -> None:
         self.counts.counters["state_changes"] += 1
-        level = logging.WARNING if fault is not None and not fault.orderly else logging.INFO
-        what = f"{_word(before)} -> {_word(after)}"
-        if after is before:
-            what = f"{_word(after)}, closing when accepted messages have their outcome"
-        why = f": {fault}" if fault is not None else ""
-        retry_in = self.retry_in
-        then = (
-            f"; next attempt in {retry_in:.3g} s" if isinstance(after, states.Waiting) and retry_in is not None else ""
-        )
-        where = f" to {self.endpoint}" if len(self._endpoints) > 1 else ""
-        log.log(level, "%s: %s (link %d%s)%s%s", self._name, what, self.record.link, where, why, then)
+        if self._change_log.wants(before, after, self._clock()):
+            where = f" to {self.endpoint}" if len(self._endpoints) > 1 else ""
+            self._change_log.write(before, after, f"link {self.record.link}{where}", fault, self.retry_in)
         if isinstance(before, states.GaveUp) and isinstance(after, states.Waiting):
             self.publishing.accept_again()
         if isinstance(after, states.Up) and not isinstance(before, states.Up):
