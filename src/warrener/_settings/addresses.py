@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 
 import attrs
 from attrs import field, frozen
@@ -152,16 +152,17 @@ class Addresses:
     def discovered(self, answer: object) -> tuple[Endpoint, ...]:
         """Return the endpoints of an answer of `endpoints()`: URLs, or `Endpoint` values. Raises `SettingsError`."""
         source = "the answer of endpoints()"
-        if isinstance(answer, list | tuple) and answer and all(isinstance(each, Endpoint) for each in answer):
-            endpoints = tuple(each for each in answer if isinstance(each, Endpoint))
-            self._refuse_a_mix(endpoints, source)
-            return endpoints
         if not isinstance(answer, str | list | tuple):
             raise SettingsError(f"endpoints() must return URLs or Endpoint values, not {type(answer).__name__}")
         if not answer:
             raise SettingsError("endpoints() returned no endpoint")
-        texts = _SEPARATOR.split(answer) if isinstance(answer, str) else list(answer)
-        if not all(isinstance(text, str) for text in texts):
+        items = [answer] if isinstance(answer, str) else list(cast("Sequence[object]", answer))
+        endpoints = tuple(item for item in items if isinstance(item, Endpoint))
+        if len(endpoints) == len(items):
+            self._refuse_a_mix(endpoints, source)
+            return endpoints
+        texts = [text for item in items if isinstance(item, str) for text in _SEPARATOR.split(item)]
+        if not all(isinstance(item, str) for item in items):
             raise SettingsError("endpoints() must return either URLs or Endpoint values, in a list or a tuple")
         urls = [BrokerURL.parse(text, source) for text in texts]
         if any(parsed.query for parsed in urls):

@@ -182,6 +182,10 @@ def records(draw: st.DrawFn, among: st.SearchStrategy[State] | None = None) -> R
     )
 
 
+def _found(link: int, kept: list[int | None], at: float) -> Event:
+    return machine.events.EndpointsFound(link, tuple(kept), tuple(range(len(kept)))[::-1], at)
+
+
 def link_events(link: st.SearchStrategy[int] = _LINKS) -> st.SearchStrategy[Event]:
     """Every event that is about a link or about one of its timers; the link is drawn from `link`."""
     at = instants()
@@ -206,10 +210,7 @@ def link_events(link: st.SearchStrategy[int] = _LINKS) -> st.SearchStrategy[Even
         machine.events.ChannelClosed,
     )
     lists = st.lists(st.none() | st.integers(min_value=0, max_value=3), max_size=4)
-    found = st.builds(
-        lambda link, kept, at: machine.events.EndpointsFound(link, tuple(kept), tuple(range(len(kept)))[::-1], at),
-        link, lists, at,
-    )  # fmt: skip
+    found = st.builds(_found, link, lists, at)
     with_a_permit = (machine.events.PublishConfirmed,)
     return st.one_of(
         *(st.builds(event, link, at) for event in about_a_link),
