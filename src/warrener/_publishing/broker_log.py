@@ -31,7 +31,7 @@ class ReturnsLog:
                 self._name,
                 returned.shown,
                 returned.reply_code,
-                printable(returned.reply_text),
+                returned.reply_text,
             )
 
 

@@ -463,17 +463,17 @@ class Content:
         """Return the message that basic.return brought back; `text` makes texts of the broker safe to show."""
         method = self.method
         assert isinstance(method, commands.Basic.Return)
-        exchange, key = method.exchange or "", method.routing_key or ""
+        exchange, routing_key = method.exchange or "", method.routing_key or ""
         return Returned(
             reply_code=method.reply_code or 0,
             reply_text=text(method.reply_text or ""),
             exchange=exchange,
-            routing_key=key,
+            routing_key=routing_key,
             message_id=header.message_id,
             token=header.token,
             body_size=header.body_size,
             body_hash=self.digest(),
-            shown=f"exchange {text(exchange)!r}, routing key {text(key)!r}, message {text(header.message_id or '?')}",
+            shown=f"exchange '{text(exchange)}', routing key '{text(routing_key)}', message {text(header.message_id or '?')}",
         )
 
     def digest(self) -> bytes:
