@@ -204,6 +204,19 @@ def test_too_many_failures_end_the_run(broker, run) -> None:
     assert 3 <= len(kept()) <= 3 + 5
 
 
+@pytest.mark.parametrize(("code", "exchange"), [(404, "missing"), (403, "forbidden")])
+def test_a_refused_exchange_is_named_and_certain(broker, run, code, exchange) -> None:
+    """Each message is in no queue, and the broker's reason is there, once, whatever the number of messages."""
+    broker.declare_exchange("forbidden")
+    broker.set_permissions("guest", write="^(?!forbidden$)")
+    status, said = run("--exchange", exchange, write("in.txt", *"abcdefghijklmnopqrst"))
+    assert 1 == status
+    assert "20 not confirmed (PublishRefused 20): 20 in no queue, 0 may be in one" in said
+    (reason,) = [line for line in said.splitlines() if "the first PublishRefused:" in line]
+    assert f"'{exchange}'" in reason
+    assert f"[{code}]" in reason
+
+
 def test_a_refused_login_ends_the_run_at_once(broker, run, monkeypatch) -> None:
     """No attempts for what time does not mend; one line, exit 1, nothing of the password."""
     monkeypatch.setenv("RABBITMQ_URL", broker.url_for("guest", "wr0ng-pass"))

@@ -134,6 +134,15 @@ def test_the_first_bytes_choose_the_hint(data: bytes, hint: str) -> None:
     assert hint in fault.text
 
 
+@pytest.mark.parametrize("phase", [DialPhase.GREETING, DialPhase.OPENING])
+def test_a_peer_that_hangs_up_before_its_greeting_may_speak_tls(phase: DialPhase) -> None:
+    """OpenSSL sends no alert to a client that speaks AMQP: it ends the connection, in order or with a reset."""
+    for error in (anyio.EndOfStream(), ConnectionResetError(errno.ECONNRESET, "x")):
+        fault = fault_of(error, phase)
+        assert ("speaks TLS, use amqps://" in fault.text) == (phase is DialPhase.GREETING)
+        assert not fault.permanent
+
+
 @pytest.mark.parametrize("phase", list(DialPhase))
 def test_nothing_is_asserted_about_a_login_that_got_no_answer(phase: DialPhase) -> None:
     """EOF and silence never make a permanent fault; after Start-Ok they hint at the credentials."""

@@ -57,6 +57,8 @@ class Progress:
     resent: int = 0
     bytes_read: int = 0
     errors: Counter[str] = field(factory=Counter[str])
+    #: Of each kind of error, the reason that the first one gave.
+    reasons: dict[str, str] = field(factory=dict[str, str])
     maybe: int = 0
     left: int = 0
     seconds: float = 0.0
@@ -248,6 +250,7 @@ class Run:
         """Take down a message that was not confirmed; `_note` writes it."""
         progress = self.progress
         progress.errors[type(error).__name__] += 1
+        progress.reasons.setdefault(type(error).__name__, error.reason)
         progress.maybe += error.may_have_been_delivered
         progress.bytes_read += item.piece.size
         self.place.unconfirmed += 1

@@ -131,6 +131,8 @@ def summary(run: Run, took: float) -> Iterator[str]:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in sorted(progress.errors.items()))
         sure = progress.unconfirmed - progress.maybe
         yield f"{progress.unconfirmed:,} not confirmed ({kinds}): {sure:,} in no queue, {progress.maybe:,} may be in one"
+        for kind, reason in sorted(progress.reasons.items()):
+            yield f"  the first {kind}: {reason}"
         yield f"  to publish them again: warrener publish --format messages {_shown(place.file)}"
     if place.unconfirmed > progress.unconfirmed:
         yield f"{place.unconfirmed - progress.unconfirmed:,} were not confirmed before; they are in {_shown(place.file)}"

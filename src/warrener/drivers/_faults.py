@@ -134,7 +134,7 @@ _CHANNEL_ADVICE = {
     403: "the user has no permission to publish there; check the permissions",
     404: "the exchange does not exist; declare it first",
     405: "another connection holds it exclusively",
-    406: "the broker does not take such a message; check size, user_id and expiration",
+    406: "the broker does not take such a message; check size, user_id, expiration, reply_to, and the headers CC and BCC",
 }
 
 
@@ -200,8 +200,15 @@ def end_of_stream(phase: DialPhase) -> Fault:
     """Return the fault for a connection that the peer ended without connection.close."""
     if phase is DialPhase.UP:
         return Fault(FaultKind.CONNECTION_LOST, "the connection was lost: the broker ended it without a close")
-    hint = f"; {_MAYBE_LOGIN}" if phase is DialPhase.AUTHENTICATING else "; a broker that is starting, or not a broker"
+    hint = f"; {_MAYBE_LOGIN}" if phase is DialPhase.AUTHENTICATING else f"; {_hung_up(phase)}"
     return Fault(FaultKind.UNREACHABLE, f"the peer ended the connection while {phase.value}{hint}")
+
+
+def _hung_up(phase: DialPhase) -> str:
+    """Return what a peer can be that ends the connection. Many TLS servers do so, without an alert, when they hear AMQP."""
+    if phase is DialPhase.GREETING:
+        return "a broker that is starting, or a port of another protocol: if the port speaks TLS, use amqps://"
+    return "a broker that is starting, or not a broker"
 
 
 def timed_out(phase: DialPhase, seconds: float) -> Fault:
@@ -309,7 +316,8 @@ def fault_of(error: BaseException, phase: DialPhase, *, seconds: float = 0.0) ->
         case OSError():
             if phase is DialPhase.UP:
                 return Fault(FaultKind.CONNECTION_LOST, f"the connection was lost ({_reason(error)})")
-            return Fault(FaultKind.UNREACHABLE, f"the connection failed while {phase.value} ({_reason(error)})")
+            hint = f"; {_hung_up(phase)}" if phase is DialPhase.GREETING else ""
+            return Fault(FaultKind.UNREACHABLE, f"the connection failed while {phase.value} ({_reason(error)}){hint}")
         case MemoryError():
             kind = FaultKind.CONNECTION_LOST if phase is DialPhase.UP else FaultKind.UNREACHABLE
             return Fault(kind, f"this machine had no memory left for the link while {phase.value}")
