@@ -41,6 +41,7 @@ QUEUES: Final = {
     "jobs": ("jobs",), "work": ("jobs",), "quorum": ("quorum",), "both": ("jobs", "small"), "small": ("small",),
     "nowhere": (), "missing": (), "absent": ("spare",), "returning": ("spare",), "forbidden": ("spare",),
     "delayed": ("spare",), "full": ("full",), "slow": ("slow",), "mute": ("mute",),
+    **{f"deleted-{number}": ("spare",) for number in range(8)},
 }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from tests.simulation.checks import TICK, Evidence, Finding, judge
-from tests.simulation.neighbours import BAD, FAULTS_FROM, FIRST_BAD, alone, beside
+from tests.simulation.neighbours import BAD, DELETED, FAULTS_FROM, FIRST_BAD, alone, beside
 from tests.simulation.run import simulate
 from tests.simulation.trace import LinkRecord, Publish
 from tests.simulation.workload import describe
@@ -99,9 +99,15 @@ def _silent(seen: Evidence, record: LinkRecord) -> bool:
 
 def _guilty(seen: Evidence) -> Iterator[str]:
     """An exchange that no confirm has covered closes no main channel, and no message closes one twice."""
-    main = {(each.link, each.channel) for each in seen.trace.attempts.values() if each.lane is Lane.MAIN}
+    on_main = [each for each in seen.trace.attempts.values() if each.lane is Lane.MAIN]
+    main = {(each.link, each.channel) for each in on_main}
+    covered = {
+        (each.link, each.channel)
+        for each in on_main
+        if each.answer is None and seen.trace.publishes[each.number].item.address in DELETED
+    }
     for epoch, (at, code) in seen.trace.channel_ends.items():
-        if epoch in main and code in (403, 404) and at < FAULTS_FROM:
+        if epoch in main - covered and code in (403, 404) and at < FAULTS_FROM:
             yield f"the main channel {epoch} was closed with {code} for an exchange that no confirm has covered"
     for publish in seen.publishes:
         closed = [

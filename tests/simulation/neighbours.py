@@ -26,7 +26,7 @@ from tests.simulation.schedule import (
 )
 from warrener.testing.broker import EmbeddedBroker
 
-__all__ = ["BAD", "FAULTS_FROM", "FIRST_BAD", "alone", "beside", "prepare"]
+__all__ = ["BAD", "DELETED", "FAULTS_FROM", "FIRST_BAD", "alone", "beside", "prepare"]
 
 #: Kinds of bad destination: the address that its messages go to, and the virtual second at which it is mended.
 BAD: Final = {
@@ -37,8 +37,13 @@ BAD: Final = {
     "mute": ("mute", None),  # a queue that never confirms
     "forbidden": ("forbidden", None),  # an exchange without the permission to write
     "poisoned": ("jobs", None),  # messages that cost the channel (406), to a queue that is well
+    "nameless": ("jobs", None),  # the same, and the broker's text does not say which message it was
     "delayed": ("delayed", None),  # an exchange of a plugin: return and ack, and yet delivered
+    "deleted": ("deleted-{}", None),  # eight exchanges that are deleted after a message to each was confirmed
 }
+#: The exchanges that are deleted, and the virtual second at which that happens.
+DELETED: Final = tuple(f"deleted-{number}" for number in range(8))
+DELETED_AT: Final = 5.0
 #: Messages from this number on belong to a bad destination.
 FIRST_BAD: Final = 3000
 #: Virtual seconds. Calls begin after the first and end before the second; only later may the link have faults.
@@ -104,7 +109,7 @@ def alone(plan: Plan) -> Plan:
 
 
 def _well(item: Item) -> Item:
-    return evolve(item, poison=False, delay_ms=0)
+    return evolve(item, poison=False, nameless=False, delay_ms=0)
 
 
 def _sound_calls(rng: random.Random, timeout: float) -> Iterator[Call]:
@@ -119,6 +124,9 @@ def _sound_calls(rng: random.Random, timeout: float) -> Iterator[Call]:
 
 def _bad_calls(rng: random.Random, kind: str, number: int) -> Iterator[Call]:
     address, mended_at = BAD[kind]
+    if kind == "deleted":
+        yield from _calls_to_deleted(rng, number)
+        return
     count = rng.randint(3, 12)
     timeout = rng.choice((6.0, 12.0, 25.0))
     items = [
@@ -126,7 +134,8 @@ def _bad_calls(rng: random.Random, kind: str, number: int) -> Iterator[Call]:
             number + index,
             rng.choice((20, 200)),
             address,
-            poison=kind == "poisoned",
+            poison=kind in ("poisoned", "nameless"),
+            nameless=kind == "nameless",
             delay_ms=2000 if kind == "delayed" else 0,
         )
         for index in range(count)
@@ -136,6 +145,15 @@ def _bad_calls(rng: random.Random, kind: str, number: int) -> Iterator[Call]:
         return
     for item in items:
         yield Call(rng.uniform(BEGIN, END), "publish", (item,), timeout)
+
+
+def _calls_to_deleted(rng: random.Random, number: int) -> Iterator[Call]:
+    """Two messages to each exchange: one is confirmed, so that the exchange is covered; the other closes the main channel."""
+    for place, address in enumerate(DELETED):
+        size = rng.choice((20, 200))
+        yield Call(rng.uniform(BEGIN, BEGIN + 1.5), "publish", (Item(number + 2 * place, size, address),), 12.0)
+        at = DELETED_AT + 0.2 + 0.3 * place
+        yield Call(at, "publish", (Item(number + 2 * place + 1, size, address),), 12.0)
 
 
 # --- the brokers --------------------------------------------------------------------------------------------------------
@@ -152,6 +170,8 @@ def prepare(plan: Plan, brokers: Sequence[EmbeddedBroker], user: str, vhost: str
         broker.bind_queue("spare", "forbidden", "spare", vhost)
         broker.declare_exchange("delayed", DELAYED, vhost, {"x-delayed-type": "direct"})
         broker.bind_queue("spare", "delayed", "spare", vhost)
+        for exchange in DELETED:
+            _declare(broker, exchange, vhost)
         for exchange in ("absent", "returning"):
             if exchange not in plan.bad:
                 _declare(broker, exchange, vhost)
@@ -161,6 +181,8 @@ def prepare(plan: Plan, brokers: Sequence[EmbeddedBroker], user: str, vhost: str
             broker.delay_confirms(SLOWNESS, "slow", vhost)
         if "mute" in plan.bad:
             broker.stall_confirms(queue="mute", vhost=vhost)
+        if "deleted" in plan.bad:
+            tasks.start_soon(_delete, broker, vhost)
         if "returning" in plan.bad:
             tasks.start_soon(_return, broker, vhost)
 
@@ -168,6 +190,12 @@ def prepare(plan: Plan, brokers: Sequence[EmbeddedBroker], user: str, vhost: str
 def _declare(broker: EmbeddedBroker, exchange: str, vhost: str) -> None:
     broker.declare_exchange(exchange, vhost=vhost)
     broker.bind_queue("spare", exchange, "spare", vhost)
+
+
+async def _delete(broker: EmbeddedBroker, vhost: str) -> None:
+    await trio.sleep_until(DELETED_AT)
+    for exchange in DELETED:
+        broker.delete_exchange(exchange, vhost)
 
 
 async def _return(broker: EmbeddedBroker, vhost: str) -> None:

@@ -62,6 +62,7 @@ ADDRESSES = {
     "mute": ("", "mute"),
     "forbidden": ("forbidden", "spare"),
     "delayed": ("delayed", "spare"),
+    **{f"deleted-{number}": (f"deleted-{number}", "spare") for number in range(8)},
 }
 #: The type of exchange of RabbitMQ's plugin for delayed messages.
 DELAYED = "x-delayed-message"
@@ -138,6 +139,8 @@ class Item:
     persistent: bool = True
     #: A property that RabbitMQ refuses with 406.
     poison: bool = False
+    #: Whether the text of that close is cut before the end of the name, so that it names nothing.
+    nameless: bool = False
     #: Larger than a header frame can hold: refused before it is sent.
     invalid: bool = False
     #: Milliseconds for which a delayed exchange keeps it.

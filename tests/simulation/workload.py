@@ -189,7 +189,7 @@ def _fields(item: Item) -> Any:
     if not item.persistent:
         fields["persistent"] = False
     if item.poison:
-        fields["user_id"] = "nobody"
+        fields["user_id"] = "nobody" * (40 if item.nameless else 1)
     if item.delay_ms:
         fields["headers"] = {"x-delay": item.delay_ms}
     if item.invalid:
