@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import random
@@ -20,6 +21,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
@@ -52,30 +54,48 @@ def be_broker() -> None:
             print("done", flush=True)
 
 
+LIVEZ = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+
+
 def be_prober(address: tuple[str, int]) -> None:
-    """Ask for /livez on a new connection, again and again; a line of the input asks for the account since the last one."""
+    """Ask for /livez on a new connection, again and again, and submit a task now and then, as an honest client would.
+
+    A line of the input asks for the account since the last one.
+    """
+    task = task_request("embed", {"share_id": "s", "content": {"text": "x"}})
     took: list[float] = []
     failed: Counter[str] = Counter()
+    tasks: Counter[str] = Counter()
+
+    def submit() -> None:
+        tasks[answer_to(address, task)] += 1
+
     os.set_blocking(sys.stdin.fileno(), False)
-    while True:
+    for number in itertools.count():
         began = time.monotonic()
-        try:
-            with socket.create_connection(address, timeout=10) as peer:
-                peer.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-                answer = peer.recv(65536)
-        except OSError as error:
-            failed[type(error).__name__] += 1
-        else:
-            if not answer.startswith(b"HTTP/1.1 200 "):
-                failed[answer[9:12].decode() or "closed"] += 1
+        answer = answer_to(address, LIVEZ)
         took.append(time.monotonic() - began)
+        if answer != "200":
+            failed[answer] += 1
+        if number % 10 == 5:
+            threading.Thread(target=submit, daemon=True).start()
         if (line := sys.stdin.readline()) != "":
             if line.strip() == "end":
                 return
-            account = {"probes": len(took), "slowest": max(took), "failed": failed}
-            print(json.dumps(account), flush=True)
+            print(json.dumps({"probes": len(took), "slowest": max(took), "failed": failed, "tasks": tasks}), flush=True)
             took, failed = [], Counter()
+            tasks.clear()
         time.sleep(max(0.0, began + 0.05 - time.monotonic()))
+
+
+def answer_to(address: tuple[str, int], request: bytes) -> str:
+    """Return the status of the answer, or why there is none."""
+    try:
+        with socket.create_connection(address, timeout=30) as peer:
+            peer.sendall(request)
+            return peer.recv(65536)[9:12].decode() or "closed"
+    except OSError as error:
+        return type(error).__name__
 
 
 class Helper:
@@ -453,6 +473,7 @@ class Line:
         return (
             f"{'held  ' if self.held else 'BROKE '} {self.kind}: {self.attack.tried:,} inputs; {got or 'no answer'}; "
             f"/livez at most {self.probes['slowest']:.2f} s of {self.probes['probes']} probes{failed}; {self.peak / 2**20:.0f} MiB; "
+            f"honest tasks: {', '.join(f'{n} × {what}' for what, n in self.probes['tasks'].items())}; "
             f"a task behind it: {self.task or 'none'}{', and the service ENDED' if self.ended else ''}"
         )
 

@@ -10,7 +10,7 @@ import socket
 import struct
 import threading
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,78 @@ def test_a_connection_that_waits_makes_place_for_one_that_has_something_to_say(s
     finally:
         for peer in waiting:
             peer.close()
-    service.wait_log("more than 20 connections")
+    service.wait_log("too many connections: closed 2 that waited longest for their clients")
+
+
+def test_a_client_that_sends_no_more_still_gets_its_answers(service: Service) -> None:
+    """A half-closed connection: all whole requests are answered, and then it is closed; a request that is cut is not."""
+    request = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    for number, data in ((3, request * 3), (2, request * 2 + request[:20]), (0, b""), (0, request[:20])):
+        with socket.create_connection(address_of(service.url)) as peer:
+            peer.settimeout(30)
+            peer.sendall(data)
+            peer.shutdown(socket.SHUT_WR)
+            answer = b""
+            while part := peer.recv(65536):
+                answer += part
+        assert number == answer.count(b"HTTP/1.1 200 ")
+
+
+def test_a_head_of_too_many_fields_is_431(service: Service) -> None:
+    """Each field costs time, however short it is; a request behind another one is no exception."""
+    first = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    for before in (b"", first):
+        allowed = answer_to(service.url, before + first[:-2] + b"a:\r\n" * 98 + b"Connection: close\r\n\r\n")
+        refused = answer_to(service.url, before + first[:-2] + b"a:\r\n" * 100 + b"\r\n")
+        assert 1 + bool(before) == allowed.count(b"HTTP/1.1 200 ")
+        assert b"at most 16384 bytes and 100 fields" in refused
+        assert b"HTTP/1.1 431 " in refused
+
+
+@pytest.mark.anyio
+async def test_bodies_that_do_not_come_keep_no_task_out(ml_with, producer) -> None:
+    """Only a task whose body is whole has one of the places; at the head and behind the body it is asked."""
+    ml = ml_with(max_requests=1)
+    app = ml_app(ml)
+    arrive = anyio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b"{"
+        await arrive.wait()
+        yield b"}"
+
+    async with client(app) as http, anyio.create_task_group() as tasks:
+        statuses: list[int] = []
+
+        async def post(**body: Any) -> None:
+            headers = {"Content-Type": "application/json"}
+            statuses.append((await http.post("/v1/ml/tasks/embed", headers=headers, **body)).status_code)
+
+        tasks.start_soon(lambda: post(content=slow()))
+        await anyio.wait_all_tasks_blocked()
+        await post(json=SUMMARIZE)
+        assert [202] == statuses
+        producer.hold = anyio.Event()
+        tasks.start_soon(lambda: post(json=SUMMARIZE))
+        await anyio.wait_all_tasks_blocked()
+        await post(json=SUMMARIZE)
+        arrive.set()
+        await anyio.wait_all_tasks_blocked()
+        assert [202, 503, 503] == statuses
+        producer.hold.set()
+    assert [202, 503, 503, 202] == statuses
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("number", ["9" * 401, "1." + "0" * 400, "-" + "9" * 400])
+async def test_a_number_that_is_too_long_is_refused(ml, number) -> None:
+    """The cost of reading a number grows with the square of its digits."""
+    body = f'{{"share_id": "s", "content": {{"text": "x", "metadata": {{"a": {number}}}}}}}'
+    async with client(ml_app(ml)) as http:
+        answer = await http.post("/v1/ml/tasks/embed", content=body, headers={"Content-Type": "application/json"})
+    assert (422, "the body must not hold a number of more than 400 characters") == (
+        answer.status_code, answer.json()["error"],
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("known", [True, False])

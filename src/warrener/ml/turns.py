@@ -56,6 +56,8 @@ class Turns:
     _seconds: float = 0.0
     _turns: int = 0
     _allowed: int = TURNS
+    #: Whether a connection has its turn at this moment.
+    _giving: bool = False
     #: When this pass began, if there is a next one.
     _began: float = 0.0
     _scheduled: bool = False
@@ -63,7 +65,7 @@ class Turns:
     def ask(self, turn: Turn) -> None:
         """Give a turn at once if this pass has time left and no other connection waits, else later."""
         start = max(turn.paid, self._now)
-        if self._has_time and not self._waiting:
+        if self._has_time and not self._waiting and not self._giving:
             self._give(start, turn)
         else:
             self._asked += 1
@@ -81,9 +83,12 @@ class Turns:
         return self._seconds < SLICE and self._turns < self._allowed
 
     def _give(self, start: float, turn: Turn) -> None:
-        self._now = start
+        self._now, self._giving = start, True
         began = self.clock()
-        turn.take_turn()
+        try:
+            turn.take_turn()
+        finally:
+            self._giving = False
         took = self.clock() - began
         turn.paid = start + took
         self._seconds += took
