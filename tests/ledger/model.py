@@ -6,6 +6,7 @@ count of unknown attempts, the model keeps all attempts as letters and folds the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from warrener.errors import PublishError, PublishRefused
@@ -156,11 +157,21 @@ class Model:
         here = [note for note in self.flight if note.channel == channel]
         checked = self.checked.get(channel, 0)
         seen = [note for note in here if checked < note.tag <= written and not note.returned]
-        if len(seen) == 1 and code in (403, 404, 406):
+        explained = len(seen) == 1 and code in (403, 404, 406)
+        if explained:
             self.flight.remove(seen[0])
             earlier = "U" in seen[0].attempts
             self.end(seen[0], "R", f"PublishRefused/{earlier}", letter="U" if earlier else "R")
-        self._end_epoch(channel, written, suspects=checked)
+            acquitted = [
+                note for note in here if note is not seen[0] and note.lane == "suspect" and note.tag <= written
+            ]
+            behind: list[Note] = []
+        else:
+            passed = [note for note in seen if note.passed and note.lane == "suspect"]
+            acquitted = behind = passed if len(passed) < len(seen) else []
+        for note in acquitted:
+            note.alone -= 1
+        self._end_epoch(channel, written, suspects=None if explained else checked, behind=behind)
 
     def link_lost(self, written: int) -> None:
         for channel in sorted(self.last):
@@ -171,7 +182,7 @@ class Model:
         self.lanes, self.last, self.checked, self.open, self.paused = {}, {}, {}, False, False
         self.clock_floor = self.answered_at = float("-inf")
 
-    def _end_epoch(self, channel: int, written: int, *, suspects: int | None) -> None:
+    def _end_epoch(self, channel: int, written: int, *, suspects: int | None, behind: Sequence[Note] = ()) -> None:
         back: list[Note] = []
         for note in sorted((n for n in self.flight if n.channel == channel), key=lambda n: n.tag):
             self.flight.remove(note)
@@ -194,6 +205,7 @@ class Model:
                 back.append(note)
         for note in back:
             note.place, note.doubt, note.passed, note.overdue = "queue", False, False, False
+        back.sort(key=behind.__contains__)
         self.again[:0] = [note for note in back if note.lane == "main"]
         self.suspects[:0] = [note for note in back if note.lane == "suspect"]
 

@@ -31,6 +31,7 @@ from warrener._publishing.envelopes import (
     message_of,
     seconds,
     with_message_fields,
+    with_target_fields,
 )
 from warrener._publishing.handles import PublishHandle, error_of
 from warrener._publishing.ledger import Ledger
@@ -40,6 +41,7 @@ from warrener._publishing.relaying import OutboxLike, RelayLike, running_beside
 from warrener._publishing.running import running
 from warrener._publishing.sender import Sender
 from warrener._publishing.streams import Changes, Outcomes, Streams
+from warrener._publishing.targets import Target
 from warrener._publishing.watching import present_status, until_connected
 from warrener._settings.settings import Settings, SettingsFields
 from warrener._supervision.supervisor import Supervisor
@@ -64,7 +66,9 @@ from warrener.records import (
     Receipt,
     Status,
     Stored,
+    TargetFields,
 )
+from warrener.retry import Retry, retry_rules
 from warrener.topology import Declaration, Exchange, standard_exchanges
 from warrener.tracing import instrument
 
@@ -114,8 +118,7 @@ class Producer(Declaring):
             max_buffered_bytes=s.max_buffered_bytes,
             max_in_flight=s.max_in_flight,
             max_in_flight_bytes=s.max_in_flight_bytes,
-            at_least_once="unknown" in s.retry_policy.on,
-            attempts=s.retry_policy.attempts,
+            retry=retry_rules(s.retry_policy),
             confirm_timeout=s.confirm_timeout,
             refusal_memory=s.refusal_memory,
             max_destinations=s.max_destinations,
@@ -124,7 +127,7 @@ class Producer(Declaring):
         self._destinations = Destinations(s.breaker, s.max_destinations)
 
     def __repr__(self) -> str:
-        return f"<Producer {self.name!r} {self.settings.endpoint} {self.connection_state.value}>"
+        return f"<Producer {self.name!r} {self.status().endpoint} {self.connection_state.value}>"
 
     # --- life -------------------------------------------------------------------------------------------------------
 
@@ -225,13 +228,19 @@ class Producer(Declaring):
 
     @with_message_fields
     async def publish(
-        self, body: Body | Message, *, timeout: float = PUBLISH_TIMEOUT, **fields: Unpack[MessageFields]
+        self,
+        body: Body | Message,
+        *,
+        timeout: float = PUBLISH_TIMEOUT,
+        retry: Retry | None = None,
+        **fields: Unpack[MessageFields],
     ) -> Receipt:
         """Publish one message; return when the broker has confirmed it.
 
         Either ``publish(body, **fields of Message)`` or ``publish(message)``; both mixed is a TypeError. `timeout` is
         seconds from the call (default: the producer's `publish_timeout`; ``math.inf`` allowed). It bounds the whole call:
-        the wait for capacity, for a link, and for the confirm.
+        the wait for capacity, for a link, and for the confirm. `retry` is the policy of this message alone; None: the
+        producer's.
 
         Raises a `PublishError`; its `may_have_been_delivered` says whether a queue may hold the message. If this call is
         cancelled before the message is written, nothing is sent. If it is cancelled later, `outcomes()` tells the outcome.
@@ -250,6 +259,8 @@ class Producer(Declaring):
         except InvalidMessage:
             await anyio.lowlevel.checkpoint()
             raise
+        if retry is not None:
+            delivery.retry = retry_rules(retry)
         if not sender.fast_path(delivery, called):
             admission = sender.admission
             refusal = admission.refused(delivery)
@@ -277,33 +288,46 @@ class Producer(Declaring):
         messages: Iterable[Body | Message] | AsyncIterable[Body | Message],
         *,
         timeout: float = PUBLISH_TIMEOUT,
+        retry: Retry | None = None,
         **fields: Unpack[MessageFields],
     ) -> Sequence[Receipt | PublishError]:
         """Publish many messages, pipelined; return their outcomes in the order given, errors as values.
 
         Either messages, or bodies that share the fields given; a routing key or an exchange must be among the fields of
         bodies. Messages are accepted as capacity comes free, so their number has no limit. `timeout` is seconds from the
-        call; messages that are not written by then end as `NotSent`.
+        call; messages that are not written by then end as `NotSent`. `retry` is the policy of these messages; None: the
+        producer's.
         """
         sender, backend = self._sender, self._backend
         if sender is None or backend is None or threading.get_ident() != self._place.thread:
             raise self._not_here()
         await backend.checkpoint_if_cancelled()
         deadline = backend.clock() + seconds(timeout, self._publish_timeout)
-        many = ManyPublishes(sender, self._envelopes, deadline, fields)
+        rules = None if retry is None else retry_rules(retry)
+        many = ManyPublishes(sender, self._envelopes, deadline, fields, rules)
         await many.publish(messages)
         return many.batch.outcomes()
 
     @with_message_fields
     def publish_nowait(
-        self, body: Body | Message, *, timeout: float = PUBLISH_TIMEOUT, **fields: Unpack[MessageFields]
+        self,
+        body: Body | Message,
+        *,
+        timeout: float = PUBLISH_TIMEOUT,
+        retry: Retry | None = None,
+        **fields: Unpack[MessageFields],
     ) -> PublishHandle:
-        """Accept one message without waiting; raise `BufferFull` if there is no capacity. The handle has the outcome."""
+        """Accept one message without waiting; raise `BufferFull` if there is no capacity. The handle has the outcome.
+
+        `timeout` and `retry` are as for `publish`.
+        """
         sender, backend = self._sender, self._backend
         if sender is None or backend is None or threading.get_ident() != self._place.thread:
             raise self._not_here()
         called = backend.clock()
         delivery = self._envelopes.delivery(body, called + seconds(timeout, self._publish_timeout), fields)
+        if retry is not None:
+            delivery.retry = retry_rules(retry)
         if not sender.fast_path(delivery, called):
             admission = sender.admission
             refusal = admission.refused(delivery)
@@ -313,6 +337,14 @@ class Producer(Declaring):
                 raise admission.full(delivery)
             sender.accepted(delivery, called)
         return PublishHandle(sender, delivery)
+
+    @with_target_fields
+    def to(self, exchange: str = "", routing_key: str = "", **fields: Unpack[TargetFields]) -> Target:
+        """Return a `Target`: it publishes bodies to this exchange and routing key, with these fields of `Message`.
+
+        The fields are checked and encoded once. Raises `InvalidMessage` for a value that AMQP cannot carry.
+        """
+        return Target(self, exchange, routing_key, fields)
 
     @with_message_fields
     async def enqueue(self, body: Body | Message, *, key: str | None = None, **fields: Unpack[MessageFields]) -> Stored:
@@ -456,18 +488,18 @@ class Producer(Declaring):
         return {
             **asdict(self._ledger.counters),
             **destinations,
-            **({} if self._supervisor is None else self._supervisor.counters),
+            **({} if self._supervisor is None else self._supervisor.counts.counters),
         }
 
     @property
     def faults(self) -> Mapping[FaultKind, int]:
         """Number of dials and links that each kind of fault ended."""
-        return {} if self._supervisor is None else self._supervisor.faults
+        return {} if self._supervisor is None else self._supervisor.counts.faults
 
     @property
     def reconnect_times(self) -> Histogram:
         """Seconds from the loss of a link until the next one is up."""
-        return Histogram(RECONNECT_BOUNDS) if self._supervisor is None else self._supervisor.reconnect_times
+        return Histogram(RECONNECT_BOUNDS) if self._supervisor is None else self._supervisor.counts.reconnect_times
 
 
 @asynccontextmanager

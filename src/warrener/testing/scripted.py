@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 import anyio
@@ -71,6 +71,8 @@ class Life:
     unoffered: int = 0
     #: Seconds that the close handshake takes.
     closing: float = 0.0
+    #: End the link with this when it is given a new secret; None: the secret is taken.
+    secret: Fault | None = None
 
 
 def lives(
@@ -83,9 +85,10 @@ def lives(
     topology: Fault | None = None,
     unoffered: int = 0,
     closing: float = 0.0,
+    secret: Fault | None = None,
 ) -> Life:
     """A dial that succeeds, and a link that is lost after `seconds`."""
-    return Life(dialing, None, seconds, end, latency, answer, topology, unoffered, closing)
+    return Life(dialing, None, seconds, end, latency, answer, topology, unoffered, closing, secret)
 
 
 def refuses(fault: Fault = REFUSED, *, dialing: float = 0.0) -> Life:
@@ -108,7 +111,13 @@ class ScriptedLink:
     options: LinkOptions
     published: list[Published] = field(factory=list[Published])
     declared: list[Declaration] = field(factory=list[Declaration])
+    #: The secrets that replaced the password.
+    secrets: list[str] = field(factory=list[str], repr=False)
     congested: bool = False
+    #: The sizes of the batches that the link was given.
+    batches: list[int] = field(factory=list[int])
+    #: Whether a requested pull waits until the test calls ``listener.pull()``. False: it follows at once.
+    holds_pulls: bool = False
     peer: Peer = field(factory=lambda: Peer(product="Scripted", heartbeat=60.0))
     _channels: dict[Lane, int] = field(factory=dict[Lane, int])
     _tags: dict[int, int] = field(factory=dict[int, int])
@@ -126,6 +135,20 @@ class ScriptedLink:
         self._pending.append(message)
         self._news.set()
         return tag
+
+    def publish_batch(self, envelopes: Sequence[Envelope], message_ids: Sequence[str], bodies: Sequence[bytes]) -> int:
+        """As `Link.publish_batch`."""
+        self.batches.append(len(bodies))
+        tags = [
+            self.publish(Lane.MAIN, envelope, message_id, body, None)
+            for envelope, message_id, body in zip(envelopes, message_ids, bodies, strict=True)
+        ]
+        return tags[0]
+
+    def request_pull(self) -> None:
+        """As `Link.request_pull`: at once, unless the test holds pulls."""
+        if not self.holds_pulls:
+            self.listener.pull()
 
     def validate(self, envelope: Envelope, message_id: str, body: bytes, token: str | None) -> str | None:
         """Everything can be sent."""
@@ -187,6 +210,14 @@ class ScriptedLink:
         await anyio.lowlevel.checkpoint()
         self.declared = [each for each in self.declared if not (isinstance(each, Queue) and each.name == queue)]
         return 0
+
+    async def update_secret(self, secret: str) -> None:
+        """Note the secret, or end the link by the script."""
+        await anyio.lowlevel.checkpoint()
+        self.secrets.append(secret)
+        if self.life.secret is not None:
+            self.abort(self.life.secret)
+            raise LinkDown(self.life.secret)
 
     def abort(self, fault: Fault) -> None:
         """End the link now; the same as the peer's doing, for a test."""
@@ -252,7 +283,7 @@ class ScriptedLink:
                 message.channel,
                 Returned(
                     312, "NO_ROUTE", envelope.exchange, envelope.routing_key, message.message_id, message.token,
-                    len(message.body),
+                    len(message.body), shown=f"routing key {envelope.routing_key!r}, message {message.message_id}",
                 ),
             )  # fmt: skip
         if answer in ("ack", "return"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import anyio
@@ -57,6 +57,7 @@ class NativeLink:
             dialed.stream,
             session,
             options.write_stall_timeout,
+            on_pull=listener.pull,
             on_writable=listener.writable,
             on_stalled=self._write_stalled,
             on_lost=self._write_lost,
@@ -108,6 +109,26 @@ class NativeLink:
             writer.wake()
         return tag
 
+    def publish_batch(self, envelopes: Sequence[Envelope], message_ids: Sequence[str], bodies: Sequence[bytes]) -> int:
+        """Append messages with consecutive tags to the pending bytes; return the first tag."""
+        publisher = self._channels.main
+        if publisher is None:
+            raise RuntimeError("the link has no open channel for the main lane")
+        tag = publisher.publish_batch(envelopes, message_ids, bodies)
+        writer = self._writer
+        if publisher.outgoing.backlog >= HIGH_WATER:
+            writer.full = True
+        if writer.rest is not None:
+            writer.wake()
+        return tag
+
+    def request_pull(self) -> None:
+        """Have the writer ask for messages before its next send."""
+        writer = self._writer
+        writer.pull_requested = True
+        if writer.rest is not None:
+            writer.wake()
+
     def validate(self, envelope: Envelope, message_id: str, body: bytes, token: str | None) -> str | None:
         """Say why the message cannot be sent on this link, or None."""
         assert self._channels.main is not None
@@ -156,6 +177,10 @@ class NativeLink:
     async def delete_queue(self, queue: str) -> int:
         """Delete a queue."""
         return await self._requests.ask(requests.delete_queue(queue), str(Queue(queue)))
+
+    async def update_secret(self, secret: str) -> None:
+        """Give the broker a new secret in place of the password."""
+        await self._requests.update_secret(secret)
 
     def abort(self, fault: Fault) -> None:
         """End the link without a close handshake."""
@@ -310,11 +335,16 @@ class NativeLink:
                 self._writer.block(blocked=False)
                 self._channels.report(self._listener.unblocked)
             case events.SecretUpdated():
-                pass
+                self._requests.on_secret_taken()
             case events.CloseReceived(code, text, phase, method):
                 self._answering = True
                 declaring = self._requests.entity if requests.is_declaration(method) else None
-                self._end(_faults.closed_by_broker(code, text, self._dial_phase(phase), declaring=declaring))
+                updating_secret = requests.is_secret_update(method)
+                self._end(
+                    _faults.closed_by_broker(
+                        code, text, self._dial_phase(phase), declaring=declaring, updating_secret=updating_secret
+                    )
+                )
             case events.Closed():
                 self._left.set()
             case events.ProtocolError():

@@ -28,6 +28,7 @@ class Writer:
         session: Session,
         stall_timeout: float,
         *,
+        on_pull: Callable[[], None],
         on_writable: Callable[[], None],
         on_stalled: Callable[[], None],
         on_lost: Callable[[Exception], Awaitable[None]],
@@ -35,9 +36,12 @@ class Writer:
         self._stream = stream
         self._session = session
         self._stall_timeout = stall_timeout
+        self._on_pull = on_pull
         self._on_writable = on_writable
         self._on_stalled = on_stalled
         self._on_lost = on_lost
+        #: Whether the owner has messages to publish, and waits to be asked for them.
+        self.pull_requested = False
         #: Whether `HIGH_WATER` bytes or more were pending, and not yet `LOW_WATER` or fewer since.
         self.full = False
         #: The bytes of all sends that have returned.
@@ -93,6 +97,9 @@ class Writer:
     async def _send_on(self) -> None:
         session, send, patience = self._session, self._stream.send, self._patience
         while True:
+            if self.pull_requested:
+                self.pull_requested = False
+                self._on_pull()
             data = session.data_to_send()
             if not data:
                 self.rest = anyio.Event()
