@@ -154,6 +154,12 @@ cluster: ## three nodes of RabbitMQ under random faults, an account, and the tim
 	@scripts/rabbitmq.sh
 	@$(BIN)/python -m tests.cluster --minutes $(MINUTES) --client $(CLIENT) $(if $(SEED),--seed $(SEED)) $(if $(SEPARATE),--separate)
 
+.PHONY: hostile-http
+hostile-http: SECONDS ?= 6
+hostile-http: ## attack the service with hostile HTTP clients, kind after kind, and say what each got (SECONDS=6 for each kind)
+	$(NEEDS) run serve test
+	@$(BIN)/python -m tests.ml.hostile --seconds $(SECONDS)
+
 .PHONY: planted-bugs
 planted-bugs: ## plant known bugs of other clients, and see that the simulation catches each
 	$(NEEDS) run test
