@@ -194,6 +194,18 @@ class ProducerCollector(Collector):
             "warrener_healthy", "1 when connected, not blocked, breaker not open, no confirm overdue", status.healthy
         )
         up = status.connection_state is ConnectionState.CONNECTED
+        links = status.links or (status,)
+        yield labelled(
+            GaugeMetricFamily("warrener_link_connected", "1 for each link that is up", labels=["link"]),
+            (
+                ([str(place)], float(link.connection_state is ConnectionState.CONNECTED))
+                for place, link in enumerate(links)
+            ),
+        )
+        yield labelled(
+            GaugeMetricFamily("warrener_link_pending", "Messages of each link without an outcome", labels=["link"]),
+            (([str(place)], float(link.in_flight + link.buffered)) for place, link in enumerate(links)),
+        )
         # An endpoint has its place as a label: a host name can be secret, and discovery could name any number of them.
         places = status.endpoint_failures[:_MAX_ENDPOINTS]
         yield labelled(

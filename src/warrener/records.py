@@ -478,5 +478,7 @@ class Status:
     endpoint_position: int = 0
     #: For each place of that list the failures in a row of its endpoint.
     endpoint_failures: tuple[int, ...] = (0,)
+    #: With several `links`, the status of each; the other fields are then about all of them.
+    links: tuple[Status, ...] = ()
     #: The outbox of the producer, as it was counted last; None where it has none.
     outbox: OutboxStatus | None = None
