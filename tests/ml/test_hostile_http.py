@@ -31,6 +31,8 @@ from warrener.ml.http_server import ServerCounters, serve_http
 from warrener.ml.logs import MAX_LINES, BoundedHandler, RateLimit
 from warrener.ml.parsing import parsed_size
 
+pytestmark = pytest.mark.slow
+
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
