@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
 from warrener.drivers.base import Lane
-from warrener.errors import Fault, printable
+from warrener.errors import Fault
 from warrener.records import Returned
 
 if TYPE_CHECKING:
     from warrener._publishing.sender import Sender
 
 __all__ = ["LinkFacts"]
-
-log = logging.getLogger("warrener")
 
 
 class LinkFacts:
@@ -60,7 +57,10 @@ class LinkFacts:
         """basic.nack."""
         sender = self._sender
         if sender.number == self._number:
-            sender.settle(self._ledger.answers.nacked(channel, tag, multiple, sender.backend.clock()))
+            now = sender.backend.clock()
+            settled = self._ledger.answers.nacked(channel, tag, multiple, now)
+            sender.note_nacks(now)
+            sender.settle(settled)
             sender.pump()
 
     def returned(self, channel: int, returned: Returned) -> None:
@@ -73,13 +73,13 @@ class LinkFacts:
     def blocked(self, reason: str) -> None:
         """The broker blocks publishers."""
         if self._sender.number == self._number:
-            log.warning("%s: the broker blocks publishing: %s", self._sender.name, printable(reason))
+            self._sender.blocked_log.blocked(reason, self._sender.backend.clock())
             self._sender.supervisor.blocked(self._number)
 
     def unblocked(self) -> None:
         """The broker takes publishes again."""
         if self._sender.number == self._number:
-            log.info("%s: the broker takes publishes again", self._sender.name)
+            self._sender.blocked_log.unblocked()
             self._sender.supervisor.unblocked(self._number)
 
     def pull(self) -> None:
