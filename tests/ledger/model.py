@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from warrener.errors import PublishError, PublishRefused
 from warrener.records import Receipt
 
+#: Seconds after which a suspect that the broker has not answered has passed.
+PASSES_AFTER = 0.25
+
 
 @dataclass(eq=False)
 class Note:
@@ -61,6 +64,8 @@ class Model:
         self.again: list[Note] = []
         self.suspects: list[Note] = []
         self.flight: list[Note] = []
+        #: Keys of suspects that passed: further ones with such a key go behind all others.
+        self.slow: set[str] = set()
         self.lanes: dict[str, int] = {}
         self.last: dict[int, int] = {}
         #: By channel: the highest tag answered or returned.
@@ -102,7 +107,11 @@ class Model:
             watched = [note.sent_at for note in self.flight if not note.overdue]
             instants += [max(min(watched), self.clock_floor) + self.confirm_timeout] if watched else []
             alone = self.lanes.get("suspect")
-            instants += [note.sent_at + 1.0 for note in self.flight if note.channel == alone and not note.passed]
+            instants += [
+                max(note.sent_at, self.clock_floor) + PASSES_AFTER
+                for note in self.flight
+                if note.channel == alone and not note.passed
+            ]
         return min(instants, default=float("inf"))
 
     # what happens
@@ -207,7 +216,9 @@ class Model:
             note.place, note.doubt, note.passed, note.overdue = "queue", False, False, False
         back.sort(key=behind.__contains__)
         self.again[:0] = [note for note in back if note.lane == "main"]
-        self.suspects[:0] = [note for note in back if note.lane == "suspect"]
+        suspects = [note for note in back if note.lane == "suspect"]
+        self.suspects[:0] = [note for note in suspects if note.key not in self.slow]
+        self.suspects += [note for note in suspects if note.key in self.slow]
 
     def expire(self, now: float) -> None:
         for note in self.fresh + self.again + self.suspects + self.flight:
@@ -222,12 +233,18 @@ class Model:
                     self.end(note, None, "DeadlineExceeded")
 
     def look(self, now: float) -> None:
-        """What waits for `confirm_timeout` is overdue; a suspect that closed nothing for a second has passed."""
+        """What waits for `confirm_timeout` is overdue; a suspect that closed nothing for `PASSES_AFTER` has passed."""
         if self.paused:
             return
         for note in self.flight:
             note.overdue |= max(note.sent_at, self.clock_floor) + self.confirm_timeout <= now
-            note.passed |= note.channel == self.lanes.get("suspect") and note.sent_at + 1.0 <= now
+            passes_at = max(note.sent_at, self.clock_floor) + PASSES_AFTER
+            if note.channel == self.lanes.get("suspect") and not note.passed and passes_at <= now:
+                note.passed = True
+                self.slow.add(note.key)
+                self.suspects.sort(key=lambda each: each.key in self.slow)
+                if not self.suspects:
+                    self.slow.clear()
 
     def resume(self, now: float) -> None:
         if self.paused:

@@ -990,8 +990,8 @@ def test_a_suspect_counts_for_the_confirm_clock() -> None:
     bench.open(Lane.SUSPECT)
     bench.now += 50.0
     bench.write()
-    assert bench.ledger.next_wakeup() == 151.0  # the broker has had the suspect for a second
-    assert bench.ledger.next_wakeup(151.0) == 180.0
+    assert bench.ledger.next_wakeup() == 150.25  # the broker has had the suspect for a quarter of a second
+    assert bench.ledger.next_wakeup(150.25) == 180.0
 
 
 def test_a_new_link_starts_unblocked_with_its_own_clock() -> None:

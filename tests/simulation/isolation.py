@@ -9,6 +9,7 @@ message in flight on that channel is sent again, or under `at_most_once` ends as
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
@@ -99,7 +100,7 @@ def _silent(seen: Evidence, record: LinkRecord) -> bool:
 
 def _guilty(seen: Evidence) -> Iterator[str]:
     """An exchange that no confirm has covered closes no main channel, and no message closes one twice."""
-    on_main = [each for each in seen.trace.attempts.values() if each.lane is Lane.MAIN]
+    on_main = [each for publish in seen.publishes for each in publish.attempts if each.lane is Lane.MAIN]
     main = {(each.link, each.channel) for each in on_main}
     covered = {
         (each.link, each.channel)
@@ -109,16 +110,16 @@ def _guilty(seen: Evidence) -> Iterator[str]:
     for epoch, (at, code) in seen.trace.channel_ends.items():
         if epoch in main - covered and code in (403, 404) and at < FAULTS_FROM:
             yield f"the main channel {epoch} was closed with {code} for an exchange that no confirm has covered"
-    for publish in seen.publishes:
-        closed = [
-            each
-            for each in publish.attempts
-            if each.lane is Lane.MAIN
-            and each.answer is None
-            and (seen.trace.channel_ends.get((each.link, each.channel)) or (0.0, None))[1] in EXPLAINED
-        ]
-        if publish.item.poison and len(closed) > 1:
-            yield f"message {publish.item.number} closed the main channel {len(closed)} times"
+    closed: Counter[int] = Counter()
+    for epoch, (_, code) in seen.trace.channel_ends.items():
+        unanswered = [each for each in on_main if (each.link, each.channel) == epoch and each.answer is None]
+        # The broker takes publishes in order: the first of these messages has closed the channel.
+        guilty = [each for each in unanswered if seen.trace.publishes[each.number].item.poison and code == 406]
+        if guilty:
+            closed[min(guilty, key=lambda each: each.tag).number] += 1
+    for number, times in closed.items():
+        if times > 1:
+            yield f"message {number} closed the main channel {times} times"
 
 
 def _next_address(seen: Evidence) -> Iterator[str]:

@@ -22,7 +22,7 @@ from warrener._publishing.admission import Admission
 from warrener._publishing.batches import Batch
 from warrener._publishing.broker_log import BlockedLog, ReturnsLog, SuppressedLog
 from warrener._publishing.ledger import Delivery, Ledger
-from warrener._publishing.ledger.introductions import PASSES_AFTER
+from warrener._publishing.ledger.introductions import SUSPECT_PASSES_AFTER
 from warrener._publishing.listener import LinkFacts
 from warrener._publishing.progress import Progress
 from warrener._supervision.supervisor import Supervisor
@@ -279,7 +279,7 @@ class Sender:
             if channel is None:
                 break
             ledger.published(delivery, channel, link.publish(lane, envelope, message_id, body, token), now)
-            if lane is not _MAIN and now + PASSES_AFTER < self._timer_at:
+            if lane is not _MAIN and now + SUSPECT_PASSES_AFTER < self._timer_at:
                 self._poke_timer()
         if ledger.wants_suspect_channel:
             link.open_suspect_channel()

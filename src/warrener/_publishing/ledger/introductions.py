@@ -19,16 +19,26 @@ from collections import deque
 from warrener._publishing.ledger.delivery import Delivery
 from warrener._publishing.ledger.queues import WaitingQueue
 
-__all__ = ["AT_ONCE", "PASSES_AFTER", "Introductions"]
+__all__ = ["AT_ONCE", "PASSES_AFTER", "SUSPECT_PASSES_AFTER", "Introductions", "passes_at"]
 
 #: Maximum number of exchanges that are introduced at the same time, and that number on a new link.
 AT_ONCE = 16
 AT_ONCE_FIRST = 4
 #: A broker that has not closed the channel for this number of seconds after an introduction has accepted it.
 PASSES_AFTER = 1.0
+#: The same for a suspect that goes alone. It may be shorter: if the close comes later, the suspect is tried again.
+SUSPECT_PASSES_AFTER = 0.25
 
 #: An exchange, or an exchange and a routing key.
 Key = str | tuple[str, str]
+
+
+def passes_at(delivery: Delivery, clock_floor: float) -> float:
+    """Return the instant at which a message on the suspects' channel passes, if the broker says nothing.
+
+    Before `clock_floor` the broker could not read, or bytes of ours were still leaving.
+    """
+    return max(delivery.published_at, clock_floor) + (SUSPECT_PASSES_AFTER if delivery.alone else PASSES_AFTER)
 
 
 class IntroductionQueue(WaitingQueue):

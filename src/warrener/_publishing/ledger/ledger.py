@@ -51,7 +51,7 @@ from warrener._publishing.ledger.answers import Answers
 from warrener._publishing.ledger.delivery import Delivery
 from warrener._publishing.ledger.ends import Ends, Rules
 from warrener._publishing.ledger.in_flight import InFlight
-from warrener._publishing.ledger.introductions import PASSES_AFTER
+from warrener._publishing.ledger.introductions import passes_at
 from warrener._publishing.ledger.outcomes import Verdict, earlier, not_written, refused, unanswered
 from warrener._publishing.ledger.refusals import Refusals
 from warrener._publishing.ledger.resending import Resending
@@ -288,8 +288,10 @@ class Ledger:
             self.counters.resent += 1
         if delivery.alone:
             delivery.suspected += 1
+            self._waiting.suspect_first = False
         elif epoch.lane is Lane.SUSPECT and (key := self._waiting.key(delivery)) is not None:
             self._waiting.introductions.begin(key, delivery)
+            self._waiting.suspect_first = True
         self._in_flight.size += delivery.size
         epoch.add(delivery, tag, now)
 
@@ -394,15 +396,17 @@ class Ledger:
         self.counters.overdue += len(found)
         self._resending.look(found, now)
         epoch = in_flight.suspect
-        if epoch is None or in_flight.paused or in_flight.clock_floor + PASSES_AFTER > now:
+        if epoch is None or in_flight.paused:
             return
         last = written(epoch.channel)
         for delivery in epoch.outstanding.values():
-            if delivery.published_at + PASSES_AFTER > now or delivery.tag > last:
+            if passes_at(delivery, in_flight.clock_floor) > now or delivery.tag > last:
                 break
             if not delivery.passed:
                 delivery.passed = True
-                if not delivery.alone:
+                if delivery.alone:
+                    self._waiting.unanswered(delivery)
+                else:
                     self._waiting.introductions.answered(delivery)
                     self._refusals.passed(delivery)
 
@@ -423,9 +427,9 @@ class Ledger:
         instants += [at for at in watched if at > now]
         epoch = self._in_flight.suspect
         if epoch is not None and not self._in_flight.paused:
-            oldest = next((each.published_at for each in epoch.outstanding.values() if not each.passed), math.inf)
-            passes_at = max(oldest, self._in_flight.clock_floor) + PASSES_AFTER
-            instants += [passes_at] if passes_at > now else []
+            oldest = next((each for each in epoch.outstanding.values() if not each.passed), None)
+            at = math.inf if oldest is None else passes_at(oldest, self._in_flight.clock_floor)
+            instants += [at] if at > now else []
         instants.append(self.ends.sweep_at)
         return min(instants)
 

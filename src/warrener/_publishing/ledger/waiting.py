@@ -44,6 +44,10 @@ class Waiting:
         self.suspects = WaitingQueue()
         self.introductions = Introductions()
         self.delayed = Delayed(limits.max_buffered, limits.max_buffered_bytes)
+        #: Whether the next message on the suspects' channel is a suspect, if one waits. Suspects and introductions take turns.
+        self.suspect_first = True
+        #: Destinations of which a suspect was not answered: further suspects of theirs go behind all others.
+        self._slow: set[tuple[str, str]] = set()
         #: Messages that `next` found to be past their deadline, or refused; the next `Ledger.expire` reports them.
         self.ended: list[Delivery] = []
         self._settlement = settlement
@@ -94,7 +98,8 @@ class Waiting:
         if self.delayed.entries:
             self._take_due(now)
         if in_flight.suspect is not None:
-            delivery = self._next_alone(now) if self.suspects.entries else self._next_introduction(now)
+            alone = self.suspects.entries and (self.suspect_first or not self.introductions.waiting)
+            delivery = self._next_alone(now) if alone else self._next_introduction(now)
             if delivery is not None:
                 return delivery
         if in_flight.main is None:
@@ -177,10 +182,21 @@ class Waiting:
                 resend.append(delivery)
             else:
                 introduced.setdefault(key, []).append(delivery)
-        self.suspects.put_back(suspects)
+        self.suspects.put_back([each for each in suspects if _destination(each) not in self._slow])
+        for each in suspects:
+            if each.queue is None:
+                self.suspects.append(each)
         self.resend.put_back(resend)
         for key, group in reversed(introduced.items()):
             self.introductions.put_back(key, group)
+
+    def unanswered(self, suspect: Delivery) -> None:
+        """A suspect has passed without an answer: let others of its destination go behind those that may be answered."""
+        self._slow.add(_destination(suspect))
+        if len(self.suspects):
+            self.put_back(self.suspects.take_all())
+        else:
+            self._slow.clear()
 
     def new_link(self) -> None:
         """A new link begins: exchanges have to be introduced again, and messages that come back wait for that."""
@@ -238,3 +254,7 @@ class Waiting:
         while (delivery := queue.head()) is not None and delivery.deadline <= now:
             self.expire(delivery, self.ended)
         return delivery
+
+
+def _destination(delivery: Delivery) -> tuple[str, str]:
+    return delivery.envelope.exchange, delivery.envelope.routing_key
