@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 from attrs import define, field
 
 from warrener.testing.broker import _codec as codec
-from warrener.testing.broker._codec import Content, IllegalBytes, Method, RawFrame
+from warrener.testing.broker._codec import Content, IllegalBytes, Method, RawFrame, TypedTable, copy_properties
 from warrener.testing.broker._confirms import Confirms
 from warrener.testing.broker._model import (
     DELAYED,
@@ -301,9 +301,15 @@ class Channel:
         if properties.expiration:
             _check_expiration(properties.expiration)
         tag = self.confirms.next_tag() if self.confirms is not None else 0
-        message = Message(exchange.name, fields.routing_key, body, properties, content.raw_properties)
+        routes = (fields.routing_key, *_more_routes(content.headers))
+        raw_properties = content.raw_properties
+        if "BCC" in content.headers:
+            properties = copy_properties(properties)
+            properties.headers = {name: value for name, value in (properties.headers or {}).items() if name != "BCC"}
+            raw_properties = codec.encode_properties(properties)
+        message = Message(exchange.name, fields.routing_key, body, properties, raw_properties, routes)
         later = vhost.deliver_later(exchange, message, self.connection.number)
-        queues = [] if later else vhost.route(exchange, fields.routing_key, message.headers)
+        queues = [] if later else vhost.route(exchange, routes, message.headers)
         if not queues and fields.mandatory:
             self._send_content(
                 codec.encode_method(
@@ -314,7 +320,7 @@ class Channel:
                     exchange=fields.exchange,
                     routing_key=fields.routing_key,
                 ),
-                content.raw_properties,
+                raw_properties,
                 body,
             )
         confirms = self.confirms
@@ -642,7 +648,8 @@ class Channel:
         self.vhost.bind(source, kind, name, key, arguments)
 
     def _unbind_known_queue(self, source: str, kind: str, name: str, key: str, arguments: dict[str, Any]) -> None:
-        if name in self.vhost.queues:  # unbinding a missing queue is no error
+        # To unbind a missing queue, or a binding that is not there, is no error, whoever has the queue.
+        if name in self.vhost.queues and self.vhost.is_bound(source, kind, name, key, arguments):
             self.vhost.queue(name, self.connection.number)
             self.vhost.unbind(source, kind, name, key, arguments)
 
@@ -742,6 +749,15 @@ def _properties_for(queue: Queue, entry: Entry) -> bytes:
 def _clean(name: str) -> str:
     """Drop line ends from a name, as RabbitMQ does."""
     return name.replace("\r", "").replace("\n", "")
+
+
+def _more_routes(headers: TypedTable) -> Iterator[str]:
+    """Return the routing keys of the headers CC and BCC ("sender-selected distribution")."""
+    for name in ("CC", "BCC"):
+        kind, keys = headers.get(name, ("array", ()))
+        if kind != "array":
+            raise precondition_failed(f'invalid message: {{unacceptable_type_in_header,"{name}",{kind}}}')
+        yield from (key for each, key in keys if each == "longstr" and isinstance(key, str))
 
 
 def _check_expiration(text: str) -> None:
