@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,12 +76,25 @@ async def test_files_that_the_machine_cannot_read(
 async def test_no_thread_is_free(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     """The resolver's thread, and on Trio that of the aiormq driver, are asked for at each dial."""
 
-    def start(_: threading.Thread) -> None:
+    def start_new_thread(*_: Any) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(threading.Thread, "start", start)
+    monkeypatch.setattr("_thread.start_new_thread", start_new_thread)
     fault = await _fault_of(driver, Endpoint(host="no-literal.example", port=1))
     assert (fault.kind, fault.permanent) == (FaultKind.UNREACHABLE, False)
+
+
+async def test_a_thread_that_never_runs(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the memory is short a thread may die before it runs: the dial fails in time, and the next one asks anew."""
+    started: list[object] = []
+    with monkeypatch.context() as short:
+        short.setattr("_thread.start_new_thread", lambda *thread: started.append(thread))
+        for _ in range(2):
+            fault = await _fault_of(driver, Endpoint(host="localhost", port=1), connect_timeout=1.2)
+            assert (fault.kind, fault.permanent) == (FaultKind.UNREACHABLE, False)
+    assert len(started) == 2
+    fault = await _fault_of(driver, Endpoint(host="localhost", port=1))
+    assert "refused" in fault.text
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOBUFS, "x"), MemoryError()])
@@ -153,8 +165,8 @@ async def test_no_memory_on_an_open_link(
     assert down.value.fault.kind is FaultKind.CONNECTION_LOST
 
 
-async def _fault_of(driver: Driver, endpoint: Endpoint) -> Fault:
-    options = evolve(LinkOptions(), abort_timeout=0.2)
+async def _fault_of(driver: Driver, endpoint: Endpoint, **changes: Any) -> Fault:
+    options = evolve(LinkOptions(), abort_timeout=0.2, close_timeout=0.2, **changes)
     with anyio.fail_after(_PATIENCE), pytest.raises(LinkDown) as down:
         async with driver.open(endpoint, options, RecordingReports()):
             pytest.fail("it opened")
