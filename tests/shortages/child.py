@@ -68,6 +68,11 @@ def cut() -> None:
     print("cut", flush=True)
 
 
+def address_space() -> int:
+    """Return the size of this process in bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
 Shortage = Callable[[Publishing, Path], AbstractAsyncContextManager[None]]
 
 
@@ -99,9 +104,8 @@ async def descriptors(publishing: Publishing, _: Path) -> AsyncIterator[None]:
 @asynccontextmanager
 async def memory(publishing: Publishing, _: Path) -> AsyncIterator[None]:
     """There is no address space for a thread or for a large object; two megabytes are free."""
-    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (size, hard))
+    resource.setrlimit(resource.RLIMIT_AS, (address_space(), hard))
     taken: list[bytearray] = []
     try:
         while True:

@@ -291,6 +291,7 @@ class Queue:
                 now,
             )
         )
+        self._drop_expired()
         self._insert(entry)
         entry.safe = self.quorum
         if self.quorum or (self.durable and message.persistent):
@@ -298,7 +299,9 @@ class Queue:
             self._schedule_sync()
         else:
             self._settle(entry, True)
-        self.pump()
+        # A message whose time to live is 0 reaches a consumer that waits for it.
+        self._hand_out()
+        self._drop_expired()
         while self.ready and self._over(len(self.ready), 0):
             self._dead_letter(self._pop().message, "maxlen")
         self._arm_expiry()
@@ -411,6 +414,10 @@ class Queue:
     def pump(self) -> None:
         """Hand messages to consumers, in turn, as long as there are both."""
         self._drop_expired()
+        self._hand_out()
+        self._arm_expiry()
+
+    def _hand_out(self) -> None:
         while self.ready:
             consumer = next((consumer for consumer in self.consumers if consumer.has_room()), None)
             if consumer is None:
@@ -418,7 +425,6 @@ class Queue:
             self.consumers.remove(consumer)
             self.consumers.append(consumer)
             consumer.deliver(self, self._pop())
-        self._arm_expiry()
 
     def requeue(self, entries: Iterable[Entry]) -> None:
         """Put unacked messages back in their old places; a quorum queue counts it against its limit."""
