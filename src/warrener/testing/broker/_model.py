@@ -302,9 +302,12 @@ class Queue:
         # A message whose time to live is 0 reaches a consumer that waits for it.
         self._hand_out()
         self._drop_expired()
+        self._drop_surplus()
+        self._arm_expiry()
+
+    def _drop_surplus(self) -> None:
         while self.ready and self._over(len(self.ready), 0):
             self._dead_letter(self._pop().message, "maxlen")
-        self._arm_expiry()
 
     def _over(self, count: int, more_bytes: int) -> bool:
         longest, largest = self.argument("x-max-length"), self.argument("x-max-length-bytes")
@@ -438,6 +441,8 @@ class Queue:
                 self._dead_letter(entry.message, "delivery_limit")
             else:
                 self._insert(entry)
+        if self.argument("x-overflow") in (None, "drop-head"):
+            self._drop_surplus()
         self.pump()
 
     def discard(self, entry: Entry, *, rejected: bool) -> None:
