@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -322,7 +323,9 @@ class FilteringTransport(asyncio.Transport):
     async def wait_aborted(self) -> None:
         """Wait until both tasks are gone and close the stream; `abort` comes first."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await anyio.aclose_forcefully(self._stream)
+        # The link is over already: an error of the close is nobody's news.
+        with suppress(OSError, MemoryError, anyio.BrokenResourceError, anyio.ClosedResourceError):
+            await anyio.aclose_forcefully(self._stream)
 
     def is_closing(self) -> bool:
         """Whether nothing more is accepted."""
