@@ -28,6 +28,7 @@ import anyio.abc
 
 import warrener
 from warrener import Backoff
+from warrener.outbox import OutboxError, SQLiteOutbox
 
 PUBLISHERS, CONFIRMS = 20, 100
 
@@ -49,6 +50,17 @@ class Publishing:
             else:
                 self.outcomes["Receipt"] += 1
             await anyio.sleep(0.005)
+
+    async def enqueue(self) -> None:
+        """Store one message after the other in the outbox."""
+        while True:
+            try:
+                await self.producer.enqueue(bytes(200), routing_key="q")
+            except OutboxError as error:
+                self.outcomes[type(error).__name__] += 1
+            else:
+                self.outcomes["Stored"] += 1
+            await anyio.sleep(0.05)
 
     async def confirms(self, more: int = CONFIRMS) -> None:
         """Wait for confirms."""
@@ -171,13 +183,15 @@ async def held(publishing: Publishing, _: Path) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def disk(publishing: Publishing, folder: Path) -> AsyncIterator[None]:
-    """No byte can be written to a file: neither the log, nor any other."""
+    """No byte can be written to a file: neither to the log nor to the outbox."""
     handler = logging.FileHandler("/dev/full")
     logging.getLogger("warrener").addHandler(handler)
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
     cut()
     await publishing.confirms()
+    while publishing.outcomes["OutboxUnusable"] < 3:
+        await anyio.sleep(0.01)
     yield
     resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     logging.getLogger("warrener").removeHandler(handler)
@@ -189,8 +203,9 @@ KINDS: dict[str, Shortage] = {each.__name__: each for each in (descriptors, memo
 async def main(kind: str, driver: str, url: str, folder: Path) -> None:
     """Publish through the shortage."""
     logging.raiseExceptions = False  # a log that cannot be written is no error of the program
+    outbox = SQLiteOutbox(folder / "outbox.sqlite") if kind == "disk" else None
     producer = warrener.Producer(
-        url, driver=driver, backoff=Backoff(initial=0.1, cap=0.2, attempts=None), breaker=None, connect_timeout=0.5,
+        url, driver=driver, outbox=outbox, backoff=Backoff(initial=0.1, cap=0.2, attempts=None), breaker=None, connect_timeout=0.5,
         confirm_timeout=5.0, heartbeat=2.0, abort_timeout=0.2, close_timeout=0.5,
     )  # fmt: skip
     async with producer:
@@ -198,12 +213,20 @@ async def main(kind: str, driver: str, url: str, folder: Path) -> None:
         async with anyio.create_task_group() as tasks:
             for number in range(PUBLISHERS):
                 tasks.start_soon(publishing.publish, number)
+            if outbox is not None:
+                tasks.start_soon(publishing.enqueue)
             await publishing.confirms()
             before = producer.status().link
             async with KINDS[kind](publishing, folder):
                 pass
             await publishing.confirms()
+            if outbox is not None:
+                stored = publishing.outcomes["Stored"]
+                while publishing.outcomes["Stored"] < stored + 5:
+                    await anyio.sleep(0.01)
             tasks.cancel_scope.cancel()
+        if outbox is not None:
+            await producer.wait_flushed(timeout=30)
         links = producer.status().link - before
     counters = producer.counters
     print(
