@@ -52,7 +52,7 @@ ODD_ARGUMENTS: tuple[dict[str, Any], ...] = (
 #: Of bindings to a headers exchange, and of messages to it.
 MATCHES: tuple[dict[str, Any], ...] = (
     {}, {"x-match": "all", "a": 1}, {"x-match": "any", "a": 1, "b": "x"}, {"a": True}, {"x-match": "all", "a": 1, "b": "x"},
-    {"x-match": "none"}, {"x-match": "any-with-x", "x-c": "y"}, {"x-match": "all", "x-c": "y"}, {"x-match": 1},
+    {"x-match": "none"}, {"x-match": True, "a": 1}, {"x-match": "any-with-x", "x-c": "y"}, {"x-match": "all", "x-c": "y"}, {"x-match": 1},
 )  # fmt: skip
 HEADERS: tuple[dict[str, Any], ...] = (
     {}, {"a": 1}, {"a": "1"}, {"b": "x"}, {"a": 1, "b": "x"}, {"a": True}, {"x-c": "y"}, {"a": 2, "b": "x", "x-c": "y"},

@@ -574,8 +574,8 @@ class Channel:
         if not fields.nowait:
             self.send("exchange.delete_ok")
 
-    def _exchange_bind(self, fields: Any, _: Tables) -> None:
-        self._bind_exchange(fields, self.vhost.bind)
+    def _exchange_bind(self, fields: Any, tables: Tables) -> None:
+        self._bind_exchange(fields, self._binder(tables["arguments"]))
         if not fields.nowait:
             self.send("exchange.bind_ok")
 
@@ -625,8 +625,8 @@ class Channel:
                 "queue.declare_ok", queue=queue.name, message_count=len(queue), consumer_count=len(queue.consumers)
             )
 
-    def _queue_bind(self, fields: Any, _: Tables) -> None:
-        self._bind_queue(fields, self._bind_known_queue)
+    def _queue_bind(self, fields: Any, tables: Tables) -> None:
+        self._bind_queue(fields, self._binder(tables["arguments"]))
         if not fields.nowait:
             self.send("queue.bind_ok")
 
@@ -642,10 +642,18 @@ class Channel:
         self._permit(READ, "exchange", fields.exchange)
         action(fields.exchange, "queue", name, key, fields.arguments or {})
 
-    def _bind_known_queue(self, source: str, kind: str, name: str, key: str, arguments: dict[str, Any]) -> None:
-        self.vhost.exchange(source)  # where both are missing, RabbitMQ names the exchange
-        self.vhost.queue(name, self.connection.number)
-        self.vhost.bind(source, kind, name, key, arguments)
+    def _binder(self, arguments_with_types: TypedTable) -> Binder:
+        def bind(source: str, kind: str, name: str, key: str, arguments: dict[str, Any]) -> None:
+            exchange = self.vhost.exchange(source)  # where both are missing, RabbitMQ names the exchange
+            if kind == "queue":
+                self.vhost.queue(name, self.connection.number)
+            else:
+                self.vhost.exchange(name)
+            if exchange.matching == "headers":
+                _check_match(arguments_with_types)
+            self.vhost.bind(source, kind, name, key, arguments)
+
+        return bind
 
     def _unbind_known_queue(self, source: str, kind: str, name: str, key: str, arguments: dict[str, Any]) -> None:
         # To unbind a missing queue, or a binding that is not there, is no error, whoever has the queue.
@@ -749,6 +757,17 @@ def _properties_for(queue: Queue, entry: Entry) -> bytes:
 def _clean(name: str) -> str:
     """Drop line ends from a name, as RabbitMQ does."""
     return name.replace("\r", "").replace("\n", "")
+
+
+def _check_match(arguments: TypedTable) -> None:
+    kind, value = arguments.get("x-match", ("longstr", "all"))
+    if kind != "longstr":
+        shown = str(value).lower() if isinstance(value, bool) else value
+        raise precondition_failed(f"Invalid x-match field type {kind} (value {shown}); expected longstr")
+    if value not in ("all", "any", "all-with-x", "any-with-x"):
+        raise precondition_failed(
+            f'Invalid x-match field value <<"{value}">>; expected all, any, all-with-x, or any-with-x'
+        )
 
 
 def _more_routes(headers: TypedTable) -> Iterator[str]:

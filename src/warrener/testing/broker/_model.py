@@ -411,6 +411,7 @@ class Queue:
         self.touch()
         self._drop_expired()
         entry = self._pop() if self.ready else None
+        self._drop_expired()  # the answer tells how many messages are left
         self._arm_expiry()
         return entry
 
