@@ -214,9 +214,10 @@ def strange_returns(conn: Conn, rng: random.Random) -> None:
 
 @attack
 def huge_returns(conn: Conn, rng: random.Random) -> None:
-    """Returns with headers of 100 KB and many levels, without end."""
+    """Returns with headers of 100 KB, and with tokens of 100 KB, without end."""
     conn.open()
-    conn.flood(returned(conn.channel, headers=_HUGE) * 3, 3)
+    headers = rng.choice((_HUGE, {"x-warrener-token": "t" * 100_000}))
+    conn.flood(returned(conn.channel, headers=headers) * 3, 3)
 
 
 @attack
