@@ -161,6 +161,14 @@ def blocked_flood(conn: Conn, rng: random.Random) -> None:
 
 
 @attack
+def early_blocked(conn: Conn, rng: random.Random) -> None:
+    """connection.blocked and unblocked without end, before the first channel is open."""
+    conn.greet()
+    conn.tune()
+    conn.flood(marshal(X.Blocked("x" * 255)) + marshal(X.Unblocked()), 2)
+
+
+@attack
 def only_blocked(conn: Conn, rng: random.Random) -> None:
     """connection.blocked again and again, and never unblocked."""
     conn.open()
