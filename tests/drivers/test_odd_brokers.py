@@ -491,6 +491,30 @@ async def test_names_that_a_codec_refuses(driver: Driver, listener: RecordingRep
     assert set(sent) <= {"", "fine", *names[:3]}
 
 
+class _Huge(bytes):
+    """A body that says that it has 600 MiB, and takes no memory."""
+
+    def __len__(self) -> int:
+        return 600 * 2**20
+
+
+async def test_messages_that_are_too_large(driver: Driver, listener: RecordingReports) -> None:
+    """Both drivers refuse them at the call, in the same words: a broker would close the channel, or the whole connection."""
+
+    async def script(peer: Peer, channel: int) -> None:
+        await read_on(peer)
+
+    headers = Envelope(routing_key="q", headers={"h": "x" * 140_000})
+    async with linked(driver, listener, script) as link:
+        for envelope, body, said in (
+            (headers, b"", "bytes; this broker takes 131,072 (frame_max)"),
+            (Envelope(routing_key="q"), _Huge(), "the body has 629,145,600 bytes; RabbitMQ takes 536,870,912 at most"),
+        ):
+            reason = link.validate(envelope, "m", body, None)
+            assert reason is not None
+            assert said in reason
+
+
 # --- texts ----------------------------------------------------------------------------------------------------------
 
 
