@@ -71,10 +71,10 @@ class Account:
     def inversions(self) -> int:
         """First deliveries of a key that came after a later row of the key. Rows are numbered as they were stored."""
         last: dict[str, tuple[int, int]] = {}
-        wrong = 0
+        wrong, keys = 0, self.key_of
         for one in dict.fromkeys(one for one, _, _ in self.found):
             life, number = map(int, one.split("-"))
-            key = self.key_of[one]
+            key = keys[one]
             wrong += (life, number) < last.get(key, (-1, -1))
             last[key] = max((life, number), last.get(key, (-1, -1)))
         return wrong
