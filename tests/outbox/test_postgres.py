@@ -14,6 +14,7 @@ from tests.outbox.rows import LEASE, claim, insert, positions
 from warrener import Message, Queue, SettingsError, open_producer
 from warrener.outbox import OutboxProblem, OutboxUnusable, PostgresOutbox, add, add_async
 from warrener.outbox import _postgres_store as module
+from warrener.outbox._postgres_connect import Connector
 from warrener.outbox._postgres_rows import unusable
 from warrener.outbox._postgres_store import PostgresStore
 from warrener.outbox._rows import encode
@@ -242,6 +243,45 @@ def size_of(dsn):
     with psycopg.connect(dsn) as db:
         query = "SELECT sum(pg_total_relation_size(relid)) FROM pg_partition_tree('warrener_outbox') WHERE isleaf"
         return db.execute(query).fetchone()[0]
+
+
+def confirm_all(store):
+    """Claim all rows and delete them as confirmed, in two transactions; return the second one's answer."""
+    rows = claim(store)
+    confirmed = tuple((row.position, row.claim) for row in rows)
+    return store.transact(Work(settlement=Settlement(confirmed, claims={rows[0].claim: ()})), "relay", LEASE)
+
+
+def slot_of(dsn):
+    with psycopg.connect(dsn) as db:
+        return db.execute("SELECT pg_sequence_last_value('warrener_outbox_slot')").fetchone()[0]
+
+
+@pytest.mark.parametrize("reachable", [True, False])
+def test_a_rotation_that_fails_leaves_the_commit_as_it_is(open_store, outbox_dsn, monkeypatch, reachable):
+    """The connection breaks between the commit and the rotation: the deletes are done, and are not called failed."""
+    monkeypatch.setattr(module, "_ROTATE_AFTER", 1)
+    store = open_store()
+    insert(store, None)
+    rotate, connector = store._rotate, store._connector
+
+    def cut_off():
+        store.interrupt()
+        if not reachable:
+            store._drop()
+            store._connector = Connector(["postgresql://warrener@127.0.0.1:1/postgres"], 2.0)
+        rotate()
+
+    store._rotate = cut_off
+    assert confirm_all(store).owned
+    store._connector = connector
+    assert store.status().backlog == 0
+    assert slot_of(outbox_dsn) == 0
+
+    del store._rotate
+    insert(store, None)
+    confirm_all(store)
+    assert slot_of(outbox_dsn) != 0
 
 
 def test_space_comes_back_while_an_old_snapshot_is_held(open_store, outbox_dsn, monkeypatch):

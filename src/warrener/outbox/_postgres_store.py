@@ -174,7 +174,8 @@ class PostgresStore:
                 raise
         assert done is not None
         if self._deleted >= _ROTATE_AFTER:
-            self._rotate()
+            with suppress(OutboxUnusable):  # the transaction is committed, whatever becomes of the rotation
+                self._rotate()
         return done
 
     def _work(self, db: Connection, work: Work, token: str, lease: float) -> tuple[Done, str | None]:
