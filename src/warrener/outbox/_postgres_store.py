@@ -2,7 +2,8 @@
 
 **Claims.** One advisory lock orders the claims of all relays; it is taken before any row lock, so that no two relays wait
 for each other. A settlement needs no such lock: it begins by renewing the relay's own row, and a relay that ends another
-one deletes that row first, so exactly one of the two goes on.
+one deletes that row first, so exactly one of the two goes on. A relay that is paused, or whose machine is gone, in the
+middle of a transaction would keep its locks: the server ends such a session.
 
 **Order.** The position of a row is given when the row is inserted, and transactions commit in another order. A keyed row
 is ready only when each transaction older than its own has ended (`pg_snapshot_xmin`), and the first row of a key holds up
@@ -57,6 +58,8 @@ _ROTATE_AFTER: Final = 10_000
 _COUNTS_HOLD: Final = 1.0
 #: Seconds to find out what became of a commit whose answer was lost.
 _RESOLVE: Final = 15.0
+#: Milliseconds after which the server ends a transaction whose process says nothing: it holds locks that others wait for.
+_PAUSE: Final = 15_000
 #: Candidates read at once.
 _PAGE: Final = 1_000
 
@@ -179,6 +182,7 @@ class PostgresStore:
         return done
 
     def _work(self, db: Connection, work: Work, token: str, lease: float) -> tuple[Done, str | None]:
+        db.execute("SELECT set_config('idle_in_transaction_session_timeout', %s, true)", (str(_PAUSE),))
         if work.want is not None:
             db.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
         stored, number = self._insert(db, work.inserts) if work.inserts else ([], None)

@@ -45,7 +45,8 @@ _COLUMNS: Final = (
     "position, message_id, key, exchange, routing_key, properties, stored_at, attempts, possible_duplicate"
 )
 _CANDIDATE: Final = """
-SELECT o.position, o.key, length(o.body), o.not_before IS NULL OR o.not_before <= :now,
+SELECT o.position, o.key, length(o.body),
+       o.not_before IS NULL OR o.not_before <= :now OR typeof(o.not_before) IN ('text', 'blob'),
        CASE WHEN o.key IS NULL THEN o.position
             ELSE (SELECT min(e.position) FROM warrener_outbox e WHERE e.key = o.key) END
 FROM warrener_outbox o
@@ -341,7 +342,8 @@ class SQLiteStore:
 
     def _count(self, db: sqlite3.Connection) -> OutboxStatus:
         rows, size, oldest = db.execute(
-            "SELECT count(*), coalesce(sum(length(body)), 0), min(stored_at) FROM warrener_outbox"
+            "SELECT count(*), coalesce(sum(length(body)), 0),"
+            " min(CASE WHEN typeof(stored_at) IN ('real', 'integer') THEN stored_at END) FROM warrener_outbox"
         ).fetchone()
         aside, aside_size = db.execute(
             "SELECT count(*), coalesce(sum(length(body)), 0) FROM warrener_outbox_set_aside"
@@ -453,12 +455,19 @@ class _Reader:
 
 
 def _row(claim: int, values: tuple[Any, ...]) -> Row:
+    """SQLite keeps text in a column of numbers, and bytes in a column of text: another program may have stored them."""
     position, key, attempts, nacks, possible_duplicate, *columns = values
     try:
         message, problem = decode(*columns), None
     except ValueError as error:
         message, problem = None, str(error)
-    return Row(position, claim, key, message, attempts, nacks, bool(possible_duplicate), problem)
+    if not isinstance(key, str | None):
+        message, problem = None, "key is no text"
+    return Row(position, claim, key, message, _number(attempts), _number(nacks), bool(possible_duplicate), problem)
+
+
+def _number(value: object) -> int:
+    return value if isinstance(value, int) else 0
 
 
 def _entry(found: tuple[Any, ...]) -> Entry:
@@ -469,11 +478,11 @@ def _entry(found: tuple[Any, ...]) -> Entry:
     return Entry(
         position=position,
         message_id=str(message_id),
-        key=key,
+        key=None if key is None else str(key),
         exchange=str(exchange),
         routing_key=str(routing_key),
         state=state,
-        attempts=attempts,
+        attempts=_number(attempts),
         possible_duplicate=bool(possible_duplicate),
         stored_at=_instant(stored_at),
         not_before=None if not_before is None else _instant(not_before),
@@ -481,12 +490,16 @@ def _entry(found: tuple[Any, ...]) -> Entry:
         last_error=last_error,
         set_aside_at=None if set_aside_at is None else _instant(set_aside_at),
         properties=str(properties),
-        body=body.encode() if isinstance(body, str) else bytes(body),
+        body=body if isinstance(body, bytes) else str(body).encode(),
     )
 
 
-def _instant(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)
+def _instant(seconds: object) -> datetime:
+    """The instant; 1970 for a value that is none."""
+    try:
+        return datetime.fromtimestamp(seconds if isinstance(seconds, int | float) else 0.0, UTC)
+    except (ValueError, OverflowError, OSError):
+        return datetime.fromtimestamp(0.0, UTC)
 
 
 def _which(ids: Sequence[int | str] | None) -> tuple[str, list[str]]:
