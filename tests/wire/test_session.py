@@ -372,6 +372,16 @@ def test_texts_without_the_password_stay_as_they_are() -> None:
     ]
 
 
+def test_a_new_secret_is_masked_beside_the_old_one() -> None:
+    """A broker may quote either of them after the update."""
+    session = Session(Credentials("ann", "old-secret"), Sink())
+    for frame in (START, commands.Connection.Tune(2047, 131072, 60), commands.Connection.OpenOk()):
+        session.receive(marshalled(frame))
+    session.update_secret("new-secret")
+    (told,) = session.receive(marshalled(commands.Connection.Blocked("old-secret, new-secret and ann")))
+    assert told == events.Blocked("***, *** and ann")
+
+
 def test_update_secret() -> None:
     """A new secret goes out and its answer is told; an answer nobody asked for is illegal."""
     session = opened()
@@ -509,6 +519,24 @@ def test_closed_channels_are_forgotten_in_time() -> None:
             session.receive(marshalled(answer, session.publisher(number).wire_number))
     assert [session.publisher(number).written for number in range(95, 103)] == [1] * 7 + [0]
     assert len(session._table.known) <= 10
+
+
+def test_a_channel_that_was_open_for_long_is_known_when_it_is_closed() -> None:
+    """The channels that are forgotten are those closed first, not those opened first: main channels come and go beside it."""
+    session = opened()
+    old = open_publisher(session)
+    main = 1
+    for _ in range(20):
+        session.receive(marshalled(commands.Channel.Close(406, "", 60, 40), session.publisher(main).wire_number))
+        main = open_publisher(session)
+    session.publisher(old).publish(Envelope(), "m", b"", None)
+    drain(session)
+    closes = [commands.Channel.Close(406, "", 60, 40)] * 2
+    numbers = [session.publisher(number).wire_number for number in (main, old)]
+    told = session.receive(b"".join(marshalled(*each) for each in zip(closes, numbers, strict=True)))
+    assert [type(each) for each in told] == [events.ChannelClosed] * 2
+    session.open_publisher()
+    assert session.publisher(old).written == 1
 
 
 def test_numbers_come_back_as_late_as_possible() -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
 from warrener.drivers.base import Lane
-from warrener.errors import Fault, printable
+from warrener.errors import Fault, FaultKind
 from warrener.records import Returned
 
 if TYPE_CHECKING:
@@ -14,7 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LinkFacts"]
 
-log = logging.getLogger("warrener")
+
+_UNEXPLAINED = Fault(FaultKind.CHANNEL_CLOSED, "the broker closed the channel, and no message of it was refused alone")
 
 
 class LinkFacts:
@@ -42,15 +42,25 @@ class LinkFacts:
             )
             sender.settle(settled)
             sender.admission.refuse_waiters()
+            sender.keep_sweep()
             if lane is Lane.MAIN and not explained:
                 sender.supervisor.channel_closed(self._number, fault)
+            if self._ledger.ends.doubtful:
+                self._count_unexplained(fault)
             sender.pump()
+
+    def _count_unexplained(self, fault: Fault | None) -> None:
+        """Tell the supervisor of closes whose suspects have all been tried, and none of which was guilty."""
+        for _ in range(self._ledger.ends.unexplained()):
+            self._sender.supervisor.channel_closed(self._number, fault or _UNEXPLAINED)
 
     def confirmed(self, channel: int, tag: int, multiple: bool) -> None:
         """basic.ack."""
         sender = self._sender
         if sender.number == self._number:
             sender.settle(self._ledger.answers.confirmed(channel, tag, multiple, sender.backend.clock()))
+            if self._ledger.ends.doubtful:
+                self._count_unexplained(None)
             if sender.supervisor.wants_confirms:
                 sender.supervisor.confirmed(self._number, None)
             sender.pump()
@@ -59,7 +69,12 @@ class LinkFacts:
         """basic.nack."""
         sender = self._sender
         if sender.number == self._number:
-            sender.settle(self._ledger.answers.nacked(channel, tag, multiple, sender.backend.clock()))
+            now = sender.backend.clock()
+            settled = self._ledger.answers.nacked(channel, tag, multiple, now)
+            sender.note_nacks(now)
+            sender.settle(settled)
+            if self._ledger.ends.doubtful:
+                self._count_unexplained(None)
             sender.pump()
 
     def returned(self, channel: int, returned: Returned) -> None:
@@ -72,13 +87,13 @@ class LinkFacts:
     def blocked(self, reason: str) -> None:
         """The broker blocks publishers."""
         if self._sender.number == self._number:
-            log.warning("%s: the broker blocks publishing: %s", self._sender.name, printable(reason))
+            self._sender.blocked_log.blocked(reason, self._sender.backend.clock())
             self._sender.supervisor.blocked(self._number)
 
     def unblocked(self) -> None:
         """The broker takes publishes again."""
         if self._sender.number == self._number:
-            log.info("%s: the broker takes publishes again", self._sender.name)
+            self._sender.blocked_log.unblocked()
             self._sender.supervisor.unblocked(self._number)
 
     def pull(self) -> None:

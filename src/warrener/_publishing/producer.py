@@ -68,6 +68,7 @@ from warrener.records import (
     Stored,
     TargetFields,
 )
+from warrener.retry import Retry, retry_rules
 from warrener.topology import Declaration, Exchange, standard_exchanges
 from warrener.tracing import instrument
 
@@ -117,17 +118,26 @@ class Producer(Declaring):
             max_buffered_bytes=s.max_buffered_bytes,
             max_in_flight=s.max_in_flight,
             max_in_flight_bytes=s.max_in_flight_bytes,
-            at_least_once="unknown" in s.retry_policy.on,
-            attempts=s.retry_policy.attempts,
+            retry=retry_rules(s.retry_policy),
             confirm_timeout=s.confirm_timeout,
             refusal_memory=s.refusal_memory,
             max_destinations=s.max_destinations,
             standard_exchanges=standard_exchanges(s.topology),
         )
         self._destinations = Destinations(s.breaker, s.max_destinations)
+        self._topology = LiveTopology(s.topology, strict=s.topology_errors == "strict")
+        if s.links > 1:
+            from warrener._publishing.links import LinkedProducer
+
+            # The number of links may stand in the URL or in the environment, so it is known only here.
+            object.__setattr__(self, "__class__", LinkedProducer)
+            self._split()
+
+    def _split(self) -> None:
+        """Make the parts of a producer with several links; one with one link is whole."""
 
     def __repr__(self) -> str:
-        return f"<Producer {self.name!r} {self.settings.endpoint} {self.connection_state.value}>"
+        return f"<Producer {self.name!r} {self.status().endpoint} {self.connection_state.value}>"
 
     # --- life -------------------------------------------------------------------------------------------------------
 
@@ -156,18 +166,13 @@ class Producer(Declaring):
         ExceptionGroup when the attempts are used up. A second call is a RuntimeError. When `run()` has ended, each accepted
         message has its outcome, and no task, socket or timer is left.
         """
-        if self._run_called:
-            why = "it was closed before it ran" if self._finished is None else "run() may be called once"
-            raise RuntimeError(f"this producer cannot run: {why}; make another Producer")
-        self._run_called = True
+        finished = self._begin()
         instrument(self)
-        s = self.settings
         self._backend = backend()
-        self._finished = anyio.Event()
-        self._place.enter()
         supervisor, sender = assembled(
-            s, self._driver, self._rng, self._backend, self._ledger, self._destinations, self._streams.told
-        )
+            self.settings, self._driver, self._rng, self._backend, self._ledger, self._destinations, self._topology,
+            self._streams.told,
+        )  # fmt: skip
         supervisor.watch(lambda: self._streams.changed(self.status))
         self._supervisor, self._sender = supervisor, sender
         self._relay = None if self._outbox is None else self._outbox.relay(self)
@@ -186,7 +191,17 @@ class Producer(Declaring):
                     self._streams.end()
         finally:
             self._place.leave()
-            self._finished.set()
+            finished.set()
+
+    def _begin(self) -> anyio.Event:
+        """Note that the producer runs here; return what is set when it has ended."""
+        if self._run_called:
+            why = "it was closed before it ran" if self._finished is None else "run() may be called once"
+            raise RuntimeError(f"this producer cannot run: {why}; make another Producer")
+        self._run_called = True
+        self._finished = anyio.Event()
+        self._place.enter()
+        return self._finished
 
     async def aclose(self) -> ClosingReport:
         """Accept nothing more, wait at most `drain_timeout` for outcomes, close, and report.
@@ -228,13 +243,20 @@ class Producer(Declaring):
 
     @with_message_fields
     async def publish(
-        self, body: Body | Message, *, timeout: float = PUBLISH_TIMEOUT, **fields: Unpack[MessageFields]
+        self,
+        body: Body | Message,
+        *,
+        key: str | None = None,
+        timeout: float = PUBLISH_TIMEOUT,
+        retry: Retry | None = None,
+        **fields: Unpack[MessageFields],
     ) -> Receipt:
         """Publish one message; return when the broker has confirmed it.
 
         Either ``publish(body, **fields of Message)`` or ``publish(message)``; both mixed is a TypeError. `timeout` is
         seconds from the call (default: the producer's `publish_timeout`; ``math.inf`` allowed). It bounds the whole call:
-        the wait for capacity, for a link, and for the confirm.
+        the wait for capacity, for a link, and for the confirm. `retry` is the policy of this message alone; None: the
+        producer's. With several `links`, messages of one `key` travel on one link, in order; with one link all do.
 
         Raises a `PublishError`; its `may_have_been_delivered` says whether a queue may hold the message. If this call is
         cancelled before the message is written, nothing is sent. If it is cancelled later, `outcomes()` tells the outcome.
@@ -253,6 +275,8 @@ class Producer(Declaring):
         except InvalidMessage:
             await anyio.lowlevel.checkpoint()
             raise
+        if retry is not None:
+            delivery.retry = retry_rules(retry)
         if not sender.fast_path(delivery, called):
             admission = sender.admission
             refusal = admission.refused(delivery)
@@ -279,34 +303,49 @@ class Producer(Declaring):
         self,
         messages: Iterable[Body | Message] | AsyncIterable[Body | Message],
         *,
+        key: str | None = None,
         timeout: float = PUBLISH_TIMEOUT,
+        retry: Retry | None = None,
         **fields: Unpack[MessageFields],
     ) -> Sequence[Receipt | PublishError]:
         """Publish many messages, pipelined; return their outcomes in the order given, errors as values.
 
         Either messages, or bodies that share the fields given; a routing key or an exchange must be among the fields of
         bodies. Messages are accepted as capacity comes free, so their number has no limit. `timeout` is seconds from the
-        call; messages that are not written by then end as `NotSent`.
+        call; messages that are not written by then end as `NotSent`. `retry` is the policy of these messages; None: the
+        producer's.
         """
         sender, backend = self._sender, self._backend
         if sender is None or backend is None or threading.get_ident() != self._place.thread:
             raise self._not_here()
         await backend.checkpoint_if_cancelled()
         deadline = backend.clock() + seconds(timeout, self._publish_timeout)
-        many = ManyPublishes(sender, self._envelopes, deadline, fields)
+        rules = None if retry is None else retry_rules(retry)
+        many = ManyPublishes(sender, self._envelopes, deadline, fields, rules)
         await many.publish(messages)
         return many.batch.outcomes()
 
     @with_message_fields
     def publish_nowait(
-        self, body: Body | Message, *, timeout: float = PUBLISH_TIMEOUT, **fields: Unpack[MessageFields]
+        self,
+        body: Body | Message,
+        *,
+        key: str | None = None,
+        timeout: float = PUBLISH_TIMEOUT,
+        retry: Retry | None = None,
+        **fields: Unpack[MessageFields],
     ) -> PublishHandle:
-        """Accept one message without waiting; raise `BufferFull` if there is no capacity. The handle has the outcome."""
+        """Accept one message without waiting; raise `BufferFull` if there is no capacity. The handle has the outcome.
+
+        `timeout` and `retry` are as for `publish`.
+        """
         sender, backend = self._sender, self._backend
         if sender is None or backend is None or threading.get_ident() != self._place.thread:
             raise self._not_here()
         called = backend.clock()
         delivery = self._envelopes.delivery(body, called + seconds(timeout, self._publish_timeout), fields)
+        if retry is not None:
+            delivery.retry = retry_rules(retry)
         if not sender.fast_path(delivery, called):
             admission = sender.admission
             refusal = admission.refused(delivery)
@@ -467,18 +506,18 @@ class Producer(Declaring):
         return {
             **asdict(self._ledger.counters),
             **destinations,
-            **({} if self._supervisor is None else self._supervisor.counters),
+            **({} if self._supervisor is None else self._supervisor.counts.counters),
         }
 
     @property
     def faults(self) -> Mapping[FaultKind, int]:
         """Number of dials and links that each kind of fault ended."""
-        return {} if self._supervisor is None else self._supervisor.faults
+        return {} if self._supervisor is None else self._supervisor.counts.faults
 
     @property
     def reconnect_times(self) -> Histogram:
         """Seconds from the loss of a link until the next one is up."""
-        return Histogram(RECONNECT_BOUNDS) if self._supervisor is None else self._supervisor.reconnect_times
+        return Histogram(RECONNECT_BOUNDS) if self._supervisor is None else self._supervisor.counts.reconnect_times
 
 
 @asynccontextmanager

@@ -55,8 +55,19 @@ class Timers:
             case _:
                 assert_never(order)
 
-    def run(self, name: effects.Timer, delay: float, event: Callable[[float], events.Event]) -> None:
-        """Post the event after `delay` seconds, unless the timer is cancelled or replaced before that."""
+    def run(
+        self,
+        name: effects.Timer,
+        delay: float,
+        event: Callable[[float], events.Event],
+        *,
+        ask: Callable[[], Awaitable[Callable[[], events.Event]]] | None = None,
+    ) -> None:
+        """Post the event after `delay` seconds, unless the timer is cancelled or replaced before that.
+
+        With `ask`, the event of its answer is posted instead, and a cancellation of the timer ends the question, too: an
+        answer that comes in the same instant is not taken.
+        """
         self.cancel(name)
         scope = anyio.CancelScope()
         deadline = self._clock() + delay
@@ -64,9 +75,14 @@ class Timers:
         async def sleep() -> None:
             with scope:
                 await anyio.sleep(max(0.0, deadline - self._clock()))
-                if self._scopes.get(name) is scope:
+                answer = None if ask is None else await ask()
+                current = self._scopes.get(name) is scope
+                if current:
                     del self._scopes[name]
-                self._post(event(self._clock()))
+                if answer is None:
+                    self._post(event(self._clock()))
+                elif current:
+                    self._post(answer())
 
         if self._spawn(sleep):
             self._scopes[name] = scope

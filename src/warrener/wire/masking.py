@@ -11,12 +11,10 @@ import re
 from collections.abc import Iterator
 from urllib.parse import quote, quote_plus
 
-from warrener.errors import printable
+from warrener.errors import MASKED, printable
 from warrener.records import Credentials
 
 __all__ = ["Mask"]
-
-_MASK = "***"
 
 
 class Mask:
@@ -24,13 +22,19 @@ class Mask:
 
     def __init__(self, credentials: Credentials) -> None:
         # Not one regular expression of all forms: for a token of 8 KB its compilation takes half a second.
-        self._forms = sorted(set(_forms(credentials)), key=len, reverse=True) if credentials.password else []
+        self._forms: list[str] = []
+        self.learn(credentials)
+
+    def learn(self, credentials: Credentials) -> None:
+        """Mask this password too, from now on."""
+        if credentials.password:
+            self._forms = sorted({*self._forms, *_forms(credentials)}, key=len, reverse=True)
 
     def __call__(self, text: object) -> str:
         """Return the text as one safe line."""
         raw = text if isinstance(text, str) else repr(text)
         for form in self._forms:
-            raw = raw.replace(form, _MASK)
+            raw = raw.replace(form, MASKED)
         return printable(raw)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from attrs import define
@@ -13,30 +14,38 @@ from warrener._publishing.ledger.outcomes import ended_unanswered, refused, unro
 from warrener._publishing.ledger.refusals import REFUSALS, Refusals, Target, named
 from warrener._publishing.ledger.settlement import Settlement
 from warrener._publishing.ledger.waiting import Waiting
+from warrener._retry_rules import RetryRules
 from warrener.errors import Fault, NotSent, PublishError
 from warrener.records import Lane, Returned
 
-__all__ = ["Ends", "Rules"]
+__all__ = ["SWEEP_EVERY", "Ends", "Rules"]
+
+#: Seconds between two searches for waiting messages that a new refusal is about, if there are more than `FEW` messages.
+SWEEP_EVERY = 0.1
+FEW = 256
 
 
 @define
 class Rules:
     """How attempts without an answer, and returns, end. Only the set of exchanges changes, by declarations."""
 
-    #: Whether a message whose attempt may have arrived is sent again.
-    at_least_once: bool
+    #: The policy of messages that have none of their own.
+    retry: RetryRules
     #: Number of attempts that a suspect of a channel close gets alone.
     suspect_attempts: int
     #: Exchanges that this producer declared with a type of AMQP itself; their returns are certain.
     standard_exchanges: frozenset[str]
-    #: Number of times that a message is written; None: its deadline alone limits them.
-    attempts: int | None = None
+
+    def retry_of(self, delivery: Delivery) -> RetryRules:
+        """Return the policy of the message."""
+        return self.retry if delivery.retry is None else delivery.retry
 
     def stop(self, delivery: Delivery) -> bool:
-        """Whether the message is not written again."""
-        if not self.at_least_once or delivery.suspected >= self.suspect_attempts:
+        """Whether the message is not written again after an attempt without an answer."""
+        retry = self.retry_of(delivery)
+        if not retry.unknown or delivery.suspected >= self.suspect_attempts:
             return True
-        return self.attempts is not None and delivery.attempts >= self.attempts
+        return retry.attempts is not None and delivery.attempts >= retry.attempts
 
     def unroutable(self, delivery: Delivery, returned: Returned) -> PublishError:
         """Return the outcome of a returned attempt. An exchange of a plugin may return a message and deliver it later."""
@@ -62,13 +71,20 @@ class Ends:
         self._rules = rules
         self._settlement = settlement
         self._counters = settlement.counters
+        #: Number of closes of the main channel whose suspects are being tried alone; a guilty one explains one of them.
+        self.doubtful = 0
+        #: When the waiting messages are searched for those that new refusals are about.
+        self.sweep_at = math.inf
+        self._swept_at = -math.inf
+        #: Number of searches so far.
+        self.sweeps = 0
 
     def channel_closed(
         self, channel: int, fault: Fault, written: int, begun: int, now: float
     ) -> tuple[list[Delivery], bool]:
         """The broker closed the channel; return the messages with an outcome, and whether the close is explained.
 
-        The messages up to tag `written` may have been stored; those behind the last one
+        A close that a suspect may still explain counts as explained until `unexplained` tells otherwise. The messages up to tag `written` may have been stored; those behind the last one
         that the broker has checked, up to tag `begun`, may be the cause of the close.
         """
         epoch = self._in_flight.close(channel)
@@ -77,7 +93,7 @@ class Ends:
             return [], True
         settled: list[Delivery] = []
         if epoch.lane is Lane.SUSPECT:
-            self._waiting.introductions.channel_ended()
+            self._waiting.introductions.channel_closed()
         begun = max(begun, written)
         seen = [
             each for tag, each in epoch.outstanding.items() if epoch.checked < tag <= begun and each.returned is None
@@ -85,8 +101,12 @@ class Ends:
         target = named(fault, seen)
         explained = target is not None or (len(seen) == 1 and fault.reply_code in REFUSALS)
         if explained:
+            if epoch.lane is Lane.SUSPECT and target is not None and target.whole_exchange:
+                self._cover_earlier(epoch, target)
             self._refuse_guilty(epoch, seen, target, fault, written, settled)
             if epoch.lane is Lane.SUSPECT:
+                if target is None and seen[0].alone and self.doubtful:
+                    self.doubtful -= 1
                 for delivery in epoch.outstanding.values():
                     if delivery.alone and delivery.tag <= written:
                         delivery.suspected -= 1  # another message was the cause, so this was no attempt alone
@@ -99,7 +119,23 @@ class Ends:
         self._waiting.put_back(again)
         if target is not None:
             self._remember(target, fault, now, settled)
+        if (
+            not explained
+            and fault.reply_code in REFUSALS
+            and epoch.lane is Lane.MAIN
+            and self._waiting.suspects.entries
+        ):
+            self.doubtful += 1
+            explained = True
         return settled, explained
+
+    def unexplained(self) -> int:
+        """Return the number of closes that no suspect has explained, once all suspects have been tried."""
+        epoch = self._in_flight.suspect
+        if self._waiting.suspects or (epoch is not None and any(each.alone for each in epoch.outstanding.values())):
+            return 0
+        count, self.doubtful = self.doubtful, 0
+        return count
 
     def _refuse_guilty(
         self,
@@ -121,18 +157,47 @@ class Ends:
                 delivery.unanswered += 1
             self._settlement.answer(delivery, refused(delivery, fault), settled)
 
+    def _cover_earlier(self, epoch: Epoch, target: Target) -> None:
+        """The broker takes publishes in order: those before the first one to a missing exchange have found their own."""
+        for delivery in epoch.outstanding.values():
+            if target.covers(delivery):
+                return
+            self._waiting.introductions.answered(delivery)
+
     def _remember(self, target: Target, fault: Fault, now: float, settled: list[Delivery]) -> None:
-        """Remember the refusal, and refuse the messages of its target that wait."""
+        """Remember the refusal, and refuse the messages of its target that wait, now or `SWEEP_EVERY` seconds later."""
         self._refusals.remember(target, fault, now)
-        if target == Target(target.exchange):
+        if target.whole_exchange:
             self._waiting.introductions.refused(target.exchange)
+        if len(self._waiting) <= FEW:
+            self.sweep_at = now
+        else:
+            self.sweep_at = min(self.sweep_at, max(now, self._swept_at + SWEEP_EVERY))
+        self.sweep(now, settled)
+
+    def sweep(self, now: float, settled: list[Delivery]) -> None:
+        """Refuse the waiting messages that new refusals are about, if it is time for that."""
+        if self.sweep_at > now:
+            return
+        self.sweep_at, self._swept_at = math.inf, now
+        self.sweeps += 1
         for delivery in self._waiting.live():
-            if target.covers(delivery) and delivery.queue is not None:
+            self._waiting.refuse_if_new(delivery, settled)
+        self._refusals.new.clear()
+
+    def impatient(self, fault: Fault) -> list[Delivery]:
+        """There is no link: end the messages whose policy does not wait for the next one."""
+        settled: list[Delivery] = []
+        reason = "the link was lost before the message was written, and its retry policy does not wait for another link"
+        for delivery in self._waiting.live():
+            if not self._rules.retry_of(delivery).waits and delivery.queue is not None:
                 delivery.queue.remove(delivery)
-                self._settlement.answer(delivery, refused(delivery, fault, from_memory=True), settled)
+                self._settlement.end_unwritten(delivery, NotSent, reason, fault, settled)
+        return settled
 
     def link_lost(self, fault: Fault, written: Callable[[int], int]) -> list[Delivery]:
         """The link ended. `written(channel)` returns the highest tag whose message may have reached the network."""
+        self.doubtful = 0
         settled: list[Delivery] = []
         again: list[Delivery] = []
         # Messages on the suspects' channel are older than those to the same exchange on the main channel.
