@@ -75,6 +75,8 @@ SELECT o.position, o.key, octet_length(o.body),
             ELSE (SELECT e.position FROM warrener_outbox e WHERE e.key = o.key ORDER BY e.position LIMIT 1) END
 FROM warrener_outbox o
 WHERE (o.key IS NULL OR {_NOT_HELD})"""  # noqa: S608 - constants
+#: The server ends this session if its process says nothing for so long in the middle of the transaction.
+_LIMITED: Final = "set_config('idle_in_transaction_session_timeout', %s, true)"
 _TAKEN: Final = "SELECT unnest(positions) FROM warrener_outbox_claim"
 
 
@@ -182,9 +184,8 @@ class PostgresStore:
         return done
 
     def _work(self, db: Connection, work: Work, token: str, lease: float) -> tuple[Done, str | None]:
-        db.execute("SELECT set_config('idle_in_transaction_session_timeout', %s, true)", (str(_PAUSE),))
         if work.want is not None:
-            db.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+            db.execute(f"SELECT pg_advisory_xact_lock(%s), {_LIMITED}", (_LOCK, str(_PAUSE)))
         stored, number = self._insert(db, work.inserts) if work.inserts else ([], None)
         owned, claimed = True, Claimed()
         if work.settlement or work.renew:
@@ -227,12 +228,12 @@ class PostgresStore:
             [row.body for row in accepted],
         ]
         found = db.execute(
-            "INSERT INTO warrener_outbox (message_id, key, exchange, routing_key, properties, body)"
+            "INSERT INTO warrener_outbox (message_id, key, exchange, routing_key, properties, body)"  # noqa: S608
             " SELECT message_id, key, exchange, routing_key, properties, body"
             " FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %b::bytea[])"
-            " WITH ORDINALITY AS rows (message_id, key, exchange, routing_key, properties, body, n) ORDER BY n"
-            " RETURNING position, transaction::text",
-            columns,
+            " WITH ORDINALITY AS rows (message_id, key, exchange, routing_key, properties, body, n),"
+            f" (SELECT {_LIMITED}) AS limited ORDER BY n RETURNING position, transaction::text",
+            [*columns, str(_PAUSE)],
         ).fetchall()
         return [found[one][0] if isinstance(one, int) else one for one in answers], found[0][1]
 
@@ -299,16 +300,14 @@ class PostgresStore:
         rows: tuple[Row, ...] = ()
         if gathered.picked:
             positions = sorted(candidate.position for candidate in gathered.picked)
-            db.execute(
-                "INSERT INTO warrener_outbox_relay (token, owner, leased_until)"
-                " VALUES (%s, %s, clock_timestamp() + make_interval(secs => %s))"
-                " ON CONFLICT (token) DO UPDATE SET leased_until = excluded.leased_until",
-                (token, this_process(), lease),
-            )
             claim = one(
                 db,
-                "INSERT INTO warrener_outbox_claim (token, positions) VALUES (%s, %s::bigint[]) RETURNING claim",
-                (token, positions),
+                "WITH relay AS ("
+                " INSERT INTO warrener_outbox_relay (token, owner, leased_until)"
+                " VALUES (%s, %s, clock_timestamp() + make_interval(secs => %s))"
+                " ON CONFLICT (token) DO UPDATE SET leased_until = excluded.leased_until)"
+                " INSERT INTO warrener_outbox_claim (token, positions) VALUES (%s, %s::bigint[]) RETURNING claim",
+                (token, this_process(), lease, token, positions),
             )
             found = db.execute(
                 "SELECT position, key, attempts, nacks, possible_duplicate, message_id, exchange, routing_key, properties,"
@@ -489,8 +488,9 @@ def _has_rows(db: Connection, table: str) -> bool:
 def _renew(db: Connection, token: str, lease: float) -> bool:
     """Prolong the lease; False where another relay has ended it."""
     renewed = db.execute(
-        "UPDATE warrener_outbox_relay SET leased_until = clock_timestamp() + make_interval(secs => %s) WHERE token = %s",
-        (lease, token),
+        "UPDATE warrener_outbox_relay SET leased_until = clock_timestamp() + make_interval(secs => %s)"  # noqa: S608
+        f" FROM (SELECT {_LIMITED}) AS limited WHERE token = %s",
+        (lease, str(_PAUSE), token),
     )
     return renewed.rowcount == 1
 
