@@ -40,7 +40,7 @@ from warrener.ml.logs import RateLimit
 from warrener.ml.server_settings import ServerSettings
 from warrener.ml.turns import Turns
 
-__all__ = ["ServerCounters", "serve_http"]
+__all__ = ["ServerCounters", "config", "connection_type", "serve_http"]
 
 log = logging.getLogger("warrener.http")
 log.addFilter(RateLimit())
@@ -290,6 +290,14 @@ def evict(connections: Iterable[object], allowed: int, counters: ServerCounters)
     return bool(longest)
 
 
+def connection_type(
+    settings: ServerSettings, counters: ServerCounters, loop: asyncio.AbstractEventLoop
+) -> type[H11Protocol]:
+    """Return the class of the connections of one server, which share their bounds and their turns."""
+    shared = {"settings": settings, "counters": counters, "turns": Turns(loop.time, loop.call_soon)}
+    return type("Connection", (_Connection,), shared)
+
+
 class _Server(uvicorn.Server):
     """uvicorn without its own handling of signals, which is the service's."""
 
@@ -347,14 +355,10 @@ async def serve_http(
     """Serve `app` until `stopping`; a server that ends before is started again. Closes the listener."""
     loop = asyncio.get_running_loop()
     _tell_of_files(settings)
-    connection = type(
-        "Connection",
-        (_Connection,),
-        {"settings": settings, "counters": counters, "turns": Turns(loop.time, loop.call_soon)},
-    )
+    connection = connection_type(settings, counters, loop)
     pause = RESTART_FIRST
     while not stopping.is_set():
-        server = _Server(_config(app, connection, settings), task_status.started if not counters.restarts else _nothing)
+        server = _Server(config(app, connection, settings), task_status.started if not counters.restarts else _nothing)
         loop.set_exception_handler(_reporter(server.server_state.connections, counters))
         accepting = listener.dup()
         try:
@@ -400,7 +404,8 @@ async def _stop_when(stopping: anyio.Event, server: _Server, listener: socket.so
     server.should_exit = True
 
 
-def _config(app: ASGIApp, connection: type[Any], settings: ServerSettings) -> uvicorn.Config:
+def config(app: ASGIApp, connection: type[H11Protocol], settings: ServerSettings) -> uvicorn.Config:
+    """Return uvicorn's configuration."""
     return uvicorn.Config(
         cast("Any", app),
         http=connection,
