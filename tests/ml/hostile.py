@@ -428,10 +428,10 @@ class Victim:
 
 
 @contextmanager
-def victim(**settings: str) -> Iterator[Victim]:
+def victim(*, files: int | None = None, **settings: str) -> Iterator[Victim]:
     """Start the three processes."""
     broker = Helper("--be-broker")
-    service = Service({}, "native", broker.line(), **settings)  # type: ignore[arg-type]
+    service = Service({}, "native", broker.line(), files=files, **settings)
     prober = None
     try:
         service.wait_log("-> up")
@@ -493,6 +493,15 @@ def strike(target: Victim, name: str, seconds: float) -> Line:
             body = {"share_id": "s", "content": {"text": "x"}}
             task = httpx.post(f"{target.service.url}/v1/ml/tasks/embed", json=body, timeout=30).status_code
     return Line(name, attack, probes, 0 if ended else target.peak(), ended, task)
+
+
+def few_files(seconds: float) -> bool:
+    """64 file descriptors for the whole service."""
+    with victim(files=64) as target:
+        line = strike(target, "idle connections", seconds)
+        line.kind = "idle connections, 64 descriptors"
+        print(line, flush=True)
+        return line.held
 
 
 def end_under_attack(seconds: float) -> bool:
@@ -565,6 +574,7 @@ def main() -> int:
                 print(*target.service.lines[-20:], sep="")
                 return 1
     if not options.kinds:
+        held &= few_files(options.seconds)
         held &= end_under_attack(options.seconds)
     return int(not held)
 

@@ -319,7 +319,8 @@ class _Server(uvicorn.Server):
 
 def _files() -> int:
     """Return how many files the process may have open, at this moment."""
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return sys.maxsize if files == resource.RLIM_INFINITY else files
 
 
 def _tell_of_files(settings: ServerSettings) -> None:
@@ -356,9 +357,16 @@ async def serve_http(
     loop = asyncio.get_running_loop()
     _tell_of_files(settings)
     connection = connection_type(settings, counters, loop)
+    started = anyio.Event()
+
+    def tell_started() -> None:
+        if not started.is_set():
+            started.set()
+            task_status.started()
+
     pause = RESTART_FIRST
     while not stopping.is_set():
-        server = _Server(config(app, connection, settings), task_status.started if not counters.restarts else _nothing)
+        server = _Server(config(app, connection, settings), tell_started)
         loop.set_exception_handler(_reporter(server.server_state.connections, counters))
         accepting = listener.dup()
         try:
@@ -380,10 +388,7 @@ async def serve_http(
                 await stopping.wait()
             pause = min(2 * pause, RESTART_CAP)
     listener.close()
-
-
-def _nothing() -> None:
-    pass
+    tell_started()  # also when it was stopped before it could start
 
 
 def _only(error: BaseException) -> BaseException:
