@@ -47,7 +47,7 @@ log.addFilter(RateLimit())
 
 #: Connections that the kernel keeps until they are accepted, and how many are accepted in one step.
 BACKLOG = 4096
-ACCEPT_STEP = 16
+ACCEPT_STEP = 8
 #: File descriptors that connections leave for the broker, the log, files and one step of accepting.
 RESERVED_FILES = ACCEPT_STEP + 24
 #: Bytes that are read at once, so that a connection holds little more than that, and a turn is short.
@@ -250,7 +250,7 @@ class _Connection(H11Protocol):
             self.transport.close()
 
     def _make_place(self) -> None:
-        if not evict(self.connections - {self}, self.settings.max_connections, self.counters):
+        if not evict(self.connections - {self}, _allowed(self.settings), self.counters):
             self._refuse(503, "not sent: the service has too many connections; try again", retry_after=1)
 
     def _refuse(self, status: int, error: str, *, retry_after: int | None = None) -> None:
@@ -323,12 +323,16 @@ def _files() -> int:
     return sys.maxsize if files == resource.RLIM_INFINITY else files
 
 
+def _allowed(settings: ServerSettings) -> int:
+    """Return how many connections there may be, at this moment."""
+    return min(settings.max_connections, max(1, _files() - RESERVED_FILES))
+
+
 def _tell_of_files(settings: ServerSettings) -> None:
     """Log that the limit of open files is the bound, where it is."""
-    files = _files()
-    if files - RESERVED_FILES < settings.max_connections:
+    if _allowed(settings) < settings.max_connections:
         log.warning(
-            "the limit of %d open files allows about %d connections, not max_connections", files, files - RESERVED_FILES
+            "the limit of %d open files allows about %d connections, not max_connections", _files(), _allowed(settings)
         )
 
 
@@ -339,7 +343,7 @@ def _reporter(connections: Iterable[object], counters: ServerCounters) -> Callab
         error = context.get("exception")
         log.warning("%s", f"{context.get('message')}: {error!r}" if error else context.get("message"))
         if isinstance(error, OSError) and error.errno in NO_FILES:
-            evict(connections, 2 * ACCEPT_STEP, counters)
+            evict(connections, 4 * ACCEPT_STEP, counters)
 
     return report
 
@@ -421,7 +425,8 @@ def config(app: ASGIApp, connection: type[H11Protocol], settings: ServerSettings
         server_header=False,
         proxy_headers=bool(settings.forwarded_from),
         forwarded_allow_ips=list(settings.forwarded_from),
-        backlog=ACCEPT_STEP,
+        # With few connections allowed, a step must not close those of the step before, whose requests are not read yet.
+        backlog=max(1, min(ACCEPT_STEP, _allowed(settings) // 16)),
         timeout_keep_alive=cast("int", settings.idle_timeout),
         h11_max_incomplete_event_size=settings.max_header,
     )
