@@ -54,7 +54,11 @@ def attack(url: str, data: bytes, *, reset: bool) -> None:
             peer.settimeout(30)
             while peer.recv(65536):
                 pass
-        except (ConnectionResetError, BrokenPipeError):
+        except TimeoutError:
+            raise
+        except (
+            OSError
+        ):  # the service has closed the connection before this side was done: reset, broken pipe, not connected
             pass
 
 
