@@ -1,20 +1,52 @@
-"""What a byte stream raises when it is over."""
+"""A connection that is a stream of anyio: in memory, for tests and simulations, and where there is nothing better."""
 
 from __future__ import annotations
 
-from typing import Final
+import anyio.lowlevel
+from anyio.abc import ByteStream
 
-import anyio
+from warrener.drivers._progress import descriptor_of
+from warrener.drivers.native._transport import PIECE, Take
 
-__all__ = ["STREAM_ENDS"]
+__all__ = ["StreamTransport"]
 
-#: `ssl.SSLError` is an `OSError`. Busy is raised when TLS has to answer its peer (a key update) while the writer sends:
-#: the answer is lost, and with it the connection.
-STREAM_ENDS: Final = (
-    anyio.EndOfStream,
-    anyio.BrokenResourceError,
-    anyio.BusyResourceError,
-    anyio.ClosedResourceError,
-    OSError,
-    MemoryError,
-)
+
+class StreamTransport:
+    """See `Transport`. A stream cannot send without waiting, so `drain` does all of it."""
+
+    def __init__(self, stream: ByteStream) -> None:
+        self._stream = stream
+        self._unsent = b""
+
+    @property
+    def descriptor(self) -> int:
+        """The socket's file descriptor, where there is a socket."""
+        return descriptor_of(self._stream)
+
+    @property
+    def left(self) -> int:
+        """How many bytes are written and not sent; all of them while a send is under way."""
+        return len(self._unsent)
+
+    def write(self, data: bytes) -> None:
+        """Keep the bytes for `drain`."""
+        self._unsent += data
+
+    async def drain(self) -> None:
+        """Send all bytes. A cancelled send cannot go on: nobody knows how far it came."""
+        while data := self._unsent:
+            await self._stream.send(data)
+            self._unsent = self._unsent[len(data) :]
+
+    async def read_on(self, take: Take) -> None:
+        """Receive until `take` has enough."""
+        while take(await self._stream.receive(PIECE)):
+            await anyio.lowlevel.checkpoint()
+
+    def stop(self) -> None:
+        """Forget the bytes; the writer's cancellation ends the present send."""
+        self._unsent = b""
+
+    async def aclose(self) -> None:
+        """Close the stream."""
+        await self._stream.aclose()
