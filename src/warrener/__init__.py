@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from warrener._publishing.handles import PublishHandle
 from warrener._publishing.producer import Producer, open_producer
 from warrener._publishing.streams import Changes, Outcomes
+from warrener._publishing.targets import Target
 from warrener._settings.settings import Settings
 from warrener.drivers.base import Driver, Link, LinkDown, LinkListener, LinkOptions, Peer
 from warrener.errors import (
@@ -91,6 +92,7 @@ __all__ = [
     "SettingsError",
     "Status",
     "TLSRefused",
+    "Target",
     "TopologyMismatch",
     "Unconfirmed",
     "Unreachable",

@@ -168,17 +168,14 @@ def _milliseconds(seconds: float) -> str:
     return str(max(1, round(seconds * 1000)) if seconds else 0)
 
 
-class MessageFields(TypedDict, total=False):
-    """The fields of `Message` but its body, as keywords of `Producer.publish`."""
+class TargetFields(TypedDict, total=False):
+    """The fields of `Message` that a `Target` has beside its destination, as keywords of `Producer.to`."""
 
-    exchange: str
-    routing_key: str
     headers: Mapping[str, FieldValue] | None
     content_type: str | None
     content_encoding: str | None
     priority: int | None
     expiration: float | None
-    message_id: str | uuid.UUID | None
     correlation_id: str | uuid.UUID | None
     reply_to: str | None
     type: str | None
@@ -187,6 +184,14 @@ class MessageFields(TypedDict, total=False):
     timestamp: datetime | None
     persistent: bool
     mandatory: bool
+
+
+class MessageFields(TargetFields, total=False):
+    """The fields of `Message` but its body, as keywords of `Producer.publish`."""
+
+    exchange: str
+    routing_key: str
+    message_id: str | uuid.UUID | None
 
 
 def _is_plain(value: object) -> bool:

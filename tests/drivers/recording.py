@@ -50,6 +50,9 @@ class RecordingReports:
     def unblocked(self) -> None:
         self._note("unblocked")
 
+    def pull(self) -> None:
+        self._note("pull")
+
     def writable(self) -> None:
         self._note("writable")
 

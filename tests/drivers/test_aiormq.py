@@ -219,7 +219,13 @@ def test_records_about_other_connections_still_reach_the_log(caplog: pytest.LogC
 
 def test_between_abort_and_end_everything_assigned_counts_as_offered() -> None:
     """The engine may be in another thread: until it has stopped, what waits for it may still be handed over."""
-    link = AiormqLink(wake=lambda: None, soon=lambda *_: None, call=lambda *_: None, fail=lambda _: None)  # type: ignore[arg-type, return-value]
+    link = AiormqLink(
+        wake=lambda: None,
+        soon=lambda *_: None,
+        call=lambda *_: None,  # type: ignore[arg-type, return-value]
+        fail=lambda _: None,
+        pull=lambda: None,
+    )
     link.attach(SimpleNamespace(queue=[], written=lambda channel: 1))  # type: ignore[arg-type]
     link.opened(Lane.MAIN, 1)
     for _ in range(3):

@@ -7,7 +7,7 @@ which changes nothing for a client that takes `multiple` as "all outstanding up 
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 from tests.simulation.trace import Attempt, LinkRecord, Trace
@@ -87,6 +87,24 @@ class RecordingLink:
     def publish(self, lane: Lane, envelope: Envelope, message_id: str, body: bytes, token: str | None) -> int:
         """Hand over one message."""
         tag = self._link.publish(lane, envelope, message_id, body, token)
+        self._note(lane, tag, message_id, body, token)
+        return tag
+
+    def publish_batch(self, envelopes: Sequence[Envelope], message_ids: Sequence[str], bodies: Sequence[bytes]) -> int:
+        """Hand over messages under consecutive tags."""
+        self._record.flights += 1
+        if len(bodies) > 1:
+            self._trace.see("a flight of several messages")
+        first = self._link.publish_batch(envelopes, message_ids, bodies)
+        for tag, (message_id, body) in enumerate(zip(message_ids, bodies, strict=True), first):
+            self._note(Lane.MAIN, tag, message_id, body, None)
+        return first
+
+    def request_pull(self) -> None:
+        """Ask to be asked for messages."""
+        self._link.request_pull()
+
+    def _note(self, lane: Lane, tag: int, message_id: str, body: bytes, token: str | None) -> None:
         channel = self._listener.channels[lane]
         number = number_of(body, self._short_bodies)
         trace = self._trace
@@ -102,7 +120,6 @@ class RecordingLink:
             self._listener.ids[message_id] = attempt
         self._listener.outstanding.setdefault(channel, {})[tag] = attempt
         trace.note(f"link {link}.{channel}: publish {number} as tag {tag}")
-        return tag
 
     def validate(self, envelope: Envelope, message_id: str, body: bytes, token: str | None) -> str | None:
         """Say why it cannot be sent."""
@@ -269,3 +286,7 @@ class RecordingListener:
     def writable(self) -> None:
         """See `LinkListener`."""
         self._listener.writable()
+
+    def pull(self) -> None:
+        """See `LinkListener`."""
+        self._listener.pull()

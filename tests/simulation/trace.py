@@ -107,6 +107,8 @@ class LinkRecord:
     unblocked_at: float = 0.0
     #: Whether any ack came on it.
     acked: bool = False
+    #: The batches that it was given.
+    flights: int = 0
     #: What was outstanding when it ended.
     outstanding: int = 0
     #: For a link that was replaced because of a missing confirm: since when its oldest publish had waited, and when.

@@ -25,6 +25,12 @@ async def as_a_block() -> None:
         assert_type(outcomes, Sequence[warrener.Receipt | warrener.PublishError])
         await producer.publish_many([b"x", bytearray(b"y")], routing_key="tasks", timeout=1)
         assert_type(await producer.publish_nowait(b"x").wait(), warrener.Receipt)
+        target = producer.to("events", "user.created", app_id="shop", mandatory=False)
+        assert_type(target, warrener.Target)
+        assert_type(await target.publish(memoryview(b"x"), timeout=3), warrener.Receipt)
+        assert_type(await target.publish_many([b"x"]), Sequence[warrener.Receipt | warrener.PublishError])
+        assert_type(target.publish_nowait(b"x"), warrener.PublishHandle)
+        producer.to(routing_key="q", message_id="m")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
         assert_type(producer.status().connection_state, warrener.ConnectionState)
         assert_type(producer.reconnect(), bool)
         assert_type(await producer.aclose(), warrener.ClosingReport)

@@ -13,9 +13,9 @@ from operator import attrgetter
 from typing import Any, Final, TypeVar, cast
 
 from warrener._publishing.ledger import Delivery
-from warrener.records import Body, Envelope, Message, MessageFields
+from warrener.records import Body, Envelope, Message, MessageFields, TargetFields
 
-__all__ = ["PUBLISH_TIMEOUT", "Envelopes", "message_of", "seconds", "with_message_fields"]
+__all__ = ["PUBLISH_TIMEOUT", "Envelopes", "message_of", "seconds", "with_message_fields", "with_target_fields"]
 
 #: Means the producer's `publish_timeout` where a call names no timeout. Only this very object means that; another NaN is
 #: an error. None is an error too: it could be read as "no deadline", and that is `math.inf`.
@@ -102,11 +102,20 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 def with_message_fields(function: Function) -> Function:
     """Show the message's fields in the signature of a function that takes them as `**fields`."""
+    return _with_fields(function, MessageFields)
+
+
+def with_target_fields(function: Function) -> Function:
+    """Show the fields of a `Target` in the signature of a function that takes them as `**fields`."""
+    return _with_fields(function, TargetFields)
+
+
+def _with_fields(function: Function, names: type) -> Function:
     own = inspect.signature(function)
     fields = [
         each
         for each in inspect.signature(Message).parameters.values()
-        if each.kind is inspect.Parameter.KEYWORD_ONLY and each.name in MessageFields.__annotations__
+        if each.kind is inspect.Parameter.KEYWORD_ONLY and each.name in names.__annotations__
     ]
     kept = [each for each in own.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
     cast("Any", function).__signature__ = own.replace(parameters=[*kept, *fields])

@@ -81,6 +81,11 @@ class LinkFacts:
             log.info("%s: the broker takes publishes again", self._sender.name)
             self._sender.supervisor.unblocked(self._number)
 
+    def pull(self) -> None:
+        """The link is about to send."""
+        if self._sender.number == self._number:
+            self._sender.pump()
+
     def writable(self) -> None:
         """The link is no longer congested."""
         if self._sender.number == self._number:

@@ -31,6 +31,7 @@ from warrener._publishing.envelopes import (
     message_of,
     seconds,
     with_message_fields,
+    with_target_fields,
 )
 from warrener._publishing.handles import PublishHandle, error_of
 from warrener._publishing.ledger import Ledger
@@ -40,6 +41,7 @@ from warrener._publishing.relaying import OutboxLike, RelayLike, running_beside
 from warrener._publishing.running import running
 from warrener._publishing.sender import Sender
 from warrener._publishing.streams import Changes, Outcomes, Streams
+from warrener._publishing.targets import Target
 from warrener._publishing.watching import present_status, until_connected
 from warrener._settings.settings import Settings, SettingsFields
 from warrener._supervision.supervisor import Supervisor
@@ -64,6 +66,7 @@ from warrener.records import (
     Receipt,
     Status,
     Stored,
+    TargetFields,
 )
 from warrener.topology import Declaration, Exchange, standard_exchanges
 from warrener.tracing import instrument
@@ -313,6 +316,14 @@ class Producer(Declaring):
                 raise admission.full(delivery)
             sender.accepted(delivery, called)
         return PublishHandle(sender, delivery)
+
+    @with_target_fields
+    def to(self, exchange: str = "", routing_key: str = "", **fields: Unpack[TargetFields]) -> Target:
+        """Return a `Target`: it publishes bodies to this exchange and routing key, with these fields of `Message`.
+
+        The fields are checked and encoded once. Raises `InvalidMessage` for a value that AMQP cannot carry.
+        """
+        return Target(self, exchange, routing_key, fields)
 
     @with_message_fields
     async def enqueue(self, body: Body | Message, *, key: str | None = None, **fields: Unpack[MessageFields]) -> Stored:

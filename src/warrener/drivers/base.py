@@ -12,6 +12,8 @@ A third driver needs nothing but this file (docs/drivers.md). A driver keeps the
   cancellation, the driver aborts within `abort_timeout`, shielded.
 * `Link.publish` is a plain `def`: it takes the next delivery tag, appends the frames to the pending bytes of the link's one
   writer, and returns. A caller's cancellation cannot reach the writer.
+* `Link.publish_batch` does the same for many messages at once. The owner calls it from `LinkListener.pull`, which it asks for
+  by `Link.request_pull`: so all that came together goes into one call, and a message can be withdrawn until then.
 * The methods of a `LinkListener` are plain `def`s that the link's reader calls; they neither block nor raise.
 * Channels are numbered 1, 2, 3 … within a link, in the order in which they were opened for publishing. (link, channel) is
   an *epoch*; delivery tags belong to it and start at 1.
@@ -26,7 +28,7 @@ Three moments of a message, in this order:
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -117,6 +119,9 @@ class LinkListener(Protocol):
     def writable(self) -> None:
         """`Link.congested` turned False."""
 
+    def pull(self) -> None:
+        """The link is about to send: hand over the messages that wait. It follows each `Link.request_pull`."""
+
 
 class Link(Protocol):
     """One TCP + AMQP life."""
@@ -138,6 +143,17 @@ class Link(Protocol):
         before; this does not fail and does not wait. It may be called only while the lane's channel is open.
         """
         ...
+
+    def publish_batch(self, envelopes: Sequence[Envelope], message_ids: Sequence[str], bodies: Sequence[bytes]) -> int:
+        """Append messages for MAIN's open channel, in this order; return the tag of the first. Tags are consecutive.
+
+        The three sequences have the same length, 1 or more; no message has a token. The owner has called `validate` for a
+        message of each envelope with an id of the same length. A loop of `publish` is a correct implementation.
+        """
+        ...
+
+    def request_pull(self) -> None:
+        """Have `LinkListener.pull` called: when the writer is next about to send, or at once where there is no writer."""
 
     def validate(self, envelope: Envelope, message_id: str, body: bytes, token: str | None) -> str | None:
         """Say why the message cannot be sent on this link (header frame over frame_max …), or None."""

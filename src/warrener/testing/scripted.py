@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 import anyio
@@ -109,6 +109,10 @@ class ScriptedLink:
     published: list[Published] = field(factory=list[Published])
     declared: list[Declaration] = field(factory=list[Declaration])
     congested: bool = False
+    #: The sizes of the batches that the link was given.
+    batches: list[int] = field(factory=list[int])
+    #: Whether a requested pull waits until the test calls ``listener.pull()``. False: it follows at once.
+    holds_pulls: bool = False
     peer: Peer = field(factory=lambda: Peer(product="Scripted", heartbeat=60.0))
     _channels: dict[Lane, int] = field(factory=dict[Lane, int])
     _tags: dict[int, int] = field(factory=dict[int, int])
@@ -126,6 +130,20 @@ class ScriptedLink:
         self._pending.append(message)
         self._news.set()
         return tag
+
+    def publish_batch(self, envelopes: Sequence[Envelope], message_ids: Sequence[str], bodies: Sequence[bytes]) -> int:
+        """As `Link.publish_batch`."""
+        self.batches.append(len(bodies))
+        tags = [
+            self.publish(Lane.MAIN, envelope, message_id, body, None)
+            for envelope, message_id, body in zip(envelopes, message_ids, bodies, strict=True)
+        ]
+        return tags[0]
+
+    def request_pull(self) -> None:
+        """As `Link.request_pull`: at once, unless the test holds pulls."""
+        if not self.holds_pulls:
+            self.listener.pull()
 
     def validate(self, envelope: Envelope, message_id: str, body: bytes, token: str | None) -> str | None:
         """Everything can be sent."""

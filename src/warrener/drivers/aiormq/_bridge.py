@@ -112,6 +112,10 @@ class _Inward:
         """Report to the host."""
         self.post(self._target.writable)
 
+    def pull(self) -> None:
+        """Report to the host."""
+        self.post(self._target.pull)
+
 
 class _Bridge:
     """The thread, its event loop and the engine in it. The host calls the methods, unless they say otherwise."""
@@ -120,7 +124,7 @@ class _Bridge:
         self._endpoint = endpoint
         self._options = options
         self.inward = _Inward(current_token().native_token.run_sync_soon)  # type: ignore[attr-defined]
-        self.link = AiormqLink(wake=self._wake, soon=self._soon, call=self._call, fail=self.fail)
+        self.link = AiormqLink(wake=self._wake, soon=self._soon, call=self._call, fail=self.fail, pull=listener.pull)
         self.inward.task_endpoint = TaskEndpoint(self.link, listener)
         self.body = anyio.CancelScope()
         self.fault: Fault | None = None

@@ -43,7 +43,7 @@ async def open_direct(endpoint: Endpoint, options: LinkOptions, listener: LinkLi
     def fail(reason: Fault) -> None:
         engine.fail(reason)
 
-    link = AiormqLink(wake=wake, soon=loop.call_soon, call=call, fail=fail)
+    link = AiormqLink(wake=wake, soon=loop.call_soon, call=call, fail=fail, pull=listener.pull)
     task_endpoint = TaskEndpoint(link, listener)
     engine = Engine(endpoint, options, task_endpoint, down=down, sent=sent)
     link.attach(engine)

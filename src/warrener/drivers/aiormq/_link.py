@@ -7,7 +7,7 @@ reads. Reports reach the owner through `TaskEndpoint`, which keeps the link's ow
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from warrener.drivers.aiormq._encoding import OVERHEAD, header_size
@@ -37,12 +37,20 @@ class AiormqLink:
     """One TCP + AMQP life on aiormq; see `warrener.drivers.base.Link`."""
 
     def __init__(
-        self, *, wake: Callable[[], None], soon: Callable[..., object], call: Call, fail: Callable[[Fault], None]
+        self,
+        *,
+        wake: Callable[[], None],
+        soon: Callable[..., object],
+        call: Call,
+        fail: Callable[[Fault], None],
+        pull: Callable[[], None],
     ) -> None:
         self._wake = wake
         self._soon = soon
         self._call = call
         self._fail = fail
+        #: The pump takes messages from a queue whenever they come, so a requested pull follows at once.
+        self.request_pull = pull
         self._engine: Engine | None = None
         self._aborted = False
         #: Whether the engine has stopped for good: it writes nothing any more.
@@ -81,6 +89,14 @@ class AiormqLink:
         engine.queue.append((channel[0], channel[1], envelope, message_id, body, token))
         self._wake()
         return channel[1]
+
+    def publish_batch(self, envelopes: Sequence[Envelope], message_ids: Sequence[str], bodies: Sequence[bytes]) -> int:
+        """Append messages to the pump's queue, one by one; return the first tag."""
+        tags = [
+            self.publish(Lane.MAIN, envelope, message_id, body, None)
+            for envelope, message_id, body in zip(envelopes, message_ids, bodies, strict=True)
+        ]
+        return tags[0]
 
     def validate(self, envelope: Envelope, message_id: str, body: bytes, token: str | None) -> str | None:
         """Say why aiormq cannot send the message, or None."""
@@ -203,6 +219,7 @@ class TaskEndpoint:
         self.nacked = listener.nacked
         self.blocked = listener.blocked
         self.unblocked = listener.unblocked
+        self.pull = listener.pull
 
     def channel_opened(self, lane: Lane, channel: int) -> None:
         """A publishing channel is in confirm mode."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import anyio
@@ -61,6 +61,7 @@ class NativeLink:
             session,
             options.write_stall_timeout,
             parking,
+            on_pull=listener.pull,
             on_writable=listener.writable,
             on_stalled=self._write_stalled,
             on_lost=self._write_lost,
@@ -112,12 +113,37 @@ class NativeLink:
         writer = self._writer
         if publisher.outgoing.backlog >= HIGH_WATER:
             writer.full = True
+        if writer.waiter is not None:
+            self._have_sent()
+        return tag
+
+    def publish_batch(self, envelopes: Sequence[Envelope], message_ids: Sequence[str], bodies: Sequence[bytes]) -> int:
+        """Append messages with consecutive tags to the pending bytes; return the first tag."""
+        publisher = self._channels.main
+        if publisher is None:
+            raise RuntimeError("the link has no open channel for the main lane")
+        tag = publisher.publish_batch(envelopes, message_ids, bodies)
+        writer = self._writer
+        if publisher.outgoing.backlog >= HIGH_WATER:
+            writer.full = True
+        if writer.waiter is not None:
+            self._have_sent()
+        return tag
+
+    def request_pull(self) -> None:
+        """Have the writer ask for messages before its next send."""
+        writer = self._writer
+        writer.pull_requested = True
+        if writer.waiter is not None:
+            self._have_sent()
+
+    def _have_sent(self) -> None:
+        """Have pending bytes sent: in this step a single message, so that a pass of the event loop is saved."""
         if self._one_at_a_time:
             self._one_at_a_time = False
-            writer.write_now()
-        elif writer.waiter is not None:
-            writer.wake()
-        return tag
+            self._writer.write_now()
+        else:
+            self._writer.wake()
 
     def validate(self, envelope: Envelope, message_id: str, body: bytes, token: str | None) -> str | None:
         """Say why the message cannot be sent on this link, or None."""

@@ -38,6 +38,7 @@ class Writer:
         stall_timeout: float,
         backend: Backend,
         *,
+        on_pull: Callable[[], None],
         on_writable: Callable[[], None],
         on_stalled: Callable[[], None],
         on_lost: Callable[[Exception], Awaitable[None]],
@@ -46,9 +47,12 @@ class Writer:
         self._session = session
         self._stall_timeout = stall_timeout
         self._backend = backend
+        self._on_pull = on_pull
         self._on_writable = on_writable
         self._on_stalled = on_stalled
         self._on_lost = on_lost
+        #: Whether the owner has messages to publish, and waits to be asked for them.
+        self.pull_requested = False
         #: Whether `HIGH_WATER` bytes or more were pending, and not yet `LOW_WATER` or fewer since.
         self.full = False
         #: The bytes of all writes.
@@ -77,7 +81,7 @@ class Writer:
     @property
     def at_rest(self) -> bool:
         """Whether nothing is pending and the kernel has everything."""
-        return self._stopped or (self.waiter is not None and self._session.idle and not self._transport.left)
+        return self.waiter is not None and not (self.pull_requested or self._transport.left) and self._session.idle
 
     def wake(self) -> None:
         """Have pending bytes sent."""
@@ -86,11 +90,24 @@ class Writer:
             self._backend.wake(ticket)
 
     def write_now(self) -> None:
-        """Write pending bytes in this very step, where the task rests; the task has the rest of them."""
-        if self.waiter is not None and not self._transport.left and (data := self._session.data_to_send()):
-            self._write(data)
-        if not self._session.idle or self._transport.left:
-            self.wake()
+        """Write pending bytes in this very step, if the task rests; the task has the rest of them."""
+        ticket, self.waiter = self.waiter, None
+        if ticket is None:
+            return
+        try:
+            if not self._transport.left and (data := self._next()):
+                self._write(data)
+        finally:
+            self.waiter = ticket
+            if not self.at_rest:
+                self.wake()
+
+    def _next(self) -> bytes:
+        """Return the next bytes; the owner is asked for its messages before."""
+        if self.pull_requested:
+            self.pull_requested = False
+            self._on_pull()
+        return self._session.data_to_send()
 
     def _write(self, data: bytes) -> None:
         self.sent_at = self._backend.clock()
@@ -111,7 +128,7 @@ class Writer:
 
     async def flush(self) -> None:
         """Wait until nothing is pending and the kernel has everything."""
-        while not self.at_rest:
+        while not (self._stopped or self.at_rest):
             self._resting = anyio.Event()
             self.wake()
             await self._resting.wait()
@@ -134,7 +151,7 @@ class Writer:
         while not self._stopped:
             if transport.left:
                 await self._drain()
-            elif data := session.data_to_send():
+            elif data := self._next():
                 if self.full and session.backlog <= LOW_WATER:
                     self.full = False
                     self._on_writable()
