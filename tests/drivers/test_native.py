@@ -37,6 +37,8 @@ class Far(Peer):
     """The broker's end: scripted, strict about what it reads, and with a note of when bytes came."""
 
     stream: PipeEnd
+    #: The client's end.
+    near: PipeEnd
 
     def __init__(self, stream: PipeEnd) -> None:
         super().__init__(stream)
@@ -66,7 +68,7 @@ class Far(Peer):
 
 
 def driver_for(stream: PipeEnd) -> NativeDriver:
-    async def dial(endpoint: Endpoint, /, **options: Any) -> Dialed:
+    async def dial(endpoint: Endpoint, /, **options: Any) -> Dialed[PipeEnd]:
         await trio.lowlevel.checkpoint()
         return Dialed(stream, "memory", None)
 
@@ -85,6 +87,7 @@ async def linked(
     """A link to a peer that shakes hands and then follows the script; a `LinkDown` leaves bare."""
     near, end = pipe(window)
     far = Far(end)
+    far.near = near
 
     async def serve() -> None:
         await far.open(heartbeat=heartbeat)
@@ -302,13 +305,13 @@ async def test_what_is_published_meanwhile_goes_out_together(autojump_clock: tri
         await far.read_on()
 
     async with linked(script, close_timeout=1) as (link, far):
-        real = link._stream.send
+        real = far.near.send
 
         async def send(item: bytes) -> None:
             sends.append(len(item))
             await real(item)
 
-        link._stream.send = send  # type: ignore[method-assign]
+        far.near.send = send  # type: ignore[method-assign]
         await trio.testing.wait_all_tasks_blocked()
         for _ in range(100):
             link.publish(Lane.MAIN, ENVELOPE, "0" * 32, b"x" * 10, None)
@@ -475,7 +478,7 @@ async def test_one_deadline_for_the_whole_handshake(
 async def test_dialing_counts_towards_the_deadline(autojump_clock: trio.testing.MockClock) -> None:
     """The deadline begins with the name resolution, not with the connection."""
 
-    async def dial(endpoint: Endpoint, /, **options: Any) -> Dialed:
+    async def dial(endpoint: Endpoint, /, **options: Any) -> Dialed[PipeEnd]:
         await trio.sleep(6)
         return Dialed(near, "memory", None)
 
@@ -490,7 +493,7 @@ async def test_dialing_counts_towards_the_deadline(autojump_clock: trio.testing.
 async def test_a_dial_that_hangs(autojump_clock: trio.testing.MockClock) -> None:
     """A dial without end is cancelled at the deadline."""
 
-    async def dial(endpoint: Endpoint, /, **options: Any) -> Dialed:
+    async def dial(endpoint: Endpoint, /, **options: Any) -> Dialed[PipeEnd]:
         await trio.sleep_forever()
         raise AssertionError
 
@@ -629,8 +632,8 @@ async def test_cancelled_while_leaving(autojump_clock: trio.testing.MockClock) -
 async def test_a_stream_that_does_not_close(autojump_clock: trio.testing.MockClock) -> None:
     """A stream that hangs in its own close costs `abort_timeout`."""
     with pytest.raises(KeyError):
-        async with linked(does_nothing, abort_timeout=2) as (link, _):
-            stream = link._stream
+        async with linked(does_nothing, abort_timeout=2) as (_, far):
+            stream = far.near
             real = stream.aclose
 
             async def aclose() -> None:

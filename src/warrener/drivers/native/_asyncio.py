@@ -18,6 +18,8 @@ __all__ = ["AsyncioTransport", "connect_tcp", "connect_unix"]
 class AsyncioTransport(asyncio.BufferedProtocol):
     """See `Transport`. The loop calls the methods without a docstring of ours: see `asyncio.BufferedProtocol`."""
 
+    prompt = True
+
     def __init__(self) -> None:
         self._transport: Any = None
         self._buffer = memoryview(bytearray(PIECE))

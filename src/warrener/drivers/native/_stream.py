@@ -12,7 +12,9 @@ __all__ = ["StreamTransport"]
 
 
 class StreamTransport:
-    """See `Transport`. A stream cannot send without waiting, so `drain` does all of it."""
+    """See `Transport`. A stream of anyio cannot send without waiting, so `drain` does all of it."""
+
+    prompt = False
 
     def __init__(self, stream: ByteStream) -> None:
         self._stream = stream

@@ -34,6 +34,11 @@ class Transport(Protocol):
     """The bytes of one connection."""
 
     @property
+    def prompt(self) -> bool:
+        """Whether `write` gives bytes to the kernel itself; otherwise `drain` does."""
+        ...
+
+    @property
     def descriptor(self) -> int:
         """The socket's file descriptor; -1: there is none, or it is closed."""
         ...

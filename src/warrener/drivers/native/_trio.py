@@ -20,6 +20,8 @@ _NOTHING: Final = memoryview(b"")
 class TrioTransport:
     """See `Transport`."""
 
+    prompt = True
+
     def __init__(self, raw: socket.socket) -> None:
         self._socket = raw
         self._unsent = _NOTHING

@@ -95,11 +95,11 @@ class Writer:
         if ticket is None:
             return
         try:
-            if not self._transport.left and (data := self._next()):
+            if self._transport.prompt and not self._transport.left and (data := self._next()):
                 self._write(data)
         finally:
             self.waiter = ticket
-            if not self.at_rest:
+            if self._stopped or not self.at_rest:
                 self.wake()
 
     def _next(self) -> bytes:
