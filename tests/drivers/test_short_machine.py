@@ -18,7 +18,9 @@ from attrs import evolve
 from warrener.drivers import _dial
 from warrener.drivers.aiormq import AiormqDriver
 from warrener.drivers.base import Driver, Lane, LinkDown, LinkOptions
-from warrener.drivers.native import NativeDriver
+from warrener.drivers.native import NativeDriver, _asyncio, _trio
+from warrener.drivers.native._driver import dial_sockets
+from warrener.drivers.native._transport import Take, Transport
 from warrener.errors import Fault, FaultKind
 from warrener.records import Endpoint, Envelope
 
@@ -92,9 +94,77 @@ async def test_no_memory_for_a_socket(driver: Driver, monkeypatch: pytest.Monkey
     async def connect_tcp(*_: Any, **__: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(_dial.anyio, "connect_tcp", connect_tcp)
+    for module in (_dial.anyio, _trio, _asyncio):
+        monkeypatch.setattr(module, "connect_tcp", connect_tcp)
     fault = await _fault_of(driver, Endpoint(host="127.0.0.1", port=1))
     assert (fault.kind, fault.permanent) == (FaultKind.UNREACHABLE, False)
+
+
+class _ShortStream(ByteStream):
+    """A stream that begins to fail; the aiormq driver's."""
+
+    def __init__(self, stream: ByteStream, where: str, refused: list[Exception]) -> None:
+        self._stream = stream
+        self._where = where
+        self._refused = refused
+
+    @property
+    def extra_attributes(self) -> Any:
+        return self._stream.extra_attributes
+
+    async def send(self, item: bytes) -> None:
+        if self._refused and self._where == "send":
+            raise self._refused[0]
+        await self._stream.send(item)
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        data = await self._stream.receive(max_bytes)
+        if self._refused and self._where == "receive":
+            raise self._refused[0]
+        return data
+
+    async def send_eof(self) -> None:
+        await self._stream.send_eof()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+class _ShortTransport:
+    """A transport that begins to fail; the native driver's. What its socket raises is in test_transports.py."""
+
+    prompt = True
+
+    def __init__(self, transport: Transport, where: str, refused: list[Exception]) -> None:
+        self._transport = transport
+        self._where = where
+        self._refused = refused
+        self.stop, self.aclose = transport.stop, transport.aclose
+
+    @property
+    def descriptor(self) -> int:
+        return self._transport.descriptor
+
+    @property
+    def left(self) -> int:
+        return self._transport.left or bool(self._refused and self._where == "send")
+
+    def write(self, data: bytes) -> None:
+        if not self.left:
+            self._transport.write(data)
+
+    async def drain(self) -> None:
+        if self.left:
+            raise self._refused[0]
+        await self._transport.drain()
+
+    async def read_on(self, take: Take) -> None:
+        def take_or_raise(data: bytes | memoryview) -> bool:
+            if self._refused and self._where == "receive":
+                raise self._refused[0]
+            return take(data)
+
+        await self._transport.read_on(take_or_raise)
 
 
 @pytest.mark.parametrize("where", ["send", "receive"])
@@ -105,35 +175,12 @@ async def test_no_memory_on_an_open_link(
     """What a read or a write raises ends the link with one fault."""
     refused: list[Exception] = []
 
-    class Short(ByteStream):
-        """A stream that begins to fail."""
-
-        def __init__(self, stream: ByteStream) -> None:
-            self._stream = stream
-
-        @property
-        def extra_attributes(self) -> Any:
-            return self._stream.extra_attributes
-
-        async def send(self, item: bytes) -> None:
-            if refused and where == "send":
-                raise refused[0]
-            await self._stream.send(item)
-
-        async def receive(self, max_bytes: int = 65536) -> bytes:
-            data = await self._stream.receive(max_bytes)
-            if refused and where == "receive":
-                raise refused[0]
-            return data
-
-        async def send_eof(self) -> None:
-            await self._stream.send_eof()
-
-        async def aclose(self) -> None:
-            await self._stream.aclose()
-
     async def connect(address: str, port: int) -> ByteStream:
-        return Short(await _dial.connect_tcp(address, port))
+        return _ShortStream(await _dial.connect_tcp(address, port), where, refused)
+
+    async def dial(endpoint: Endpoint, /, **options: Any) -> _dial.Dialed[Transport]:
+        dialed = await dial_sockets(endpoint, **options)
+        return evolve(dialed, stream=_ShortTransport(dialed.stream, where, refused))
 
     async def handle(stream: ByteStream) -> None:
         peer = Peer(stream)
@@ -142,6 +189,8 @@ async def test_no_memory_on_an_open_link(
             await peer.receive()
             await peer.stream.send(b"\x08\x00\x00\x00\x00\x00\x00\xce")
 
+    if driver.name == "native":
+        driver = NativeDriver(dial=dial)
     async with serving(handle) as port:
         monkeypatch.setattr(_dial.dial, "__kwdefaults__", {**_dial.dial.__kwdefaults__, "connect": connect})
         with anyio.fail_after(_PATIENCE), pytest.raises(LinkDown) as down:

@@ -245,7 +245,7 @@ class Network:
 
     async def dial(
         self, endpoint: Endpoint, /, *, require_tls: bool, ssl_context: ssl.SSLContext | None, first_address: int
-    ) -> Dialed:
+    ) -> Dialed[ByteStream]:
         """Connect; what the native driver calls."""
         self._dials += 1
         dials = self._dials

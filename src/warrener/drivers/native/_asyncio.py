@@ -112,6 +112,14 @@ class AsyncioTransport(asyncio.BufferedProtocol):
         if not wants_more:
             self._take = None
             _wake(self._read)
+        elif nbytes == PIECE:
+            # There may be more. uvloop would read 32 pieces before anything else has its turn.
+            self._transport.pause_reading()
+            asyncio.get_running_loop().call_soon(self._resume)
+
+    def _resume(self) -> None:
+        if self._take is not None and self._lost is None:
+            self._transport.resume_reading()
 
     def eof_received(self) -> bool:
         self._end_reading(anyio.EndOfStream())
