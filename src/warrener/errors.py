@@ -218,6 +218,8 @@ class PublishError(WarrenerError):
 
     #: The answer of the class; an `Unroutable` or a `PublishRefused` may have its own.
     may_have_been_delivered: bool = True
+    #: "suppressed": a retry budget, or the share of the destination, has forbidden another attempt. None: nothing did.
+    cause: str | None = None
     #: The end of the text: whether a queue may hold the message, and what to do.
     _advice: str = "a queue may hold it; publish it again only if a duplicate does no harm"
 

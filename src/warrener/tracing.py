@@ -107,7 +107,7 @@ class _Traced:
 
     async def publish_many(self, messages: Any, **options: Any) -> Sequence[Any]:
         """`Producer.publish_many` in one span."""
-        timeout = {name: options.pop(name) for name in ("timeout",) if name in options}
+        own = {name: options.pop(name) for name in ("timeout", "retry") if name in options}
         with self._span("publish", "send", options) as span:
             context = _injected()
             if options:  # bodies that share these fields
@@ -116,7 +116,7 @@ class _Traced:
                 messages = _each_async(cast("AsyncIterable[object]", messages), context)
             elif isinstance(messages, Iterable):
                 messages = (_carrying(message, context, {}) for message in cast("Iterable[object]", messages))
-            outcomes: Sequence[Any] = await self._publish_many(messages, **timeout, **options)
+            outcomes: Sequence[Any] = await self._publish_many(messages, **own, **options)
             span.set_attribute("messaging.batch.message_count", len(outcomes))
             return outcomes
 

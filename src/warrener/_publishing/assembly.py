@@ -52,7 +52,7 @@ def assembled(
         clock=backend.clock,
         rng=rng,
     )
-    admission = Admission(ledger, backend, supervisor, destinations, max_block=s.max_block, retry=s.retry_policy)
+    admission = Admission(ledger, backend, supervisor, destinations, max_block=s.max_block)
     sender = Sender(ledger, backend, supervisor, admission, name=s.name, confirm_timeout=s.confirm_timeout, tell=tell)
     supervisor.publishing = sender
     return supervisor, sender

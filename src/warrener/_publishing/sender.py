@@ -20,14 +20,14 @@ import anyio.lowlevel
 from warrener._backend import Backend
 from warrener._publishing.admission import Admission
 from warrener._publishing.batches import Batch
-from warrener._publishing.broker_log import BlockedLog, ReturnsLog
+from warrener._publishing.broker_log import BlockedLog, ReturnsLog, SuppressedLog
 from warrener._publishing.ledger import Delivery, Ledger
 from warrener._publishing.ledger.introductions import PASSES_AFTER
 from warrener._publishing.listener import LinkFacts
 from warrener._publishing.progress import Progress
 from warrener._supervision.supervisor import Supervisor
 from warrener.drivers.base import Lane, Link
-from warrener.errors import Fault, FaultKind, GaveUp, Nacked, NotSent, ProducerClosed, PublishError, Unconfirmed
+from warrener.errors import Fault, FaultKind, GaveUp, NotSent, ProducerClosed, PublishError, Unconfirmed
 from warrener.records import Outcome, Receipt
 
 __all__ = ["Sender"]
@@ -70,6 +70,7 @@ class Sender:
         admission.pump, admission.cancelled = self.pump, self.cancelled
         self.returns_log = ReturnsLog(name)
         self.blocked_log = BlockedLog(name)
+        self._suppressed_log = SuppressedLog(name)
         #: The number of the link whose facts count; 0: none.
         self.number = 0
         self._confirm_timeout = confirm_timeout
@@ -142,11 +143,7 @@ class Sender:
             link.abort(fault)
         written = _nothing if link is None else link.written
         self.settle(self.ledger.ends.link_lost(fault, written))
-        if not self.admission.waits_for_link:
-            reason = (
-                "the link was lost before the message was written, and the retry policy does not wait for another link"
-            )
-            self.settle(self.ledger.give_up(fault, self.backend.clock(), NotSent, reason))
+        self.settle(self.ledger.ends.impatient(fault))
         self.admission.note_flow(stalled=True)
 
     def fail_pending(self, fault: Fault) -> None:
@@ -312,7 +309,7 @@ class Sender:
                 self._note_unanswered(outcome)
             if delivery.permit is not None:
                 self._use_permit(delivery)
-            if destinations.active or type(outcome) is Nacked:
+            if destinations.active:
                 destinations.ended(delivery, self.backend.clock())
         late = self.ledger.settlement.late
         if late:
@@ -323,6 +320,18 @@ class Sender:
         if self._handing_over and not self.ledger.in_flight:
             self._handing_over = False
             self.supervisor.settled(self.number)
+
+    def note_nacks(self, now: float) -> None:
+        """Tell the breakers about the messages that the broker has just nacked; `settle` follows for those that end."""
+        refused, destinations = self.ledger.answers.refused, self.admission.destinations
+        for delivery in refused:
+            destinations.nacked(delivery, now)
+            if delivery.queue is not None and delivery.permit is not None:
+                self._use_permit(delivery)  # it waits to be written again, and so proves nothing for a while
+        refused.clear()
+        if self.ledger.delayed.due_at() < self._timer_at:
+            self._poke_timer()
+        self._suppressed_log.note(self.ledger.counters.suppressed, now)
 
     def _note_unanswered(self, outcome: Receipt | PublishError | None) -> None:
         if isinstance(outcome, NotSent):
@@ -385,6 +394,7 @@ class Sender:
                 if self._progress.made(self._link, self.ledger.tags()):
                     self.ledger.progressed(now)
                 self.ledger.look(now, self._link.written)
+                self._suppressed_log.note(self.ledger.counters.suppressed, now)
             if self.ledger.silent(now) and self.number:
                 self.supervisor.confirm_overdue(self.number)
             self.pump()

@@ -41,7 +41,7 @@ from warrener._settings.sources import Given, Rank, from_environment, from_query
 from warrener._settings.url import DEFAULT_TLS_PORT, BrokerURL
 from warrener.drivers.base import LinkOptions
 from warrener.errors import SettingsError, printable
-from warrener.machine.backoff import Backoff
+from warrener.machine.backoff import Backoff, retry_delay
 from warrener.machine.breaker import Breaker
 from warrener.records import Credentials, Endpoint, Mechanism
 from warrener.retry import Retry
@@ -256,7 +256,7 @@ class Settings:
     def __attrs_post_init__(self) -> None:
         _check_backoff(self.backoff)
         _check_breaker(self.breaker)
-        _check_retry(self.retry, self.delivery)
+        _check_retry(self.retry, self.delivery, self.publish_timeout, self.confirm_timeout)
         for declaration in self.topology:
             if not isinstance(declaration, Exchange | Queue | Binding):
                 raise SettingsError(f"topology must hold Exchange, Queue and Binding, not {type(declaration).__name__}")
@@ -535,15 +535,23 @@ def _check_backoff(backoff: Backoff) -> None:
         rule.check(f"backoff.{name}", getattr(backoff, name))
 
 
-def _check_retry(retry: Retry | None, delivery: Delivery) -> None:
+def _check_retry(retry: Retry | None, delivery: Delivery, publish_timeout: float, confirm_timeout: float) -> None:
     if retry is None:
         return
     if not isinstance(retry, Retry):
         raise SettingsError(f"retry must be a Retry or None, not {type(retry).__name__}")
-    if delivery == "at_most_once" and retry.on & {"unknown", "nacked"}:
+    if delivery == "at_most_once" and retry.on & {"unknown", "nacked", "overdue"}:
         raise SettingsError("delivery is at_most_once, but retry writes messages again; drop one of them")
-    if "nacked" in retry.on or retry.budget is not None:
-        raise SettingsError("retry: writing again after a nack, and a budget, are not supported yet; drop them")
+    if "nacked" in retry.on and retry_delay(retry.backoff or Backoff(), 0)[0] >= publish_timeout:
+        raise SettingsError(
+            f"retry: the delay after the first nack is as long as publish_timeout ({publish_timeout:g} s) or longer, so no "
+            "message would be written again; lower backoff.initial or raise publish_timeout"
+        )
+    if "overdue" in retry.on and confirm_timeout >= publish_timeout:
+        raise SettingsError(
+            f"retry: `on` contains 'overdue', but confirm_timeout ({confirm_timeout:g} s) is not shorter than publish_timeout "
+            f"({publish_timeout:g} s), so no message would be overdue before its deadline; lower confirm_timeout"
+        )
 
 
 def _check_breaker(breaker: Breaker | None) -> None:

@@ -270,7 +270,7 @@ class ScriptedLink:
                 message.channel,
                 Returned(
                     312, "NO_ROUTE", envelope.exchange, envelope.routing_key, message.message_id, message.token,
-                    len(message.body),
+                    len(message.body), shown=f"routing key {envelope.routing_key!r}, message {message.message_id}",
                 ),
             )  # fmt: skip
         if answer in ("ack", "return"):
