@@ -63,10 +63,12 @@ Mechanism: TypeAlias = Literal["PLAIN", "AMQPLAIN", "EXTERNAL"]
 
 @frozen
 class Credentials:
-    """A user and a password; neither is ever shown."""
+    """A user and a password or token; neither is ever shown."""
 
     username: str = field(repr=False)
     password: str = field(repr=False)
+    #: Seconds for which the password is valid, from the instant of the answer that holds it; None: without an end.
+    expires_in: float | None = field(default=None, eq=False, kw_only=True)
 
 
 @frozen
