@@ -95,6 +95,9 @@ class ClientEnd(ByteStream):
         await self._stream.send(item)
         self.sending_since = None
 
+    def send_nowait(self, item: bytes) -> int:
+        return self._stream.send_nowait(item)
+
     async def send_eof(self) -> None:
         await self._stream.send_eof()
 

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
+
 import anyio.lowlevel
 from anyio.abc import ByteStream
 
 from warrener.drivers._progress import descriptor_of
-from warrener.drivers.native._transport import PIECE, Take
+from warrener.drivers.native._transport import ENDS, PIECE, Take
 
 __all__ = ["StreamTransport"]
 
 
 class StreamTransport:
-    """See `Transport`. A stream of anyio cannot send without waiting, so `drain` does all of it."""
+    """See `Transport`. A stream of anyio cannot send without waiting, so `drain` does it.
 
-    prompt = False
+    A stream may have one method more: `send_nowait` sends what can be sent without waiting, and returns its size.
+    """
 
     def __init__(self, stream: ByteStream) -> None:
         self._stream = stream
+        self._send_nowait: Callable[[bytes], int] | None = getattr(stream, "send_nowait", None)
         self._unsent = b""
+        self.prompt = self._send_nowait is not None
 
     @property
     def descriptor(self) -> int:
@@ -31,8 +37,12 @@ class StreamTransport:
         return len(self._unsent)
 
     def write(self, data: bytes) -> None:
-        """Keep the bytes for `drain`."""
-        self._unsent += data
+        """Send what can be sent now, and keep the rest for `drain`."""
+        sent = 0
+        if self._send_nowait is not None and not self._unsent:
+            with suppress(*ENDS):  # `drain` raises it
+                sent = self._send_nowait(data)
+        self._unsent += data[sent:]
 
     async def drain(self) -> None:
         """Send all bytes. A cancelled send cannot go on: nobody knows how far it came."""
