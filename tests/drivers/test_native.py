@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -17,9 +19,11 @@ from pamqp.heartbeat import Heartbeat
 from tests.drivers.pipes import PipeEnd, pipe
 from tests.drivers.recording import Peer, RecordingReports
 from tests.wire.far_side import StrictReader, ack, marshalled
+from warrener._backend import backend
 from warrener.drivers._dial import Dialed
 from warrener.drivers.base import Lane, LinkDown, LinkOptions
 from warrener.drivers.native import NativeDriver, NativeLink
+from warrener.drivers.native._writer import Writer
 from warrener.errors import Fault, FaultKind
 from warrener.records import Endpoint, Envelope
 from warrener.topology import Queue
@@ -259,6 +263,56 @@ async def test_a_write_that_does_not_finish(autojump_clock: trio.testing.MockClo
     assert trio.current_time() == began + 30
     assert link is not None
     assert link.written(1) == 1
+
+
+class Leaking:
+    """A transport whose bytes leave one by one, at given instants."""
+
+    prompt = drain_can_resume = True
+    descriptor = -1
+
+    def __init__(self, leaves_at: list[float]) -> None:
+        self.left = 0
+        self._leaves_at = leaves_at
+
+    def write(self, data: bytes) -> None:
+        self.left += len(data)
+
+    async def drain(self) -> None:
+        while self.left:
+            await trio.sleep_until(self._leaves_at[0] if self._leaves_at else math.inf)
+            self._leaves_at.pop(0)
+            self.left -= 1
+
+    def stop(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("leaves_at", "stalled_at"), [([], (30, 30)), ([1], (31, 35)), ([29, 58, 87, 90], (120, 124))])
+async def test_a_write_of_which_bytes_leave(
+    autojump_clock: trio.testing.MockClock, leaves_at: list[float], stalled_at: tuple[float, float]
+) -> None:
+    """A write stalls when no byte leaves for `write_stall_timeout`, however long all of it takes; seen within an eighth of that."""
+    waiting = [b"x" * 1000]
+    session: Any = SimpleNamespace(data_to_send=lambda: waiting.pop() if waiting else b"", idle=True, pending=0)
+    transport: Any = Leaking([*leaves_at])
+    ended: list[float] = []
+
+    async def lost(_: Exception) -> None:
+        raise AssertionError
+
+    writer = Writer(
+        transport,
+        session,
+        30,
+        backend(),
+        on_pull=lambda: None,
+        on_writable=lambda: None,
+        on_stalled=lambda: ended.append(trio.current_time()),
+        on_lost=lost,
+    )
+    await writer.run()
+    assert stalled_at[0] <= ended[0] <= stalled_at[1]
 
 
 async def test_a_write_that_the_broker_has_blocked(autojump_clock: trio.testing.MockClock) -> None:

@@ -134,7 +134,7 @@ class _ShortStream(ByteStream):
 class _ShortTransport:
     """A transport that begins to fail; the native driver's. What its socket raises is in test_transports.py."""
 
-    prompt = True
+    prompt = drain_can_resume = True
 
     def __init__(self, transport: Transport, where: str, refused: list[Exception]) -> None:
         self._transport = transport

@@ -18,7 +18,7 @@ __all__ = ["AsyncioTransport", "connect_tcp", "connect_unix"]
 class AsyncioTransport(asyncio.BufferedProtocol):
     """See `Transport`. The loop calls the methods without a docstring of ours: see `asyncio.BufferedProtocol`."""
 
-    prompt = True
+    prompt = drain_can_resume = True
 
     def __init__(self) -> None:
         self._transport: Any = None

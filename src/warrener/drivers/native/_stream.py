@@ -20,6 +20,8 @@ class StreamTransport:
     A stream may have one method more: `send_nowait` sends what can be sent without waiting, and returns its size.
     """
 
+    drain_can_resume = False
+
     def __init__(self, stream: ByteStream) -> None:
         self._stream = stream
         self._send_nowait: Callable[[bytes], int] | None = getattr(stream, "send_nowait", None)

@@ -12,7 +12,7 @@ __all__ = ["TlsTransport", "secure"]
 class TlsTransport:
     """See `Transport`. What the peer may ask in the middle (a new key) is answered behind the bytes that it interrupts."""
 
-    prompt = True
+    prompt = drain_can_resume = True
 
     def __init__(self, below: Transport, hostname: str, context: ssl.SSLContext) -> None:
         self._below = below

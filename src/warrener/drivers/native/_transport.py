@@ -39,6 +39,11 @@ class Transport(Protocol):
         ...
 
     @property
+    def drain_can_resume(self) -> bool:
+        """Whether a `drain` that was cancelled can be called again."""
+        ...
+
+    @property
     def descriptor(self) -> int:
         """The socket's file descriptor; -1: there is none, or it is closed."""
         ...
@@ -52,7 +57,7 @@ class Transport(Protocol):
         """Give bytes to the kernel, as many as it takes now. `drain` waits for the others, and raises what this met."""
 
     async def drain(self) -> None:
-        """Wait until `left` is 0; raises one of `ENDS`. A drain that is cancelled can be called again."""
+        """Wait until `left` is 0; raises one of `ENDS`."""
 
     async def read_on(self, take: Take) -> None:
         """Call `take` with at most `PIECE` bytes in each pass, until it answers False; raises one of `ENDS`.

@@ -20,7 +20,7 @@ _NOTHING: Final = memoryview(b"")
 class TrioTransport:
     """See `Transport`."""
 
-    prompt = True
+    prompt = drain_can_resume = True
 
     def __init__(self, raw: socket.socket) -> None:
         self._socket = raw

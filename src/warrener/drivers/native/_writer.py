@@ -19,6 +19,9 @@ __all__ = ["HIGH_WATER", "LOW_WATER", "Writer"]
 HIGH_WATER: Final = 1024 * 1024
 LOW_WATER: Final = HIGH_WATER // 2
 
+#: How often in `stall_timeout` the writer looks whether bytes leave.
+_LOOKS: Final = 8
+
 
 def _forget_waiter(writer: Writer) -> None:
     writer.waiter = None
@@ -64,6 +67,8 @@ class Writer:
         #: Around the wait for the kernel. A broker that has blocked us does not read, so no write is overdue meanwhile.
         self._patience = anyio.CancelScope()
         self._blocked = False
+        #: When the last bytes were seen to leave, a write began, or a block began or ended.
+        self._moved_at = self.sent_at
         self._stopped = False
         #: Set when the task comes to rest, where another task waits for that.
         self._resting: anyio.Event | None = None
@@ -117,7 +122,8 @@ class Writer:
     def block(self, *, blocked: bool) -> None:
         """The broker has stopped reading on purpose, or reads again."""
         self._blocked = blocked
-        self._patience.deadline = self._stalled_at()
+        self._moved_at = self._backend.clock()
+        self._patience.deadline = self._next_look()
 
     def stop(self) -> None:
         """Send nothing any more, nor the rest of the present write."""
@@ -163,12 +169,16 @@ class Writer:
                 await self._backend.park(self, _forget_waiter)
 
     async def _drain(self) -> None:
-        """Wait for the kernel: as long as some bytes leave within each `stall_timeout`."""
+        """Wait for the kernel; the link has stalled when no byte leaves for `stall_timeout`."""
         transport = self._transport
+        self._moved_at = self._backend.clock()
         while (left := transport.left) and not self._stopped:
-            with anyio.CancelScope(deadline=self._stalled_at()) as self._patience:
+            with anyio.CancelScope(deadline=self._next_look()) as self._patience:
                 await transport.drain()
-            if self._patience.cancelled_caught and transport.left >= left and self._stalled_at() < math.inf:
+            now = self._backend.clock()
+            if transport.left < left:
+                self._moved_at = now
+            elif not self._blocked and now >= self._moved_at + self._stall_timeout:
                 self._stopped = True
                 self._on_stalled()
 
@@ -176,6 +186,11 @@ class Writer:
         if self._resting is not None:
             self._resting.set()
 
-    def _stalled_at(self) -> float:
-        """Return the instant at which the present write counts as stalled, if the kernel takes no more bytes until then."""
-        return math.inf if self._blocked else self._backend.clock() + self._stall_timeout
+    def _next_look(self) -> float:
+        """Return the instant at which to see whether bytes have left."""
+        if self._blocked:
+            return math.inf
+        stalled_at = self._moved_at + self._stall_timeout
+        if not self._transport.drain_can_resume:
+            return stalled_at
+        return min(stalled_at, self._backend.clock() + self._stall_timeout / _LOOKS)
