@@ -92,6 +92,7 @@ class AsyncioTransport(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
+        set_options(self._transport.get_extra_info("socket"))
         # Whatever the kernel does not take at once pauses the writer: nothing more is handed over until it is taken.
         self._transport.set_write_buffer_limits(0)
 
@@ -150,7 +151,6 @@ def _wake(waiting: asyncio.Future[None] | None) -> None:
 async def connect_tcp(address: str, port: int) -> AsyncioTransport:
     """Connect to a literal address."""
     _, transport = await asyncio.get_running_loop().create_connection(AsyncioTransport, address, port)
-    set_options(transport._transport.get_extra_info("socket"))  # noqa: SLF001 - of this module
     return transport
 
 

@@ -103,9 +103,9 @@ class TrioTransport:
 async def connect_tcp(address: str, port: int) -> TrioTransport:
     """Connect to a literal address."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    transport = await _connect(socket.socket(family, socket.SOCK_STREAM), (address, port))
-    set_options(transport._socket)  # noqa: SLF001 - of this module
-    return transport
+    raw = socket.socket(family, socket.SOCK_STREAM)
+    set_options(raw)
+    return await _connect(raw, (address, port))
 
 
 async def connect_unix(path: str) -> TrioTransport:
