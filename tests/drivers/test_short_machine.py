@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import sys
-import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 from anyio.abc import ByteStream
 from attrs import evolve
@@ -19,7 +21,6 @@ from warrener.drivers import _dial
 from warrener.drivers.aiormq import AiormqDriver
 from warrener.drivers.base import Driver, Lane, LinkDown, LinkOptions
 from warrener.drivers.native import NativeDriver, _asyncio, _trio
-from warrener.drivers.native._driver import dial_sockets
 from warrener.drivers.native._transport import Take, Transport
 from warrener.errors import Fault, FaultKind
 from warrener.records import Endpoint, Envelope
@@ -80,12 +81,25 @@ async def test_files_that_the_machine_cannot_read(
 async def test_no_thread_is_free(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     """The resolver's thread, and on Trio that of the aiormq driver, are asked for at each dial."""
 
-    def start(_: threading.Thread) -> None:
+    def start_new_thread(*_: Any) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(threading.Thread, "start", start)
+    monkeypatch.setattr("_thread.start_new_thread", start_new_thread)
     fault = await _fault_of(driver, Endpoint(host="no-literal.example", port=1))
     assert (fault.kind, fault.permanent) == (FaultKind.UNREACHABLE, False)
+
+
+async def test_a_thread_that_never_runs(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the memory is short a thread may die before it runs: the dial fails in time, and the next one asks anew."""
+    started: list[object] = []
+    with monkeypatch.context() as short:
+        short.setattr("_thread.start_new_thread", lambda *thread: started.append(thread))
+        for _ in range(2):
+            fault = await _fault_of(driver, Endpoint(host="localhost", port=1), connect_timeout=1.2)
+            assert (fault.kind, fault.permanent) == (FaultKind.UNREACHABLE, False)
+    assert len(started) == 2
+    fault = await _fault_of(driver, Endpoint(host="localhost", port=1))
+    assert "refused" in fault.text
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOBUFS, "x"), MemoryError()])
@@ -101,27 +115,29 @@ async def test_no_memory_for_a_socket(driver: Driver, monkeypatch: pytest.Monkey
     assert (fault.kind, fault.permanent) == (FaultKind.UNREACHABLE, False)
 
 
-class _ShortStream(ByteStream):
-    """A stream that begins to fail; the aiormq driver's."""
+class _Short(ByteStream):
+    """A stream that begins to fail."""
 
     def __init__(self, stream: ByteStream, where: str, refused: list[Exception]) -> None:
         self._stream = stream
         self._where = where
         self._refused = refused
 
+    def _refuse(self, where: str) -> None:
+        if self._refused and where == self._where:
+            raise self._refused[0]
+
     @property
     def extra_attributes(self) -> Any:
         return self._stream.extra_attributes
 
     async def send(self, item: bytes) -> None:
-        if self._refused and self._where == "send":
-            raise self._refused[0]
+        self._refuse("send")
         await self._stream.send(item)
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         data = await self._stream.receive(max_bytes)
-        if self._refused and self._where == "receive":
-            raise self._refused[0]
+        self._refuse("receive")
         return data
 
     async def send_eof(self) -> None:
@@ -129,6 +145,7 @@ class _ShortStream(ByteStream):
 
     async def aclose(self) -> None:
         await self._stream.aclose()
+        self._refuse("close")
 
 
 class _ShortTransport:
@@ -140,7 +157,11 @@ class _ShortTransport:
         self._transport = transport
         self._where = where
         self._refused = refused
-        self.stop, self.aclose = transport.stop, transport.aclose
+        self.stop = transport.stop
+
+    def _refuse(self, where: str) -> None:
+        if self._refused and where == self._where:
+            raise self._refused[0]
 
     @property
     def descriptor(self) -> int:
@@ -155,17 +176,51 @@ class _ShortTransport:
             self._transport.write(data)
 
     async def drain(self) -> None:
-        if self.left:
-            raise self._refused[0]
+        self._refuse("send")
         await self._transport.drain()
 
     async def read_on(self, take: Take) -> None:
         def take_or_raise(data: bytes | memoryview) -> bool:
-            if self._refused and self._where == "receive":
-                raise self._refused[0]
+            self._refuse("receive")
             return take(data)
 
         await self._transport.read_on(take_or_raise)
+
+    async def aclose(self) -> None:
+        await self._transport.aclose()
+        self._refuse("close")
+
+
+@asynccontextmanager
+async def _failing(monkeypatch: pytest.MonkeyPatch, where: str, refused: list[Exception]) -> AsyncIterator[Endpoint]:
+    """A broker, to which streams lead that begin to fail once there is an error in `refused`."""
+
+    async def connect(address: str, port: int) -> ByteStream:
+        return _Short(await _dial.connect_tcp(address, port), where, refused)
+
+    def short(real: Callable[[str, int], Awaitable[Transport]]) -> Callable[[str, int], Awaitable[Transport]]:
+        async def connect(address: str, port: int) -> Transport:
+            return _ShortTransport(await real(address, port), where, refused)
+
+        return connect
+
+    for module in (_trio, _asyncio):
+        monkeypatch.setattr(module, "connect_tcp", short(module.connect_tcp))
+
+    async def handle(stream: ByteStream) -> None:
+        peer = Peer(stream)
+        await peer.open()
+        while True:
+            await peer.receive()
+            await peer.stream.send(b"\x08\x00\x00\x00\x00\x00\x00\xce")
+
+    async with serving(handle) as port:
+        monkeypatch.setattr(_dial.dial, "__kwdefaults__", {**_dial.dial.__kwdefaults__, "connect": connect})
+        with anyio.fail_after(_PATIENCE):
+            yield Endpoint(host="127.0.0.1", port=port)
+
+
+_QUICK = LinkOptions(close_timeout=0.2, abort_timeout=0.2)
 
 
 @pytest.mark.parametrize("where", ["send", "receive"])
@@ -175,36 +230,30 @@ async def test_no_memory_on_an_open_link(
 ) -> None:
     """What a read or a write raises ends the link with one fault."""
     refused: list[Exception] = []
-
-    async def connect(address: str, port: int) -> ByteStream:
-        return _ShortStream(await _dial.connect_tcp(address, port), where, refused)
-
-    async def dial(endpoint: Endpoint, /, **options: Any) -> _dial.Dialed[Transport]:
-        dialed = await dial_sockets(endpoint, **options)
-        return evolve(dialed, stream=_ShortTransport(dialed.stream, where, refused))
-
-    async def handle(stream: ByteStream) -> None:
-        peer = Peer(stream)
-        await peer.open()
-        while True:
-            await peer.receive()
-            await peer.stream.send(b"\x08\x00\x00\x00\x00\x00\x00\xce")
-
-    if driver.name == "native":
-        driver = NativeDriver(dial=dial)
-    async with serving(handle) as port:
-        monkeypatch.setattr(_dial.dial, "__kwdefaults__", {**_dial.dial.__kwdefaults__, "connect": connect})
-        with anyio.fail_after(_PATIENCE), pytest.raises(LinkDown) as down:
-            options = LinkOptions(close_timeout=0.2, abort_timeout=0.2)
-            async with driver.open(Endpoint(host="127.0.0.1", port=port), options, RecordingReports()) as link:
+    async with _failing(monkeypatch, where, refused) as endpoint:
+        with pytest.raises(LinkDown) as down:
+            async with driver.open(endpoint, _QUICK, RecordingReports()) as link:
                 refused.append(error)
                 link.publish(Lane.MAIN, Envelope(routing_key="q"), "m", b"body", None)
                 await anyio.sleep_forever()
     assert down.value.fault.kind is FaultKind.CONNECTION_LOST
 
 
-async def _fault_of(driver: Driver, endpoint: Endpoint) -> Fault:
-    options = evolve(LinkOptions(), abort_timeout=0.2)
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "x"), MemoryError()])
+async def test_an_error_of_the_close(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    """The link is over already: what the close raises is neither an exception nor a line of the log."""
+    refused: list[Exception] = []
+    async with _failing(monkeypatch, "close", refused) as endpoint, driver.open(endpoint, _QUICK, RecordingReports()):
+        refused.append(error)
+    gc.collect()  # asyncio complains of a task's exception when the task is collected
+    await anyio.lowlevel.checkpoint()
+    assert not caplog.records
+
+
+async def _fault_of(driver: Driver, endpoint: Endpoint, **changes: Any) -> Fault:
+    options = evolve(LinkOptions(), abort_timeout=0.2, close_timeout=0.2, **changes)
     with anyio.fail_after(_PATIENCE), pytest.raises(LinkDown) as down:
         async with driver.open(endpoint, options, RecordingReports()):
             pytest.fail("it opened")
