@@ -70,6 +70,8 @@ class Writer:
         #: When the last bytes were seen to leave, a write began, or a block began or ended.
         self._moved_at = self.sent_at
         self._stopped = False
+        #: Whether `write_now` is at work.
+        self._writing = False
         #: Set when the task comes to rest, where another task waits for that.
         self._resting: anyio.Event | None = None
 
@@ -90,20 +92,20 @@ class Writer:
 
     def wake(self) -> None:
         """Have pending bytes sent."""
-        if (ticket := self.waiter) is not None:
+        if (ticket := self.waiter) is not None and not self._writing:
             self.waiter = None
             self._backend.wake(ticket)
 
     def write_now(self) -> None:
         """Write pending bytes in this very step, if the task rests; the task has the rest of them."""
-        ticket, self.waiter = self.waiter, None
-        if ticket is None:
+        if self.waiter is None or self._writing:
             return
+        self._writing = True  # what the owner publishes meanwhile goes out in this step, too
         try:
             if self._transport.prompt and not self._transport.left and (data := self._next()):
                 self._write(data)
         finally:
-            self.waiter = ticket
+            self._writing = False
             if self._stopped or not self.at_rest:
                 self.wake()
 
