@@ -10,20 +10,21 @@ stored must be in the queue, each key's first deliveries in the order of its com
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import random
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pika
 from attrs import define, field
 
+from tests.outbox import crash_child
 from tests.outbox.crash_child import outbox_at
 from warrener import Message
 from warrener.outbox import PostgresOutbox
@@ -33,6 +34,9 @@ from warrener.testing import PrivateRabbitMQ
 from warrener.testing.postgresql import PrivatePostgreSQL
 
 BACKENDS = ("trio", "asyncio")
+#: A process that has imported the library already makes the others.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["tests.outbox.crash_child"])
 
 
 @define
@@ -71,10 +75,10 @@ class Account:
     def inversions(self) -> int:
         """First deliveries of a key that came after a later row of the key. Rows are numbered as they were stored."""
         last: dict[str, tuple[int, int]] = {}
-        wrong = 0
+        wrong, keys = 0, self.key_of
         for one in dict.fromkeys(one for one, _, _ in self.found):
             life, number = map(int, one.split("-"))
-            key = self.key_of[one]
+            key = keys[one]
             wrong += (life, number) < last.get(key, (-1, -1))
             last[key] = max((life, number), last.get(key, (-1, -1)))
         return wrong
@@ -96,30 +100,23 @@ def run(place, url, kills, draw, *, kill_broker=None):
     account = Account()
     for life in range(kills):
         account.kills += 1
-        child = _child(place, url, life, draw.choice(BACKENDS))
-        lines: list[str] = []
-        ready = threading.Event()
-        reading = threading.Thread(target=_read, args=(child, lines, ready))
-        reading.start()
-        if not ready.wait(60):
+        child = _Life(place, url, life, draw.choice(BACKENDS))
+        if not child.ready.wait(60):
             child.kill()
-            raise RuntimeError(f"life {life} did not begin: {lines}")
+            raise RuntimeError(f"life {life} did not begin: {child.lines}")
         if kill_broker is not None and draw.random() < 0.1:
             account.broker_kills += 1
             time.sleep(draw.uniform(0, 0.2))
             kill_broker()
-        time.sleep(draw.uniform(0, 0.25))
+        time.sleep(draw.uniform(0, draw.choice((0.2, 0.2, 0.2, 2.0))))
         child.kill()
-        child.wait()
-        reading.join()
-        _take(account, lines)
+        _take(account, child.lines)
         if account.kills % 50 == 0:
             print(f"  {account.kills} kills, {len(account.stored):,} messages stored", flush=True)
-    child = _child(place, url, kills, "trio", "drain")
-    lines = child.communicate(timeout=180)[0].splitlines(keepends=True)
-    if child.returncode:
-        raise RuntimeError(f"the outbox was not emptied: status {child.returncode}")
-    _take(account, lines)
+    child = _Life(place, url, kills, "trio", drain=True)
+    if child.wait(1800):
+        raise RuntimeError("the outbox was not emptied")
+    _take(account, child.lines)
     account.found = consume(url)
     return account
 
@@ -127,7 +124,7 @@ def run(place, url, kills, draw, *, kill_broker=None):
 def relay_in_order(place, url, draw, *, keys, rows, relays=3, kills=10):
     """Drain `keys` times `rows` rows by several relays, of which one is killed again and again; return the account."""
     account = Account()
-    store = outbox_at(place)._make_store()
+    store = outbox_at(place, max_rows=keys * rows)._make_store()
     store.open()
     new = [
         encode(Message(b"", routing_key="crash", message_id=f"0-{number}", correlation_id=key), key)
@@ -137,44 +134,66 @@ def relay_in_order(place, url, draw, *, keys, rows, relays=3, kills=10):
     for done in range(0, len(new), 1000):
         store.transact(Work(inserts=new[done : done + 1000]), "", 0.0)
     account.stored = {row.message_id: (row.key, number) for number, row in enumerate(new)}
-    running = [_child(place, url, 1, draw.choice(BACKENDS), "drain") for _ in range(relays)]
-    outputs = []
+    running = [_Life(place, url, 1, draw.choice(BACKENDS), drain=True) for _ in range(relays)]
+    ended = []
     while store.status().backlog or account.kills < kills:
-        time.sleep(draw.uniform(0.3, 1.0))
         which = draw.randrange(relays)
+        running[which].ready.wait(60)
+        time.sleep(draw.uniform(0, 0.5))
+        ended.append(running[which])
         running[which].kill()
-        outputs.append(running[which].communicate()[0])
         account.kills += 1
-        running[which] = _child(place, url, 1, draw.choice(BACKENDS), "drain")
-    outputs += [child.communicate(timeout=180)[0] for child in running]
+        running[which] = _Life(place, url, 1, draw.choice(BACKENDS), drain=True)
+    for life in running:
+        life.wait(1800)
     store.close()
-    _take(account, [line for output in outputs for line in output.splitlines(keepends=True)])
+    _take(account, [line for life in (*ended, *running) for line in life.lines])
     account.found = consume(url)
     return account
 
 
-def _child(place, url, life, backend, *rest):
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.outbox.crash_child", place, url, str(life), backend, *rest],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL if life else None,
-        text=True,
-    )
+class _Life:
+    """A child process and the lines that it has printed."""
 
+    def __init__(self, place, url, life, backend, *, drain=False):
+        self._pipe, pipe = PROCESSES.Pipe(duplex=False)
+        arguments = (pipe, place, url, life, backend, drain)
+        self._process = PROCESSES.Process(target=crash_child.live, args=arguments, daemon=True)
+        self._process.start()
+        pipe.close()
+        self.lines = []
+        #: It relays, or it has ended.
+        self.ready = threading.Event()
+        self._reading = threading.Thread(target=self._read)
+        self._reading.start()
 
-def _read(child, lines, ready):
-    with child.stdout:
-        for line in child.stdout:
-            lines.append(line)
-            if line == "ready\n":
-                ready.set()
+    def _read(self):
+        with self._pipe, suppress(EOFError, OSError):
+            while True:
+                self.lines.append(self._pipe.recv_bytes().decode())
+                if self.lines[-1] == "ready":
+                    self.ready.set()
+        self.ready.set()
+
+    def kill(self):
+        self._process.kill()
+        self.wait(60)
+
+    def wait(self, timeout):
+        """Wait for its end; return its status."""
+        self._process.join(timeout)
+        status = self._process.exitcode
+        if status is None:
+            self._process.kill()
+            raise RuntimeError(f"a process did not end within {timeout:g} s")
+        self._reading.join()
+        return status
 
 
 def _take(account, lines):
     for line in lines:
         match line.split():
-            case ["stored", life, number, key, position] if line.endswith("\n"):
+            case ["stored", life, number, key, position]:
                 account.stored[f"{life}-{number}"] = (key, int(position))
             case ["again", one]:
                 account.again.add(one)
