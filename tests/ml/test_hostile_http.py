@@ -212,9 +212,9 @@ def test_no_limit_of_open_files_is_no_bound(monkeypatch) -> None:
 
 @pytest.mark.parametrize("known", [True, False])
 def test_few_descriptors_and_many_clients(start_service: Callable[..., Service], dead_url: str, known: bool) -> None:
-    """64 open files and 100 idle connections: new clients are answered, at the latest when the others have left.
+    """64 open files and 100 idle connections, which stay: a new client is answered.
 
-    A limit that is there at the start bounds the connections; one that is lowered later leaves accepting without a file.
+    The limit is there at the start, or it is lowered later.
     """
     service = start_service(dead_url, files=64 if known else None, header_timeout="60")
     address = address_of(service.url)
@@ -222,14 +222,22 @@ def test_few_descriptors_and_many_clients(start_service: Callable[..., Service],
         resource.prlimit(service.program.pid, resource.RLIMIT_NOFILE, (64, 64))
     waiting = [socket.create_connection(address) for _ in range(100)]
     try:
-        if known:
-            assert 200 == httpx.get(f"{service.url}/livez", timeout=30).status_code
-        else:
-            service.wait_log("socket.accept() out of system resource")
+        assert 200 == httpx.get(f"{service.url}/livez", timeout=30).status_code
     finally:
         for peer in waiting:
             peer.close()
-    assert 200 == httpx.get(f"{service.url}/livez", timeout=30).status_code
+    assert service.program.poll() is None
+
+
+def test_no_descriptor_for_any_connection(start_service: Callable[..., Service], dead_url: str) -> None:
+    """Accepting fails: it is logged, nothing ends, and clients are answered when there are descriptors again."""
+    service = start_service(dead_url)
+    address = address_of(service.url)
+    resource.prlimit(service.program.pid, resource.RLIMIT_NOFILE, (4, 64))
+    with socket.create_connection(address):
+        service.wait_log("socket.accept() out of system resource")
+        resource.prlimit(service.program.pid, resource.RLIMIT_NOFILE, (64, 64))
+        assert 200 == httpx.get(f"{service.url}/livez", timeout=30).status_code
     assert service.program.poll() is None
 
 
