@@ -207,13 +207,15 @@ async def _main(plan: Plan, clock: MockClock) -> Run:
     password = f"s3cret-{stream(plan.seed, 'password').getrandbits(64):x}"
     run = Run(plan, trace, password)
     async with trio.open_nursery() as wires, AsyncExitStack() as stack:
-        brokers = [await stack.enter_async_context(_broker(plan, number)) for number in range(plan.brokers)]
+        count = 1 if plan.shared_queues else plan.brokers
+        brokers = [await stack.enter_async_context(_broker(plan, number)) for number in range(count)]
         for broker in brokers:
             broker.add_vhost(VHOST)
             broker.add_user(USER, password, VHOST)
         if plan.neighbours:
             prepare(plan, brokers, USER, VHOST, wires)
-        run.network = Network(plan.network, stream(plan.seed, "network"), trace, wires, brokers)
+        nodes = brokers * plan.brokers if plan.shared_queues else brokers
+        run.network = Network(plan.network, stream(plan.seed, "network"), trace, wires, nodes)
         run.network.fixed_order = plan.neighbours
         run.injector = FaultInjector(brokers, run.network, trace, stream(plan.seed, "injector"), clock, password)
         await _Program(run).play()

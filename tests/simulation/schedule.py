@@ -214,7 +214,7 @@ class Plan:
     ends_at: float
     producer: ProducerPlan
     network: NetworkPlan
-    #: Brokers behind the one name; each has its own queues.
+    #: Brokers behind the one name; each has its own queues, unless they share them as the nodes of a cluster do.
     brokers: int
     sync_interval: float
     #: The broker repeats each ack of several tags: the last one alone, then all of them.
@@ -226,6 +226,8 @@ class Plan:
     bad: frozenset[str] = frozenset()
     #: Each broker is an endpoint of its own, in place of one name that leads to all of them.
     several_endpoints: bool = False
+    #: The brokers share their queues: a message that one of them has is not in another one's queue as well.
+    shared_queues: bool = False
 
     @property
     def messages(self) -> int:
@@ -271,6 +273,7 @@ def draw(seed: int) -> Plan:
         network=network_of(seed, quiet=quiet),
         brokers=stream(seed, "brokers").choice((1, 1, 1, 1, 1, 2, 2, 3)),
         several_endpoints=stream(seed, "endpoints").random() < 0.6,
+        shared_queues=stream(seed, "shared queues").random() < 0.5,
         sync_interval=rng.choice((0.0, 0.05, 0.2)),
         chatty=rng.random() < 0.2,
         calls=calls,
