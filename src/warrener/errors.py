@@ -66,6 +66,8 @@ class FaultKind(enum.Enum):
 
     UNREACHABLE = "unreachable"
     """No connection: name resolution, refused, no route, timed out."""
+    LOOKUP = "lookup"
+    """The program's own `credentials` or `endpoints` raised, came too late, or gave an answer that cannot be used."""
     HANDSHAKE_TIMEOUT = "handshake_timeout"
     """The peer accepted and then did not finish the AMQP handshake within `connect_timeout`."""
     AUTHENTICATION = "authentication"

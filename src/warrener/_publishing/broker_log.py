@@ -27,13 +27,11 @@ class ReturnsLog:
             log.warning("%s: %d more returned messages were not logged one by one", self._name, left_out)
         if self._limit.allows():
             log.warning(
-                "%s: returned by the broker: exchange %r, routing key %r, code %d %s, message %s",
+                "%s: returned by the broker: %s, code %d %s",
                 self._name,
-                printable(returned.exchange),
-                printable(returned.routing_key),
+                returned.shown,
                 returned.reply_code,
-                printable(returned.reply_text),
-                printable(returned.message_id or "?"),
+                returned.reply_text,
             )
 
 

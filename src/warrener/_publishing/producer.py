@@ -127,7 +127,7 @@ class Producer(Declaring):
         self._destinations = Destinations(s.breaker, s.max_destinations)
 
     def __repr__(self) -> str:
-        return f"<Producer {self.name!r} {self.settings.endpoint} {self.connection_state.value}>"
+        return f"<Producer {self.name!r} {self.status().endpoint} {self.connection_state.value}>"
 
     # --- life -------------------------------------------------------------------------------------------------------
 
@@ -488,18 +488,18 @@ class Producer(Declaring):
         return {
             **asdict(self._ledger.counters),
             **destinations,
-            **({} if self._supervisor is None else self._supervisor.counters),
+            **({} if self._supervisor is None else self._supervisor.counts.counters),
         }
 
     @property
     def faults(self) -> Mapping[FaultKind, int]:
         """Number of dials and links that each kind of fault ended."""
-        return {} if self._supervisor is None else self._supervisor.faults
+        return {} if self._supervisor is None else self._supervisor.counts.faults
 
     @property
     def reconnect_times(self) -> Histogram:
         """Seconds from the loss of a link until the next one is up."""
-        return Histogram(RECONNECT_BOUNDS) if self._supervisor is None else self._supervisor.reconnect_times
+        return Histogram(RECONNECT_BOUNDS) if self._supervisor is None else self._supervisor.counts.reconnect_times
 
 
 @asynccontextmanager
