@@ -474,7 +474,7 @@ async def test_the_password_in_texts_of_the_broker(driver: Driver, listener: Rec
         await until(peer, commands.Basic.Publish)
         await peer.send(commands.Connection.Blocked(text))
         await peer.send(commands.Basic.Return(312, text, "", text), channel)
-        await peer.send(ContentHeader(body_size=1, properties=commands.Basic.Properties()), channel)
+        await peer.send(ContentHeader(body_size=1, properties=commands.Basic.Properties(message_id=text)), channel)
         await peer.send(ContentBody(b"x"), channel)
         await peer.send(commands.Channel.Close(404, text, 60, 40), channel)
         await peer.send(commands.Connection.Close(320, text, 0, 0))
@@ -487,7 +487,7 @@ async def test_the_password_in_texts_of_the_broker(driver: Driver, listener: Rec
                 await anyio.sleep_forever()
     everything = repr([down.value.fault, listener.log])
     assert shown not in everything
-    assert everything.count("you said ***") == 5
+    assert everything.count("you said ***") == 6
 
 
 # --- a new secret ---------------------------------------------------------------------------------------------------
