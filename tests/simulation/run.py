@@ -213,12 +213,8 @@ async def _main(plan: Plan, clock: MockClock) -> Run:
     password = f"s3cret-{stream(plan.seed, 'password').getrandbits(64):x}"
     run = Run(plan, trace, password)
     async with trio.open_nursery() as wires, AsyncExitStack() as stack:
-<<<<<<< HEAD
         count = 1 if plan.shared_queues else plan.brokers
-        brokers = [await stack.enter_async_context(_broker(plan, number)) for number in range(count)]
-=======
-        brokers = [await stack.enter_async_context(broker_of(plan, number)) for number in range(plan.brokers)]
->>>>>>> main
+        brokers = [await stack.enter_async_context(broker_of(plan, number)) for number in range(count)]
         for broker in brokers:
             broker.add_vhost(VHOST)
             broker.add_user(USER, password, VHOST)
