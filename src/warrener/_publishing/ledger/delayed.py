@@ -23,6 +23,8 @@ class Delayed(WaitingQueue):
 
     __slots__ = ("_by_destination", "_heap", "_max", "_max_size", "_serial")
 
+    size: int
+
     def __init__(self, max_buffered: int, max_buffered_bytes: int) -> None:
         super().__init__()
         self._max = max_buffered
