@@ -9,6 +9,7 @@ from typing import Any
 
 import aiormq
 import pamqp.frame
+from anyio.abc import ByteStream
 from attrs import define, evolve
 from pamqp import commands
 from yarl import URL
@@ -73,7 +74,7 @@ class Protocol:
 
     def __init__(
         self,
-        dialed: Dialed,
+        dialed: Dialed[ByteStream],
         endpoint: Endpoint,
         options: LinkOptions,
         listener: LinkListener,
