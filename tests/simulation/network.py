@@ -99,6 +99,9 @@ class ClientEnd(ByteStream):
         await self._stream.send(item)
         self.sending_since = None
 
+    def send_nowait(self, item: bytes) -> int:
+        return self._stream.send_nowait(item)
+
     async def send_eof(self) -> None:
         await self._stream.send_eof()
 
@@ -227,7 +230,10 @@ class Network:
         #: What becomes of a dial, by address: the kind of a dial fault. Absent: it leads to its broker.
         self.fates: dict[str, str] = {}
         self.addresses = [f"10.0.0.{number + 1}" for number in range(len(brokers))]
-        self._brokers = dict(zip(self.addresses, enumerate(brokers), strict=True))
+        #: Nodes that share their queues are one broker under several addresses.
+        self._brokers = {
+            address: (brokers.index(each), each) for address, each in zip(self.addresses, brokers, strict=True)
+        }
         self._rng = rng
         self._trace = trace
         self._tasks = tasks
@@ -257,7 +263,7 @@ class Network:
 
     async def dial(
         self, endpoint: Endpoint, /, *, require_tls: bool, ssl_context: ssl.SSLContext | None, first_address: int
-    ) -> Dialed:
+    ) -> Dialed[ByteStream]:
         """Connect; what the native driver calls."""
         self._dials += 1
         dials = self._dials

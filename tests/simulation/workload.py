@@ -10,7 +10,7 @@ import trio
 from tests.simulation.network import Network
 from tests.simulation.schedule import ADDRESSES, FRAME_MAX, Call, Item
 from tests.simulation.trace import Publish, Trace
-from warrener import Message, Producer, PublishError, Receipt
+from warrener import Message, Producer, PublishError, Receipt, Retry
 from warrener._publishing.handles import PublishHandle
 
 __all__ = ["Workload", "body_of"]
@@ -35,6 +35,8 @@ class Workload:
         self._network = network
         self._seed = seed
         self._short_bodies = short_bodies
+        #: One call in three brings the producer's own policy, with the same budget.
+        self._own = producer.settings.retry
         self._order = 0
         #: Calls whose task has not returned.
         self.open_calls = 0
@@ -80,7 +82,7 @@ class Workload:
             self._arrange_cancel(call, scope, tasks)
             try:
                 self._end(publish, await self._producer.publish(
-                    publish.body, timeout=call.timeout, **_fields(publish.item)
+                    publish.body, timeout=call.timeout, retry=self._retry(call), **_fields(publish.item)
                 ))  # fmt: skip
             except PublishError as error:
                 self._end(publish, error)
@@ -103,7 +105,7 @@ class Workload:
 
         with trio.CancelScope() as scope:
             self._arrange_cancel(call, scope, tasks)
-            results = await self._producer.publish_many(messages(), timeout=call.timeout)
+            results = await self._producer.publish_many(messages(), timeout=call.timeout, retry=self._retry(call))
             for publish, result in zip(begun, results, strict=True):
                 self._end(publish, result)
             return
@@ -114,7 +116,9 @@ class Workload:
             for item in call.messages:
                 publish = self._begin(item, call)
                 try:
-                    handle = self._producer.publish_nowait(publish.body, timeout=call.timeout, **_fields(item))
+                    handle = self._producer.publish_nowait(
+                        publish.body, timeout=call.timeout, retry=self._retry(call), **_fields(item)
+                    )
                 except PublishError as error:
                     self._end(publish, error)
                 else:
@@ -134,6 +138,9 @@ class Workload:
             self._end(publish, await handle.wait())
         except PublishError as error:
             self._end(publish, error)
+
+    def _retry(self, call: Call) -> Retry | None:
+        return self._own if call.messages[0].number % 3 == 0 else None
 
     # --- book-keeping -------------------------------------------------------------------------------------------------
 

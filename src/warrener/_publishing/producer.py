@@ -124,7 +124,7 @@ class Producer(Declaring):
             max_destinations=s.max_destinations,
             standard_exchanges=standard_exchanges(s.topology),
         )
-        self._destinations = Destinations(s.breaker, s.max_destinations)
+        self._destinations = Destinations(s.breaker, s.max_destinations, s.breaker_scope)
         self._topology = LiveTopology(s.topology, strict=s.topology_errors == "strict")
         if s.links > 1:
             from warrener._publishing.links import LinkedProducer
