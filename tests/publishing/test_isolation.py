@@ -440,25 +440,6 @@ async def test_an_overdue_destination_holds_a_tenth_of_the_capacity(autojump_clo
         good(bench)
 
 
-@pytest.mark.parametrize("burst", [100, 180])
-async def test_a_burst_to_a_queue_that_does_not_confirm_keeps_the_link(autojump_clock: MockClock, burst: int) -> None:
-    """It fills the window before anybody knows; from confirm_timeout on the others are confirmed, on the same link."""
-    async with opened(confirm_timeout=5, publish_timeout=60, max_in_flight=100, max_buffered=200) as bench:
-        bench.broker.mute.add("mute")
-        await bench.publish("first", routing_key="q")
-        for _ in range(burst):
-            bench.nursery.start_soon(lambda: bench.publish("mute", routing_key="mute"))
-        await trio.sleep(0.1)
-        await bench.stream("good", 5, 30, routing_key="q")
-        await trio.sleep(1)
-        assert len(bench.driver.links) == 1
-        took = good(bench)
-        assert took[-1] <= 5.1
-        assert took[len(took) * 4 // 5] <= 3 * bench.broker.latency
-        with pytest.raises(warrener.BufferFull, match="routing key 'mute'"):
-            await bench.producer.publish(b"x", routing_key="mute")
-
-
 async def test_a_link_that_answers_nothing_is_replaced(autojump_clock: MockClock) -> None:
     """Neither ack nor nack for confirm_timeout, while messages wait: as before."""
     async with opened(confirm_timeout=5) as bench:

@@ -395,7 +395,6 @@ class Ledger:
         found = in_flight.find_overdue(now)
         self.counters.overdue += len(found)
         self._resending.look(found, now)
-        self._shares.free(now)
         epoch = in_flight.suspect
         if epoch is None or in_flight.paused:
             return

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
-
 from attrs import define
 
 from warrener._publishing.ledger.in_flight import InFlight
-from warrener._publishing.ledger.waiting import SHARE, Waiting
+from warrener._publishing.ledger.waiting import Waiting
 
-__all__ = ["Shares"]
+__all__ = ["SHARE", "Shares"]
 
+#: The part of each limit that an unhealthy destination may hold.
+SHARE = 0.1
 #: Seconds for which a count is used before the messages are counted again.
 COUNT_LASTS = 0.1
 
@@ -31,7 +31,6 @@ class Shares:
         self._in_flight = in_flight
         self._waiting = waiting
         self._counts: dict[tuple[str, str], _Count] = {}
-        self._freed_at = -math.inf
 
     def used(self, destination: tuple[str, str], size: int, now: float) -> bool:
         """Whether one more message of `size` bytes is more than the share of this destination."""
@@ -67,34 +66,3 @@ class Shares:
                 count.waiting += 1
                 count.waiting_size += delivery.size
         return count
-
-    def free(self, now: float) -> None:
-        """Take the places that overdue destinations hold beyond their share out of the window, if it is full.
-
-        Messages that were written before their destination was known to be unhealthy may fill the window. From then on the
-        others get `confirm_timeout` for an answer before the link is silent.
-        """
-        waiting, in_flight = self._waiting, self._in_flight
-        if not in_flight.overdue:
-            waiting.excess = waiting.excess_size = 0
-            return
-        if self._freed_at <= now < self._freed_at + COUNT_LASTS:
-            return
-        self._freed_at = now
-        crowded, waiting.excess, waiting.excess_size = waiting.crowded, 0, 0
-        if waiting.has_place(1):
-            return
-        counts: dict[tuple[str, str], _Count] = {}
-        for delivery in in_flight.deliveries():
-            destination = delivery.envelope.exchange, delivery.envelope.routing_key
-            if destination in in_flight.overdue:
-                count = counts.setdefault(destination, _Count(now))
-                count.in_flight += 1
-                count.in_flight_size += delivery.size
-        limits = waiting.limits
-        excess = sum(max(0, each.in_flight - max(1, int(limits.max_in_flight * SHARE))) for each in counts.values())
-        size = sum(max(0, each.in_flight_size - int(limits.max_in_flight_bytes * SHARE)) for each in counts.values())
-        waiting.excess = min(excess, limits.max_in_flight)
-        waiting.excess_size = min(size, limits.max_in_flight_bytes)
-        if waiting.crowded and not crowded:
-            in_flight.answered_at = now

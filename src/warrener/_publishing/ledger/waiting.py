@@ -17,10 +17,7 @@ from warrener._publishing.ledger.settlement import Settlement
 from warrener.errors import DeadlineExceeded
 from warrener.records import Lane
 
-__all__ = ["SHARE", "Limits", "Waiting"]
-
-#: The part of each limit that an unhealthy destination may hold.
-SHARE = 0.1
+__all__ = ["Limits", "Waiting"]
 
 
 @frozen
@@ -37,7 +34,6 @@ class Waiting:
     """The queues in front of the link.
 
     *unsent*: never had a tag. *resend*: had one. *suspects*: had one on a channel that the broker closed; each goes alone.
-    *parked*: to destinations that hold more than their share of a full window, and do not answer.
     *introductions*: to exchanges that are not covered on this link. *delayed*: were nacked, and wait for an instant.
     """
 
@@ -47,10 +43,6 @@ class Waiting:
         self.resend = WaitingQueue()
         self.suspects = WaitingQueue()
         self.introductions = Introductions()
-        self.parked = WaitingQueue()
-        #: Places, and bytes, of the window that overdue destinations hold beyond their share. They do not count.
-        self.excess = 0
-        self.excess_size = 0
         self.delayed = Delayed(limits.max_buffered, limits.max_buffered_bytes)
         #: Whether the next message on the suspects' channel is a suspect, if one waits. Suspects and introductions take turns.
         self.suspect_first = True
@@ -68,12 +60,9 @@ class Waiting:
     def full(self, size: int) -> bool:
         """Whether there is no capacity now for a body of `size` bytes. Always true once closed."""
         unsent, introductions, delayed, limits = self.unsent, self.introductions, self.delayed, self.limits
-        parked_size = min(self.parked.size, int(limits.max_buffered_bytes * SHARE)) if self.parked.entries else 0
-        if unsent.size + introductions.unsent_size + delayed.size + parked_size + size > limits.max_buffered_bytes:
+        if unsent.size + introductions.unsent_size + delayed.size + size > limits.max_buffered_bytes:
             return True
         held = len(unsent.entries) - unsent.dead + introductions.unsent + len(delayed)
-        if self.parked.entries:
-            held += min(len(self.parked), int(limits.max_buffered * SHARE))
         return held >= limits.max_buffered or self._closed
 
     def close(self) -> None:
@@ -87,17 +76,12 @@ class Waiting:
     def has_place(self, size: int, *, beside: Sequence[Delivery] = ()) -> bool:
         """Whether the window has a place for one more message, when those in `beside` have theirs."""
         introductions, in_flight, limits = self.introductions, self._in_flight, self.limits
-        held = len(in_flight) + len(self.resend) + len(self.suspects) + introductions.tagged + len(beside) - self.excess
+        held = len(in_flight) + len(self.resend) + len(self.suspects) + introductions.tagged + len(beside)
         if held >= limits.max_in_flight:
             return False
         held_size = in_flight.size + self.resend.size + self.suspects.size + introductions.tagged_size
-        held_size += sum(each.size for each in beside) - self.excess_size
-        return held <= 0 or held_size + size <= limits.max_in_flight_bytes
-
-    @property
-    def crowded(self) -> bool:
-        """Whether overdue destinations hold more than their share of a full window."""
-        return self.excess > 0 or self.excess_size > 0
+        held_size += sum(each.size for each in beside)
+        return held == 0 or held_size + size <= limits.max_in_flight_bytes
 
     # --- which message is next --------------------------------------------------------------------------------------
 
@@ -123,9 +107,6 @@ class Waiting:
         delivery = self._routed(self.resend, now)
         if delivery is not None:
             return delivery
-        if self.parked.entries and not self.crowded and (delivery := self._unexpired(self.parked, now)) is not None:
-            delivery.lane = Lane.MAIN
-            return None if self.window_full(delivery.size) else delivery
         while (queue := self.introductions.ready()) is not None:
             delivery = self._unexpired(queue, now)
             if delivery is not None:
@@ -150,14 +131,10 @@ class Waiting:
         """Return the first message that may go to the main channel; those before it wait for their introduction."""
         while queue.entries and (delivery := self._unexpired(queue, now)) is not None:
             key = self.key(delivery)
-            if self.crowded and _destination(delivery) in self._in_flight.overdue:
-                queue.take_head()
-                self.parked.append(delivery)
-            elif key is None:
+            if key is None:
                 return delivery
-            else:
-                queue.take_head()
-                self.introductions.add(key, delivery)
+            queue.take_head()
+            self.introductions.add(key, delivery)
         return None
 
     def _next_alone(self, now: float) -> Delivery | None:
@@ -223,19 +200,17 @@ class Waiting:
 
     def new_link(self) -> None:
         """A new link begins: exchanges have to be introduced again, and messages that come back wait for that."""
-        self.excess = self.excess_size = 0
         self.introductions.new_link()
         self.put_back(self.resend.take_all())
 
     def live(self) -> list[Delivery]:
         """Return all messages that wait, those that come back first."""
         back = [*self.suspects.live(), *self.resend.live(), *self.introductions.live()]
-        return [*back, *self.parked.live(), *self.delayed.live(), *self.unsent.live()]
+        return [*back, *self.delayed.live(), *self.unsent.live()]
 
     def __len__(self) -> int:
         """Number of messages that wait."""
-        here = len(self.unsent) + len(self.resend) + len(self.suspects) + len(self.parked)
-        return here + len(self.introductions) + len(self.delayed)
+        return len(self.unsent) + len(self.resend) + len(self.suspects) + len(self.introductions) + len(self.delayed)
 
     @property
     def size(self) -> int:
@@ -243,7 +218,6 @@ class Waiting:
         introductions = self.introductions
         return (
             self.unsent.size
-            + self.parked.size
             + self.resend.size
             + self.suspects.size
             + self.delayed.size
