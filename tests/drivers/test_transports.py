@@ -60,6 +60,9 @@ def connected(request: pytest.FixtureRequest) -> Connected:
                     return
 
         listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+        # Otherwise the kernel may take all for a peer that reads nothing.
+        for each in listener.listeners:
+            each.extra(SocketAttribute.raw_socket).setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 18)
         endpoint = Endpoint("127.0.0.1", listener.extra(SocketAttribute.local_port), tls=ours is not None)
         with anyio.fail_after(_PATIENCE):
             async with listener, anyio.create_task_group() as group:
