@@ -9,7 +9,6 @@ channel stands no fence: its messages return to their queues a moment later, so 
 from __future__ import annotations
 
 import random
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -216,9 +215,7 @@ def _odd(rng: random.Random, kind: str) -> Any:
         case "flow off":
             return commands.Channel.Flow(active=False)
         case "recover async":
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # pamqp's; RabbitMQ still takes it
-                return B.RecoverAsync(requeue=rng.random() < 0.9)
+            return B.RecoverAsync(requeue=rng.random() < 0.9)
     return None
 
 
