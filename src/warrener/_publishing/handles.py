@@ -5,30 +5,42 @@ from __future__ import annotations
 import anyio
 import anyio.lowlevel
 
-from warrener._publishing.ledger import Delivery
+from warrener._publishing.ledger import Ticket
 from warrener._publishing.sender import Sender
-from warrener.errors import PublishError
+from warrener.errors import PublishError, printable
 from warrener.records import Receipt
 
 __all__ = ["PublishHandle", "error_of"]
 
 
-class PublishHandle:
+class PublishHandle(Ticket):
     """The outcome to come of one `publish_nowait`."""
 
-    def __init__(self, sender: Sender, delivery: Delivery) -> None:
+    __slots__ = ("_message_id", "_sender")
+
+    def __init__(self, sender: Sender) -> None:
+        super().__init__()
         self._sender = sender
-        self._delivery = delivery
+        self._message_id: int | str = ""
+
+    def __repr__(self) -> str:
+        return f"<PublishHandle {printable(self.message_id)} settled={self.settled}>"
+
+    def accepted(self, message_id: int | str) -> None:
+        """The message has this id, or this number of an id of a flight."""
+        self._message_id = message_id
 
     @property
     def message_id(self) -> str:
         """The message_id that is sent with the message."""
-        return self._delivery.message_id
+        if isinstance(self._message_id, int):
+            self._message_id = self._sender.message_id(self._message_id)
+        return self._message_id
 
     @property
     def settled(self) -> bool:
         """Whether the outcome is there, so that `wait()` does not wait."""
-        return self._delivery.outcome is not None
+        return self._sender.outcome(self) is not None
 
     async def wait(self) -> Receipt:
         """Wait for the outcome; return the receipt or raise the `PublishError`. May be called again.
@@ -36,17 +48,21 @@ class PublishHandle:
         Cancelling this call does not cancel the message, which keeps its own deadline. Only one task may wait at a time
         (`anyio.BusyResourceError`).
         """
-        delivery = self._delivery
-        if delivery.outcome is not None:
+        sender = self._sender
+        if sender.outcome(self) is not None:
             await anyio.lowlevel.checkpoint()
-        elif delivery.waiter is not None:
+        elif self.waiter is not None:
             raise anyio.BusyResourceError("waiting for")
         else:
-            await self._sender.watch(delivery)
-        outcome = delivery.outcome
+            await sender.backend.park(self, _forget_waiter)
+        outcome = sender.outcome(self)
         if isinstance(outcome, Receipt):
             return outcome
         raise error_of(outcome)
+
+
+def _forget_waiter(handle: PublishHandle) -> None:
+    handle.waiter = None
 
 
 def error_of(outcome: Receipt | PublishError | None) -> PublishError:

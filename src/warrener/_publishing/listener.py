@@ -53,7 +53,7 @@ class LinkFacts:
             sender.settle(self._ledger.answers.confirmed(channel, tag, multiple, sender.backend.clock()))
             if sender.supervisor.wants_confirms:
                 sender.supervisor.confirmed(self._number, None)
-            sender.pump()
+            sender.after_confirm()
 
     def nacked(self, channel: int, tag: int, multiple: bool) -> None:
         """basic.nack."""
@@ -84,7 +84,7 @@ class LinkFacts:
     def pull(self) -> None:
         """The link is about to send."""
         if self._sender.number == self._number:
-            self._sender.pump()
+            self._sender.pull()
 
     def writable(self) -> None:
         """The link is no longer congested."""

@@ -65,9 +65,6 @@ class ManyPublishes:
             batch.items.append(refused)
             return True
         batch.items.append(delivery)
-        if sender.fast_path(delivery, called):
-            batch.watch(delivery)
-            return True
         admission = sender.admission
         refusal = admission.refused(delivery)
         if refusal is None and called >= self._deadline:

@@ -21,7 +21,7 @@ from attrs import asdict, evolve
 
 from warrener._backend import Backend, backend
 from warrener._histogram import RECONNECT_BOUNDS, Histogram
-from warrener._ids import message_ids
+from warrener._ids import id_prefix, message_ids
 from warrener._publishing.assembly import assembled
 from warrener._publishing.declaring import Declaring
 from warrener._publishing.destinations import Destinations
@@ -34,7 +34,7 @@ from warrener._publishing.envelopes import (
     with_target_fields,
 )
 from warrener._publishing.handles import PublishHandle, error_of
-from warrener._publishing.ledger import Ledger
+from warrener._publishing.ledger import Ledger, Ticket
 from warrener._publishing.many import ManyPublishes
 from warrener._publishing.place import Place
 from warrener._publishing.relaying import OutboxLike, RelayLike, running_beside
@@ -97,7 +97,8 @@ class Producer(Declaring):
         self.name = self.settings.name
         self._driver = _driver(driver)
         self._rng = rng or random.Random()
-        self._envelopes = Envelopes(message_ids(rng))
+        prefix = id_prefix(rng)
+        self._envelopes = Envelopes(message_ids(prefix))
         self._publish_timeout = self.settings.publish_timeout
         self._streams = Streams()
         self._place = Place()
@@ -123,6 +124,7 @@ class Producer(Declaring):
             refusal_memory=s.refusal_memory,
             max_destinations=s.max_destinations,
             standard_exchanges=standard_exchanges(s.topology),
+            id_prefix=prefix,
         )
         self._destinations = Destinations(s.breaker, s.max_destinations)
 
@@ -244,27 +246,32 @@ class Producer(Declaring):
         if sender is None or backend is None or threading.get_ident() != self._place.thread:
             raise self._not_here()
         await backend.checkpoint_if_cancelled()
+        allowed = self._publish_timeout if timeout is PUBLISH_TIMEOUT else seconds(timeout, self._publish_timeout)
+        if type(body) is bytes and (envelope := self._envelopes.known(fields)) is not None:
+            ticket = Ticket()
+            if sender.join(envelope, body, ticket, allowed):
+                await backend.park(ticket, sender.left)
+                outcome = sender.outcome(ticket)
+                if type(outcome) is Receipt:
+                    return outcome
+                raise error_of(outcome)
         called = backend.clock()
         try:
-            deadline = called + (
-                self._publish_timeout if timeout is PUBLISH_TIMEOUT else seconds(timeout, self._publish_timeout)
-            )
-            delivery = self._envelopes.delivery(body, deadline, fields)
+            delivery = self._envelopes.delivery(body, called + allowed, fields)
         except InvalidMessage:
             await anyio.lowlevel.checkpoint()
             raise
-        if not sender.fast_path(delivery, called):
-            admission = sender.admission
-            refusal = admission.refused(delivery)
+        admission = sender.admission
+        refusal = admission.refused(delivery)
+        if refusal is not None:
+            await anyio.lowlevel.checkpoint()
+            raise refusal
+        if admission.try_accept(delivery):
+            sender.accepted(delivery, called)
+        else:
+            refusal = await admission.wait(delivery)
             if refusal is not None:
-                await anyio.lowlevel.checkpoint()
                 raise refusal
-            if admission.try_accept(delivery):
-                sender.accepted(delivery, called)
-            else:
-                refusal = await admission.wait(delivery)
-                if refusal is not None:
-                    raise refusal
         if delivery.outcome is None:
             await backend.park(delivery, sender.cancelled)
         else:
@@ -305,17 +312,25 @@ class Producer(Declaring):
         sender, backend = self._sender, self._backend
         if sender is None or backend is None or threading.get_ident() != self._place.thread:
             raise self._not_here()
+        allowed = seconds(timeout, self._publish_timeout)
+        handle = PublishHandle(sender)
+        if type(body) is bytes and (envelope := self._envelopes.known(fields)) is not None:
+            number = sender.join(envelope, body, handle, allowed)
+            if number:
+                handle.accepted(number)
+                return handle
         called = backend.clock()
-        delivery = self._envelopes.delivery(body, called + seconds(timeout, self._publish_timeout), fields)
-        if not sender.fast_path(delivery, called):
-            admission = sender.admission
-            refusal = admission.refused(delivery)
-            if refusal is not None:
-                raise refusal
-            if not admission.try_accept(delivery):
-                raise admission.full(delivery)
-            sender.accepted(delivery, called)
-        return PublishHandle(sender, delivery)
+        delivery = self._envelopes.delivery(body, called + allowed, fields)
+        admission = sender.admission
+        refusal = admission.refused(delivery)
+        if refusal is not None:
+            raise refusal
+        if not admission.try_accept(delivery):
+            raise admission.full(delivery)
+        handle.delivery, delivery.waiter = delivery, handle
+        handle.accepted(delivery.message_id)
+        sender.accepted(delivery, called)
+        return handle
 
     @with_target_fields
     def to(self, exchange: str = "", routing_key: str = "", **fields: Unpack[TargetFields]) -> Target:

@@ -5,8 +5,8 @@ outcome the ledger has set, and runs the one timer. It starts, pauses and stops 
 (`warrener._supervision.orders`). Only the timer and waiting publishers await. So when a publisher is cancelled, its message
 either has no tag yet or has one; there is no state in between.
 
-Invariants: each accepted message wakes its publisher exactly once, or its publisher was cancelled. A message that the
-fast path writes overtakes no other.
+Invariants: each accepted message wakes its publisher exactly once, or its publisher was cancelled. A message of a batch
+overtakes no other.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import anyio
 import anyio.lowlevel
 
 from warrener._backend import Backend
+from warrener._ids import ID_LENGTH, IdRange
 from warrener._publishing.admission import Admission
 from warrener._publishing.batches import Batch
-from warrener._publishing.ledger import Delivery, Ledger
+from warrener._publishing.ledger import Delivery, Ledger, Ticket
 from warrener._publishing.ledger.introductions import PASSES_AFTER
 from warrener._publishing.listener import LinkFacts
 from warrener._publishing.progress import Progress
@@ -28,7 +29,7 @@ from warrener._publishing.returns_log import ReturnsLog
 from warrener._supervision.supervisor import Supervisor
 from warrener.drivers.base import Lane, Link
 from warrener.errors import Fault, FaultKind, GaveUp, Nacked, NotSent, ProducerClosed, PublishError, Unconfirmed
-from warrener.records import Outcome, Receipt
+from warrener.records import Envelope, Outcome, Receipt
 
 __all__ = ["Sender"]
 
@@ -39,12 +40,17 @@ LOOKS = 8
 #: After such a wake-up, the reader of the link gets this number of checkpoints before deadlines are kept.
 GRACE = 5
 
+#: A larger body is a publish of its own: beside its bytes, nothing that it costs counts.
+LARGEST = 1024 * 1024
+#: Maximum number of envelopes that are remembered as ready.
+MOST_READY = 1024
+
 _MAIN = Lane.MAIN
+#: An id of the usual length, for the check of an envelope.
+_ANY_ID = "0" * ID_LENGTH
+#: The part of a code that is the number of an id.
+_NUMBER = (1 << 48) - 1
 _REFUSED = "the broker refuses this producer"
-
-
-def _forget_waiter(delivery: Delivery) -> None:
-    delivery.waiter = None
 
 
 class Sender:
@@ -64,6 +70,7 @@ class Sender:
         #: The producer's name, for the log.
         self.name = name
         self.ledger = ledger
+        self._batching = ledger.batching
         self.backend = backend
         self.supervisor = supervisor
         self.admission = admission
@@ -80,6 +87,8 @@ class Sender:
         #: Whether messages may be written on that link.
         self._started = False
         self._pumping = False
+        #: Whether the link will call `pull`.
+        self._pull_requested = False
         self._closing = False
         #: Whether the supervisor waits for the confirms of the messages in flight.
         self._handing_over = False
@@ -98,6 +107,7 @@ class Sender:
         """A dial begins: from now on facts about this link count, and about no other."""
         self.number = number
         self._link = None
+        self._pull_requested = False
         self.ledger.begin_link(number)
         return LinkFacts(self, number)
 
@@ -205,35 +215,61 @@ class Sender:
 
     # --- from the ledger to the link --------------------------------------------------------------------------------
 
-    def fast_path(self, delivery: Delivery, now: float) -> bool:
-        """Accept and write the message at once, if nothing forbids it and no other message waits.
+    def join(self, envelope: Envelope, body: bytes, ticket: Ticket, timeout: float) -> int:
+        """Accept a message into the batch that the link will ask for; return the number of its id.
 
-        False: nothing was done; ask `Admission.refused` and go on from there. In the usual state of a healthy link this does
-        the work of `Admission.refused`, `Admission.try_accept` and `pump` with fewer steps.
+        0: nothing was done; ask `Admission.refused` and go on from there.
         """
-        link, admission = self._link, self.admission
-        if not self._started or link is None or link.congested or self._pumping or admission.waiters:
-            return False
-        if admission.refusal is not None or not self.supervisor.breaker_closed or delivery.deadline <= now:
-            return False
-        if admission.destinations.active:
-            return False
-        ledger = self.ledger
-        channel = ledger.fast_path(delivery)
-        if channel is None:
-            return False
-        envelope, message_id, body, token = delivery.envelope, delivery.message_id, delivery.body, delivery.token
-        if link.validate(envelope, message_id, body, token) is not None:
-            return False
-        self._pumping = True
-        try:
-            ledger.accept_published(delivery, channel, link.publish(_MAIN, envelope, message_id, body, token), now)
-        finally:
-            self._pumping = False
+        batching = self._batching
+        if envelope not in batching.ready and not self._make_ready(envelope):
+            return 0
+        if len(body) > LARGEST or timeout <= 0:
+            return 0
+        now = self.backend.clock()
+        number = batching.join(envelope, body, ticket, timeout, now)
+        if not number:
+            # What waits only for the link to ask for it leaves capacity.
+            self.pump()
+            number = batching.join(envelope, body, ticket, timeout, now) if envelope in batching.ready else 0
+            if not number:
+                return 0
         timer_at = self._timer_at
-        if delivery.deadline < timer_at or now + self._confirm_timeout < timer_at:
+        if now + timeout < timer_at or now + self._confirm_timeout < timer_at:
             self._poke_timer()
+        if not self._pull_requested:
+            self._request_pull()
+        return number
+
+    def _make_ready(self, envelope: Envelope) -> bool:
+        """Whether nothing forbids to publish messages with this envelope together with others; remember that."""
+        link, admission, batching = self._link, self.admission, self._batching
+        if not self._started or link is None or admission.waiters or admission.refusal is not None:
+            return False
+        if not self.supervisor.breaker_closed or admission.destinations.active or not batching.can_join(envelope):
+            return False
+        if link.validate(envelope, _ANY_ID, b"", None) is not None:
+            return False
+        if len(batching.ready) >= MOST_READY:
+            batching.ready.clear()
+        batching.ready.add(envelope)
         return True
+
+    def _request_pull(self) -> None:
+        if self._link is not None and self._started:
+            self._pull_requested = True
+            self._link.request_pull()
+
+    def pull(self) -> None:
+        """The link is about to send."""
+        self._pull_requested = False
+        self.pump()
+
+    def after_confirm(self) -> None:
+        """A confirm may have made room for messages that wait."""
+        if self.admission.waiters or self._batching.others_wait:
+            self.pump()
+        elif self._batching.batches.count and not self._pull_requested:
+            self._request_pull()
 
     def accepted(self, delivery: Delivery, now: float) -> None:
         """A message has just been accepted: write it now if that is possible."""
@@ -262,9 +298,18 @@ class Sender:
             self._pumping = False
 
     def _write(self, now: float) -> None:
-        ledger, link, supervisor = self.ledger, self._link, self.supervisor
+        link, batching = self._link, self._batching
         if link is None:
             return
+        self._write_alone(link, now)
+        if batching.batches.count:
+            self._write_batches(link, now)
+            if batching.others_wait:
+                self._write_alone(link, now)  # trouble has expanded a batch
+
+    def _write_alone(self, link: Link, now: float) -> None:
+        """Write the messages that are in no batch."""
+        ledger, supervisor = self.ledger, self.supervisor
         while not link.congested:
             delivery = ledger.next(now)
             if delivery is None:
@@ -288,6 +333,25 @@ class Sender:
             if not ledger.wants_suspect_channel:
                 self._write(now)  # a link without a wire has opened it at once
 
+    def _write_batches(self, link: Link, now: float) -> None:
+        batching = self._batching
+        if self.backend.leaves_late:
+            self._drop_leaving()
+        while not link.congested and (flight := batching.next_flight(now)) is not None:
+            at, count = flight.at, len(flight) - flight.at
+            ids = IdRange(flight.prefix, flight.first_number + at, count)
+            tag = link.publish_batch(flight.envelopes[at:], ids, flight.bodies[at:])
+            batching.flown(flight, tag, now)
+
+    def _drop_leaving(self) -> None:
+        """Take back the messages of publishers that are cancelled and have not run since."""
+        leaving = self.backend.leaving
+        for batch in tuple(self._batching.batches.flights):
+            for ticket in [each for each in batch.tickets[batch.at :] if leaving(each.waiter)]:
+                delivery = self._batching.delivery_of(ticket)
+                delivery.waiter = None
+                self.ledger.cancel(delivery)
+
     def begun(self, channel: int) -> int:
         """Return the highest tag of the channel of which a byte was given to the transport."""
         return 0 if self._link is None else self._link.begun(channel)
@@ -304,6 +368,8 @@ class Sender:
                 if type(ticket) is Batch:
                     ticket.left -= 1
                     ticket = ticket.waiter if ticket.left == 0 else None
+                elif isinstance(ticket, Ticket):
+                    ticket.waiter, ticket = None, ticket.waiter
                 if ticket is not None:
                     self.backend.wake(ticket)
             outcome = delivery.outcome
@@ -313,6 +379,8 @@ class Sender:
                 self._use_permit(delivery)
             if destinations.active or type(outcome) is Nacked:
                 destinations.ended(delivery, self.backend.clock())
+        if self.ledger.settlement.landed:
+            self._land()
         late = self.ledger.settlement.late
         if late:
             while late:
@@ -322,6 +390,20 @@ class Sender:
         if self._handing_over and not self.ledger.in_flight:
             self._handing_over = False
             self.supervisor.settled(self.number)
+
+    def _land(self) -> None:
+        """Wake the publishers of flights."""
+        settlement, wake = self.ledger.settlement, self.backend.wake
+        landed, settlement.landed = settlement.landed, []
+        for flight, start, stop in landed:
+            code = flight.code(start)
+            for ticket in flight.tickets[start:stop]:
+                ticket.code = code
+                code += 1
+                waiter = ticket.waiter
+                if waiter is not None:
+                    ticket.waiter = None
+                    wake(waiter)
 
     def _note_unanswered(self, outcome: Receipt | PublishError | None) -> None:
         if isinstance(outcome, NotSent):
@@ -338,9 +420,27 @@ class Sender:
 
     # --- publishers -------------------------------------------------------------------------------------------------
 
-    async def watch(self, delivery: Delivery) -> None:
-        """Wait for the outcome. Cancelling this wait does not cancel the message."""
-        await self.backend.park(delivery, _forget_waiter)
+    def outcome(self, ticket: Ticket) -> Receipt | PublishError | None:
+        """Return the outcome of the ticket's message; None while there is none."""
+        if ticket.code:
+            return self._receipt(ticket.code)
+        return None if ticket.delivery is None else ticket.delivery.outcome
+
+    def _receipt(self, code: int) -> Receipt:
+        return Receipt(self.message_id(code & _NUMBER), 1, False, code >> 48)
+
+    def message_id(self, number: int) -> str:
+        """Return the id with this number."""
+        return f"{self._batching.batches.prefix}{number:012x}"
+
+    def left(self, ticket: Ticket) -> None:
+        """The publisher that holds the ticket is cancelled."""
+        ticket.waiter = None
+        if ticket.code:
+            receipt = self._receipt(ticket.code)
+            self._tell(Outcome(receipt.message_id, receipt))
+        else:
+            self.cancelled(self._batching.delivery_of(ticket))
 
     def cancelled(self, delivery: Delivery) -> None:
         """The publisher is cancelled: drop a message without a tag, track any other to its outcome."""

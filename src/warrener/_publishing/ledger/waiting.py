@@ -5,13 +5,14 @@ from __future__ import annotations
 from attrs import frozen
 
 from warrener._publishing.ledger.delivery import Delivery
+from warrener._publishing.ledger.flights import Batches, Flight
 from warrener._publishing.ledger.in_flight import InFlight
 from warrener._publishing.ledger.introductions import Introductions, Key
 from warrener._publishing.ledger.queues import WaitingQueue
 from warrener._publishing.ledger.refusals import Refusals
 from warrener._publishing.ledger.settlement import Settlement
 from warrener.errors import DeadlineExceeded
-from warrener.records import Lane
+from warrener.records import Envelope, Lane
 
 __all__ = ["Limits", "Waiting"]
 
@@ -29,12 +30,17 @@ class Limits:
 class Waiting:
     """The queues in front of the link.
 
-    *unsent*: never had a tag. *resend*: had one. *suspects*: had one on a channel that the broker closed; each goes alone.
-    *introductions*: to exchanges that are not covered on this link.
+    *batches*: never had a tag, and go to the main channel together. *unsent*: never had a tag. *resend*: had one. *suspects*: had one on a channel that the broker closed; each goes alone.
+    *introductions*: to exchanges that are not covered on this link. Batches and unsent messages never wait at the same time.
     """
 
-    def __init__(self, settlement: Settlement, in_flight: InFlight, refusals: Refusals, limits: Limits) -> None:
+    def __init__(
+        self, settlement: Settlement, in_flight: InFlight, refusals: Refusals, limits: Limits, id_prefix: str
+    ) -> None:
         self.limits = limits
+        self.batches = Batches(settlement.deadlines, id_prefix)
+        #: The envelopes whose messages can join a batch now.
+        self.ready: set[Envelope] = set()
         self.unsent = WaitingQueue()
         self.resend = WaitingQueue()
         self.suspects = WaitingQueue()
@@ -50,10 +56,11 @@ class Waiting:
 
     def full(self, size: int) -> bool:
         """Whether there is no capacity now for a body of `size` bytes. Always true once closed."""
-        unsent, introductions, limits = self.unsent, self.introductions, self.limits
-        if unsent.size + introductions.unsent_size + size > limits.max_buffered_bytes:
+        unsent, introductions, limits, batches = self.unsent, self.introductions, self.limits, self.batches
+        if batches.size + unsent.size + introductions.unsent_size + size > limits.max_buffered_bytes:
             return True
-        return len(unsent.entries) - unsent.dead + introductions.unsent >= limits.max_buffered or self._closed
+        waiting = batches.count + len(unsent.entries) - unsent.dead + introductions.unsent
+        return waiting >= limits.max_buffered or self._closed
 
     def close(self) -> None:
         """Accept nothing more."""
@@ -67,6 +74,38 @@ class Waiting:
             return True
         held_size = in_flight.size + self.resend.size + self.suspects.size + introductions.tagged_size
         return held > 0 and held_size + size > limits.max_in_flight_bytes
+
+    # --- batches ----------------------------------------------------------------------------------------------------
+
+    @property
+    def clear(self) -> bool:
+        """Whether no message waits that has to be written before a new one."""
+        return not (self.unsent.entries or self.resend.entries or self.suspects.entries or self.introductions.opened)
+
+    def expand_batches(self) -> None:
+        """Let each message of a batch wait by itself."""
+        self.ready.clear()
+        if self.batches.flights:
+            self.batches.expand(self.unsent)
+
+    def next_flight(self, now: float) -> Flight | None:
+        """Take out the messages of a batch that can be written now; None if there are none."""
+        batches = self.batches
+        if not batches.flights:
+            return None
+        batch = batches.flights[0]
+        if batch.deadline <= now or not self.clear:
+            self.expand_batches()
+            return None
+        introductions, in_flight, limits = self.introductions, self._in_flight, self.limits
+        held = len(in_flight) + introductions.tagged
+        count = min(len(batch) - batch.at, limits.max_in_flight - held)
+        if count <= 0:
+            return None
+        size = limits.max_in_flight_bytes - in_flight.size - introductions.tagged_size
+        if batch.size > size:
+            count = _fitting(batch, count, size) or (held == 0)
+        return batches.take(count) if count else None
 
     # --- which message is next --------------------------------------------------------------------------------------
 
@@ -170,18 +209,20 @@ class Waiting:
 
     def live(self) -> list[Delivery]:
         """Return all messages that wait, those that come back first."""
+        self.expand_batches()
         return [*self.suspects.live(), *self.resend.live(), *self.introductions.live(), *self.unsent.live()]
 
     def __len__(self) -> int:
         """Number of messages that wait."""
-        return len(self.unsent) + len(self.resend) + len(self.suspects) + len(self.introductions)
+        return self.batches.count + len(self.unsent) + len(self.resend) + len(self.suspects) + len(self.introductions)
 
     @property
     def size(self) -> int:
         """Bytes of their bodies."""
         introductions = self.introductions
         return (
-            self.unsent.size
+            self.batches.size
+            + self.unsent.size
             + self.resend.size
             + self.suspects.size
             + introductions.unsent_size
@@ -205,3 +246,12 @@ class Waiting:
         while (delivery := queue.head()) is not None and delivery.deadline <= now:
             self.expire(delivery, self.expired)
         return delivery
+
+
+def _fitting(batch: Flight, count: int, size: int) -> int:
+    """Return how many of the next `count` messages fit into `size` bytes together."""
+    for number, body in enumerate(batch.bodies[batch.at : batch.at + count]):
+        size -= len(body)
+        if size < 0:
+            return number
+    return count
