@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from warrener._publishing.ledger.delivery import Delivery
 from warrener._publishing.ledger.flights import Batches, Flight, Ticket
 from warrener._publishing.ledger.in_flight import InFlight
@@ -38,14 +36,16 @@ class Batching:
             and not in_flight.paused
             and not in_flight.overdue
             and not refusals.active
-            and refusals.max_size == math.inf
             and waiting.clear
             and envelope.exchange in waiting.introductions.covered
         )
 
     def join(self, envelope: Envelope, body: bytes, ticket: Ticket, timeout: float, now: float) -> int:
         """Accept one message into the present batch; return the number of its id, or 0 if there is no capacity."""
-        return 0 if self._waiting.full(len(body)) else self.batches.join(envelope, body, ticket, timeout, now)
+        size = len(body)
+        if self._waiting.full(size) or size > self._refusals.max_size:
+            return 0
+        return self.batches.join(envelope, body, ticket, timeout, now)
 
     def next_flight(self, now: float) -> Flight | None:
         """Return messages to write now, under consecutive tags of the main channel; None if there are none.
