@@ -44,6 +44,7 @@ ROOMS = {
     "_ids": "values",
     "_properties": "values",
     "_histogram": "values",
+    "_log_limit": "values",
 }
 #: Rooms without input and output, clock or randomness, and rooms that a user's program may import.
 PURE = frozenset({"retry", "machine", "wire", "_publishing/ledger", "values"})

@@ -345,6 +345,40 @@ async def test_a_confirm_where_nothing_is_published(driver: Driver, listener: Re
     assert (await ended(driver, listener, script)).kind is FaultKind.ILLEGAL_FRAME
 
 
+@pytest.mark.parametrize("away", [0, 1, 900], ids=["our channel", "the next", "a far one"])
+@pytest.mark.parametrize(
+    "frame",
+    [
+        commands.Queue.DeclareOk("q", 0, 0), commands.Channel.OpenOk(), commands.Basic.QosOk(), commands.Basic.GetEmpty(),
+        commands.Confirm.SelectOk(), commands.Channel.CloseOk(), commands.Tx.SelectOk(), commands.Basic.Cancel("tag"),
+        commands.Basic.Deliver("tag", 1, False, "", "q"), commands.Connection.Blocked("on a channel"),
+        ContentHeader(body_size=2**40, properties=commands.Basic.Properties()), ContentBody(b"x"),
+    ],
+    ids=lambda frame: frame.name,
+)  # fmt: skip
+async def test_frames_that_were_not_asked_for(
+    driver: Driver, listener: RecordingReports, frame: Any, away: int
+) -> None:
+    """An answer without a request, a message without a consumer, a content without a method: a protocol fault, at once."""
+
+    async def script(peer: Peer, channel: int) -> None:
+        await until(peer, commands.Basic.Publish)
+        await peer.send(frame, channel + away)
+
+    assert (await ended(driver, listener, script)).kind is FaultKind.ILLEGAL_FRAME
+    assert listener.kinds() == ["opened"]
+
+
+async def test_a_close_of_a_channel_that_is_not_open(driver: Driver, listener: RecordingReports) -> None:
+    """It is a protocol fault: 60,000 of them would be as many texts to keep."""
+
+    async def script(peer: Peer, channel: int) -> None:
+        await until(peer, commands.Basic.Publish)
+        await peer.send(commands.Channel.Close(404, "NOT_FOUND", 60, 40), channel + 70)
+
+    assert (await ended(driver, listener, script)).kind is FaultKind.ILLEGAL_FRAME
+
+
 async def test_flow_stopped_in_the_packet_of_qos_ok(driver: Driver, listener: RecordingReports) -> None:
     """channel.flow counts from the first moment of the channel, and is undone by its opposite or the channel's end."""
 

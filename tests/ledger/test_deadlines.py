@@ -6,6 +6,7 @@ import math
 import random
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -13,9 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from warrener._publishing import ledger
 from warrener.errors import DeadlineExceeded
 
-from .driving import Bench, books_balance
+from .driving import Bench, books_balance, returned_of
+
+#: The folder of the ledger's files.
+_LEDGER = str(Path(ledger.__file__).parent)
 
 
 def held(bench: Bench) -> int:
@@ -129,6 +134,13 @@ def returned(bench: Bench, number: int) -> None:
     bench.ack(number)
 
 
+def in_doubt(bench: Bench, number: int) -> None:
+    (delivery,) = bench.publish(1, message_id="same", routing_key="q")
+    bench.ledger.answers.returned(1, returned_of(delivery, token="foreign", message_id=None))
+    bench.ledger.answers.returned(1, returned_of(delivery, token="foreign"))
+    bench.ack(number)
+
+
 def cancelled_in_flight(bench: Bench, number: int) -> None:
     (delivery,) = bench.publish(1, timeout=30.0 + number % 7)  # out of order, too
     bench.ledger.cancel(delivery)
@@ -143,15 +155,18 @@ def cancelled_in_the_buffer(bench: Bench, number: int) -> None:
 def work_per_message(window: int, message: Callable[[Bench, int], None], *, before: int = 0) -> float:
     """Count the instructions of the ledger that run per message, `window` in flight, after `before` others; no time."""
     bench = Bench(max_buffered=20_000, max_buffered_bytes=10**9, max_in_flight=20_000)
-    bench.publish(window)
+    bench.publish(window, message_id="same" if message is in_doubt else None)
     bench.bounce(bench.accepted[-1])  # from the first return on there is an index, too
+    if message is in_doubt:
+        in_doubt(bench, window + 1)  # puts all that are in flight in doubt, once
+        before += 1
     for number in range(1, before + 1):
         message(bench, number)
     instructions = 0
 
     def trace(frame: FrameType, event: str, _arg: object) -> Any:
         nonlocal instructions
-        if not frame.f_code.co_filename.endswith("delivery.py"):
+        if not frame.f_code.co_filename.startswith(_LEDGER):
             return None
         frame.f_trace_lines, frame.f_trace_opcodes = False, True
         instructions += event == "opcode"
@@ -168,7 +183,7 @@ def work_per_message(window: int, message: Callable[[Bench, int], None], *, befo
     return instructions / 200
 
 
-MESSAGES = [acked, refused, returned, cancelled_in_flight, cancelled_in_the_buffer]
+MESSAGES = [acked, refused, returned, in_doubt, cancelled_in_flight, cancelled_in_the_buffer]
 
 
 @pytest.mark.parametrize("message", MESSAGES)

@@ -117,12 +117,12 @@ class MemoryStore:
 
     def _settle(self, work: Work, token: str, now: float) -> None:
         db, settlement = self.database, work.settlement
-        mine = {claim for claim, (owner, _) in db.claims.items() if owner == token}
+        mine = {(claim, at) for claim, (owner, positions) in db.claims.items() if owner == token for at in positions}
         for position, claim in settlement.confirmed:
-            if claim in mine and db.rows.pop(position, None) is not None:
+            if (claim, position) in mine and db.rows.pop(position, None) is not None:
                 db.confirmed.add(position)
         for again in settlement.again:
-            if again.claim in mine and again.position in db.rows:
+            if (again.claim, again.position) in mine and again.position in db.rows:
                 db.rows[again.position] = evolve(
                     db.rows[again.position],
                     attempts=again.attempts,
@@ -131,10 +131,10 @@ class MemoryStore:
                     not_before=0.0 if again.delay is None else now + again.delay,
                 )
         for aside in settlement.set_aside:
-            if aside.claim in mine and aside.position in db.rows:
+            if (aside.claim, aside.position) in mine and aside.position in db.rows:
                 db.aside[aside.position] = (db.rows.pop(aside.position), aside)
         for claim, positions in settlement.claims.items():
-            if claim in mine:
+            if claim in db.claims and db.claims[claim][0] == token:
                 if positions:
                     db.claims[claim] = (token, positions)
                 else:
@@ -152,6 +152,9 @@ class MemoryStore:
                             db.rows[position] = evolve(kept, attempts=kept.attempts + 1, possible_duplicate=True)
             del db.relays[dead]
         assert work.want is not None
+        if work.want.claims is not None:
+            known = {*work.want.claims}
+            db.claims = {claim: held for claim, held in db.claims.items() if held[0] != token or claim in known}
         gathered = gather(work.want, Reader(db, now))
         rows: list[Row] = []
         if gathered.picked:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import inspect
 import random
 import sqlite3
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import anyio
 import pytest
 
 from warrener import Backoff, Message, Producer, ProducerClosed, Queue, Unreachable, open_producer
-from warrener.outbox import OutboxFull, OutboxNotFlushed, OutboxUnusable, SQLiteOutbox, Stored, add
+from warrener.outbox import OutboxFull, OutboxNotFlushed, OutboxProblem, OutboxUnusable, SQLiteOutbox, Stored, add
 from warrener.testing import EmbeddedBroker
 
 pytestmark = pytest.mark.anyio
@@ -150,6 +150,30 @@ async def test_a_lost_confirm_is_sent_again_and_flagged(path):
         first, copy = broker.log
         assert first.message_id == copy.message_id == stored.message_id
         assert broker.messages("tasks") == [b"1", b"1"]
+
+
+async def test_a_claim_whose_answer_was_lost_does_not_hold_its_rows(path):
+    """The claim was committed and the connection broke before the relay heard of it: its rows are claimed again."""
+    async with EmbeddedBroker() as broker, relaying(broker, outbox_at(path)) as relay:
+        transact, lost = relay._store.transact, []
+
+        def losing(work, *arguments):
+            done = transact(work, *arguments)
+            if done.claimed.rows and not lost:
+                lost.extend(done.claimed.rows)
+                raise OutboxUnusable(OutboxProblem.UNREACHABLE, "the connection broke")
+            return done
+
+        relay._store.transact = losing
+        with suppress(OutboxUnusable):  # its own commit may be the one whose answer is lost
+            await relay.enqueue(task(1), key="a")
+        while not lost:
+            await anyio.sleep(0.01)
+        await relay.enqueue(task(2), key="a")
+        await relay.wait_flushed(10)
+
+        assert broker.messages("tasks") == [b"1", b"2"]
+        assert relay.status().possible_duplicates == 0
 
 
 async def test_a_full_outbox_refuses_and_keeps(path):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+from attrs import evolve
 
-from tests.outbox.rows import LEASE, claim, insert, positions
+from tests.outbox.rows import LEASE, WANT, claim, insert, positions
 from warrener.outbox import OutboxFull
 from warrener.outbox._owner import has_ended, this_process
 from warrener.outbox._postgres_store import PostgresStore
@@ -102,6 +103,38 @@ def test_a_relay_whose_lease_ran_out_deletes_nothing(open_store):
     assert not done.owned
     assert (taken.position, taken.attempts, taken.possible_duplicate) == (1, 1, True)
     assert store.status().leased == 1
+
+
+def test_a_claim_whose_answer_was_lost_is_ended(open_store):
+    """The relay does not know it, and nothing of it was published: the next claim takes its rows, unflagged."""
+    store = open_store()
+    insert(store, "a", None)
+    known = claim(store)
+    insert(store, "a", None)
+    claim(store)  # committed, and its answer never came
+
+    want = evolve(WANT, claims=(known[0].claim,))
+    assert positions(store.transact(Work(want=want), "relay", LEASE).claimed.rows) == [4]
+    again = store.transact(Work(want=evolve(WANT, claims=())), "relay", LEASE).claimed.rows
+    assert [(row.position, row.attempts, row.possible_duplicate) for row in again] == [
+        (position, 0, False) for position in (1, 2, 3, 4)
+    ]
+
+
+def test_an_order_for_a_row_that_was_given_back_changes_nothing(open_store):
+    """A settlement that was committed without an answer is written again, when the row may be another relay's."""
+    store, other = open_store(), open_store()
+    insert(store, None, None)
+    row, kept = claim(store)
+    again = Again(row.position, row.claim, 1, 1, True, None, "nacked")
+    settlement = Settlement(again=(again,), claims={row.claim: (kept.position,)})
+    store.transact(Work(settlement=settlement), "relay", LEASE)
+    (taken,) = claim(other, "other")
+    more = Settlement(again=(evolve(again, attempts=2, nacks=2, position=1, claim=taken.claim),))
+    other.transact(Work(settlement=more), "other", LEASE)
+    store.transact(Work(settlement=settlement), "relay", LEASE)
+
+    assert [entry.attempts for entry in store.entries(None, None, 10, bodies=False)] == [2, 0]
 
 
 def test_a_late_confirm_deletes_a_row_that_is_still_owned(open_store):

@@ -27,7 +27,7 @@ MEMORY = 7.0
 #: How much longer than alone a sound message may take beside bad destinations.
 DELAY = 1.0
 #: How long a message to a target that is refused may wait for its `PublishRefused`.
-REFUSED_WITHIN = 3.0
+REFUSED_WITHIN = 2.0
 #: The reply codes by which a broker closes a channel because of one publish.
 EXPLAINED: Final = frozenset({403, 404, 406})
 

@@ -65,6 +65,8 @@ class Admission:
         self._fail_fast = retry.fail_fast
         #: Whether new messages wait for a link.
         self.waits_for_link = "not_sent" in retry.on
+        #: The sweeps of the ledger that the waiters have followed.
+        self._sweeps = 0
         #: Since when no message can be written (no link, or blocked); None while messages can be written.
         self._stalled_since: float | None = backend.clock()
 
@@ -120,10 +122,13 @@ class Admission:
         return destinations.refusal(delivery, now) if destinations.active else None
 
     def refuse_waiters(self) -> None:
-        """The broker has refused a target: refuse the waiters whose messages it is about."""
+        """The broker has refused targets: refuse the waiters whose messages they are about, once for each sweep of the ledger."""
+        sweeps, self._sweeps = self._sweeps, self._ledger.ends.sweeps
+        if sweeps == self._sweeps or not self.waiters:
+            return
         now = self._backend.clock()
         for waiter in tuple(self.waiters):
-            refusal = self._ledger.refusal(waiter.delivery, now)
+            refusal = self._ledger.remembered(waiter.delivery, now)
             if refusal is not None:
                 self.waiters.remove(waiter)
                 waiter.refusal = refusal

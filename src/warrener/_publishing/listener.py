@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
 from warrener.drivers.base import Lane
-from warrener.errors import Fault, printable
+from warrener.errors import Fault
 from warrener.records import Returned
 
 if TYPE_CHECKING:
     from warrener._publishing.sender import Sender
 
 __all__ = ["LinkFacts"]
-
-log = logging.getLogger("warrener")
 
 
 class LinkFacts:
@@ -42,6 +39,7 @@ class LinkFacts:
             )
             sender.settle(settled)
             sender.admission.refuse_waiters()
+            sender.keep_sweep()
             if lane is Lane.MAIN and not explained:
                 sender.supervisor.channel_closed(self._number, fault)
             sender.pump()
@@ -72,13 +70,13 @@ class LinkFacts:
     def blocked(self, reason: str) -> None:
         """The broker blocks publishers."""
         if self._sender.number == self._number:
-            log.warning("%s: the broker blocks publishing: %s", self._sender.name, printable(reason))
+            self._sender.blocked_log.blocked(reason, self._sender.backend.clock())
             self._sender.supervisor.blocked(self._number)
 
     def unblocked(self) -> None:
         """The broker takes publishes again."""
         if self._sender.number == self._number:
-            log.info("%s: the broker takes publishes again", self._sender.name)
+            self._sender.blocked_log.unblocked()
             self._sender.supervisor.unblocked(self._number)
 
     def pull(self) -> None:

@@ -21,11 +21,11 @@ from warrener._backend import Backend
 from warrener._ids import ID_LENGTH, IdRange
 from warrener._publishing.admission import Admission
 from warrener._publishing.batches import Batch
+from warrener._publishing.broker_log import BlockedLog, ReturnsLog
 from warrener._publishing.ledger import Delivery, Ledger, Ticket
 from warrener._publishing.ledger.introductions import PASSES_AFTER
 from warrener._publishing.listener import LinkFacts
 from warrener._publishing.progress import Progress
-from warrener._publishing.returns_log import ReturnsLog
 from warrener._supervision.supervisor import Supervisor
 from warrener.drivers.base import Lane, Link
 from warrener.errors import Fault, FaultKind, GaveUp, Nacked, NotSent, ProducerClosed, PublishError, Unconfirmed
@@ -76,6 +76,7 @@ class Sender:
         self.admission = admission
         admission.pump, admission.cancelled = self.pump, self.cancelled
         self.returns_log = ReturnsLog(name)
+        self.blocked_log = BlockedLog(name)
         #: The number of the link whose facts count; 0: none.
         self.number = 0
         self._confirm_timeout = confirm_timeout
@@ -461,6 +462,11 @@ class Sender:
         if delivery.deadline < timer_at or now + self._confirm_timeout < timer_at:
             self._poke_timer()
 
+    def keep_sweep(self) -> None:
+        """Wake the timer if the ledger has to search its waiting messages before the timer would wake."""
+        if self.ledger.ends.sweep_at < self._timer_at:
+            self._poke_timer()
+
     def _poke_timer(self) -> None:
         self._timer_at = -math.inf
         self._timer_poke.set()
@@ -474,6 +480,7 @@ class Sender:
         while True:
             now = self.backend.clock()
             self.settle(self.ledger.expire(now))
+            self.admission.refuse_waiters()
             if self._link is not None:
                 if self._progress.made(self._link, self.ledger.tags()):
                     self.ledger.progressed(now)

@@ -29,6 +29,7 @@ import anyio.abc
 from attrs import evolve
 
 from warrener._histogram import RECONNECT_BOUNDS, Histogram
+from warrener._log_limit import LogLimit
 from warrener._supervision.link_task import LinkTask
 from warrener._supervision.orders import Publishing
 from warrener._supervision.timers import Timers
@@ -63,6 +64,35 @@ def _word(state: states.State) -> str:
 
 class _Watcher(Protocol):
     def __call__(self) -> None: ...
+
+
+class _ChangeLog:
+    """One line for each change of state; for blocked and unblocked, which a broker can repeat without end, a limit."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._blocked_lines = LogLimit()
+
+    def wants(self, before: states.State, after: states.State, now: float) -> bool:
+        """Whether the change has a line."""
+        if not isinstance(before, states.Up) or not isinstance(after, states.Up) or before.blocked is after.blocked:
+            return True
+        if left_out := self._blocked_lines.left_out(now):
+            log.warning("%s: blocked and unblocked %d more times", self._name, left_out)
+        return self._blocked_lines.allows()
+
+    def write(
+        self, before: states.State, after: states.State, link: str, fault: Fault | None, retry_in: float | None
+    ) -> None:
+        """Log the change."""
+        level = logging.WARNING if fault is not None and not fault.orderly else logging.INFO
+        what = f"{_word(before)} -> {_word(after)}"
+        if after is before:
+            what = f"{_word(after)}, closing when accepted messages have their outcome"
+        why = f": {fault}" if fault is not None else ""
+        waits = isinstance(after, states.Waiting) and retry_in is not None
+        then = f"; next attempt in {retry_in:.3g} s" if waits else ""
+        log.log(level, "%s: %s (%s)%s%s", self._name, what, link, why, then)
 
 
 class Supervisor:
@@ -121,6 +151,7 @@ class Supervisor:
         #: Seconds from the loss of a link to the next one being up.
         self.reconnect_times = Histogram(RECONNECT_BOUNDS)
         self._down_since: float | None = None
+        self._change_log = _ChangeLog(name)
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
@@ -286,17 +317,9 @@ class Supervisor:
 
     def _announce(self, before: states.State, after: states.State, fault: Fault | None) -> None:
         self.counters["state_changes"] += 1
-        level = logging.WARNING if fault is not None and not fault.orderly else logging.INFO
-        what = f"{_word(before)} -> {_word(after)}"
-        if after is before:
-            what = f"{_word(after)}, closing when accepted messages have their outcome"
-        why = f": {fault}" if fault is not None else ""
-        retry_in = self.retry_in
-        then = (
-            f"; next attempt in {retry_in:.3g} s" if isinstance(after, states.Waiting) and retry_in is not None else ""
-        )
-        where = f" to {self.endpoint}" if len(self._endpoints) > 1 else ""
-        log.log(level, "%s: %s (link %d%s)%s%s", self._name, what, self.record.link, where, why, then)
+        if self._change_log.wants(before, after, self._clock()):
+            where = f" to {self.endpoint}" if len(self._endpoints) > 1 else ""
+            self._change_log.write(before, after, f"link {self.record.link}{where}", fault, self.retry_in)
         if isinstance(after, states.Up) and not isinstance(before, states.Up) and self._down_since is not None:
             self.reconnect_times.observe(self._clock() - self._down_since)
             self._down_since = None

@@ -10,6 +10,8 @@ No I/O, clock or randomness: `now` is handed in, orders for the store leave as a
 * *A claim takes rows of a key from the key's first row on*, and never a row behind one that it could not take.
 * *A row leaves the window with exactly one order*: confirmed, again, set aside or released.
 * *What another relay took over is forgotten*: an outcome for a row that is no longer held changes nothing.
+* *Each claim under the relay's token is known to it, or ended by its next claim*: where the answer of a commit is lost, the
+  rows of that claim were not published, and would wait for a relay that does not know them.
 * *A row that failed goes alone*, so that it cannot hold up the rows of a run.
 """
 
@@ -286,7 +288,9 @@ class Window:
         if rows * 2 < self.policy.window or size * 2 < self.policy.window_bytes:
             return None
         keys = tuple(self._run_out)
-        return Want(rows=rows, bytes=size, per_key=self.policy.per_key, after=after, keys=keys)
+        return Want(
+            rows=rows, bytes=size, per_key=self.policy.per_key, after=after, keys=keys, claims=tuple(self._claims)
+        )
 
     # --- claims ---------------------------------------------------------------------------------------------------
 

@@ -283,12 +283,12 @@ class PostgresStore:
             time.sleep(0.1)
 
     def _settle(self, db: _Connection, settlement: Settlement, token: str) -> None:
-        mine = {claim for (claim,) in db.execute("SELECT claim FROM warrener_outbox_claim WHERE token = %s", (token,))}
-        gone = [position for position, claim in settlement.confirmed if claim in mine]
+        mine = _held_positions(db, token)
+        gone = [position for position, claim in settlement.confirmed if (claim, position) in mine]
         if gone:
             self._deleted += db.execute("DELETE FROM warrener_outbox WHERE position = ANY(%s)", (gone,)).rowcount
         for again in settlement.again:
-            if again.claim in mine:
+            if (again.claim, again.position) in mine:
                 db.execute(
                     "UPDATE warrener_outbox SET attempts = %s, nacks = %s, possible_duplicate = %s, last_error = %s,"
                     " not_before = clock_timestamp() + make_interval(secs => %s) WHERE position = %s",
@@ -297,7 +297,7 @@ class PostgresStore:
                     ),
                 )  # fmt: skip
         for aside in settlement.set_aside:
-            if aside.claim in mine:
+            if (aside.claim, aside.position) in mine:
                 db.execute(
                     f"WITH gone AS (DELETE FROM warrener_outbox WHERE position = %s RETURNING *)"  # noqa: S608
                     f" INSERT INTO warrener_outbox_set_aside ({_COLUMNS}, set_aside_at, reason, last_error, holds, body)"
@@ -308,17 +308,20 @@ class PostgresStore:
                     ),
                 )  # fmt: skip
         for claim, positions in settlement.claims.items():
-            if claim in mine and positions:
+            if positions:
                 db.execute(
-                    "UPDATE warrener_outbox_claim SET positions = %s::bigint[] WHERE claim = %s",
-                    (list(positions), claim),
+                    "UPDATE warrener_outbox_claim SET positions = %s::bigint[] WHERE claim = %s AND token = %s",
+                    (list(positions), claim, token),
                 )
-        ended = [claim for claim, positions in settlement.claims.items() if claim in mine and not positions]
+        ended = [claim for claim, positions in settlement.claims.items() if not positions]
         if ended:
-            db.execute("DELETE FROM warrener_outbox_claim WHERE claim = ANY(%s)", (ended,))
+            db.execute("DELETE FROM warrener_outbox_claim WHERE claim = ANY(%s) AND token = %s", (ended, token))
 
     def _claim(self, db: _Connection, want: Want, token: str, lease: float) -> Claimed:
         _bury_dead_relays(db, token)
+        if want.claims is not None:
+            unknown = "token = %s AND claim <> ALL(%s::bigint[])"
+            db.execute(f"DELETE FROM warrener_outbox_claim WHERE {unknown}", (token, list(want.claims)))  # noqa: S608
         gathered = gather(want, _Reader(db))
         rows: tuple[Row, ...] = ()
         if gathered.picked:
@@ -522,6 +525,12 @@ def _renew(db: _Connection, token: str, lease: float) -> bool:
         (lease, token),
     )
     return renewed.rowcount == 1
+
+
+def _held_positions(db: _Connection, token: str) -> frozenset[tuple[int, int]]:
+    """(claim, position) of each row that the relay holds; an order for another row changes nothing."""
+    claims = db.execute("SELECT claim, positions FROM warrener_outbox_claim WHERE token = %s", (token,), binary=True)
+    return frozenset((claim, position) for claim, positions in claims for position in positions)
 
 
 def _bury_dead_relays(db: _Connection, token: str) -> None:

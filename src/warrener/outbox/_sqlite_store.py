@@ -254,8 +254,8 @@ class SQLiteStore:
         return self._counted
 
     def _settle(self, db: sqlite3.Connection, settlement: Settlement, token: str) -> None:
-        mine = {claim for (claim,) in db.execute("SELECT claim FROM warrener_outbox_claim WHERE token = ?", (token,))}
-        gone = [(position,) for position, claim in settlement.confirmed if claim in mine]
+        mine = _held_positions(db, token)
+        gone = [(position,) for position, claim in settlement.confirmed if (claim, position) in mine]
         if gone:
             self._counted = self._less(db, gone)
             db.executemany("DELETE FROM warrener_outbox WHERE position = ?", gone)
@@ -266,11 +266,11 @@ class SQLiteStore:
             [
                 (a.attempts, a.nacks, a.possible_duplicate, a.delay and now + a.delay, a.error, a.position)
                 for a in settlement.again
-                if a.claim in mine
+                if (a.claim, a.position) in mine
             ],
         )
         for aside in settlement.set_aside:
-            if aside.claim in mine:
+            if (aside.claim, aside.position) in mine:
                 db.execute(
                     f"INSERT INTO warrener_outbox_set_aside ({_COLUMNS}, set_aside_at, reason, last_error, holds, body)"  # noqa: S608
                     " SELECT position, message_id, key, exchange, routing_key, properties, stored_at, ?, ?, ?, ?, ?, ?,"
@@ -279,8 +279,7 @@ class SQLiteStore:
                 )  # fmt: skip
                 db.execute("DELETE FROM warrener_outbox WHERE position = ?", (aside.position,))
         for claim, positions in settlement.claims.items():
-            if claim in mine:
-                _keep_claim(db, claim, positions)
+            _keep_claim(db, token, claim, positions)
 
     def _less(self, db: sqlite3.Connection, gone: list[tuple[int]]) -> tuple[int, int] | None:
         counted = self._counted
@@ -297,6 +296,9 @@ class SQLiteStore:
 
     def _claim(self, db: sqlite3.Connection, want: Want, token: str, lease: float) -> Claimed:
         _bury_dead_relays(db, token)
+        if want.claims is not None:
+            unknown = "token = ? AND claim NOT IN (SELECT value FROM json_each(?))"
+            db.execute(f"DELETE FROM warrener_outbox_claim WHERE {unknown}", (token, json.dumps(want.claims)))  # noqa: S608
         gathered = gather(want, _Reader(db, time.time()))
         rows: list[Row] = []
         if gathered.picked:
@@ -525,11 +527,18 @@ def _renew(db: sqlite3.Connection, token: str, lease: float) -> bool:
     return db.execute("UPDATE warrener_outbox_relay SET leased_until = ? WHERE token = ?", (until, token)).rowcount == 1
 
 
-def _keep_claim(db: sqlite3.Connection, claim: int, positions: Sequence[int]) -> None:
+def _held_positions(db: sqlite3.Connection, token: str) -> frozenset[tuple[int, int]]:
+    """(claim, position) of each row that the relay holds; an order for another row changes nothing."""
+    claims = db.execute("SELECT claim, positions FROM warrener_outbox_claim WHERE token = ?", (token,))
+    return frozenset((claim, position) for claim, positions in claims for position in json.loads(positions))
+
+
+def _keep_claim(db: sqlite3.Connection, token: str, claim: int, positions: Sequence[int]) -> None:
     if positions:
-        db.execute("UPDATE warrener_outbox_claim SET positions = ? WHERE claim = ?", (json.dumps(positions), claim))
+        query = "UPDATE warrener_outbox_claim SET positions = ? WHERE claim = ? AND token = ?"
+        db.execute(query, (json.dumps(positions), claim, token))
     else:
-        db.execute("DELETE FROM warrener_outbox_claim WHERE claim = ?", (claim,))
+        db.execute("DELETE FROM warrener_outbox_claim WHERE claim = ? AND token = ?", (claim, token))
 
 
 def _bury_dead_relays(db: sqlite3.Connection, token: str) -> None:

@@ -115,6 +115,8 @@ class Want:
     keys: tuple[str, ...] = ()
     #: Rows looked at in one claim, at most.
     scan: int = 5_000
+    #: The claims that this relay knows; a claim under its token that is not among them is ended. None: all are known.
+    claims: tuple[int, ...] | None = None
 
 
 @frozen

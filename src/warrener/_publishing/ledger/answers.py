@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from warrener._publishing.ledger.delivery import Delivery
 from warrener._publishing.ledger.ends import Rules
-from warrener._publishing.ledger.epoch import Epoch, may_be
+from warrener._publishing.ledger.epoch import Epoch
 from warrener._publishing.ledger.in_flight import InFlight
 from warrener._publishing.ledger.outcomes import acked, nacked
 from warrener._publishing.ledger.refusals import Refusals
@@ -98,9 +98,8 @@ class Answers:
         delivery = epoch.match(returned)
         if delivery is None:
             self._counters.anomalies += 1
-            for candidate in epoch.outstanding.values():
-                if may_be(candidate, returned):
-                    candidate.ambiguous = True
+            for candidate in epoch.candidates(returned):
+                candidate.ambiguous = True
         elif delivery.returned is None:
             delivery.returned = returned
             epoch.checked = max(epoch.checked, delivery.tag)

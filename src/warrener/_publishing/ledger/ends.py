@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from attrs import define
@@ -16,7 +17,11 @@ from warrener._publishing.ledger.waiting import Waiting
 from warrener.errors import Fault, NotSent, PublishError
 from warrener.records import Lane, Returned
 
-__all__ = ["Ends", "Rules"]
+__all__ = ["SWEEP_EVERY", "Ends", "Rules"]
+
+#: Seconds between two searches for waiting messages that a new refusal is about, if there are more than `FEW` messages.
+SWEEP_EVERY = 0.1
+FEW = 256
 
 
 @define
@@ -62,6 +67,11 @@ class Ends:
         self._rules = rules
         self._settlement = settlement
         self._counters = settlement.counters
+        #: When the waiting messages are searched for those that new refusals are about.
+        self.sweep_at = math.inf
+        self._swept_at = -math.inf
+        #: Number of searches so far.
+        self.sweeps = 0
 
     def channel_closed(
         self, channel: int, fault: Fault, written: int, begun: int, now: float
@@ -78,7 +88,7 @@ class Ends:
         self._waiting.expand_batches()
         settled: list[Delivery] = []
         if epoch.lane is Lane.SUSPECT:
-            self._waiting.introductions.channel_ended()
+            self._waiting.introductions.channel_closed()
         begun = max(begun, written)
         seen = [
             each for tag, each in epoch.outstanding.items() if epoch.checked < tag <= begun and each.returned is None
@@ -86,6 +96,8 @@ class Ends:
         target = named(fault, seen)
         explained = target is not None or (len(seen) == 1 and fault.reply_code in REFUSALS)
         if explained:
+            if epoch.lane is Lane.SUSPECT and target is not None and target.whole_exchange:
+                self._cover_earlier(epoch, target)
             self._refuse_guilty(epoch, seen, target, fault, written, settled)
             if epoch.lane is Lane.SUSPECT:
                 for delivery in epoch.outstanding.values():
@@ -122,15 +134,33 @@ class Ends:
                 delivery.unanswered += 1
             self._settlement.answer(delivery, refused(delivery, fault), settled)
 
+    def _cover_earlier(self, epoch: Epoch, target: Target) -> None:
+        """The broker takes publishes in order: those before the first one to a missing exchange have found their own."""
+        for delivery in epoch.outstanding.values():
+            if target.covers(delivery):
+                return
+            self._waiting.introductions.answered(delivery)
+
     def _remember(self, target: Target, fault: Fault, now: float, settled: list[Delivery]) -> None:
-        """Remember the refusal, and refuse the messages of its target that wait."""
+        """Remember the refusal, and refuse the messages of its target that wait, now or `SWEEP_EVERY` seconds later."""
         self._refusals.remember(target, fault, now)
-        if target == Target(target.exchange):
+        if target.whole_exchange:
             self._waiting.introductions.refused(target.exchange)
+        if len(self._waiting) <= FEW:
+            self.sweep_at = now
+        else:
+            self.sweep_at = min(self.sweep_at, max(now, self._swept_at + SWEEP_EVERY))
+        self.sweep(now, settled)
+
+    def sweep(self, now: float, settled: list[Delivery]) -> None:
+        """Refuse the waiting messages that new refusals are about, if it is time for that."""
+        if self.sweep_at > now:
+            return
+        self.sweep_at, self._swept_at = math.inf, now
+        self.sweeps += 1
         for delivery in self._waiting.live():
-            if target.covers(delivery) and delivery.queue is not None:
-                delivery.queue.remove(delivery)
-                self._settlement.answer(delivery, refused(delivery, fault, from_memory=True), settled)
+            self._waiting.refuse_if_new(delivery, settled)
+        self._refusals.new.clear()
 
     def link_lost(self, fault: Fault, written: Callable[[int], int]) -> list[Delivery]:
         """The link ended. `written(channel)` returns the highest tag whose message may have reached the network."""

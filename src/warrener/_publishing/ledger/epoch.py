@@ -6,6 +6,7 @@ import hashlib
 from bisect import bisect_right
 from collections import deque
 from operator import attrgetter
+from typing import TypeAlias
 
 from warrener._publishing.ledger.deadlines import Deadlines
 from warrener._publishing.ledger.delivery import Delivery
@@ -13,7 +14,10 @@ from warrener._publishing.ledger.flights import Flight, Landed
 from warrener._publishing.ledger.queues import SLACK
 from warrener.records import Lane, Returned
 
-__all__ = ["Epoch", "may_be"]
+__all__ = ["Epoch"]
+
+#: Exchange, routing key, and the message_id or None for any.
+_Address: TypeAlias = "tuple[str, str, str | None]"
 
 _first_tag = attrgetter("first_tag")
 
@@ -28,8 +32,8 @@ class Epoch:
     """
 
     __slots__ = (
-        "_deadlines", "channel", "checked", "flights", "flown", "holes", "indexed", "lane", "last", "lowest", "open_ids",
-        "open_tokens", "outstanding", "watched",
+        "_deadlines", "channel", "checked", "flights", "flown", "holes", "indexed", "lane", "last", "lowest",
+        "open_addresses", "open_ids", "open_tokens", "outstanding", "watched",
     )  # fmt: skip
 
     def __init__(self, lane: Lane, channel: int, deadlines: Deadlines) -> None:
@@ -53,10 +57,11 @@ class Epoch:
         self.checked = 0
         #: The highest tag whose message was found to be overdue.
         self.watched = 0
-        #: Open attempts by message_id and by token, kept from the first return on. An attempt with an answer stays in the
-        #: index until the next `make_index`.
-        self.open_ids: dict[str, list[Delivery]] | None = None
+        #: Open attempts by message_id, by token and by address, kept from the first return on. An attempt with an answer
+        #: stays in the index until it is met there, or until the next `make_index`.
+        self.open_ids: dict[str, deque[Delivery]] | None = None
         self.open_tokens: dict[str, Delivery] = {}
+        self.open_addresses: dict[_Address, list[Delivery]] = {}
         self.indexed = 0
 
     def add(self, delivery: Delivery, tag: int, now: float) -> None:
@@ -276,19 +281,27 @@ class Epoch:
         if self.open_ids is None or self.indexed > 2 * len(self.outstanding) + SLACK:
             self.make_index()
             return
-        self.open_ids.setdefault(delivery.message_id, []).append(delivery)
-        if delivery.token is not None:
-            self.open_tokens[delivery.token] = delivery
+        self._enter(self.open_ids, delivery)
 
-    def make_index(self) -> dict[str, list[Delivery]]:
+    def make_index(self) -> dict[str, deque[Delivery]]:
         """Index the publishes that are outstanding now, and no others."""
-        ids: dict[str, list[Delivery]] = {}
-        for delivery in self.outstanding.values():
-            ids.setdefault(delivery.message_id, []).append(delivery)
+        ids: dict[str, deque[Delivery]] = {}
         self.open_ids = ids
-        self.open_tokens = {each.token: each for each in self.outstanding.values() if each.token is not None}
+        self.open_tokens = {}
+        self.open_addresses = {}
+        for delivery in self.outstanding.values():
+            self._enter(ids, delivery)
         self.indexed = len(self.outstanding)
         return ids
+
+    def _enter(self, ids: dict[str, deque[Delivery]], delivery: Delivery) -> None:
+        ids.setdefault(delivery.message_id, deque()).append(delivery)
+        if delivery.token is not None:
+            self.open_tokens[delivery.token] = delivery
+        if delivery.envelope.mandatory and not delivery.ambiguous:
+            exchange, routing_key = delivery.envelope.exchange, delivery.envelope.routing_key
+            for message_id in (None, delivery.message_id):
+                self.open_addresses.setdefault((exchange, routing_key, message_id), []).append(delivery)
 
     def match(self, returned: Returned) -> Delivery | None:
         """Return the one open attempt that the return is certainly about, or None.
@@ -303,22 +316,25 @@ class Epoch:
                 return owner
         if returned.message_id is None:
             return None
-        carriers = [each for each in ids.get(returned.message_id, ()) if each.epoch is self]
-        if len(carriers) != 1 or not _agrees(carriers[0], returned):
+        carriers = ids.get(returned.message_id)
+        if carriers is None:
             return None
-        return carriers[0]
+        # At most two are looked at, and those with an answer leave the index: a broker can return the same id without end.
+        open_ones: list[Delivery] = []
+        while carriers and len(open_ones) < 2:
+            each = carriers.popleft()
+            if each.epoch is self:
+                open_ones.append(each)
+        carriers.extendleft(reversed(open_ones))
+        return open_ones[0] if len(open_ones) == 1 and _agrees(open_ones[0], returned) else None
 
+    def candidates(self, returned: Returned) -> list[Delivery]:
+        """Take the attempts out of the index that an unmatched return could be about, and return them.
 
-def may_be(delivery: Delivery, returned: Returned) -> bool:
-    """Whether an unmatched return could belong to this attempt. A broker may change neither properties nor address."""
-    envelope = delivery.envelope
-    return (
-        envelope.mandatory
-        and delivery.returned is None
-        and envelope.exchange == returned.exchange
-        and envelope.routing_key == returned.routing_key
-        and returned.message_id in (None, delivery.message_id)
-    )
+        A broker changes neither properties nor address of a message. Each attempt is taken once: it is in doubt from then on.
+        """
+        found = self.open_addresses.pop((returned.exchange, returned.routing_key, returned.message_id), [])
+        return [each for each in found if each.epoch is self and each.returned is None]
 
 
 def _agrees(delivery: Delivery, returned: Returned) -> bool:

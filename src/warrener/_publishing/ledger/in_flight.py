@@ -38,7 +38,7 @@ class InFlight:
         #: Number of overdue messages in flight, by exchange and routing key.
         self.overdue: dict[tuple[str, str], int] = {}
         #: No confirm clock of this link started before this instant.
-        self._clock_floor = -math.inf
+        self.clock_floor = -math.inf
         self._confirm_timeout = confirm_timeout
         self._deadlines = deadlines
 
@@ -87,7 +87,7 @@ class InFlight:
         self.publishing = self.paused = False
         self.size = 0
         self.overdue.clear()
-        self.answered_at = self._clock_floor = -math.inf
+        self.answered_at = self.clock_floor = -math.inf
 
     # --- the confirm clocks -----------------------------------------------------------------------------------------
 
@@ -99,11 +99,11 @@ class InFlight:
         """The broker takes publishes again: the confirm clocks start from 0."""
         if self.paused:
             self.paused = False
-            self._clock_floor = now
+            self.clock_floor = now
 
     def restart_clocks(self, now: float) -> None:
         """Bytes of ours have left: the confirm clocks start from 0."""
-        self._clock_floor = now
+        self.clock_floor = now
 
     def silent_at(self) -> float:
         """Return the instant at which the link is silent, or `math.inf`."""
@@ -112,19 +112,19 @@ class InFlight:
         oldest = [at for each in self.epochs.values() if (at := each.oldest_at()) is not None]
         if not oldest:
             return math.inf
-        return max(min(oldest), self._clock_floor, self.answered_at) + self._confirm_timeout
+        return max(min(oldest), self.clock_floor, self.answered_at) + self._confirm_timeout
 
     def overdue_at(self) -> float:
         """Return the instant at which the next message is overdue, or `math.inf`."""
         if self.paused:
             return math.inf
         watched = [at for epoch in self.epochs.values() if (at := epoch.unwatched_at()) is not None]
-        return max(min(watched), self._clock_floor) + self._confirm_timeout if watched else math.inf
+        return max(min(watched), self.clock_floor) + self._confirm_timeout if watched else math.inf
 
     def find_overdue(self, now: float) -> int:
         """Mark the messages that are overdue now, and return their number."""
         found = 0
-        if self.paused or self._clock_floor + self._confirm_timeout > now:
+        if self.paused or self.clock_floor + self._confirm_timeout > now:
             return found
         for epoch in self.epochs.values():
             while epoch.flights and epoch.flights[0].published_at + self._confirm_timeout <= now:

@@ -1,15 +1,18 @@
 """Introductions: the first message to each exchange on each link, where it cannot close the main channel.
 
 An exchange is *covered* when the broker has answered a message to it on this link. The default exchange is always covered.
-The first message to any other exchange goes to the suspects' channel; others to it wait. At most `AT_ONCE` exchanges are
-introduced at a time, pipelined. If the broker answers, or has not closed the channel `PASSES_AFTER` seconds later, the
-exchange is covered, and the waiting messages go to the main channel, in order. So a name that never existed closes the
-suspects' channel only. A probe of a remembered topic refusal is introduced in the same way, by exchange and routing key.
+The first message to any other exchange goes to the suspects' channel; others to it wait. If the broker answers, or has not
+closed the channel `PASSES_AFTER` seconds later, the exchange is covered, and the waiting messages go to the main channel, in
+order. So a name that never existed closes the suspects' channel only. A probe of a remembered refusal of a topic or a
+property is introduced in the same way, by exchange and routing key.
+
+Introductions are pipelined: at first `AT_ONCE_FIRST` exchanges at a time, one more for each that is covered, at most
+`AT_ONCE`, and one alone after a close. So an exchange that exists is written at most twice beside names that do not exist,
+and waits for at most `AT_ONCE` - 1 of them. Exchanges that were covered on an earlier link come before unknown ones.
 """
 
 from __future__ import annotations
 
-import math
 from collections import deque
 
 from warrener._publishing.ledger.delivery import Delivery
@@ -17,8 +20,9 @@ from warrener._publishing.ledger.queues import WaitingQueue
 
 __all__ = ["AT_ONCE", "PASSES_AFTER", "Introductions"]
 
-#: Maximum number of exchanges that are introduced at the same time.
+#: Maximum number of exchanges that are introduced at the same time, and that number on a new link.
 AT_ONCE = 16
+AT_ONCE_FIRST = 4
 #: A broker that has not closed the channel for this number of seconds after an introduction has accepted it.
 PASSES_AFTER = 1.0
 
@@ -62,6 +66,10 @@ class Introductions:
 
     def __init__(self) -> None:
         self.covered: set[str] = {""}
+        #: Exchanges that were covered on an earlier link, and were not refused since.
+        self._known: set[str] = set()
+        #: Number of exchanges that are introduced at the same time now.
+        self._at_once = AT_ONCE_FIRST
         #: Number and bytes of waiting messages that never had a tag, and of those that had one.
         self.unsent = 0
         self.unsent_size = 0
@@ -109,6 +117,9 @@ class Introductions:
         So at most `AT_ONCE` - 1 closes of the suspects' channel, each by another exchange, come before an exchange's turn.
         """
         self._queue(key).put_back(deliveries)
+        self._put_first(key)
+
+    def _put_first(self, key: Key) -> None:
         waiting = self._to_introduce
         if waiting and waiting[-1] == key:  # as a new one is
             waiting.rotate(1)
@@ -121,6 +132,8 @@ class Introductions:
         if queue is None:
             queue = self._queues[key] = IntroductionQueue(self)
             (self.opened if self.covers(key) else self._to_introduce).append(key)
+            if key in self._known:
+                self._put_first(key)
         return queue
 
     def covers(self, key: Key) -> bool:
@@ -140,7 +153,7 @@ class Introductions:
 
     def due(self) -> WaitingQueue | None:
         """Return a queue whose first message may be written as an introduction."""
-        if len(self._under_way) >= AT_ONCE:
+        if len(self._under_way) >= self._at_once:
             return None
         for _ in range(len(self._to_introduce)):
             key = self._to_introduce[0]
@@ -173,6 +186,7 @@ class Introductions:
 
     def _cover(self, key: Key) -> None:
         self._under_way.pop(key, None)
+        self._at_once = min(AT_ONCE, self._at_once + 1)
         if isinstance(key, str):
             self.covered.add(key)
         if key in self._to_introduce:
@@ -183,34 +197,21 @@ class Introductions:
         """The broker has refused a message to this exchange: the next one has to be introduced again."""
         if exchange:
             self.covered.discard(exchange)
+            self._known.discard(exchange)
         if exchange in self.opened:
             self.opened.remove(exchange)
             self._to_introduce.append(exchange)
 
-    def channel_ended(self) -> None:
-        """The suspects' channel was closed: no introduction is under way any more."""
+    def channel_closed(self) -> None:
+        """The broker has closed the suspects' channel: no introduction is under way any more, and the next one goes alone."""
         self._under_way.clear()
-
-    def pass_old(self, now: float, written: int) -> list[Delivery]:
-        """Cover the exchanges whose introduction the broker has had for long enough; return those introductions.
-
-        `written` is the highest tag of the suspects' channel that was written.
-        """
-        passed = [
-            each for each in self._under_way.values() if each.published_at + PASSES_AFTER <= now and each.tag <= written
-        ]
-        for delivery in passed:
-            self.answered(delivery)
-        return passed
-
-    def passes_at(self) -> float:
-        """Return the instant at which the oldest introduction passes, or `math.inf`."""
-        oldest = next(iter(self._under_way.values()), None)
-        return math.inf if oldest is None else oldest.published_at + PASSES_AFTER
+        self._at_once = 1
 
     def new_link(self) -> None:
         """A new link begins: every exchange has to be introduced again."""
+        self._known |= self.covered
         self.covered = {""}
+        self._at_once = AT_ONCE_FIRST
         self._under_way.clear()
         self.opened.clear()
-        self._to_introduce = deque(self._queues)
+        self._to_introduce = deque(sorted(self._queues, key=lambda key: key not in self._known))

@@ -143,6 +143,11 @@ class Ledger:
         fault = refusals.of(delivery, now)
         return None if fault is None else refused(delivery, fault, from_memory=True)
 
+    def remembered(self, delivery: Delivery, now: float) -> PublishError | None:
+        """Return the error from a remembered refusal for a message that waits to be accepted. It asks for no probe."""
+        fault = self._refusals.answers(delivery, now)
+        return None if fault is None else refused(delivery, fault, from_memory=True)
+
     def declared(self, exchange: str, *, standard: bool | None) -> None:
         """This producer has declared the exchange: refusals of it are forgotten.
 
@@ -256,7 +261,7 @@ class Ledger:
         tag stays taken until the broker answers.
         """
         settlement, waiting = self.settlement, self._waiting
-        settled, waiting.expired = waiting.expired, []
+        settled, waiting.ended = waiting.ended, []
         # The messages of a flight whose deadline has passed come in the next round, each as a delivery.
         while passed := settlement.deadlines.passed(now):
             for entry in passed:
@@ -264,6 +269,7 @@ class Ledger:
                     self._expand(entry)
                 elif isinstance(entry, Delivery) and entry.waiting:
                     self._expire(entry, settled)
+        self.ends.sweep(now, settled)
         return settled
 
     def _expand(self, flight: Flight) -> None:
@@ -357,29 +363,33 @@ class Ledger:
             self._waiting.ready.clear()
             self.counters.overdue += found
         epoch = in_flight.suspect
-        if epoch is None or in_flight.paused:
+        if epoch is None or in_flight.paused or in_flight.clock_floor + PASSES_AFTER > now:
             return
         last = written(epoch.channel)
-        for delivery in self._waiting.introductions.pass_old(now, last):
-            delivery.passed = True
-            self._refusals.passed(delivery)
         for delivery in epoch.outstanding.values():
-            if delivery.alone and delivery.published_at + PASSES_AFTER <= now and delivery.tag <= last:
+            if delivery.published_at + PASSES_AFTER > now or delivery.tag > last:
+                break
+            if not delivery.passed:
                 delivery.passed = True
+                if not delivery.alone:
+                    self._waiting.introductions.answered(delivery)
+                    self._refusals.passed(delivery)
 
     def next_wakeup(self, now: float = -math.inf) -> float:
         """Return the instant at which to call `expire` and `look` and to ask `silent` next, or `math.inf`.
 
         With `now`, a `silent` that is true already is not announced again.
         """
-        if self._waiting.expired:
+        if self._waiting.ended:
             return -math.inf
         instants = [self.settlement.deadlines.earliest()]
         instants += [at for at in (self._in_flight.silent_at(), self._in_flight.overdue_at()) if at > now]
         epoch = self._in_flight.suspect
         if epoch is not None and not self._in_flight.paused:
-            fresh = [each.published_at for each in epoch.outstanding.values() if not each.passed]
-            instants += [at + PASSES_AFTER for at in fresh[:1] if at + PASSES_AFTER > now]
+            oldest = next((each.published_at for each in epoch.outstanding.values() if not each.passed), math.inf)
+            passes_at = max(oldest, self._in_flight.clock_floor) + PASSES_AFTER
+            instants += [passes_at] if passes_at > now else []
+        instants.append(self.ends.sweep_at)
         return min(instants)
 
     def silent(self, now: float) -> bool:

@@ -8,6 +8,7 @@ from warrener._publishing.ledger.delivery import Delivery
 from warrener._publishing.ledger.flights import Batches, Flight
 from warrener._publishing.ledger.in_flight import InFlight
 from warrener._publishing.ledger.introductions import Introductions, Key
+from warrener._publishing.ledger.outcomes import refused
 from warrener._publishing.ledger.queues import WaitingQueue
 from warrener._publishing.ledger.refusals import Refusals
 from warrener._publishing.ledger.settlement import Settlement
@@ -45,8 +46,8 @@ class Waiting:
         self.resend = WaitingQueue()
         self.suspects = WaitingQueue()
         self.introductions = Introductions()
-        #: Messages that `next` found to be past their deadline; the next `Ledger.expire` reports them.
-        self.expired: list[Delivery] = []
+        #: Messages that `next` found to be past their deadline, or refused; the next `Ledger.expire` reports them.
+        self.ended: list[Delivery] = []
         self._settlement = settlement
         self._in_flight = in_flight
         self._refusals = refusals
@@ -167,7 +168,7 @@ class Waiting:
             return None
         while (queue := self.introductions.due()) is not None:
             delivery = self._unexpired(queue, now)
-            if delivery is not None:
+            if delivery is not None and not (self._refusals.new and self.refuse_if_new(delivery, self.ended)):
                 if not delivery.attempts and self.window_full(delivery.size):
                     return None
                 delivery.lane = Lane.SUSPECT
@@ -242,9 +243,18 @@ class Waiting:
         settlement = self._settlement
         settlement.end_unwritten(delivery, DeadlineExceeded, reason, settlement.last_fault, settled)
 
+    def refuse_if_new(self, delivery: Delivery, settled: list[Delivery]) -> bool:
+        """End a message that waits, if a new refusal is about it."""
+        fault = self._refusals.newly(delivery)
+        if fault is None or delivery.queue is None:
+            return False
+        delivery.queue.remove(delivery)
+        self._settlement.answer(delivery, refused(delivery, fault, from_memory=True), settled)
+        return True
+
     def _unexpired(self, queue: WaitingQueue, now: float) -> Delivery | None:
         while (delivery := queue.head()) is not None and delivery.deadline <= now:
-            self.expire(delivery, self.expired)
+            self.expire(delivery, self.ended)
         return delivery
 
 

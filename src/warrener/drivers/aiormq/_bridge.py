@@ -15,6 +15,8 @@ Invariants:
 
 * Order: all reports, and the end, cross through one queue. A host that sees the end has seen all reports before it.
 * The host never blocks: it waits for the thread in Trio, and joins it when the thread has nothing left to do.
+* A broker that floods us costs bounded memory and bounded time: the host takes `_ARRIVING` reports in one turn, and the
+  thread stops reading while `_WAITING` reports have not been taken.
 * A caller's cancellation crosses as a request. The context manager ends only when the engine has stopped.
 """
 
@@ -47,6 +49,10 @@ _UVLOOP = importlib.util.find_spec("uvloop") is not None
 #: thread to itself. Only a name resolution that the platform cannot cancel takes that long.
 _LETTING_GO = 1.0
 
+#: How many reports the host takes in one turn of its event loop, and how many may wait for it.
+_ARRIVING = 200
+_WAITING = 4000
+
 
 class _Inward:
     """A queue of calls from the asyncio thread to the host, one crossing per batch; also the engine's `LinkListener`."""
@@ -56,10 +62,19 @@ class _Inward:
         self._calls: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
         self._crossing = False
         self.task_endpoint: TaskEndpoint | None = None
+        #: Set while the thread may read on; belongs to the thread's event loop.
+        self.room = asyncio.Event()
+        self.room.set()
+        self._full = False
+        #: Has the thread's event loop call a function; from the host.
+        self.soon: Callable[[Callable[[], None]], None] = lambda _: None
 
     def post(self, function: Callable[..., Any], *args: Any) -> None:
         """Have the host call the function, after all that was posted before."""
         self._calls.append((function, args))
+        if len(self._calls) >= _WAITING:
+            self.room.clear()
+            self._full = True
         # This side appends first and then reads the flag; the host clears the flag first and then reads the calls. So no
         # call is left behind.
         if not self._crossing:
@@ -71,9 +86,17 @@ class _Inward:
     def _arrive(self) -> None:
         self._crossing = False
         calls = self._calls
-        while calls:
+        for _ in range(_ARRIVING):
+            if not calls:
+                break
             function, args = calls.popleft()
             function(*args)
+        if calls and not self._crossing:
+            self._crossing = True
+            self._run_sync_soon(self._arrive)
+        if self._full and len(calls) <= _WAITING // 2:
+            self._full = False
+            self.soon(self.room.set)
 
     @property
     def _target(self) -> TaskEndpoint:
@@ -126,6 +149,7 @@ class _Bridge:
         self.inward = _Inward(current_token().native_token.run_sync_soon)  # type: ignore[attr-defined]
         self.link = AiormqLink(wake=self._wake, soon=self._soon, call=self._call, fail=self.fail, pull=listener.pull)
         self.inward.task_endpoint = TaskEndpoint(self.link, listener)
+        self.inward.soon = self._soon
         self.body = anyio.CancelScope()
         self.fault: Fault | None = None
         #: The engine answered: it is open, or it has failed.
@@ -234,6 +258,7 @@ class _Bridge:
             self.inward,
             down=lambda fault: self.inward.post(self._note, fault),
             sent=self._sent,
+            room=self.inward.room,
         )
         self._engine = engine
         self._loop = asyncio.get_running_loop()

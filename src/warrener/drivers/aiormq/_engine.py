@@ -63,13 +63,14 @@ class Engine:
 
     def __init__(
         self, endpoint: Endpoint, options: LinkOptions, listener: LinkListener, *, down: Callable[[Fault], None],
-        sent: Callable[[int], None],
+        sent: Callable[[int], None], room: asyncio.Event | None = None,
     ) -> None:  # fmt: skip
         self._endpoint = endpoint
         self._options = options
         self._listener = listener
         self._tell_down = down
         self._tell_sent = sent
+        self._room = room
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
         self._context.run(_ours.set, True)
@@ -141,7 +142,7 @@ class Engine:
         try:
             protocol = self._protocol = Protocol(
                 dialed, self._endpoint, self._options, self._listener, self.queue, self.work, spawn=self.spawn,
-                fail=fail, sent=self._tell_sent,
+                fail=fail, sent=self._tell_sent, room=self._room,
             )  # fmt: skip
         except LinkDown:
             await anyio.aclose_forcefully(dialed.stream)
@@ -208,7 +209,7 @@ class Engine:
                 continue
             heard = transport.heard_at
             await asyncio.sleep(_SILENCE_GRACE)
-            if transport.heard_at == heard:
+            if transport.heard_at == heard and not transport.held:
                 self.fail(_faults.silent(allowed))
                 return
 
@@ -243,7 +244,7 @@ class Engine:
         protocol = self._protocol
         self._stopping = True
         if protocol is not None:
-            protocol.stopping = True  # before its tasks are cancelled
+            protocol.stop()  # before its tasks are cancelled
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -259,7 +260,7 @@ class Engine:
     async def _shut(self, protocol: Protocol, *closing: asyncio.Task[Any]) -> None:
         """Close the stream, and let aiormq see that; takes at most `abort_timeout`."""
         transport, connection = protocol.transport, protocol.connection
-        protocol.stopping = True
+        protocol.stop()
         ending = set(closing)
         if transport.backlog and protocol.answering:
             # Our close-ok; it is polite and no more.

@@ -28,17 +28,27 @@ METHOD, HEADER, BODY, HEARTBEAT = 1, 2, 3, 8
 #: Class and method ids as one number.
 START = 10 << 16 | 10
 START_OK = 10 << 16 | 11
+SECURE = 10 << 16 | 20
 TUNE = 10 << 16 | 30
+OPEN = 10 << 16 | 40
+OPEN_OK = 10 << 16 | 41
 CONNECTION_CLOSE = 10 << 16 | 50
+CONNECTION_CLOSE_OK = 10 << 16 | 51
 BLOCKED = 10 << 16 | 60
 UNBLOCKED = 10 << 16 | 61
+CHANNEL_OPEN = 20 << 16 | 10
+CHANNEL_OPEN_OK = 20 << 16 | 11
 FLOW = 20 << 16 | 20
 CHANNEL_CLOSE = 20 << 16 | 40
 CHANNEL_CLOSE_OK = 20 << 16 | 41
+QOS = 60 << 16 | 10
+QOS_OK = 60 << 16 | 11
 PUBLISH = 60 << 16 | 40
 RETURN = 60 << 16 | 50
 ACK = 60 << 16 | 80
 NACK = 60 << 16 | 120
+CONFIRM_SELECT = 85 << 16 | 10
+CONFIRM_SELECT_OK = 85 << 16 | 11
 #: The answers to requests: declare-ok, bind-ok and so on of exchange and queue; get-ok and get-empty.
 ANSWERS = (
     *(40 << 16 | method for method in (11, 31, 51)),
@@ -46,6 +56,8 @@ ANSWERS = (
     60 << 16 | 71,
     60 << 16 | 72,
 )
+
+_CONNECTION = 10
 
 #: No frame may be larger before the tuning (RabbitMQ's own limit there).
 UNTUNED_FRAME_MAX = 8192
@@ -59,7 +71,7 @@ ConfirmHandler = Callable[[int, int, bool, bool], None]
 
 
 class FrameFilter:
-    """Cuts the inbound stream into frames; the driver's own are handled, the others come back from `feed`.
+    """Cuts the inbound stream into frames. Each goes to its handler; a frame that the handler returns comes back from `feed`.
 
     Raises `LinkDown` for a peer that breaks the protocol; nothing must be sent to it after that.
     """
@@ -72,6 +84,10 @@ class FrameFilter:
         self._confirm = confirm
         #: The channels on which a content is incomplete: no method may come there.
         self.unfinished: Container[int] = ()
+        #: The channels that are open.
+        self.channels: Container[int] = ()
+        #: Our close handshake has begun: a frame that is not legal is dropped.
+        self.leaving = False
         self._buffer = bytearray()
         self._greeted = False
         #: The largest frame that is legal now, its eight bytes of overhead included.
@@ -120,37 +136,48 @@ class FrameFilter:
                 break
             if buffer[end - 1] != _END:
                 raise LinkDown(_faults.illegal_frame("a frame without its end byte"))
-            if kind == METHOD:
-                if size < _METHOD.size:
-                    raise LinkDown(_faults.illegal_frame("a method frame without a method"))
-                if channel in self.unfinished:
-                    raise Malformed(f"a method came on channel {channel} inside a content")
-                (method,) = _METHOD.unpack_from(buffer, at + _FRAME.size)
-                if method in (ACK, NACK):
-                    if size != _METHOD.size + _CONFIRM.size:
-                        raise LinkDown(_faults.illegal_frame("a confirm of the wrong size"))
-                    tag, bits = _CONFIRM.unpack_from(buffer, at + _FRAME.size + _METHOD.size)
-                    self._confirm(channel, tag, bool(bits & 1), method == NACK)
-                else:
-                    handler = self._methods.get(method)
-                    frame = bytes(buffer[at:end])
-                    kept = frame if handler is None else handler(channel, frame)
-                    if kept is not None:
-                        passed.append(kept)
-            elif kind in (HEADER, BODY):
-                frame = bytes(buffer[at:end])
-                if not self._content(kind, channel, frame):
-                    passed.append(frame)
-            elif kind == HEARTBEAT:
-                if channel or size:
-                    raise LinkDown(_faults.illegal_frame("a heartbeat with a channel or a payload"))
-                passed.append(bytes(buffer[at:end]))
-            else:
-                raise LinkDown(_faults.illegal_frame(f"a frame of unknown type {kind}"))
+            try:
+                kept = self._frame(kind, channel, size, bytes(buffer[at:end]))
+            except (LinkDown, Malformed):
+                if not self.leaving:
+                    raise
+                kept = None
+            if kept is not None:
+                passed.append(kept)
             at = end
             self.frames += 1
         del buffer[:at]
         return b"".join(passed)
+
+    def _frame(self, kind: int, channel: int, size: int, frame: bytes) -> bytes | None:
+        """Take a whole frame; return it where aiormq waits for it."""
+        if kind == METHOD:
+            if size < _METHOD.size:
+                raise LinkDown(_faults.illegal_frame("a method frame without a method"))
+            if channel in self.unfinished:
+                raise Malformed(f"a method came on channel {channel} inside a content")
+            (method,) = _METHOD.unpack_from(frame, _FRAME.size)
+            if method in (ACK, NACK):
+                if size != _METHOD.size + _CONFIRM.size:
+                    raise LinkDown(_faults.illegal_frame("a confirm of the wrong size"))
+                tag, bits = _CONFIRM.unpack_from(frame, _FRAME.size + _METHOD.size)
+                self._confirm(channel, tag, bool(bits & 1), method == NACK)
+                return None
+            if channel not in self.channels:
+                raise Malformed(f"a frame came on channel {channel}, which is not open")
+            handler = self._methods.get(method)
+            # The methods of the connection belong on channel 0, and no others do.
+            if handler is None or (method >> 16 == _CONNECTION) is not (channel == 0):
+                raise Malformed(f"the method {method >> 16}.{method & 0xFFFF} came on channel {channel}")
+            return handler(channel, frame)
+        if kind in (HEADER, BODY):
+            if not self._content(kind, channel, frame):
+                raise Malformed(f"content came on channel {channel} without a method before it")
+        elif kind != HEARTBEAT:
+            raise LinkDown(_faults.illegal_frame(f"a frame of unknown type {kind}"))
+        elif channel or size:
+            raise LinkDown(_faults.illegal_frame("a heartbeat with a channel or a payload"))
+        return None
 
 
 def read(data: bytes, kind: type[T]) -> T:

@@ -40,6 +40,13 @@ class Handshake:
             commands.Connection.Start(server_properties=properties, mechanisms="PLAIN", locales="en_US"), 0
         )
 
+    def on_secure(self) -> None:
+        """Refuse another step of authentication."""
+        try:
+            self._handshake.on_secure()
+        except PeerRefused as refused:
+            raise LinkDown(_faults.protocol_error(refused.error)) from None
+
     def on_tune(self, data: bytes) -> bytes:
         """Agree on the tuning; return a frame for aiormq whose values it may accept as they are."""
         try:

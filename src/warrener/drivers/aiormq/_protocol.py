@@ -18,6 +18,7 @@ from warrener.drivers._dial import Dialed
 from warrener.drivers._faults import DialPhase
 from warrener.drivers._login import encodable, login_of
 from warrener.drivers.aiormq import _frames as frames
+from warrener.drivers.aiormq._asked import Asked
 from warrener.drivers.aiormq._channels import Channels
 from warrener.drivers.aiormq._contents import Contents
 from warrener.drivers.aiormq._frames import FrameFilter
@@ -40,6 +41,11 @@ __all__ = ["Connection", "Protocol"]
 #: The largest values that we agree to; RabbitMQ's defaults.
 _FRAME_MAX = 131_072
 _CHANNEL_MAX = 2047
+
+#: The answers that aiormq waits for; those to requests are read by `_requests`.
+_FOR_AIORMQ = (
+    frames.OPEN_OK, frames.CONNECTION_CLOSE_OK, frames.CHANNEL_OPEN_OK, frames.CONFIRM_SELECT_OK, frames.QOS_OK
+)  # fmt: skip
 
 
 class Connection(aiormq.Connection):
@@ -77,13 +83,14 @@ class Protocol:
         spawn: Callable[[Coroutine[Any, Any, None]], object],
         fail: Callable[[Fault], None],
         sent: Callable[[int], None],
+        room: asyncio.Event | None = None,
     ) -> None:
         self.phase = DialPhase.GREETING
         self._listener = listener
         self._fail = fail
         self._text = Mask(endpoint.credentials)
-        #: No channel is opened any more.
-        self.stopping = False
+        self._stopping = False
+        self._asked = Asked()
         #: Our answer to the broker's close waits to be sent.
         self.answering = False
         #: Reports that wait for the first channel.
@@ -113,15 +120,18 @@ class Protocol:
                 frames.CHANNEL_CLOSE: self._on_channel_close,
                 frames.CHANNEL_CLOSE_OK: self._on_channel_close_ok,
                 frames.RETURN: self._on_return,
+                frames.SECURE: self._on_secure,
                 **dict.fromkeys(frames.ANSWERS, self._on_answer),
+                **dict.fromkeys(_FOR_AIORMQ, self._on_aiormqs_answer),
             },
             self._contents.on_content,
             self._on_confirm,
         )
         self._filter.unfinished = self._contents
+        self._filter.channels = self._asked
         self.transport = FilteringTransport(
             dialed.stream, self._filter, self._on_outgoing, sent, self._lost, options.write_stall_timeout,
-            options.frame_timeout,
+            options.frame_timeout, room,
         )  # fmt: skip
         self.connection = Connection(
             # Where to connect and as whom is decided elsewhere: this URL is only what aiormq insists on.
@@ -137,6 +147,15 @@ class Protocol:
             frame_max=lambda: self.peer.frame_max, unanswered=fail,
         )  # fmt: skip
         self.pump = Pump(queue, work, self.transport, self.channels.epochs, dropped=sent, fail=fail)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the link is ending: no channel is opened any more, and a frame that is not legal is dropped."""
+        return self._stopping
+
+    def stop(self) -> None:
+        """The link is ending."""
+        self._stopping = self._filter.leaving = True
 
     @property
     def peer(self) -> Peer:
@@ -173,12 +192,23 @@ class Protocol:
 
     # --- frames from the broker -----------------------------------------------------------------------------------
 
+    def _expect(self, phase: DialPhase, what: str) -> None:
+        if self.phase is not phase:
+            raise Malformed(f"{what} came while the link was {self.phase.value}")
+
     def _on_start(self, _: int, data: bytes) -> bytes | None:
+        self._expect(DialPhase.GREETING, "Connection.Start")
         kept = self._handshake.on_start(data)
         self.phase = DialPhase.AUTHENTICATING
         return kept
 
+    def _on_secure(self, _: int, data: bytes) -> bytes | None:
+        self._expect(DialPhase.AUTHENTICATING, "Connection.Secure")
+        self._handshake.on_secure()
+        return None
+
     def _on_tune(self, _: int, data: bytes) -> bytes | None:
+        self._expect(DialPhase.AUTHENTICATING, "Connection.Tune")
         kept = self._handshake.on_tune(data)
         self._filter.frame_max = self.peer.frame_max
         # aiormq takes the server's interval unless it is told one.
@@ -197,6 +227,8 @@ class Protocol:
         raise LinkDown(_faults.closed_by_broker(close.reply_code or 0, text, self.phase, declaring=declaring))
 
     def _on_blocked(self, _: int, data: bytes) -> bytes | None:
+        if self.phase in (DialPhase.GREETING, DialPhase.AUTHENTICATING):
+            raise Malformed(f"Connection.Blocked came while the link was {self.phase.value}")
         self._stop(0, self._text(frames.read(data, commands.Connection.Blocked).reason))
         return None
 
@@ -231,6 +263,8 @@ class Protocol:
         self.transport.answer(pamqp.frame.marshal(commands.Channel.CloseOk(), channel))
         self._contents.forget(channel)
         code, text = close.reply_code or 0, self._text(close.reply_text or "")
+        if not self.requests.closing(channel):  # else our own close has crossed it, and close-ok follows
+            self._asked.ended(channel)
         epoch = self.channels.on_close(channel, code, text)
         self.requests.on_close(channel)
         self._go_on(channel)
@@ -240,6 +274,9 @@ class Protocol:
         return data
 
     def _on_channel_close_ok(self, channel: int, data: bytes) -> bytes | None:
+        if not (self.requests.closing(channel) or self._asked.answered(channel, frames.CHANNEL_CLOSE_OK)):
+            raise Malformed(f"Channel.CloseOk came on channel {channel}, which did not ask for it")
+        self._asked.ended(channel)
         self.requests.on_close_ok(channel)
         self._contents.forget(channel)
         return data
@@ -272,7 +309,15 @@ class Protocol:
         return None
 
     def _on_answer(self, channel: int, data: bytes) -> bytes | None:
-        return None if self.requests.on_answer(channel, data) else data
+        if not self.requests.on_answer(channel, data):
+            raise Malformed(f"an answer came on channel {channel}, which did not ask for it")
+        return None
+
+    def _on_aiormqs_answer(self, channel: int, data: bytes) -> bytes | None:
+        """Let aiormq have the answers that it asked for, and nothing else."""
+        if not self._asked.answered(channel, frames.method_of(data) or 0):
+            raise Malformed(f"an answer came on channel {channel}, which did not ask for it")
+        return data
 
     # --- frames from aiormq ---------------------------------------------------------------------------------------
 
@@ -284,4 +329,5 @@ class Protocol:
             return None
         if method == frames.CHANNEL_CLOSE and self.requests.closing(frames.channel_of(data)):
             return None
+        self._asked.sent(frames.channel_of(data), method)
         return data

@@ -91,6 +91,8 @@ class FilteringTransport(asyncio.Transport):
     _failed: Callable[[BaseException], None]
     _write_stall_timeout: float
     _frame_timeout: float
+    #: Set while there is room for reports; without one there always is.
+    _room: asyncio.Event | None = None
     #: The bytes of all sends that have returned.
     bytes_out: int = 0
     #: When the last byte arrived, on the loop's clock.
@@ -135,6 +137,11 @@ class FilteringTransport(asyncio.Transport):
         return unacknowledged(self._stream)
 
     @property
+    def held(self) -> bool:
+        """Whether nothing is read because the owner has not taken the reports of before."""
+        return self._room is not None and not self._room.is_set()
+
+    @property
     def backlog(self) -> int:
         """How many bytes wait here for the socket."""
         return len(self._pending)
@@ -151,6 +158,8 @@ class FilteringTransport(asyncio.Transport):
                 passed = self._filter.feed(data)
                 if passed:
                     protocol.data_received(passed)
+                if self._room is not None and not self._room.is_set():
+                    await self._wait_for_room(self._room)
                 # The time of a frame begins with its first byte; more bytes of the same frame do not extend it.
                 if self._frame_timer is not None and (frames != self._filter.frames or not self._filter.in_frame):
                     self._frame_timer.cancel()
@@ -166,6 +175,14 @@ class FilteringTransport(asyncio.Transport):
         except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError, MemoryError) as error:
             self._failed(error)
             self._lose()
+
+    async def _wait_for_room(self, room: asyncio.Event) -> None:
+        """Read nothing until there is room; the peer is neither silent nor slow meanwhile."""
+        if self._frame_timer is not None:
+            self._frame_timer.cancel()
+            self._frame_timer = None
+        await room.wait()
+        self.heard_at = asyncio.get_running_loop().time()
 
     def _frame_stalled(self) -> None:
         self._failed(LinkDown(_faults.stalled_frame(self._frame_timeout)))
