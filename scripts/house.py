@@ -43,6 +43,7 @@ ROOMS = {
     "topology": "values",
     "_ids": "values",
     "_properties": "values",
+    "_retry_rules": "values",
     "_histogram": "values",
     "_log_limit": "values",
 }

@@ -66,6 +66,8 @@ class FaultKind(enum.Enum):
 
     UNREACHABLE = "unreachable"
     """No connection: name resolution, refused, no route, timed out."""
+    LOOKUP = "lookup"
+    """The program's own `credentials` or `endpoints` raised, came too late, or gave an answer that cannot be used."""
     HANDSHAKE_TIMEOUT = "handshake_timeout"
     """The peer accepted and then did not finish the AMQP handshake within `connect_timeout`."""
     AUTHENTICATION = "authentication"
@@ -218,6 +220,8 @@ class PublishError(WarrenerError):
 
     #: The answer of the class; an `Unroutable` or a `PublishRefused` may have its own.
     may_have_been_delivered: bool = True
+    #: "suppressed": a retry budget, or the share of the destination, has forbidden another attempt. None: nothing did.
+    cause: str | None = None
     #: The end of the text: whether a queue may hold the message, and what to do.
     _advice: str = "a queue may hold it; publish it again only if a duplicate does no harm"
 

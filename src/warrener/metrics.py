@@ -40,6 +40,7 @@ _COUNTERS: Mapping[str, tuple[str, str]] = {
     "accepted": ("publishes_accepted", "Publishes that the producer accepted"),
     "cancelled": ("publishes_cancelled", "Publishes cancelled before they were begun"),
     "resent": ("publishes_resent", "Attempts beyond the first, each of a message without an outcome"),
+    "suppressed": ("publishes_suppressed", "Further attempts that a retry budget or the share of a destination forbade"),
     "returned": ("publishes_returned", "Messages that the broker returned because no queue took them"),
     "late": ("confirms_late", "Confirms that came after the deadline of their publish"),
     "anomalies": ("anomalies", "Answers that a correct broker does not give, such as two confirms of one tag"),

@@ -63,10 +63,12 @@ Mechanism: TypeAlias = Literal["PLAIN", "AMQPLAIN", "EXTERNAL"]
 
 @frozen
 class Credentials:
-    """A user and a password; neither is ever shown."""
+    """A user and a password or token; neither is ever shown."""
 
     username: str = field(repr=False)
     password: str = field(repr=False)
+    #: Seconds for which the password is valid, from the instant of the answer that holds it; None: without an end.
+    expires_in: float | None = field(default=None, eq=False, kw_only=True)
 
 
 @frozen
@@ -373,15 +375,20 @@ class Returned:
     """A message that the broker returned, as the driver saw it; the body itself is not kept, only its size and hash."""
 
     reply_code: int
+    #: Safe to show, as `shown` is.
     reply_text: str
-    exchange: str
-    routing_key: str
-    message_id: str | None
+    #: These four are as the broker wrote them, because they are compared with those of the messages in flight. They are not
+    #: for the log: a broker can write anything there, the password too.
+    exchange: str = field(repr=False)
+    routing_key: str = field(repr=False)
+    message_id: str | None = field(repr=False)
     #: The value of the private header `x-warrener-token`, where present.
-    token: str | None
+    token: str | None = field(repr=False)
     body_size: int
     #: blake2b of the body (16 bytes), or b"" where the driver does not compute it.
     body_hash: bytes = field(default=b"", repr=False)
+    #: Exchange, routing key and message id in words, safe to show.
+    shown: str = field(default="", kw_only=True)
 
 
 @frozen

@@ -1,10 +1,11 @@
-"""Retry policies: pure values that say what happens to a message after each kind of trouble, and explain it in words.
+"""Retry policies: values that say what happens to a message after each kind of trouble, and explain it in words.
 
     >>> Retry.at_most_once().fate(Situation.LOST_AFTER_WRITING).error
     'Unconfirmed'
 
 A policy never changes what a producer tells: an outcome is certain or it is not (docs/guarantees.md). It only says whether
-the producer tries again by itself, within the deadline of the message.
+the producer tries again by itself, within the deadline of the message. All values are pure, except that a `Budget` is an
+account: everything that holds the same `Budget` spends from the same tokens.
 """
 
 from __future__ import annotations
@@ -12,18 +13,32 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Collection
+from functools import partial
 from typing import Literal, TypeAlias, cast
 
-from attrs import field, frozen
+from attrs import define, field, frozen
 
+from warrener._retry_rules import COSTS, RetryRules
 from warrener.errors import SettingsError, printable
-from warrener.machine.backoff import Backoff
+from warrener.machine.backoff import Backoff, retry_delay
 
-__all__ = ["COSTS", "Budget", "Cause", "Fate", "Retry", "Situation", "Spending", "accrued", "spent"]
+__all__ = [
+    "COSTS",
+    "Budget",
+    "Cause",
+    "Fate",
+    "Retry",
+    "Situation",
+    "Spending",
+    "accrued",
+    "retry_rules",
+    "spent",
+]
 
-#: After which outcome of an attempt a message is tried again: it may have arrived, the broker nacked it, it was not written.
-Cause: TypeAlias = Literal["unknown", "nacked", "not_sent"]
-_CAUSES = frozenset({"unknown", "nacked", "not_sent"})
+#: When a message is tried again: its attempt ended and may have arrived, the broker nacked it, it was not written, or its
+#: confirm is overdue while the link works.
+Cause: TypeAlias = Literal["unknown", "nacked", "not_sent", "overdue"]
+_CAUSES = frozenset({"unknown", "nacked", "not_sent", "overdue"})
 
 
 class Situation(enum.Enum):
@@ -38,6 +53,8 @@ class Situation(enum.Enum):
     )
     OVERDUE = "its confirm is missing for longer than confirm_timeout, while other messages are confirmed"
     NACKED = "the broker nacks the message"
+    SUPPRESSED = "the broker nacks the message, and the budget or the share of its destination is used up"
+    DEADLINE_AFTER_A_NACK = "its deadline passes during the delay after a nack"
     RETURNED = "the broker returns the message: no queue takes it"
     REFUSED = "the broker refuses the message: 403, 404 or 406"
     DEADLINE_BEFORE_WRITING = "its deadline passes before it is written"
@@ -58,22 +75,36 @@ class Fate:
 
 # --- the budget -------------------------------------------------------------------------------------------------------
 
-#: What one more attempt costs, by the reason for it: the broker refused it, its outcome is unknown, its confirm is overdue.
-COSTS = {"nacked": 1.0, "unknown": 2.0, "overdue": 3.0}
+
+@frozen
+class Spending:
+    """The tokens of a budget at the instant `at`."""
+
+    tokens: float
+    at: float
+
+
+@define(eq=False, repr=False)
+class _Account:
+    spending: Spending | None = None
 
 
 @frozen(kw_only=True)
 class Budget:
-    """Limits how much load further attempts add: `ratio` of the first attempts, plus `floor` for each second.
+    """Limits how much load further attempts add: `ratio` of the accepted messages, plus `floor` for each second.
 
-    It counts in tokens, and forgets within about `window` seconds. A further attempt costs 1 token after a nack and 3 for
-    an overdue message. Attempts after a lost link, and dials, cost nothing: without them nothing would be sent at all.
-    Raises `SettingsError` for a value that makes no sense.
+    It counts in tokens, and forgets within about `window` seconds. A further attempt costs 1 token after a nack, 2 after a
+    nack if an earlier attempt of the message has no answer, and 3 for an overdue message. Attempts after a lost link or a
+    closed channel, and dials, cost nothing: without them nothing would be sent at all.
+
+    A `Budget` is an account. All policies and producers of one event loop that hold the same object share its tokens; two
+    objects with equal values share nothing. Raises `SettingsError` for a value that makes no sense.
     """
 
     ratio: float = 0.1
     floor: float = 1.0
     window: float = 10.0
+    _account: _Account = field(factory=_Account, init=False, eq=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         for name in ("ratio", "floor", "window"):
@@ -85,26 +116,35 @@ class Budget:
         if self.ratio > 1:
             raise SettingsError(f"budget: ratio must be at most 1, not {self.ratio:g}: more would double the load")
 
+    def first_attempts(self, count: int, at: float) -> None:
+        """Note `count` messages that were accepted since the last call; `at` is the present instant, in monotonic seconds."""
+        self._account.spending = accrued(self, self._present(at), at, first_attempts=count)
 
-@frozen
-class Spending:
-    """The tokens of a budget at the instant `at`."""
+    def paid(self, cost: float, at: float) -> bool:
+        """Pay for one more attempt at the instant `at`. False: the budget forbids it, and nothing was paid."""
+        self._account.spending, allowed = spent(self, self._present(at), cost, at)
+        return allowed
 
-    tokens: float
-    at: float
+    def _present(self, at: float) -> Spending | None:
+        """Return the tokens; those of another event loop, whose clock shows a later time, do not count."""
+        spending = self._account.spending
+        return None if spending is not None and at < spending.at - self.window else spending
 
 
 def accrued(budget: Budget, spending: Spending | None, at: float, *, first_attempts: int = 0) -> Spending:
-    """Return the tokens at the instant `at`, after so many first attempts. None: the budget is new, and its floor is full.
+    """Return the tokens at the instant `at`. None: the budget is new, and its floor is full.
 
     Tokens decay with the time constant `window`, and the floor flows in, so that an idle budget comes to ``floor * window``.
+    The first attempts since the last instant are taken to be spread evenly over that time, and decay in the same way.
     """
     full = budget.floor * budget.window
     if spending is None:
         return Spending(full + budget.ratio * first_attempts, at)
     at = max(at, spending.at)
-    kept = math.exp((spending.at - at) / budget.window)
-    return Spending(full + (spending.tokens - full) * kept + budget.ratio * first_attempts, at)
+    windows = (at - spending.at) / budget.window
+    kept = math.exp(-windows)
+    left_of_new = -math.expm1(-windows) / windows if windows > 0 else 1.0
+    return Spending(full + (spending.tokens - full) * kept + budget.ratio * first_attempts * left_of_new, at)
 
 
 def spent(budget: Budget, spending: Spending | None, cost: float, at: float) -> tuple[Spending, bool]:
@@ -134,18 +174,19 @@ class Retry:
     on: frozenset[Cause] = field(default=frozenset({"unknown", "not_sent"}), converter=_as_causes)
     #: Maximum number of times that a message is written; None: only its deadline limits them.
     attempts: int | None = None
-    #: The delay before a message that was nacked is written again; only with "nacked".
+    #: The delay before a message that was nacked is written again; only with "nacked". None: 0.5 to 1 s, then twice that,
+    #: up to 15 s.
     backoff: Backoff | None = None
     #: Limits the load of further attempts after a nack and for overdue messages; None: no limit.
     budget: Budget | None = None
-    #: Whether an open circuit breaker refuses new messages. False: they wait in the buffer until their deadline.
+    #: Whether an open breaker of the connection refuses new messages. False: they wait in the buffer until their deadline.
     fail_fast: bool = True
 
     def __attrs_post_init__(self) -> None:
         on: object = self.on
         if not isinstance(on, frozenset) or not on <= _CAUSES:
             raise SettingsError(
-                f"retry: `on` must be a set of 'unknown', 'nacked' and 'not_sent', not {printable(on, 80)}"
+                f"retry: `on` must be a set of 'unknown', 'nacked', 'not_sent' and 'overdue', not {printable(on, 80)}"
             )
         attempts: object = self.attempts
         if attempts is not None and (isinstance(attempts, bool) or not isinstance(attempts, int) or attempts < 1):
@@ -161,23 +202,33 @@ class Retry:
         self._refuse_contradictions()
 
     def _refuse_contradictions(self) -> None:
-        again = self.on & {"unknown", "nacked"}
+        again = self.on & {"unknown", "nacked", "overdue"}
         if self.attempts == 1 and again:
             raise SettingsError(
                 f"retry: with attempts=1 nothing is written again, but `on` contains {min(again)!r}; drop one of them"
             )
         if not again and self.attempts not in (None, 1):
             raise SettingsError(
-                f"retry: attempts={self.attempts} has no effect, because `on` contains neither 'unknown' nor 'nacked'; add one of "
-                "them to `on`, or drop attempts"
+                f"retry: attempts={self.attempts} has no effect, because `on` contains neither 'unknown' nor 'nacked' nor "
+                "'overdue'; add one of them to `on`, or drop attempts"
             )
         if again and "not_sent" not in self.on:
             raise SettingsError(
                 f"retry: `on` contains {min(again)!r}, so it must contain 'not_sent', too: a message may have to wait for a link "
                 "before it is written again"
             )
+        if "overdue" in self.on and "unknown" not in self.on:
+            raise SettingsError(
+                "retry: `on` contains 'overdue', so it must contain 'unknown', too: an attempt whose confirm is overdue may have "
+                "arrived"
+            )
         if self.backoff is not None and "nacked" not in self.on:
             raise SettingsError("retry: backoff is the delay after a nack, but `on` lacks 'nacked'; drop backoff")
+        if self.backoff is not None and self.backoff.attempts is not None:
+            raise SettingsError(
+                f"retry: backoff has attempts={self.backoff.attempts}, which counts dials; give Retry(attempts=…), the number of "
+                "times that a message is written, and drop it from backoff"
+            )
         if self.budget is not None and not again:
             raise SettingsError("retry: there is a budget, but nothing is written again; drop the budget")
         if not self.fail_fast and "not_sent" not in self.on:
@@ -225,9 +276,17 @@ class Retry:
                 limit = "" if self.attempts is None else f", at most {self.attempts} times in all"
                 return Fate(f"it is written again on the next link, marked as a possible duplicate{limit}")
             case Situation.OVERDUE:
-                return Fate("it waits for its confirm until its deadline")
+                return self._when_overdue()
             case Situation.NACKED:
                 return self._after_a_nack()
+            case Situation.SUPPRESSED:
+                again = "nacked" in self.on
+                text = 'it ends, and the cause of the error is "suppressed"' if again else "it ends"
+                return Fate(text, "Nacked", may_have_been_delivered=True)
+            case Situation.DEADLINE_AFTER_A_NACK:
+                again = "nacked" in self.on
+                text = "it ends" if again else "this does not happen, because a nack ends it"
+                return Fate(text, "Nacked", may_have_been_delivered=True)
             case Situation.RETURNED:
                 return Fate("it ends; a return is never repeated", "Unroutable")
             case Situation.REFUSED:
@@ -237,14 +296,22 @@ class Retry:
             case Situation.DEADLINE_AFTER_WRITING:
                 return _UNKNOWN
 
+    def _limits(self) -> str:
+        limit = "" if self.attempts is None else f", at most {self.attempts} times in all"
+        return limit if self.budget is None else f"{limit}, as far as the budget allows"
+
+    def _when_overdue(self) -> Fate:
+        if "overdue" not in self.on:
+            return Fate("it waits for its confirm until its deadline")
+        return Fate(f"it is written again at once; the first confirm counts; a duplicate is possible{self._limits()}")
+
     def _after_a_nack(self) -> Fate:
         if "nacked" not in self.on:
             return Fate("it ends", "Nacked", may_have_been_delivered=True)
         backoff = self.backoff or Backoff()
-        limit = "" if self.attempts is None else f", at most {self.attempts} times in all"
-        allowed = "" if self.budget is None else ", as far as the budget allows"
         return Fate(
-            f"it is written again after a delay of {backoff.initial:g} s, which grows to {backoff.cap:g} s{limit}{allowed}"
+            f"it is written again after a delay of {backoff.initial:g} s, which grows to {backoff.cap:g} s, marked as a possible "
+            f"duplicate{self._limits()}"
         )
 
     def explain(self) -> str:
@@ -262,3 +329,19 @@ def _explained(situation: str, fate: Fate) -> str:
         return f"{situation}: {fate.text}"
     where = "a queue may hold it" if fate.may_have_been_delivered else "no queue holds it"
     return f"{situation}: {fate.text}; {fate.error} ({where})"
+
+
+def retry_rules(retry: Retry) -> RetryRules:
+    """Return the policy as the ledger needs it. Raises TypeError for anything but a `Retry`."""
+    if not isinstance(retry, Retry):
+        raise TypeError(f"retry must be a Retry, not {type(retry).__name__}")
+    return RetryRules(
+        unknown="unknown" in retry.on,
+        nacked="nacked" in retry.on,
+        overdue="overdue" in retry.on,
+        waits="not_sent" in retry.on,
+        fail_fast=retry.fail_fast,
+        attempts=retry.attempts,
+        delays=partial(retry_delay, retry.backoff or Backoff()),
+        tokens=retry.budget,
+    )

@@ -96,7 +96,8 @@ class _Traced:
         self._publish_many = producer.publish_many
         self._publish_nowait = producer.publish_nowait
         self._tracer = tracer
-        self._endpoint = producer.settings.endpoint
+        #: The first broker of the list; None where the program names the endpoints while the producer runs.
+        self._endpoint = next(iter(producer.settings.endpoints), None)
 
     async def publish(self, body: Any, **options: Any) -> Receipt:
         """`Producer.publish` in a span."""
@@ -107,7 +108,7 @@ class _Traced:
 
     async def publish_many(self, messages: Any, **options: Any) -> Sequence[Any]:
         """`Producer.publish_many` in one span."""
-        timeout = {name: options.pop(name) for name in ("timeout",) if name in options}
+        own = {name: options.pop(name) for name in ("timeout", "retry") if name in options}
         with self._span("publish", "send", options) as span:
             context = _injected()
             if options:  # bodies that share these fields
@@ -116,7 +117,7 @@ class _Traced:
                 messages = _each_async(cast("AsyncIterable[object]", messages), context)
             elif isinstance(messages, Iterable):
                 messages = (_carrying(message, context, {}) for message in cast("Iterable[object]", messages))
-            outcomes: Sequence[Any] = await self._publish_many(messages, **timeout, **options)
+            outcomes: Sequence[Any] = await self._publish_many(messages, **own, **options)
             span.set_attribute("messaging.batch.message_count", len(outcomes))
             return outcomes
 
@@ -142,8 +143,8 @@ class _Traced:
             "messaging.rabbitmq.destination.routing_key": routing_key or None,
             "messaging.message.body.size": fields.get("body_size"),
             "messaging.message.conversation_id": fields.get("correlation_id"),
-            "server.address": self._endpoint.host,
-            "server.port": self._endpoint.port,
+            "server.address": None if self._endpoint is None else self._endpoint.host,
+            "server.port": None if self._endpoint is None else self._endpoint.port,
         }
         with self._tracer.start_as_current_span(
             operation if destination is None else f"{operation} {destination}",

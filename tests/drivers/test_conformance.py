@@ -140,6 +140,16 @@ async def test_wrong_password(driver: Driver, rabbitmq: PrivateRabbitMQ, caplog:
     assert "pass-phrase" not in seen
 
 
+async def test_a_new_secret(driver: Driver, endpoint: Endpoint, listener: RecordingReports) -> None:
+    """The broker takes a new secret on the live link; a user with a password has none to check."""
+    with anyio.fail_after(_PATIENCE):
+        async with driver.open(endpoint, options(), listener) as link:
+            await link.update_secret("another")
+            async with queue(link, "secret") as envelope:
+                link.publish(Lane.MAIN, envelope, "m", b"body", None)
+                await listener.until_kind("confirmed")
+
+
 async def test_missing_vhost(driver: Driver, rabbitmq: PrivateRabbitMQ) -> None:
     """530 at connection.open is VHOST (F10)."""
     fault = await fault_of_opening(driver, Endpoint(host="127.0.0.1", port=rabbitmq.port, vhost="no/such %2F"))

@@ -490,6 +490,84 @@ async def test_the_password_in_texts_of_the_broker(driver: Driver, listener: Rec
     assert everything.count("you said ***") == 5
 
 
+# --- a new secret ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_new_secret_is_taken_beside_publishes(driver: Driver, listener: RecordingReports) -> None:
+    """The call returns with the broker's answer, twice on one link; a publish between the two is confirmed."""
+    secrets: list[str] = []
+
+    async def script(peer: Peer, channel: int) -> None:
+        while True:
+            _, frame = await peer.receive()
+            match frame:
+                case commands.Connection.UpdateSecret(new_secret=secret):
+                    secrets.append(secret)
+                    await peer.send(commands.Connection.UpdateSecretOk())
+                case commands.Basic.Publish():
+                    await peer.send(commands.Basic.Ack(1), channel)
+                case _:
+                    pass
+
+    async with linked(driver, listener, script) as link:
+        await link.update_secret("first")
+        link.publish(Lane.MAIN, Envelope(routing_key="q"), "m", b"body", None)
+        await listener.until_kind("confirmed")
+        await link.update_secret("second")
+    assert secrets == ["first", "second"]
+
+
+async def test_a_refused_secret_ends_the_link(driver: Driver, listener: RecordingReports) -> None:
+    """The fault is about the login, and neither the new secret nor the old one is in its text."""
+
+    async def script(peer: Peer, channel: int) -> None:
+        await until(peer, commands.Connection.UpdateSecret)
+        await peer.send(commands.Connection.Close(530, "NOT_ALLOWED - guest, new-secret was refused", 10, 70))
+
+    fault = await ended(driver, listener, script, lambda link: link.update_secret("new-secret"))
+    assert (fault.kind, fault.reply_code) == (FaultKind.AUTHENTICATION, 530)
+    assert "refused the new secret" in fault.text
+    assert "new-secret" not in fault.text
+    assert "NOT_ALLOWED - ***, *** was refused" in fault.text
+
+
+async def test_a_secret_without_an_answer_ends_the_link(driver: Driver, listener: RecordingReports) -> None:
+    """The broker has `declare_timeout` to answer."""
+
+    async def script(peer: Peer, channel: int) -> None:
+        await until(peer, commands.Connection.UpdateSecret)
+
+    fault = await ended(driver, listener, script, lambda link: link.update_secret("s"), declare_timeout=0.1)
+    assert fault.kind is FaultKind.STALLED
+    assert "update of the secret" in fault.text
+
+
+async def test_a_secret_that_does_not_fit_is_refused_at_the_call(driver: Driver, listener: RecordingReports) -> None:
+    """The link lives on, and the text does not show the secret."""
+
+    async def script(peer: Peer, channel: int) -> None:
+        await until(peer, commands.Basic.Publish)
+        await peer.send(commands.Basic.Ack(1), channel)
+
+    async with linked(driver, listener, script) as link:
+        with pytest.raises(LinkDown) as refused:
+            await link.update_secret("secret" * 50_000)
+        assert refused.value.fault.kind is FaultKind.AUTHENTICATION
+        assert "secretsecret" not in refused.value.fault.text
+        link.publish(Lane.MAIN, Envelope(routing_key="q"), "m", b"body", None)
+        await listener.until_kind("confirmed")
+
+
+async def test_an_answer_to_no_secret_ends_the_link(driver: Driver, listener: RecordingReports) -> None:
+    """A broker that takes a secret which nobody gave it has broken the protocol."""
+
+    async def script(peer: Peer, channel: int) -> None:
+        await until(peer, commands.Basic.Publish)
+        await peer.send(commands.Connection.UpdateSecretOk())
+
+    assert (await ended(driver, listener, script)).kind is FaultKind.ILLEGAL_FRAME
+
+
 async def test_the_port_of_tls(driver: Driver) -> None:
     """A plain-text connection to a TLS port gets an alert of seven bytes and an end: the fault says what it is."""
 

@@ -7,6 +7,7 @@ from collections import Counter
 from attrs import evolve
 
 from warrener._publishing.ledger import Delivery, Ledger, Verdict, verdict_of
+from warrener._retry_rules import RetryRules
 from warrener.errors import Fault, FaultKind
 from warrener.records import Envelope, Lane, Returned
 
@@ -26,13 +27,14 @@ class Bench:
         max_buffered_bytes: int = 10_000,
         max_in_flight: int = 100,
         at_least_once: bool = True,
+        retry: RetryRules | None = None,
         confirm_timeout: float = 30.0,
     ) -> None:
         self.ledger = Ledger(
             max_buffered=max_buffered,
             max_buffered_bytes=max_buffered_bytes,
             max_in_flight=max_in_flight,
-            at_least_once=at_least_once,
+            retry=RetryRules(unknown=at_least_once) if retry is None else retry,
             confirm_timeout=confirm_timeout,
         )
         self.now = 100.0
@@ -74,6 +76,7 @@ class Bench:
         exchange: str = "",
         routing_key: str = "q",
         mandatory: bool = True,
+        retry: RetryRules | None = None,
     ) -> Delivery:
         self.serial += 1
         delivery = Delivery(
@@ -83,6 +86,7 @@ class Bench:
             self.now + timeout,
             token,
         )
+        delivery.retry = retry
         self.ledger.accept(delivery)
         self.accepted.append(delivery)
         return delivery

@@ -27,6 +27,7 @@ from warrener.machine.endpoints import (
     begin_pass,
     endpoint_failed,
     endpoint_proven,
+    found,
     hand_over_target,
     hand_over_to,
     in_order,
@@ -70,6 +71,54 @@ def failing(record: Record, fault_of: dict[int, Fault], policy: Policy) -> Itera
             at += timer.longest
             step = transition(step.record, events.RetryTimerFired(timer.link, at), policy)
         record = step.record
+
+
+# --- a new list --------------------------------------------------------------------------------------------------
+
+
+@given(endpoints(), st.lists(st.none() | st.integers(min_value=0, max_value=3), min_size=1, max_size=4), st.data())
+def test_a_new_list_has_every_endpoint_once(before: Endpoints, kept: list[int | None], data: st.DataObject) -> None:
+    """Whatever the owner says, the queue has every endpoint of the new list once; a kept one has its record."""
+    order = data.draw(st.permutations(range(len(kept))))
+    after = found(before, tuple(kept), tuple(order))
+
+    assert sorted(after.queue) == list(range(len(kept)))
+    assert len(after.records) == len(kept)
+    for new, old in enumerate(kept):
+        first = old is not None and old < len(before.records) and kept.index(old) == new
+        assert after.records[new] == (before.records[old] if first and old is not None else EndpointRecord())
+
+
+def test_a_new_endpoint_is_dialed_first_and_a_failed_one_last() -> None:
+    """A list that has lost its second endpoint and got two new ones: they come first, the order among the others stays."""
+    before = evolve(in_order((2, 1, 0)), records=(EndpointRecord(1), EndpointRecord(2), EndpointRecord(3)))
+    after = found(before, (0, None, None, 2), (3, 2, 1, 0))
+
+    assert after.queue == (2, 1, 3, 0)
+    assert [record.failures for record in after.records] == [1, 0, 0, 3]
+
+
+def test_no_endpoint_refuses_for_good_while_none_is_known() -> None:
+    """Publishes wait for the first answer of discovery."""
+    assert not in_order(()).all_refused
+
+
+def test_discovery_that_fails_is_an_attempt_until_an_endpoint_is_known() -> None:
+    """Each failed question costs a delay of the backoff; after an answer, the endpoints of that answer are dialed."""
+    policy = Policy(backoff=Backoff(initial=1, cap=15, jitter=0, attempts=2), discovery=True)
+    record = transition(initial(), events.StartRequested(0.0, ()), policy).record
+    for expected in (1.0, 2.0):
+        step = transition(record, events.DiscoveryFailed(record.link, REFUSED, 0.0), policy)
+        record = step.record
+        assert [each.longest for each in step.effects if isinstance(each, effects.StartRetryTimer)] == [expected]
+    step = transition(record, events.DiscoveryFailed(record.link, REFUSED, 0.0), policy)
+    assert isinstance(step.record.state, states.GaveUp)
+
+    step = transition(record, events.EndpointsFound(record.link, (None, None), (1, 0), 0.0), policy)
+    assert [each.endpoint for each in dials(step.effects)] == [1]
+    step = transition(step.record, events.DialFailed(step.record.link, LOST, 0.0), policy)
+    step = transition(step.record, events.DialFailed(step.record.link, LOST, 0.0), policy)
+    assert isinstance(step.record.state, states.GaveUp)
 
 
 # --- the queue ---------------------------------------------------------------------------------------------------

@@ -35,6 +35,17 @@ class Expected:
 def endpoints_after(row: machine_table.Row, after: states.State, cause: Fault | None) -> Endpoints:
     """What a line leads to for the only endpoint, by the event alone; lines with two endpoints say it themselves."""
     endpoints = row.record.endpoints
+    if isinstance(row.event, events.EndpointsFound) and isinstance(after, states.Dialing):
+        # A new one comes first; one that was known keeps its record, and its place behind it.
+        count, old = len(row.event.kept), endpoints.records
+        if not old:
+            order = row.event.order
+            return Endpoints((EndpointRecord(),) * count, order, order[0], frozenset({order[0]}))
+        if count == 1:
+            return endpoints
+        return Endpoints((*old, EndpointRecord()), (1, 0), 1, frozenset({1}))
+    if not endpoints.records:
+        return endpoints
     record = endpoints.record
     second = endpoints.current == 1
 
@@ -55,7 +66,8 @@ def endpoints_after(row: machine_table.Row, after: states.State, cause: Fault | 
         return known(EndpointRecord(record.failures + 1, 100.0 + delay, cause, moved), last=True)
     if isinstance(row.event, events.StableTimerFired | events.PublishConfirmed) and after != row.record.state:
         return known(evolve(record, failures=0, retry_at=-math.inf))
-    if isinstance(row.event, events.ReconnectRequested) and after != row.record.state:
+    asked = row.policy.discovery and isinstance(row.record.state, states.Waiting)
+    if isinstance(row.event, events.ReconnectRequested) and (after != row.record.state or asked):
         return known(evolve(record, retry_at=-math.inf))
     if isinstance(row.record.state, states.Idle) and isinstance(after, states.Dialing):
         return Endpoints(tried=frozenset({0}))
@@ -78,6 +90,8 @@ NEXT_DIAL = (effects.Dial(4, 0, 1), TOLD)
 THIRD = effects.StartRetryTimer(3, 2.0, 4.0)  # attempt number 2, counted from 0: 1 s * 2 ** 2, jitter 0.5
 FIRST = effects.StartRetryTimer(3, 0.5, 1.0)
 SLOWEST = effects.StartRetryTimer(3, 30.0, 60.0)
+ASK_AT_ONCE, ASK_AT_ONCE_FIRST = effects.StartRetryTimer(3, 0.0, 0.0), effects.StartRetryTimer(0, 0.0, 0.0)
+TOLD_IF_ANY = "Announce(before, after, the event's fault)"
 SHUT = "StopPublishing(3, fault)"
 FAIL = "FailPending(fault)"
 REFUSE = "RefusePublishing(fault)"
@@ -123,6 +137,7 @@ EXPECTED: dict[str, Expected] = {
     "Idle: start_jitter of 5 s | StartRequested": then(
         states.Waiting(0), effects.StartRetryTimer(0, 0.0, 5.0), TOLD, breaker=Breaker()
     ),
+    "Idle: discovery | StartRequested": then(states.Waiting(0), ASK_AT_ONCE_FIRST, TOLD, breaker=Breaker()),
     "Idle, GaveUp, Closing, Closed | AdmissionRequested": then(None, effects.Refuse(math.inf)),
     "Idle, GaveUp | StopRequested, drain": then(CLOSED, *END),
     "Idle, Waiting, GaveUp | StopRequested, no drain": then(CLOSED, *END),
@@ -473,7 +488,31 @@ EXPECTED: dict[str, Expected] = {
         CLOSED, FAIL, *CANCEL_ALL, TOLD_WHY, effects.Finish(), last_fault=CAUSE
     ),
     # Waiting, GaveUp, Closing, Closed
-    "Waiting | RetryTimerFired": then(states.Dialing(4), *NEXT_DIAL, attempts=3),
+    "Waiting | RetryTimerFired / EndpointsFound / DiscoveryFailed": then(
+        states.Dialing(4), effects.Dial(4, 0, 1), TOLD_IF_ANY, attempts=3, last_fault=CAUSE
+    ),
+    "Waiting | EndpointsFound, a new one": then(states.Dialing(4), effects.Dial(4, 1, 0), TOLD, attempts=3),
+    "Waiting | EndpointsFound, none": then(None),
+    "Waiting: discovery | ReconnectRequested": then(None, effects.CancelTimer("retry"), ASK_AT_ONCE, hinted_at=100.0),
+    "Waiting: discovery, no endpoint known | RetryTimerFired / EndpointsFound, none": then(None),
+    "Waiting: discovery, no endpoint known | EndpointsFound": then(
+        states.Dialing(4), effects.Dial(4), TOLD, attempts=3
+    ),
+    "Waiting: discovery, no endpoint known | EndpointsFound, a new one": then(
+        states.Dialing(4), effects.Dial(4), TOLD, attempts=3
+    ),
+    "Waiting: discovery, no endpoint known | DiscoveryFailed": then(
+        states.Waiting(4),
+        effects.StartRetryTimer(4, 4.0, 8.0),
+        TOLD_WHY,
+        attempts=3,
+        last_fault=CAUSE,
+        **failures(2),
+    ),
+    "Waiting: discovery, no endpoint known, attempts used up | DiscoveryFailed": then(
+        states.GaveUp(4), FAIL, TOLD_WHY, attempts=10, last_fault=CAUSE, **failures(2)
+    ),
+    "GaveUp: discovery | ReconnectRequested": then(WAITING, ASK_AT_ONCE, TOLD, attempts=0, hinted_at=100.0),
     "Waiting | ReconnectRequested": then(
         states.Dialing(4), effects.CancelTimer("retry"), *NEXT_DIAL, attempts=3, hinted_at=100.0
     ),
@@ -497,6 +536,8 @@ def expected_step(row: machine_table.Row, expected: Expected) -> Step:
     if isinstance(before.state, states.Idle) and isinstance(after, states.Closed):
         after = states.Closed(0)
     changes: dict[str, Any] = {name: cause if value is CAUSE else value for name, value in expected.changes.items()}
+    if changes.get("last_fault", before) is None:
+        del changes["last_fault"]
     if changes.get("endpoints") is FAILED_OVER:
         first = endpoints_after(row, after, cause).record
         changes["endpoints"] = Endpoints((first, EndpointRecord()), (1, 0), 1, frozenset({0, 1}))
@@ -517,6 +558,7 @@ def expected_step(row: machine_table.Row, expected: Expected) -> Step:
     fill: dict[str, effects.Effect] = {
         TOLD: effects.Announce(before.state, after),
         TOLD_WHY: effects.Announce(before.state, after, cause),
+        TOLD_IF_ANY: effects.Announce(before.state, after, cause),
         "Announce(before, after, its fault)": effects.Announce(before.state, after, record.last_fault),
     }
     fill[LEFT] = effects.StopPublishing(3, cause or LEAVING)

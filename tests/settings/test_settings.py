@@ -6,6 +6,7 @@ import base64
 import math
 import os
 import ssl
+from typing import Any
 from urllib.parse import quote
 
 import attrs
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
+from warrener._settings.addresses import Addresses
 from warrener._settings.settings import RULES, Settings, SettingsFields, endpoint_from_url
 from warrener._settings.sources import defaults
 from warrener.errors import SettingsError
@@ -63,6 +65,9 @@ DEFAULTS = {
     "max_inbound_body": 1_048_576,
     "require_tls": False,
     "ssl_context": None,
+    "credentials": None,
+    "discovery": None,
+    "addresses": Addresses(),
     "topology": (),
 }
 
@@ -176,8 +181,9 @@ def test_the_query_sets_every_row(variable: str, text: str, setting: str, expect
 
 
 def test_every_row_that_text_can_set_is_in_the_table_above() -> None:
-    """The table of texts misses no row: topology, retry and ssl_context alone are for code only."""
-    assert {setting for _, _, setting, _ in TEXTS} == {"name", *DEFAULTS} - {"topology", "ssl_context", "retry"}
+    """The table of texts misses no row: those that hold a function or a value of a class are for code only."""
+    code_only = {"topology", "ssl_context", "retry", "credentials", "discovery", "addresses"}
+    assert {setting for _, _, setting, _ in TEXTS} == {"name", *DEFAULTS} - code_only
     assert {variable.lower() for variable, _, _, _ in TEXTS} | {"mechanism", "server_hostname"} == set(RULES)
 
 
@@ -678,8 +684,8 @@ def test_any_environment_is_valid_or_a_settings_error(texts: dict[str, str]) -> 
 
 
 def test_the_keywords_that_type_checkers_know_are_the_settings() -> None:
-    """Every row of the record but the endpoints, every row that text can set, and no other."""
-    rows = {attribute.alias for attribute in attrs.fields(Settings)} - {"endpoints"}
+    """Every row of the record, every row that text can set, and no other; a callable for the endpoints is `discovery`."""
+    rows = {attribute.alias for attribute in attrs.fields(Settings)} - {"discovery", "addresses"}
     assert set(SettingsFields.__annotations__) == rows | set(RULES)
 
 
@@ -727,3 +733,45 @@ def test_schemes_may_be_mixed_where_that_is_written_down() -> None:
 
     assert [each.tls for each in settings.endpoints] == [False, True]
     assert settings.heartbeat == 5.0
+
+
+# --- what the program is asked for ------------------------------------------------------------------------------------
+
+
+async def _never() -> Any:
+    raise AssertionError("resolving settings asks for nothing")
+
+
+def test_endpoints_stand_in_for_a_url() -> None:
+    """With `endpoints` no URL is needed, and RABBITMQ_URL is not read; a URL beside it is a contradiction."""
+    settings = _resolve(None, {"RABBITMQ_URL": "amqp://no user"}, endpoints=_never)
+    assert (settings.endpoints, settings.discovery) == ((), _never)
+    with pytest.raises(SettingsError, match="a URL and endpoints are both given"):
+        _resolve(URL, endpoints=_never)
+    with pytest.raises(SettingsError, match="has its endpoints already"):
+        _resolve(_resolve(), endpoints=_never)
+    with pytest.raises(SettingsError, match="keep one of them"):
+        Settings(endpoints=_resolve().endpoints, discovery=_never)
+
+
+def test_credentials_stand_in_for_the_user_of_a_url() -> None:
+    """A host that is not local needs a user, unless the program is asked for it."""
+    with pytest.raises(SettingsError, match="has no user"):
+        _resolve("amqp://broker.example/")
+    assert _resolve("amqp://broker.example/", credentials=_never).credentials is _never
+
+
+@pytest.mark.parametrize("name", ["credentials", "endpoints"])
+def test_what_is_asked_must_be_callable(name: str) -> None:
+    """A value in place of a function is refused by the keyword's own name, without showing it."""
+    wrong: dict[str, Any] = {name: "s3cret"}
+    with pytest.raises(SettingsError, match=f"{name} must be an async function, not str") as refused:
+        _resolve(None if name == "endpoints" else URL, **wrong)
+    assert "s3cret" not in str(refused.value)
+
+
+def test_a_certificate_and_credentials_are_a_contradiction() -> None:
+    """EXTERNAL sends neither user nor password."""
+    context = ssl.create_default_context()
+    with pytest.raises(SettingsError, match="EXTERNAL"):
+        _resolve("amqps://broker.example/", mechanism="EXTERNAL", ssl_context=context, credentials=_never)

@@ -23,6 +23,7 @@ from warrener._publishing.admission import Admission
 from warrener._publishing.destinations import Destinations
 from warrener._publishing.ledger import Delivery, Ledger, Ticket
 from warrener._publishing.sender import Sender
+from warrener._retry_rules import RetryRules
 from warrener.errors import Fault, FaultKind, Nacked, PublishError, Unconfirmed
 from warrener.machine import Backoff, Breaker, Permit, Policy, effects, events, initial, retry_after, states, transition
 from warrener.records import Envelope, Lane, Receipt
@@ -226,7 +227,7 @@ class Joint(RuleBasedStateMachine):
             max_buffered=MAX_BUFFERED,
             max_buffered_bytes=10_000,
             max_in_flight=MAX_IN_FLIGHT,
-            at_least_once=at_least_once,
+            retry=RetryRules(unknown=at_least_once),
             confirm_timeout=CONFIRM_TIMEOUT,
         )
         parking: Any = Parking(self)

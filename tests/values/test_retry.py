@@ -14,15 +14,17 @@ import warrener.errors
 from warrener import Backoff, Budget, Retry, Settings, SettingsError
 from warrener.retry import COSTS, Situation, Spending, accrued, spent
 
-PAGE = (Path(__file__).parents[2] / "docs/guarantees.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs/retry-policies.md").read_text()
 PRESETS = {name: getattr(Retry, name)() for name in ("at_least_once", "at_most_once", "persistent", "fire_and_confirm")}
 URL = "amqp://localhost/"
+#: The tables of the page, by the policy that stands above each.
+TABLES = dict(re.findall(r"^`(Retry[^`]*)`:[^\n]*\n\n```text\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE))
 
 
 @pytest.mark.parametrize(
     ("policy", "words"),
     [
-        ({"on": {"lost"}}, ["`on` must be a set of 'unknown', 'nacked' and 'not_sent'", "lost"]),
+        ({"on": {"lost"}}, ["`on` must be a set of 'unknown', 'nacked', 'not_sent' and 'overdue'", "lost"]),
         ({"on": "unknown"}, ["`on` must be a set", "unknown"]),
         ({"on": 5}, ["`on` must be a set", "5"]),
         ({"attempts": 0}, ["attempts", "at least 1"]),
@@ -36,6 +38,13 @@ URL = "amqp://localhost/"
         ({"on": {"unknown"}}, ["'unknown'", "must contain 'not_sent'"]),
         ({"on": {"nacked"}}, ["'nacked'", "must contain 'not_sent'"]),
         ({"backoff": Backoff()}, ["backoff", "lacks 'nacked'"]),
+        (
+            {"on": {"nacked", "not_sent"}, "backoff": Backoff(attempts=3)},
+            ["backoff has attempts=3", "Retry(attempts=…)"],
+        ),
+        ({"on": {"overdue", "not_sent"}}, ["'overdue'", "must contain 'unknown'"]),
+        ({"on": {"overdue", "unknown"}}, ["must contain 'not_sent'"]),
+        ({"on": {"overdue", "unknown", "not_sent"}, "attempts": 1}, ["attempts=1", "'overdue'"]),
         ({"on": {"not_sent"}, "budget": Budget()}, ["budget", "nothing is written again"]),
         ({"on": (), "fail_fast": False}, ["fail_fast=False", "add it"]),
     ],
@@ -86,17 +95,24 @@ def test_the_presets_do_as_they_are_called() -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_page_prints_the_explanation(name: str) -> None:
-    """docs/guarantees.md holds the table of each preset, word for word."""
-    section = PAGE.split("## Retry policies")[1]
-    blocks = dict(re.findall(r"`Retry\.(\w+)\(\)`[^\n]*\n\n```text\n(.*?)```", section, re.DOTALL))
-    assert blocks[name] == PRESETS[name].explain() + "\n"
+    """docs/retry-policies.md holds the table of each preset, word for word."""
+    assert TABLES[f"Retry.{name}()"] == PRESETS[name].explain() + "\n"
+
+
+def test_every_table_of_the_page_is_what_its_policy_explains() -> None:
+    """The policies beside the tables are Python."""
+    assert len(TABLES) == 6
+    for policy, table in TABLES.items():
+        made = eval(policy, {"Retry": Retry, "Budget": Budget})  # noqa: S307 - the text of our own page
+        assert made.explain() + "\n" == table
 
 
 def test_a_nack_is_explained() -> None:
     """With the delay, the limit and the budget."""
     policy = Retry(on={"unknown", "nacked", "not_sent"}, attempts=4, backoff=Backoff(initial=2), budget=Budget())  # type: ignore[arg-type]
     assert policy.fate(Situation.NACKED).text == (
-        "it is written again after a delay of 2 s, which grows to 15 s, at most 4 times in all, as far as the budget allows"
+        "it is written again after a delay of 2 s, which grows to 15 s, marked as a possible duplicate, at most 4 times in all, "
+        "as far as the budget allows"
     )
 
 
@@ -111,6 +127,15 @@ def test_the_policy_of_a_producer() -> None:
     assert Settings.resolve(URL, environ={}, retry=policy).retry_policy is policy
     with pytest.raises(SettingsError, match="delivery is at_most_once, but retry writes messages again"):
         Settings.resolve(URL, environ={}, delivery="at_most_once", retry=policy)
+    late = Retry(on={"nacked", "not_sent"}, backoff=Backoff(initial=10, jitter=0.5))  # type: ignore[arg-type]
+    with pytest.raises(SettingsError, match="no message would be written again"):
+        Settings.resolve(URL, environ={}, retry=late, publish_timeout=5)
+    assert Settings.resolve(URL, environ={}, retry=late, publish_timeout=6).retry_policy is late
+    overdue = Retry(on={"unknown", "overdue", "not_sent"})  # type: ignore[arg-type]
+    with pytest.raises(SettingsError, match="no message would be overdue before its deadline"):
+        Settings.resolve(URL, environ={}, retry=overdue, publish_timeout=30)
+    with pytest.raises(SettingsError, match="delivery is at_most_once"):
+        Settings.resolve(URL, environ={}, retry=overdue, delivery="at_most_once")
     with pytest.raises(SettingsError, match="retry must be a Retry"):
         Settings.resolve(URL, environ={}, retry="persistent")  # type: ignore[arg-type]
 
@@ -143,6 +168,33 @@ def test_an_idle_budget_comes_to_its_floor(budget: Budget, tokens: float) -> Non
     """It forgets, both ways, within a few windows."""
     later = accrued(budget, Spending(tokens, 0.0), 40 * budget.window)
     assert later.tokens == pytest.approx(budget.floor * budget.window, abs=1e-6)
+
+
+def test_a_budget_forgets_the_messages_of_long_ago() -> None:
+    """1,000 messages, spread over an hour in which nothing was paid, are worth those of about one window."""
+    budget = Budget(ratio=0.1, floor=0, window=10)
+    budget.first_attempts(0, 0.0)
+    budget.first_attempts(1000, 3600.0)
+
+    assert not budget.paid(0.3, 3600.0)
+    assert budget.paid(0.27, 3600.0)
+
+
+def test_equal_budgets_are_two_accounts() -> None:
+    """Whoever holds the same object shares its tokens; `==` compares the values."""
+    one, other = Budget(floor=0.1), Budget(floor=0.1)
+    assert one == other
+    assert one.paid(1, 0.0)
+    assert not one.paid(1, 0.0)
+    assert other.paid(1, 0.0)
+
+
+def test_a_budget_begins_anew_in_another_event_loop() -> None:
+    """Its clock may show an earlier time; a few seconds of difference are not taken for that."""
+    budget = Budget(floor=0.1)
+    assert budget.paid(1, 1_000_000.0)
+    assert not budget.paid(1, 999_995.0)
+    assert budget.paid(1, 5.0)
 
 
 def test_a_budget_does_not_run_backwards() -> None:

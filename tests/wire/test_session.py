@@ -372,6 +372,16 @@ def test_texts_without_the_password_stay_as_they_are() -> None:
     ]
 
 
+def test_a_new_secret_is_masked_beside_the_old_one() -> None:
+    """A broker may quote either of them after the update."""
+    session = Session(Credentials("ann", "old-secret"), Sink())
+    for frame in (START, commands.Connection.Tune(2047, 131072, 60), commands.Connection.OpenOk()):
+        session.receive(marshalled(frame))
+    session.update_secret("new-secret")
+    (told,) = session.receive(marshalled(commands.Connection.Blocked("old-secret, new-secret and ann")))
+    assert told == events.Blocked("***, *** and ann")
+
+
 def test_update_secret() -> None:
     """A new secret goes out and its answer is told; an answer nobody asked for is illegal."""
     session = opened()

@@ -46,6 +46,7 @@ SHUTDOWN = Fault(FaultKind.CLOSED_BY_BROKER, "CONNECTION_FORCED", reply_code=320
 REFUSED = Fault(FaultKind.UNREACHABLE, "connection refused")
 PASSWORD = Fault(FaultKind.AUTHENTICATION, "ACCESS_REFUSED", reply_code=403)
 MISMATCH = Fault(FaultKind.TOPOLOGY, "PRECONDITION_FAILED", reply_code=406, entity="queue 'tasks'")
+NO_ANSWER = Fault(FaultKind.LOOKUP, "endpoints() did not answer")
 NO_EXCHANGE = Fault(FaultKind.CHANNEL_CLOSED, "NOT_FOUND", reply_code=404)
 
 #: One endpoint that failed once, the same with another endpoint that is ready, the second one, and one that works.
@@ -53,6 +54,8 @@ ONE = Endpoints((EndpointRecord(1, AT - 20, LOST, 1),), tried=frozenset({0}))
 TWO = Endpoints((ONE.record, EndpointRecord()), (0, 1), tried=frozenset({0}))
 SECOND = Endpoints((EndpointRecord(1, AT + 10, PASSWORD, 1), ONE.record), (1, 0), 1, frozenset({0, 1}))
 WORKING = Endpoints((EndpointRecord(0, last_fault=LOST, address=1),), tried=frozenset({0}))
+#: Discovery has not named any endpoint yet.
+NONE_KNOWN = Endpoints((), (), 0)
 WORKING_TWO = Endpoints((WORKING.record, EndpointRecord()), (0, 1), tried=frozenset({0}))
 
 #: A breaker with one failure less than its threshold, an open one, a half-open one, and one whose only probe is out.
@@ -121,6 +124,7 @@ _STAY = Policy(backoff=_BACKOFF)
 _RAISE = Policy(backoff=_BACKOFF, when_exhausted="raise")
 _START_JITTER = Policy(backoff=_BACKOFF, start_jitter=5.0)
 _PREFER = Policy(backoff=_BACKOFF, prefer="first")
+_DISCOVERY = Policy(backoff=_BACKOFF, discovery=True)
 _CLOSES = tuple(AT - seconds for seconds in (9, 7, 5, 3, 1))
 
 
@@ -144,6 +148,7 @@ def _situations(state: states.State) -> Iterator[tuple[str, Record, Policy]]:
     if isinstance(state, states.Idle):
         yield "", Record(), _STAY
         yield "start_jitter of 5 s", Record(), _START_JITTER
+        yield "discovery", Record(), _DISCOVERY
         return
     yield "", plain, _STAY
     seeking = isinstance(
@@ -151,6 +156,7 @@ def _situations(state: states.State) -> Iterator[tuple[str, Record, Policy]]:
     )
     if isinstance(state, (states.Waiting, states.GaveUp)):
         yield "less than 1 s after the last hint", evolve(plain, hinted_at=AT - 0.5), _STAY
+        yield from _with_discovery(state, plain)
     if isinstance(state, (states.Dialing, states.Restoring, states.Up)):
         yield "blocked", evolve(plain, state=evolve(state, blocked=True)), _STAY
     if isinstance(state, (states.Dialing, states.Restoring)):
@@ -183,6 +189,15 @@ def _situations(state: states.State) -> Iterator[tuple[str, Record, Policy]]:
         yield "not on the preferred endpoint", evolve(plain, endpoints=SECOND), _PREFER
     if isinstance(state, states.Closing):
         yield "aborted", evolve(plain, state=states.Closing(LINK, aborted=True)), _STAY
+
+
+def _with_discovery(state: states.State, plain: Record) -> Iterator[tuple[str, Record, Policy]]:
+    """Yield the cases of a producer that asks for its endpoints."""
+    yield "discovery", plain, _DISCOVERY
+    if isinstance(state, states.Waiting):
+        unknown = evolve(plain, endpoints=NONE_KNOWN)
+        yield "discovery, no endpoint known", unknown, _DISCOVERY
+        yield "discovery, no endpoint known, attempts used up", evolve(unknown, attempts=9), _DISCOVERY
 
 
 _BREAKERS = (
@@ -218,6 +233,10 @@ _OCCASIONS: tuple[tuple[str, Callable[[int], events.Event]], ...] = (
     ("LinkLost, topology refused", lambda link: events.LinkLost(link, MISMATCH, AT)),
     ("LinkClosed", lambda link: events.LinkClosed(link, AT)),
     ("RetryTimerFired", lambda link: events.RetryTimerFired(link, AT)),
+    ("EndpointsFound", lambda link: events.EndpointsFound(link, (0,), (0,), AT)),
+    ("EndpointsFound, a new one", lambda link: events.EndpointsFound(link, (0, None), (0, 1), AT)),
+    ("EndpointsFound, none", lambda link: events.EndpointsFound(link, (), (), AT)),
+    ("DiscoveryFailed", lambda link: events.DiscoveryFailed(link, NO_ANSWER, AT)),
     ("ReconnectRequested", lambda _: events.ReconnectRequested(AT)),
     ("HandOverRequested", lambda _: events.HandOverRequested(AT)),
     ("InFlightSettled", lambda link: events.InFlightSettled(link, AT)),
@@ -316,6 +335,11 @@ def _state_words(state: states.State) -> str:
 
 
 def _endpoint_words(before: Endpoints, after: Endpoints) -> Iterator[str]:
+    if len(before.records) != len(after.records):
+        yield f"endpoints {_change(len(before.records), len(after.records))}"
+        return
+    if not before.records:
+        return
     was, now = before.record, after.records[before.current]
     if now.failures > was.failures:
         yield "endpoint failed"

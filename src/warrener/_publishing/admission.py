@@ -20,12 +20,8 @@ from warrener._publishing.destinations import Destinations, described, of
 from warrener._publishing.ledger import Delivery, Ledger
 from warrener._supervision.supervisor import Supervisor
 from warrener.errors import BufferFull, CircuitOpen, DeadlineExceeded, InvalidMessage, NotSent, PublishError
-from warrener.retry import Retry
 
 __all__ = ["Admission"]
-
-
-_AT_LEAST_ONCE = Retry.at_least_once()
 
 
 @define(eq=False)
@@ -49,7 +45,6 @@ class Admission:
         destinations: Destinations,
         *,
         max_block: float,
-        retry: Retry = _AT_LEAST_ONCE,
     ) -> None:
         #: Why nothing is accepted any more; None while messages are accepted.
         self.refusal: Callable[[str], PublishError] | None = None
@@ -62,9 +57,6 @@ class Admission:
         self._backend = backend
         self._supervisor = supervisor
         self._max_block = max_block
-        self._fail_fast = retry.fail_fast
-        #: Whether new messages wait for a link.
-        self.waits_for_link = "not_sent" in retry.on
         #: The sweeps of the ledger that the waiters have followed.
         self._sweeps = 0
         #: Since when no message can be written (no link, or blocked); None while messages can be written.
@@ -83,17 +75,18 @@ class Admission:
         refusal = self._refused_by_destination(delivery)
         if refusal is not None:
             return refusal
-        supervisor = self._supervisor
-        if not self.waits_for_link and self._stalled_since is not None:
+        supervisor, retry = self._supervisor, self._ledger.rules.retry_of(delivery)
+        if not retry.waits and self._stalled_since is not None:
             self.destinations.left(delivery)
             fault = self._ledger.settlement.last_fault
             return NotSent(
                 delivery.message_id, "no message can be written now, and the policy does not wait", last_fault=fault
             )
-        if supervisor.breaker_closed or not self._fail_fast:
+        if supervisor.breaker_closed or not retry.fail_fast:
             return None
-        # Half open: accepted messages go first, so a new message is a probe only when no other message waits.
-        permit = supervisor.admit() if not self._ledger.buffered else supervisor.patience()
+        # Half open: accepted messages go first, so a new message is a probe only when none of them waits to be written.
+        others = self._ledger.buffered > len(self._ledger.delayed)
+        permit = supervisor.patience() if others else supervisor.admit()
         if isinstance(permit, float):
             self.destinations.left(delivery)
             return CircuitOpen(

@@ -11,6 +11,7 @@ from warrener._publishing.destinations import Destinations
 from warrener._publishing.ledger import Ledger
 from warrener._publishing.sender import Sender
 from warrener._settings.settings import Settings
+from warrener._supervision.endpoint_list import EndpointList
 from warrener._supervision.supervisor import Supervisor
 from warrener._supervision.topology import LiveTopology
 from warrener.drivers.base import Driver
@@ -34,8 +35,12 @@ def assembled(
     supervisor = Supervisor(
         name=s.name,
         driver=driver,
-        endpoints=s.endpoints,
-        endpoint_order=s.endpoint_order,
+        endpoints=EndpointList(
+            s.endpoints,
+            shuffle=rng.shuffle if s.endpoint_order == "shuffled" else None,
+            discover=None if s.discovery is None else s.discover,
+        ),
+        credentials=s.credentials,
         options=s.link_options(),
         topology=LiveTopology(s.topology, strict=s.topology_errors == "strict"),
         policy=Policy(
@@ -47,12 +52,13 @@ def assembled(
             abort_timeout=s.abort_timeout,
             start_jitter=s.start_jitter,
             prefer=s.prefer,
+            discovery=s.discovery is not None,
             when_exhausted=s.when_exhausted,
         ),
         clock=backend.clock,
         rng=rng,
     )
-    admission = Admission(ledger, backend, supervisor, destinations, max_block=s.max_block, retry=s.retry_policy)
+    admission = Admission(ledger, backend, supervisor, destinations, max_block=s.max_block)
     sender = Sender(ledger, backend, supervisor, admission, name=s.name, confirm_timeout=s.confirm_timeout, tell=tell)
     supervisor.publishing = sender
     return supervisor, sender

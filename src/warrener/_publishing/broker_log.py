@@ -1,14 +1,15 @@
-"""The log lines that a broker can cause again and again: returned messages, and blocked publishing. Each kind has a limit."""
+"""Log lines that can come again and again: returned messages, blocked publishing, forbidden attempts. Each has a limit."""
 
 from __future__ import annotations
 
 import logging
+import math
 
-from warrener._log_limit import LogLimit
+from warrener._log_limit import WINDOW, LogLimit
 from warrener.errors import printable
 from warrener.records import Returned
 
-__all__ = ["BlockedLog", "ReturnsLog"]
+__all__ = ["BlockedLog", "ReturnsLog", "SuppressedLog"]
 
 log = logging.getLogger("warrener")
 
@@ -26,13 +27,11 @@ class ReturnsLog:
             log.warning("%s: %d more returned messages were not logged one by one", self._name, left_out)
         if self._limit.allows():
             log.warning(
-                "%s: returned by the broker: exchange %r, routing key %r, code %d %s, message %s",
+                "%s: returned by the broker: %s, code %d %s",
                 self._name,
-                printable(returned.exchange),
-                printable(returned.routing_key),
+                returned.shown,
                 returned.reply_code,
-                printable(returned.reply_text),
-                printable(returned.message_id or "?"),
+                returned.reply_text,
             )
 
 
@@ -58,3 +57,24 @@ class BlockedLog:
         if self._told_blocked:
             self._told_blocked = False
             log.info("%s: the broker takes publishes again", self._name)
+
+
+class SuppressedLog:
+    """Logs how many further attempts were forbidden since the last line, at most one line in 10 seconds."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._logged = 0
+        self._next_at = -math.inf
+
+    def note(self, suppressed: int, now: float) -> None:
+        """Log the number of forbidden attempts, `suppressed` since the start, if it has grown and a line is due."""
+        if suppressed == self._logged or now < self._next_at:
+            return
+        log.warning(
+            "%s: the retry budget, or the share of a destination, forbade %d further attempts (%d since the start)",
+            self._name,
+            suppressed - self._logged,
+            suppressed,
+        )
+        self._logged, self._next_at = suppressed, now + WINDOW

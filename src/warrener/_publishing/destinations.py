@@ -9,7 +9,7 @@ written in any case. At most `limit` destinations are remembered; then the one l
 from __future__ import annotations
 
 from warrener._publishing.ledger import Delivery
-from warrener.errors import CircuitOpen, Nacked, printable
+from warrener.errors import CircuitOpen, printable
 from warrener.machine import Breaker
 from warrener.machine.breaker import admit, failed, released, retry_after, succeeded
 from warrener.records import Receipt
@@ -56,11 +56,9 @@ class Destinations:
         )
 
     def ended(self, delivery: Delivery, now: float) -> None:
-        """A message has its outcome."""
+        """A message has its outcome; a nack was told before."""
         destination, permit = of(delivery), delivery.destination_permit
-        if type(delivery.outcome) is Nacked:
-            self._nacked(destination, delivery, now)
-        elif (breaker := self._breakers.get(destination)) is not None:
+        if (breaker := self._breakers.get(destination)) is not None:
             if type(delivery.outcome) is Receipt:
                 breaker = succeeded(breaker, permit, now)
                 if breaker.state == "closed":
@@ -72,13 +70,16 @@ class Destinations:
                 self._breakers[destination] = released(breaker, permit)
         delivery.destination_permit = None
 
-    def _nacked(self, destination: Destination, delivery: Delivery, now: float) -> None:
+    def nacked(self, delivery: Delivery, now: float) -> None:
+        """The broker has nacked a message, whether it is written again or not."""
         if self._breaker is None:
             return
+        destination = of(delivery)
         breaker = self._breakers.pop(destination, self._breaker)
         permit = delivery.destination_permit
         if permit is not None or breaker.state != "half_open":
             breaker = failed(breaker, permit, now)
+        delivery.destination_permit = None
         self._breakers[destination] = breaker
         self.active = True
         if len(self._breakers) > self._limit:

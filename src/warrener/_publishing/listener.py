@@ -57,7 +57,10 @@ class LinkFacts:
         """basic.nack."""
         sender = self._sender
         if sender.number == self._number:
-            sender.settle(self._ledger.answers.nacked(channel, tag, multiple, sender.backend.clock()))
+            now = sender.backend.clock()
+            settled = self._ledger.answers.nacked(channel, tag, multiple, now)
+            sender.note_nacks(now)
+            sender.settle(settled)
             sender.pump()
 
     def returned(self, channel: int, returned: Returned) -> None:

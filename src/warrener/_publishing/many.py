@@ -10,6 +10,7 @@ from warrener._publishing.batches import Batch
 from warrener._publishing.envelopes import Envelopes
 from warrener._publishing.ledger import Delivery
 from warrener._publishing.sender import Sender
+from warrener._retry_rules import RetryRules
 from warrener.errors import DeadlineExceeded, InvalidMessage
 from warrener.records import Body, Message, MessageFields
 
@@ -23,12 +24,21 @@ STRIDE = 128
 class ManyPublishes:
     """The messages of one `publish_many`, which share a deadline and, if they are bodies, their fields."""
 
-    def __init__(self, sender: Sender, envelopes: Envelopes, deadline: float, fields: MessageFields) -> None:
+    def __init__(
+        self,
+        sender: Sender,
+        envelopes: Envelopes,
+        deadline: float,
+        fields: MessageFields,
+        retry: RetryRules | None = None,
+    ) -> None:
         self.batch = Batch()
         self._sender = sender
         self._envelopes = envelopes
         self._deadline = deadline
         self._fields = fields
+        #: The policy of these messages; None: the producer's.
+        self._retry = retry
         self._bodies_allowed = bool(fields.get("routing_key") or fields.get("exchange"))
 
     async def publish(self, messages: Iterable[Body | Message] | AsyncIterable[Body | Message]) -> None:
@@ -64,6 +74,8 @@ class ManyPublishes:
         except InvalidMessage as refused:
             batch.items.append(refused)
             return True
+        if self._retry is not None:
+            delivery.retry = self._retry
         batch.items.append(delivery)
         admission = sender.admission
         refusal = admission.refused(delivery)

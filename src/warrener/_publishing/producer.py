@@ -68,6 +68,7 @@ from warrener.records import (
     Stored,
     TargetFields,
 )
+from warrener.retry import Retry, retry_rules
 from warrener.topology import Declaration, Exchange, standard_exchanges
 from warrener.tracing import instrument
 
@@ -118,8 +119,7 @@ class Producer(Declaring):
             max_buffered_bytes=s.max_buffered_bytes,
             max_in_flight=s.max_in_flight,
             max_in_flight_bytes=s.max_in_flight_bytes,
-            at_least_once="unknown" in s.retry_policy.on,
-            attempts=s.retry_policy.attempts,
+            retry=retry_rules(s.retry_policy),
             confirm_timeout=s.confirm_timeout,
             refusal_memory=s.refusal_memory,
             max_destinations=s.max_destinations,
@@ -129,7 +129,7 @@ class Producer(Declaring):
         self._destinations = Destinations(s.breaker, s.max_destinations)
 
     def __repr__(self) -> str:
-        return f"<Producer {self.name!r} {self.settings.endpoint} {self.connection_state.value}>"
+        return f"<Producer {self.name!r} {self.status().endpoint} {self.connection_state.value}>"
 
     # --- life -------------------------------------------------------------------------------------------------------
 
@@ -230,13 +230,19 @@ class Producer(Declaring):
 
     @with_message_fields
     async def publish(
-        self, body: Body | Message, *, timeout: float = PUBLISH_TIMEOUT, **fields: Unpack[MessageFields]
+        self,
+        body: Body | Message,
+        *,
+        timeout: float = PUBLISH_TIMEOUT,
+        retry: Retry | None = None,
+        **fields: Unpack[MessageFields],
     ) -> Receipt:
         """Publish one message; return when the broker has confirmed it.
 
         Either ``publish(body, **fields of Message)`` or ``publish(message)``; both mixed is a TypeError. `timeout` is
         seconds from the call (default: the producer's `publish_timeout`; ``math.inf`` allowed). It bounds the whole call:
-        the wait for capacity, for a link, and for the confirm.
+        the wait for capacity, for a link, and for the confirm. `retry` is the policy of this message alone; None: the
+        producer's.
 
         Raises a `PublishError`; its `may_have_been_delivered` says whether a queue may hold the message. If this call is
         cancelled before the message is written, nothing is sent. If it is cancelled later, `outcomes()` tells the outcome.
@@ -247,7 +253,7 @@ class Producer(Declaring):
             raise self._not_here()
         await backend.checkpoint_if_cancelled()
         allowed = self._publish_timeout if timeout is PUBLISH_TIMEOUT else seconds(timeout, self._publish_timeout)
-        if type(body) is bytes and (envelope := self._envelopes.known(fields)) is not None:
+        if type(body) is bytes and retry is None and (envelope := self._envelopes.known(fields)) is not None:
             ticket = Ticket()
             if sender.join(envelope, body, ticket, allowed):
                 await backend.park(ticket, sender.left)
@@ -261,6 +267,8 @@ class Producer(Declaring):
         except InvalidMessage:
             await anyio.lowlevel.checkpoint()
             raise
+        if retry is not None:
+            delivery.retry = retry_rules(retry)
         admission = sender.admission
         refusal = admission.refused(delivery)
         if refusal is not None:
@@ -287,40 +295,53 @@ class Producer(Declaring):
         messages: Iterable[Body | Message] | AsyncIterable[Body | Message],
         *,
         timeout: float = PUBLISH_TIMEOUT,
+        retry: Retry | None = None,
         **fields: Unpack[MessageFields],
     ) -> Sequence[Receipt | PublishError]:
         """Publish many messages, pipelined; return their outcomes in the order given, errors as values.
 
         Either messages, or bodies that share the fields given; a routing key or an exchange must be among the fields of
         bodies. Messages are accepted as capacity comes free, so their number has no limit. `timeout` is seconds from the
-        call; messages that are not written by then end as `NotSent`.
+        call; messages that are not written by then end as `NotSent`. `retry` is the policy of these messages; None: the
+        producer's.
         """
         sender, backend = self._sender, self._backend
         if sender is None or backend is None or threading.get_ident() != self._place.thread:
             raise self._not_here()
         await backend.checkpoint_if_cancelled()
         deadline = backend.clock() + seconds(timeout, self._publish_timeout)
-        many = ManyPublishes(sender, self._envelopes, deadline, fields)
+        rules = None if retry is None else retry_rules(retry)
+        many = ManyPublishes(sender, self._envelopes, deadline, fields, rules)
         await many.publish(messages)
         return many.batch.outcomes()
 
     @with_message_fields
     def publish_nowait(
-        self, body: Body | Message, *, timeout: float = PUBLISH_TIMEOUT, **fields: Unpack[MessageFields]
+        self,
+        body: Body | Message,
+        *,
+        timeout: float = PUBLISH_TIMEOUT,
+        retry: Retry | None = None,
+        **fields: Unpack[MessageFields],
     ) -> PublishHandle:
-        """Accept one message without waiting; raise `BufferFull` if there is no capacity. The handle has the outcome."""
+        """Accept one message without waiting; raise `BufferFull` if there is no capacity. The handle has the outcome.
+
+        `timeout` and `retry` are as for `publish`.
+        """
         sender, backend = self._sender, self._backend
         if sender is None or backend is None or threading.get_ident() != self._place.thread:
             raise self._not_here()
         allowed = seconds(timeout, self._publish_timeout)
         handle = PublishHandle(sender)
-        if type(body) is bytes and (envelope := self._envelopes.known(fields)) is not None:
+        if type(body) is bytes and retry is None and (envelope := self._envelopes.known(fields)) is not None:
             number = sender.join(envelope, body, handle, allowed)
             if number:
                 handle.accepted(number)
                 return handle
         called = backend.clock()
         delivery = self._envelopes.delivery(body, called + allowed, fields)
+        if retry is not None:
+            delivery.retry = retry_rules(retry)
         admission = sender.admission
         refusal = admission.refused(delivery)
         if refusal is not None:
@@ -482,18 +503,18 @@ class Producer(Declaring):
         return {
             **asdict(self._ledger.counters),
             **destinations,
-            **({} if self._supervisor is None else self._supervisor.counters),
+            **({} if self._supervisor is None else self._supervisor.counts.counters),
         }
 
     @property
     def faults(self) -> Mapping[FaultKind, int]:
         """Number of dials and links that each kind of fault ended."""
-        return {} if self._supervisor is None else self._supervisor.faults
+        return {} if self._supervisor is None else self._supervisor.counts.faults
 
     @property
     def reconnect_times(self) -> Histogram:
         """Seconds from the loss of a link until the next one is up."""
-        return Histogram(RECONNECT_BOUNDS) if self._supervisor is None else self._supervisor.reconnect_times
+        return Histogram(RECONNECT_BOUNDS) if self._supervisor is None else self._supervisor.counts.reconnect_times
 
 
 @asynccontextmanager

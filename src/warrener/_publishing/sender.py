@@ -21,14 +21,14 @@ from warrener._backend import Backend
 from warrener._ids import ID_LENGTH, IdRange
 from warrener._publishing.admission import Admission
 from warrener._publishing.batches import Batch
-from warrener._publishing.broker_log import BlockedLog, ReturnsLog
+from warrener._publishing.broker_log import BlockedLog, ReturnsLog, SuppressedLog
 from warrener._publishing.ledger import Delivery, Ledger, Ticket
 from warrener._publishing.ledger.introductions import PASSES_AFTER
 from warrener._publishing.listener import LinkFacts
 from warrener._publishing.progress import Progress
 from warrener._supervision.supervisor import Supervisor
 from warrener.drivers.base import Lane, Link
-from warrener.errors import Fault, FaultKind, GaveUp, Nacked, NotSent, ProducerClosed, PublishError, Unconfirmed
+from warrener.errors import Fault, FaultKind, GaveUp, NotSent, ProducerClosed, PublishError, Unconfirmed
 from warrener.records import Envelope, Outcome, Receipt
 
 __all__ = ["Sender"]
@@ -77,6 +77,7 @@ class Sender:
         admission.pump, admission.cancelled = self.pump, self.cancelled
         self.returns_log = ReturnsLog(name)
         self.blocked_log = BlockedLog(name)
+        self._suppressed_log = SuppressedLog(name)
         #: The number of the link whose facts count; 0: none.
         self.number = 0
         self._confirm_timeout = confirm_timeout
@@ -152,11 +153,7 @@ class Sender:
             link.abort(fault)
         written = _nothing if link is None else link.written
         self.settle(self.ledger.ends.link_lost(fault, written))
-        if not self.admission.waits_for_link:
-            reason = (
-                "the link was lost before the message was written, and the retry policy does not wait for another link"
-            )
-            self.settle(self.ledger.give_up(fault, self.backend.clock(), NotSent, reason))
+        self.settle(self.ledger.ends.impatient(fault))
         self.admission.note_flow(stalled=True)
 
     def fail_pending(self, fault: Fault) -> None:
@@ -378,7 +375,7 @@ class Sender:
                 self._note_unanswered(outcome)
             if delivery.permit is not None:
                 self._use_permit(delivery)
-            if destinations.active or type(outcome) is Nacked:
+            if destinations.active:
                 destinations.ended(delivery, self.backend.clock())
         if self.ledger.settlement.landed:
             self._land()
@@ -405,6 +402,18 @@ class Sender:
                 if waiter is not None:
                     ticket.waiter = None
                     wake(waiter)
+
+    def note_nacks(self, now: float) -> None:
+        """Tell the breakers about the messages that the broker has just nacked; `settle` follows for those that end."""
+        refused, destinations = self.ledger.answers.refused, self.admission.destinations
+        for delivery in refused:
+            destinations.nacked(delivery, now)
+            if delivery.queue is not None and delivery.permit is not None:
+                self._use_permit(delivery)  # it waits to be written again, and so proves nothing for a while
+        refused.clear()
+        if self.ledger.delayed.due_at() < self._timer_at:
+            self._poke_timer()
+        self._suppressed_log.note(self.ledger.counters.suppressed, now)
 
     def _note_unanswered(self, outcome: Receipt | PublishError | None) -> None:
         if isinstance(outcome, NotSent):
@@ -485,6 +494,7 @@ class Sender:
                 if self._progress.made(self._link, self.ledger.tags()):
                     self.ledger.progressed(now)
                 self.ledger.look(now, self._link.written)
+                self._suppressed_log.note(self.ledger.counters.suppressed, now)
             if self.ledger.silent(now) and self.number:
                 self.supervisor.confirm_overdue(self.number)
             self.pump()

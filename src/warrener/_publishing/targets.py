@@ -9,6 +9,7 @@ from warrener._publishing.envelopes import PUBLISH_TIMEOUT
 from warrener._publishing.handles import PublishHandle
 from warrener.errors import PublishError
 from warrener.records import Body, Message, Receipt, TargetFields
+from warrener.retry import Retry
 
 if TYPE_CHECKING:
     from warrener._publishing.producer import Producer
@@ -37,22 +38,24 @@ class Target:
     def __repr__(self) -> str:
         return f"<Target exchange={self.exchange!r} routing_key={self.routing_key!r} of {self._producer.name!r}>"
 
-    async def publish(self, body: Body, *, timeout: float = PUBLISH_TIMEOUT) -> Receipt:
+    async def publish(self, body: Body, *, timeout: float = PUBLISH_TIMEOUT, retry: Retry | None = None) -> Receipt:
         """Publish one message; as `Producer.publish` does."""
         return await self._producer.publish(
-            body, timeout=timeout, exchange=self.exchange, routing_key=self.routing_key, **self._fields
+            body, timeout=timeout, retry=retry, exchange=self.exchange, routing_key=self.routing_key, **self._fields
         )
 
     async def publish_many(
-        self, bodies: Iterable[Body], *, timeout: float = PUBLISH_TIMEOUT
+        self, bodies: Iterable[Body], *, timeout: float = PUBLISH_TIMEOUT, retry: Retry | None = None
     ) -> Sequence[Receipt | PublishError]:
         """Publish many messages, pipelined; as `Producer.publish_many` does."""
         return await self._producer.publish_many(
-            bodies, timeout=timeout, exchange=self.exchange, routing_key=self.routing_key, **self._fields
+            bodies, timeout=timeout, retry=retry, exchange=self.exchange, routing_key=self.routing_key, **self._fields
         )
 
-    def publish_nowait(self, body: Body, *, timeout: float = PUBLISH_TIMEOUT) -> PublishHandle:
+    def publish_nowait(
+        self, body: Body, *, timeout: float = PUBLISH_TIMEOUT, retry: Retry | None = None
+    ) -> PublishHandle:
         """Accept one message without waiting; as `Producer.publish_nowait` does."""
         return self._producer.publish_nowait(
-            body, timeout=timeout, exchange=self.exchange, routing_key=self.routing_key, **self._fields
+            body, timeout=timeout, retry=retry, exchange=self.exchange, routing_key=self.routing_key, **self._fields
         )

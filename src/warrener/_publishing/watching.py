@@ -11,7 +11,7 @@ from warrener._settings.settings import Settings
 from warrener._supervision.supervisor import Supervisor
 from warrener.errors import Fault, FaultKind, GaveUp, ProducerClosed, Unreachable, connect_error
 from warrener.machine import states
-from warrener.records import ConnectionState, Status
+from warrener.records import ConnectionState, Endpoint, Status
 
 #: Maximum number of open destinations that a status names; the last ones that were nacked.
 SHOWN = 10
@@ -32,7 +32,7 @@ def present_status(
         return Status(
             connection_state=state, reconnect_attempts=0, consecutive_failures=0, circuit_breaker="closed",
             healthy=False, blocked=False, in_flight=0, buffered=0, retry_in=None, last_fault=None,
-            endpoint=str(settings.endpoint), heartbeat=None, link=0,
+            endpoint=_name(next(iter(settings.endpoints), None)), heartbeat=None, link=0,
         )  # fmt: skip
     record, peer = supervisor.record, supervisor.peer
     blocked = isinstance(record.state, states.Up) and record.state.blocked
@@ -48,12 +48,17 @@ def present_status(
         buffered=ledger.buffered,
         retry_in=supervisor.retry_in,
         last_fault=record.last_fault,
-        endpoint=str(supervisor.endpoint),
+        endpoint=_name(supervisor.endpoint),
         heartbeat=None if peer is None else peer.heartbeat,
         link=record.link,
         open_destinations=tuple(described(each) for each in destinations.open()[-SHOWN:]),
         topology_fault=supervisor.topology.refusal,
     )
+
+
+def _name(endpoint: Endpoint | None) -> str:
+    """Return the endpoint without secrets; `endpoints` of the settings may not have named one yet."""
+    return "not known yet" if endpoint is None else str(endpoint)
 
 
 async def until_connected(supervisor: Supervisor, timeout: float) -> None:

@@ -14,16 +14,24 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import ssl
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias, TypedDict, Unpack
+from typing import Any, Literal, TypeAlias, TypedDict, Unpack
 
 import attrs
 from attrs import Factory, field, frozen
 
+from warrener._settings.addresses import (
+    TLS_VARIABLES,
+    Addresses,
+    CredentialsSource,
+    EndpointsSource,
+    from_queries,
+    url_texts,
+    without_user,
+)
 from warrener._settings.endpoints import ENDPOINT_RULES, check_endpoint
 from warrener._settings.rules import (
     FLAG,
@@ -37,13 +45,13 @@ from warrener._settings.rules import (
     rules_of,
     seconds,
 )
-from warrener._settings.sources import Given, Rank, from_environment, from_query, refuse_unknown
-from warrener._settings.url import DEFAULT_TLS_PORT, BrokerURL
+from warrener._settings.sources import Given, Rank, from_environment, refuse_unknown
+from warrener._settings.url import BrokerURL
 from warrener.drivers.base import LinkOptions
 from warrener.errors import SettingsError, printable
-from warrener.machine.backoff import Backoff
+from warrener.machine.backoff import Backoff, retry_delay
 from warrener.machine.breaker import Breaker
-from warrener.records import Credentials, Endpoint, Mechanism
+from warrener.records import Endpoint, Mechanism
 from warrener.retry import Retry
 from warrener.topology import Binding, Declaration, Exchange, Queue
 
@@ -64,9 +72,6 @@ WhenExhausted: TypeAlias = Literal["stay", "raise"]
 TopologyErrors: TypeAlias = Literal["strict", "report"]
 EndpointOrder: TypeAlias = Literal["shuffled", "ordered"]
 Prefer: TypeAlias = Literal["any", "first"]
-
-#: Between two URLs.
-_SEPARATOR: Final = re.compile(r"\s*,\s*(?=amqps?://)", re.IGNORECASE)
 
 #: A larger number of seconds is taken for milliseconds: nobody waits a quarter of an hour for one dial.
 _SURELY_MILLISECONDS = 1000
@@ -172,6 +177,8 @@ class SettingsFields(TypedDict, total=False):
     max_inbound_body: int
     require_tls: bool
     ssl_context: ssl.SSLContext | None
+    credentials: CredentialsSource | None
+    endpoints: EndpointsSource
     retry: Retry | None
     topology: Iterable[Declaration]
 
@@ -250,13 +257,20 @@ class Settings:
     #: In code only: replaces the context that is made from the endpoint's files. A context that does not verify the
     #: broker is used all the same, and logged.
     ssl_context: ssl.SSLContext | None = field(default=None, repr=False)
+    #: In code only: an async callable that returns the credentials, asked before each dial. They are renewed on the live
+    #: link before they expire (`Credentials.expires_in`).
+    credentials: CredentialsSource | None = field(default=None, repr=False)
+    #: In code only, as the keyword `endpoints`: an async callable that returns the endpoints, asked before each pass.
+    discovery: EndpointsSource | None = field(default=None, repr=False)
+    #: What each endpoint of `discovery` has besides its URL.
+    addresses: Addresses = field(factory=Addresses, repr=False)
     #: Declared on each new link before publishers are let in.
     topology: tuple[Declaration, ...] = field(default=(), converter=_as_tuple)
 
     def __attrs_post_init__(self) -> None:
         _check_backoff(self.backoff)
         _check_breaker(self.breaker)
-        _check_retry(self.retry, self.delivery)
+        _check_retry(self.retry, self.delivery, self.publish_timeout, self.confirm_timeout)
         for declaration in self.topology:
             if not isinstance(declaration, Exchange | Queue | Binding):
                 raise SettingsError(f"topology must hold Exchange, Queue and Binding, not {type(declaration).__name__}")
@@ -269,10 +283,32 @@ class Settings:
             )
         if self.ssl_context is not None and not isinstance(self.ssl_context, ssl.SSLContext):
             raise SettingsError(f"ssl_context must be an ssl.SSLContext, not {type(self.ssl_context).__name__}")
-        if type(self.endpoints) is not tuple or not self.endpoints:
+        for name in ("credentials", "discovery"):
+            source = getattr(self, name)
+            if source is not None and not callable(source):
+                keyword = "endpoints" if name == "discovery" else name
+                raise SettingsError(f"{keyword} must be an async function, not {type(source).__name__}")
+        if type(self.endpoints) is not tuple or not (self.endpoints or self.discovery):
             raise SettingsError("endpoints must be a tuple of at least one Endpoint")
+        if self.endpoints and self.discovery is not None:
+            raise SettingsError("discovery and a tuple of endpoints are both given; keep one of them")
         for endpoint in self.endpoints:
-            check_endpoint(endpoint, require_tls=self.require_tls, ssl_context=self.ssl_context)
+            self._check_endpoint(endpoint)
+
+    def _check_endpoint(self, endpoint: Endpoint) -> None:
+        check_endpoint(endpoint, require_tls=self.require_tls, ssl_context=self.ssl_context)
+        if self.credentials is not None and endpoint.mechanism == "EXTERNAL":
+            raise SettingsError(
+                "mechanism is EXTERNAL, which logs in by the client's certificate, but credentials is given; keep one of them"
+            )
+
+    async def discover(self) -> tuple[Endpoint, ...]:
+        """Ask `discovery` for the endpoints, and check its answer. Raises `SettingsError`, and whatever `discovery` raises."""
+        assert self.discovery is not None
+        endpoints = self.addresses.discovered(await self.discovery())
+        for endpoint in endpoints:
+            self._check_endpoint(endpoint)
+        return endpoints
 
     @property
     def confirm_timeout(self) -> float:
@@ -291,7 +327,7 @@ class Settings:
 
     @property
     def endpoint(self) -> Endpoint:
-        """The address of the first broker of the list."""
+        """The address of the first broker of the list. A `Settings` with `discovery` has none."""
         return self.endpoints[0]
 
     def link_options(self) -> LinkOptions:
@@ -328,33 +364,34 @@ class Settings:
         if code.get("name", ...) is None:
             del code["name"]
         if isinstance(url, Settings):
+            if "endpoints" in code:
+                raise SettingsError("a Settings has its endpoints already; drop the keyword endpoints")
             values = _assembled({}, code, url.backoff, url.breaker)
             changes = _popped(values, "", ENDPOINT_RULES)
             endpoints = tuple(attrs.evolve(endpoint, **changes) for endpoint in url.endpoints)
             return attrs.evolve(url, endpoints=endpoints, **values)
         if environ is None:
             environ = os.environ
-        texts, source = _url_texts(url, environ)
+        source_of_endpoints = code.pop("endpoints", None)
+        if source_of_endpoints is not None and url is not None:
+            raise SettingsError("a URL and endpoints are both given; keep one of them")
+        texts, source = ([], "") if source_of_endpoints is not None else url_texts(url, environ)
         urls = [BrokerURL.parse(text, source) for text in texts]
         given = {
             **(below or {}),
             **from_environment(environ, VARIABLES, PREFIX),
-            **_from_queries(urls, source),
+            **from_queries(urls, source, RULES),
         }
         values = _assembled(given, code, Backoff(), Breaker())
-        if "require_tls" not in values and len({parsed.endpoint.tls for parsed in urls}) > 1:
-            raise SettingsError(
-                f"{source} mixes amqp:// and amqps://, so the credentials would be sent in plain text at times; use one of "
-                "them, or set require_tls to false"
-            )
-        changes = _popped(values, "", ENDPOINT_RULES)
-        if len(urls) > 1 and changes.get("server_hostname") is not None:
-            raise SettingsError(f"server_hostname is one name, but {source} holds {len(urls)} URLs, each with its own")
-        found: list[Endpoint] = []
-        for parsed in urls:
-            endpoint = attrs.evolve(_with_tls_files(parsed.endpoint, environ, source), **changes)
-            found.append(endpoint if parsed.names_user else _without_user(endpoint, source))
-        return cls(endpoints=tuple(found), **values)
+        addresses = Addresses(
+            {name: environ[name] for name in TLS_VARIABLES if name in environ},
+            _popped(values, "", ENDPOINT_RULES),
+            can_mix="require_tls" in values,
+            needs_no_user=values.get("credentials") is not None,
+        )
+        if source_of_endpoints is not None:
+            return cls(endpoints=(), discovery=source_of_endpoints, addresses=addresses, **values)
+        return cls(endpoints=addresses.endpoints(urls, source), **values)
 
 
 def endpoint_from_url(url: str) -> Endpoint:
@@ -363,7 +400,7 @@ def endpoint_from_url(url: str) -> Endpoint:
     Raises `SettingsError`, which never quotes the URL.
     """
     parsed = BrokerURL.parse(url, "the URL")
-    return parsed.endpoint if parsed.names_user else _without_user(parsed.endpoint, "the URL")
+    return parsed.endpoint if parsed.names_user else without_user(parsed.endpoint, "the URL")
 
 
 # --- the one table of rules: every row that text can set --------------------------------------------------------------
@@ -377,7 +414,7 @@ RULES: dict[str, Rule] = (
 )
 
 #: Keywords in code: these rows, and those that only code can set.
-_KEYWORDS = frozenset(RULES) | {"backoff", "retry", "ssl_context", "topology"}
+_KEYWORDS = frozenset(RULES) | {"backoff", "credentials", "endpoints", "retry", "ssl_context", "topology"}
 
 PREFIX = "WARRENER_"
 
@@ -447,84 +484,6 @@ def _refuse_both(whole: str, parts: Iterable[str], sources: Mapping[str, Given])
             raise SettingsError(f"{whole} and {whole}_{part} are both given as keywords; keep one of them")
 
 
-# --- the address ------------------------------------------------------------------------------------------------------
-
-_FILE_VARIABLES = {
-    "RABBITMQ_SSL_CACERT": "cafile",
-    "RABBITMQ_SSL_CERTFILE": "certfile",
-    "RABBITMQ_SSL_KEYFILE": "keyfile",
-}
-
-
-def _url_texts(url: str | Sequence[str] | None, environ: Mapping[str, str]) -> tuple[list[str], str]:
-    """Return the URLs (at least one), and the name of their source for the texts of errors."""
-    source = "the URL"
-    if url is None:
-        url, source = environ.get("RABBITMQ_URL", ""), "RABBITMQ_URL"
-        if not url:
-            raise SettingsError("no broker: pass a URL such as amqp://user:password@host/, or set RABBITMQ_URL")
-    if isinstance(url, str):
-        # A comma is legal within a URL, for example in a password; only one before the next scheme separates two.
-        return _SEPARATOR.split(url), source
-    if not isinstance(url, list | tuple) or not all(isinstance(each, str) for each in url):
-        raise SettingsError(f"the URL must be str, or a list of str, not {type(url).__name__}")
-    if not url:
-        raise SettingsError("the list of URLs is empty")
-    return list(url), source
-
-
-def _from_queries(urls: Sequence[BrokerURL], source: str) -> dict[str, Given]:
-    """Return the settings in the queries of all URLs; a setting with two values is refused."""
-    merged: dict[str, Given] = {}
-    for parsed in urls:
-        for name, given in from_query(parsed.query, source, RULES).items():
-            if merged.setdefault(name, given).value != given.value:
-                raise SettingsError(
-                    f"{name} has different values in the queries of the URLs; it is one setting for all"
-                )
-    return merged
-
-
-def _without_user(endpoint: Endpoint, source: str) -> Endpoint:
-    """Return the endpoint of a URL that names no user, or refuse it."""
-    if endpoint.mechanism == "EXTERNAL":
-        return attrs.evolve(endpoint, credentials=Credentials("", ""))
-    if not endpoint.local:
-        # RabbitMQ admits guest from its own machine only; for another host the default would be a password in code.
-        raise SettingsError(f"{source} has no user; the user guest is the default for a local broker only")
-    return endpoint
-
-
-def _with_tls_files(endpoint: Endpoint, environ: Mapping[str, str], source: str) -> Endpoint:
-    """Add the files that the environment names, and refuse them where the URL's scheme contradicts them."""
-    if use_ssl := environ.get("RABBITMQ_USE_SSL", ""):
-        wanted = FLAG.read("RABBITMQ_USE_SSL", use_ssl)
-        if wanted and not endpoint.tls:
-            raise SettingsError(
-                f"RABBITMQ_USE_SSL is true, but {source} says amqp://, which is plain text; write amqps:// (and its port, "
-                f"{DEFAULT_TLS_PORT}), or unset RABBITMQ_USE_SSL"
-            )
-        if not wanted and endpoint.tls:
-            raise SettingsError(f"RABBITMQ_USE_SSL is false, but {source} says amqps://; keep one of them")
-    material: dict[str, Any] = {}
-    for variable, name in _FILE_VARIABLES.items():
-        path = environ.get(variable, "")
-        if not path:
-            continue
-        if not endpoint.tls:
-            raise SettingsError(f"{variable} is set, but {source} says amqp://, which is plain text; write amqps://")
-        try:
-            with Path(path).open("rb"):
-                pass
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not a path"
-            raise SettingsError(f"the file that {variable} names cannot be read: {reason}") from None
-        material[name] = path
-    if password := environ.get("RABBITMQ_SSL_KEYFILE_PASSWORD", ""):
-        material["keyfile_password"] = password
-    return attrs.evolve(endpoint, **material)
-
-
 # --- checks of values made in code ------------------------------------------------------------------------------------
 
 
@@ -535,15 +494,23 @@ def _check_backoff(backoff: Backoff) -> None:
         rule.check(f"backoff.{name}", getattr(backoff, name))
 
 
-def _check_retry(retry: Retry | None, delivery: Delivery) -> None:
+def _check_retry(retry: Retry | None, delivery: Delivery, publish_timeout: float, confirm_timeout: float) -> None:
     if retry is None:
         return
     if not isinstance(retry, Retry):
         raise SettingsError(f"retry must be a Retry or None, not {type(retry).__name__}")
-    if delivery == "at_most_once" and retry.on & {"unknown", "nacked"}:
+    if delivery == "at_most_once" and retry.on & {"unknown", "nacked", "overdue"}:
         raise SettingsError("delivery is at_most_once, but retry writes messages again; drop one of them")
-    if "nacked" in retry.on or retry.budget is not None:
-        raise SettingsError("retry: writing again after a nack, and a budget, are not supported yet; drop them")
+    if "nacked" in retry.on and retry_delay(retry.backoff or Backoff(), 0)[0] >= publish_timeout:
+        raise SettingsError(
+            f"retry: the delay after the first nack is as long as publish_timeout ({publish_timeout:g} s) or longer, so no "
+            "message would be written again; lower backoff.initial or raise publish_timeout"
+        )
+    if "overdue" in retry.on and confirm_timeout >= publish_timeout:
+        raise SettingsError(
+            f"retry: `on` contains 'overdue', but confirm_timeout ({confirm_timeout:g} s) is not shorter than publish_timeout "
+            f"({publish_timeout:g} s), so no message would be overdue before its deadline; lower confirm_timeout"
+        )
 
 
 def _check_breaker(breaker: Breaker | None) -> None:

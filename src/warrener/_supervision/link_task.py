@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import anyio
+from attrs import evolve
 
+from warrener._supervision.lookups import Logins
 from warrener._supervision.orders import Publishing
 from warrener._supervision.topology import LiveTopology
 from warrener.drivers.base import Driver, Link, LinkDown, LinkOptions
@@ -28,6 +30,7 @@ class LinkTask:
         publishing: Publishing,
         post: Callable[[events.Event], None],
         clock: Callable[[], float],
+        logins: Logins | None = None,
     ) -> None:
         self.number = number
         self.link: Link | None = None
@@ -38,6 +41,8 @@ class LinkTask:
         self._publishing = publishing
         self._post = post
         self._clock = clock
+        #: Where the credentials come from, if not from the endpoint.
+        self._logins = logins
         #: Around the driver's whole block: cancelling it abandons a dial.
         self._whole = anyio.CancelScope()
         #: Around the body of the driver's block: cancelling it leaves the block with a close handshake.
@@ -59,6 +64,9 @@ class LinkTask:
         listener = self._publishing.expect_link(self.number)
         try:
             with self._whole:
+                login = None if self._logins is None else await self._logins.ask()
+                if login is not None:
+                    endpoint = evolve(endpoint, credentials=login.credentials)
                 async with driver.open(endpoint, options, listener) as link:
                     with self._body:
                         self.link = link
@@ -67,6 +75,8 @@ class LinkTask:
                         await self.replay.wait()
                         await topology.restore(link)
                         self._post(events.TopologyRestored(self.number, at=self._clock()))
+                        if self._logins is not None and login is not None:
+                            await self._logins.keep(link, login)
                         await anyio.sleep_forever()
         except LinkDown as down:
             self.fault = topology.after(down.fault)

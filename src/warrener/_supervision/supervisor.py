@@ -22,20 +22,22 @@ import math
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Literal, Protocol, assert_never
+from typing import Protocol, assert_never
 
 import anyio
 import anyio.abc
 from attrs import evolve
 
-from warrener._histogram import RECONNECT_BOUNDS, Histogram
 from warrener._log_limit import LogLimit
+from warrener._supervision.counts import Counts
+from warrener._supervision.endpoint_list import EndpointList
 from warrener._supervision.link_task import LinkTask
+from warrener._supervision.lookups import Logins
 from warrener._supervision.orders import Publishing
 from warrener._supervision.timers import Timers
 from warrener._supervision.topology import LiveTopology
-from warrener.drivers.base import Driver, Link, LinkOptions, Peer
-from warrener.errors import Fault, FaultKind, connect_error
+from warrener.drivers.base import Driver, Link, LinkDown, LinkOptions, Peer
+from warrener.errors import Fault, connect_error
 from warrener.machine import (
     Permit,
     Policy,
@@ -49,7 +51,7 @@ from warrener.machine import (
     transition,
 )
 from warrener.machine.breaker import PROBE_PATIENCE
-from warrener.records import ConnectionState, Endpoint
+from warrener.records import ConnectionState, Credentials, Endpoint
 
 __all__ = ["Supervisor"]
 
@@ -103,8 +105,8 @@ class Supervisor:
         *,
         name: str,
         driver: Driver,
-        endpoints: tuple[Endpoint, ...],
-        endpoint_order: Literal["shuffled", "ordered"] = "ordered",
+        endpoints: EndpointList,
+        credentials: Callable[[], Awaitable[Credentials]] | None = None,
         options: LinkOptions,
         topology: LiveTopology,
         policy: Policy,
@@ -119,7 +121,15 @@ class Supervisor:
         self._name = name
         self._driver = driver
         self._endpoints = endpoints
-        self._endpoint_order = endpoint_order
+        self._logins: Logins | None = None
+        if credentials is not None:
+            self._logins = Logins(
+                credentials,
+                options.connect_timeout,
+                clock,
+                failed=self._renewal_failed,
+                replace_link=lambda: self.post(events.HandOverRequested(clock(), self.record.endpoints.current)),
+            )
         self._options = options
         self.topology = topology
         self._policy = policy
@@ -142,15 +152,7 @@ class Supervisor:
         self._finished: effects.Finish | None = None
         self._crash: Exception | None = None
         self._watchers: list[_Watcher] = []
-        #: Counts since the start, for metrics; docs/reference.md explains each.
-        self.counters: dict[str, int] = {
-            "state_changes": 0, "reconnect_attempts": 0, "breaker_trips": 0, "dials_failed": 0, "links_lost": 0,
-        }  # fmt: skip
-        #: How often each kind of fault ended a dial or a link.
-        self.faults: dict[FaultKind, int] = {}
-        #: Seconds from the loss of a link to the next one being up.
-        self.reconnect_times = Histogram(RECONNECT_BOUNDS)
-        self._down_since: float | None = None
+        self.counts = Counts()
         self._change_log = _ChangeLog(name)
 
     # --- the loop ---------------------------------------------------------------------------------------------------
@@ -160,7 +162,7 @@ class Supervisor:
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
             tasks.start_soon(self._guarded, self._keep_time)
-            self.post(events.StartRequested(at=self._clock(), order=self._first_order()))
+            self.post(events.StartRequested(at=self._clock(), order=self._endpoints.order()))
             self._drain_mailbox()
             started()
             try:
@@ -180,17 +182,19 @@ class Supervisor:
         if self._finished is not None and self._finished.fault is not None:
             raise connect_error(self._finished.fault)
 
-    def _first_order(self) -> tuple[int, ...]:
-        """Return the order in which the first pass dials the endpoints."""
-        order = list(range(len(self._endpoints)))
-        if self._endpoint_order == "shuffled":
-            self._rng.shuffle(order)
-        return tuple(order)
-
     @property
-    def endpoint(self) -> Endpoint:
-        """The endpoint of the present link, or of the last one."""
-        return self._endpoints[self.record.endpoints.current]
+    def endpoint(self) -> Endpoint | None:
+        """The endpoint of the present link, or of the last one; None while no endpoint is known."""
+        return self._endpoints.at(self.record.endpoints.current)
+
+    async def _discover(self, link: int) -> events.Event:
+        """Ask the program for the endpoints."""
+        try:
+            kept, order = await self._endpoints.ask(self._options.connect_timeout)
+        except LinkDown as down:
+            self.counts.fault(down.fault)
+            return events.DiscoveryFailed(link, down.fault, at=self._clock())
+        return events.EndpointsFound(link, kept, order, at=self._clock())
 
     async def _keep_time(self) -> None:
         """Keep deadlines until the last link has ended, also if `run()` is cancelled before that."""
@@ -254,7 +258,7 @@ class Supervisor:
         if old == new:
             return
         if new == "open":
-            self.counters["breaker_trips"] += 1
+            self.counts.counters["breaker_trips"] += 1
             log.warning("%s: circuit breaker opens after %d failures in a row", self._name, after.failures)
         else:
             log.info("%s: circuit breaker is %s", self._name, new.replace("_", "-"))
@@ -290,7 +294,8 @@ class Supervisor:
             case effects.StartRetryTimer(link, shortest, longest):
                 delay = self._rng.uniform(shortest, longest)
                 self._retry_at = self._clock() + delay
-                self._timers.run("retry", delay, lambda at: events.RetryTimerFired(link, at=at))
+                ask = None if self._endpoints.discover is None else lambda: self._discover(link)
+                self._timers.run("retry", delay, lambda at: events.RetryTimerFired(link, at=at), ask=ask)
             case (
                 effects.StartStableTimer()
                 | effects.StartPreferTimer()
@@ -316,13 +321,14 @@ class Supervisor:
                 assert_never(effect)
 
     def _announce(self, before: states.State, after: states.State, fault: Fault | None) -> None:
-        self.counters["state_changes"] += 1
+        self.counts.counters["state_changes"] += 1
         if self._change_log.wants(before, after, self._clock()):
             where = f" to {self.endpoint}" if len(self._endpoints) > 1 else ""
             self._change_log.write(before, after, f"link {self.record.link}{where}", fault, self.retry_in)
-        if isinstance(after, states.Up) and not isinstance(before, states.Up) and self._down_since is not None:
-            self.reconnect_times.observe(self._clock() - self._down_since)
-            self._down_since = None
+        if isinstance(before, states.GaveUp) and isinstance(after, states.Waiting):
+            self.publishing.accept_again()
+        if isinstance(after, states.Up) and not isinstance(before, states.Up):
+            self.counts.up(self._clock())
         self._notify()
 
     # --- links ------------------------------------------------------------------------------------------------------
@@ -332,11 +338,11 @@ class Supervisor:
             return
         self._retry_at = math.inf
         if self.record.attempts:
-            self.counters["reconnect_attempts"] += 1
+            self.counts.counters["reconnect_attempts"] += 1
         self.publishing.accept_again()
-        task = self._link_task = LinkTask(number, self.publishing, self.post, self._clock)
+        task = self._link_task = LinkTask(number, self.publishing, self.post, self._clock, self._logins)
         options = evolve(self._options, first_address=address)
-        self._tasks.start_soon(self._guarded, self._live, task, self._endpoints[endpoint], options)
+        self._tasks.start_soon(self._guarded, self._live, task, self._endpoints.dialed(endpoint), options)
 
     async def _live(self, task: LinkTask, endpoint: Endpoint, options: LinkOptions) -> None:
         """Run one link; when it has ended, count and post how."""
@@ -347,16 +353,13 @@ class Supervisor:
                 self._link_task = None
             self._end_time()
         self.publishing.link_ended()
-        fault, end = task.fault, task.ending()
-        if fault is not None:
-            self.faults[fault.kind] = self.faults.get(fault.kind, 0) + 1
-        if isinstance(end, events.DialFailed):
-            self.counters["dials_failed"] += 1
-        elif isinstance(end, events.LinkLost):
-            self.counters["links_lost"] += 1
-            if self._down_since is None:
-                self._down_since = self._clock()
+        end = task.ending()
+        self.counts.ended(end)
         self.post(end)
+
+    def _renewal_failed(self, fault: Fault) -> None:
+        self.counts.fault(fault)
+        log.warning("%s: the credentials were not renewed and are asked for again: %s", self._name, fault)
 
     def _present(self, link: int) -> LinkTask | None:
         """Return the task of the link with this number, if it still runs."""

@@ -55,8 +55,18 @@ class Timers:
             case _:
                 assert_never(order)
 
-    def run(self, name: effects.Timer, delay: float, event: Callable[[float], events.Event]) -> None:
-        """Post the event after `delay` seconds, unless the timer is cancelled or replaced before that."""
+    def run(
+        self,
+        name: effects.Timer,
+        delay: float,
+        event: Callable[[float], events.Event],
+        *,
+        ask: Callable[[], Awaitable[events.Event]] | None = None,
+    ) -> None:
+        """Post the event after `delay` seconds, unless the timer is cancelled or replaced before that.
+
+        With `ask`, its answer is posted in place of the event, and a cancellation of the timer ends the question, too.
+        """
         self.cancel(name)
         scope = anyio.CancelScope()
         deadline = self._clock() + delay
@@ -64,9 +74,10 @@ class Timers:
         async def sleep() -> None:
             with scope:
                 await anyio.sleep(max(0.0, deadline - self._clock()))
+                answer = None if ask is None else await ask()
                 if self._scopes.get(name) is scope:
                     del self._scopes[name]
-                self._post(event(self._clock()))
+                self._post(event(self._clock()) if answer is None else answer)
 
         if self._spawn(sleep):
             self._scopes[name] = scope

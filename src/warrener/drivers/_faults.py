@@ -92,12 +92,21 @@ _CONNECTION_ADVICE = {
 _NEVER_DECLARED = frozenset({402, 403, 501, 502, 503, 504, 530, 540})
 
 
-def closed_by_broker(reply_code: int, reply_text: str, phase: DialPhase, *, declaring: str | None = None) -> Fault:
+def closed_by_broker(
+    reply_code: int, reply_text: str, phase: DialPhase, *, declaring: str | None = None, updating_secret: bool = False
+) -> Fault:
     """Return the fault for a connection.close from the broker; its meaning depends on the phase.
 
-    `declaring`: the entity of the declaration that the close names.
+    `declaring`: the entity of the declaration that the close names. `updating_secret`: the close names the update of the
+    secret.
     """
     said = _said(reply_text)
+    if updating_secret:
+        return Fault(
+            FaultKind.AUTHENTICATION,
+            f"the broker refused the new secret and closed the connection; check what credentials() returns{said}",
+            reply_code=reply_code,
+        )
     if declaring is not None and reply_code in _NEVER_DECLARED:
         advice = "the broker closed the connection because of it"
         if "unknown exchange type" in reply_text:
@@ -175,6 +184,11 @@ def not_encodable(entity: str, error: Exception) -> Fault:
     """Return the fault for a declaration whose arguments AMQP cannot carry."""
     text = f"{printable(entity)} could not be declared; its arguments cannot be put into AMQP ({printable(str(error))})"
     return Fault(FaultKind.TOPOLOGY, text, entity=printable(entity))
+
+
+def secret_not_encodable(error: Exception) -> Fault:
+    """Return the fault for a secret that AMQP cannot carry; the error does not hold the secret."""
+    return Fault(FaultKind.AUTHENTICATION, f"the new secret cannot be put into AMQP: {printable(str(error))}")
 
 
 # --- what the peer did --------------------------------------------------------------------------------------------

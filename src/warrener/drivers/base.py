@@ -214,6 +214,13 @@ class Link(Protocol):
         """Delete a queue and return how many messages it held; raises as `declare` does."""
         ...
 
+    async def update_secret(self, secret: str) -> None:
+        """Give the broker a new secret in place of the password (connection.update-secret); return when it has answered.
+
+        A refusal ends the link, with an `AUTHENTICATION` fault. So does an answer that does not come within
+        `declare_timeout`. A secret that cannot be sent raises `LinkDown`, and the link lives on. No text shows the secret.
+        """
+
     def abort(self, fault: Fault) -> None:
         """End the link without a close handshake: the context manager raises `LinkDown(fault)`. Idempotent, a plain `def`."""
 

@@ -110,17 +110,28 @@ def link_lost(
 
 
 def retry(
-    record: Record, fault: Fault, at: float, policy: Policy, *, failure: bool, first: tuple[effects.Effect, ...] = ()
+    record: Record,
+    fault: Fault,
+    at: float,
+    policy: Policy,
+    *,
+    failure: bool,
+    first: tuple[effects.Effect, ...] = (),
+    link: int | None = None,
 ) -> Step:
-    """The link has ended: wait for the next attempt, or give up if all attempts are used."""
+    """The link has ended: wait for the next attempt, or give up if all attempts are used.
+
+    `link` is the number of a pass that ended before its dial; None: the pass has the number of its last dial.
+    """
     state, backoff = record.state, policy.backoff
+    number = state.link if link is None else link
     failures, breaker, tripped = count_failure(record, at, None) if failure else (None, None, ())
     if backoff.attempts is None or record.attempts < backoff.attempts:
-        waiting = states.Waiting(state.link)
+        waiting = states.Waiting(number)
         after = next_record(record, at, waiting, failures=failures, breaker=breaker, last_fault=fault)
         refused = record.endpoints.all_refused
         shortest, longest = slowest_delay(backoff) if refused else retry_delay(backoff, record.attempts)
-        timer = effects.StartRetryTimer(state.link, shortest, longest)
+        timer = effects.StartRetryTimer(number, shortest, longest)
         # A producer that was connected before waits for its broker, but not for a topology that the broker refuses.
         if refused and (not record.connected_once or fault.kind is FaultKind.TOPOLOGY):
             first = (*first, effects.RefusePublishing(fault))
@@ -130,6 +141,6 @@ def retry(
         # During a drain, the closing report of `aclose()` tells the result; `run()` raises nothing.
         ending = None if record.draining else fault
         return closed(after, at, fault=fault, first=(*first, effects.FailPending(fault)), ending=ending)
-    gave_up = states.GaveUp(state.link)
+    gave_up = states.GaveUp(number)
     after = next_record(record, at, gave_up, failures=failures, breaker=breaker, last_fault=fault)
     return Step(after, (*first, effects.FailPending(fault), *tripped, effects.Announce(state, gave_up, fault)))

@@ -40,6 +40,8 @@ class Policy:
     start_jitter: float = 0.0
     #: "first": a link to another endpoint than the first one is handed over to the first one, after `stable_for`.
     prefer: Literal["any", "first"] = "any"
+    #: The owner asks the program for the endpoints before each pass.
+    discovery: bool = False
     #: When all attempts are used: "stay" until `reconnect()` is called, or "raise" an error from `run()`.
     when_exhausted: Literal["stay", "raise"] = "stay"
 

@@ -47,6 +47,7 @@ from warrener.errors import Fault, FaultKind
 from warrener.machine import effects, events, states
 from warrener.machine._closing import closed, stop
 from warrener.machine._counting import ask_breaker, confirmed, leave_up, loss_counts
+from warrener.machine._discovering import ask_now, discovery_failed, endpoints_found, next_attempt
 from warrener.machine._handing_over import close_link, go_on, hand_over, prefer_first
 from warrener.machine._reconnecting import channel_closed, come_up, dial, drop, link_lost, retry, wait_for_the_start
 from warrener.machine._record import Policy, Record, Step, next_record
@@ -87,7 +88,7 @@ def transition(record: Record, event: events.Event, policy: Policy) -> Step:
         case states.Dropping():
             return _while_dropping(record, state, event, at, policy)
         case states.GaveUp():
-            return _having_given_up(record, event, at)
+            return _having_given_up(record, event, at, policy)
         case states.Closing():
             return _while_closing(record, state, event, at, policy)
         case states.Closed():
@@ -99,7 +100,7 @@ def transition(record: Record, event: events.Event, policy: Policy) -> Step:
 def _while_idle(record: Record, event: events.Event, at: float, policy: Policy) -> Step:
     match event:
         case events.StartRequested():
-            if policy.start_jitter > 0:
+            if policy.start_jitter > 0 or policy.discovery or not event.order:
                 return wait_for_the_start(record, event, at, policy)
             endpoints = begin_pass(in_order(event.order), at)
             return dial(next_record(record, at, breaker=policy.breaker, endpoints=endpoints), attempts=0)
@@ -113,6 +114,7 @@ def _while_idle(record: Record, event: events.Event, at: float, policy: Policy) 
             | events.CooldownTimerFired() | events.DrainTimerFired() | events.CloseTimerFired() | events.LinkOpened() | events.DialFailed()
             | events.LinkLost() | events.LinkClosed() | events.TopologyRestored() | events.ChannelClosed() | events.PublishingBlocked()
             | events.PublishingUnblocked() | events.ConfirmOverdue() | events.PublishConfirmed()
+            | events.EndpointsFound() | events.DiscoveryFailed()
         ):  # fmt: skip
             return Step(record)
         case _:
@@ -122,13 +124,22 @@ def _while_idle(record: Record, event: events.Event, at: float, policy: Policy) 
 def _while_waiting(record: Record, state: states.Waiting, event: events.Event, at: float, policy: Policy) -> Step:
     match event:
         case events.RetryTimerFired():
+            if not record.endpoints.queue:
+                return Step(record)
             endpoints = begin_pass(record.endpoints, at)
-            return dial(next_record(record, at, endpoints=endpoints), attempts=_next_attempt(record))
+            return dial(next_record(record, at, endpoints=endpoints), attempts=next_attempt(record))
+        case events.EndpointsFound():
+            return endpoints_found(record, event, at)
+        case events.DiscoveryFailed(fault=fault):
+            return discovery_failed(record, fault, at, policy)
         case events.ReconnectRequested():
             if at - record.hinted_at < HINT_GAP:
                 return Step(record)
+            first = (effects.CancelTimer("retry"),)
+            if policy.discovery or not record.endpoints.queue:
+                return ask_now(record, at, attempts=record.attempts, first=first)
             hinted = next_record(record, at, hinted_at=at, endpoints=begin_pass(record.endpoints, at, hinted=True))
-            return dial(hinted, attempts=_next_attempt(record), first=(effects.CancelTimer("retry"),))
+            return dial(hinted, attempts=next_attempt(record), first=first)
         case events.StopRequested() | events.Drained() | events.DrainTimerFired():
             return stop(record, state, event, at, policy)
         case events.AdmissionRequested() | events.PermitReleased() | events.CooldownTimerFired():
@@ -142,11 +153,6 @@ def _while_waiting(record: Record, state: states.Waiting, event: events.Event, a
             return Step(record)
         case _:
             assert_never(event)
-
-
-def _next_attempt(record: Record) -> int:
-    """Return the number of the pass that begins; the first pass of all is not counted."""
-    return record.attempts + 1 if record.state.link else 0
 
 
 def _while_dialing(record: Record, state: states.Dialing, event: events.Event, at: float, policy: Policy) -> Step:
@@ -173,6 +179,7 @@ def _while_dialing(record: Record, state: states.Dialing, event: events.Event, a
             | events.StartRequested() | events.ReconnectRequested() | events.RetryTimerFired() | events.StableTimerFired()
             | events.CloseTimerFired() | events.LinkClosed() | events.TopologyRestored() | events.ChannelClosed() | events.ConfirmOverdue()
             | events.PublishConfirmed()
+            | events.EndpointsFound() | events.DiscoveryFailed()
         ):  # fmt: skip
             return Step(record)
         case _:
@@ -201,6 +208,7 @@ def _while_restoring(record: Record, state: states.Restoring, event: events.Even
             | events.StartRequested() | events.ReconnectRequested() | events.RetryTimerFired() | events.StableTimerFired()
             | events.CloseTimerFired() | events.LinkOpened() | events.DialFailed() | events.LinkClosed() | events.ConfirmOverdue()
             | events.PublishConfirmed()
+            | events.EndpointsFound() | events.DiscoveryFailed()
         ):  # fmt: skip
             return Step(record)
         case _:
@@ -244,6 +252,7 @@ def _while_up(record: Record, state: states.Up, event: events.Event, at: float, 
             events.InFlightSettled() | events.HandOverTimerFired()
             | events.StartRequested() | events.ReconnectRequested() | events.RetryTimerFired() | events.CloseTimerFired()
             | events.LinkOpened() | events.DialFailed() | events.LinkClosed() | events.TopologyRestored()
+            | events.EndpointsFound() | events.DiscoveryFailed()
         ):  # fmt: skip
             return Step(record)
         case _:
@@ -273,6 +282,7 @@ def _while_handing_over(
             | events.StableTimerFired() | events.PreferTimerFired() | events.LinkOpened() | events.DialFailed()
             | events.TopologyRestored() | events.ChannelClosed() | events.PublishingBlocked()
             | events.PublishingUnblocked() | events.ConfirmOverdue()
+            | events.EndpointsFound() | events.DiscoveryFailed()
         ):  # fmt: skip
             return Step(record)
         case _:
@@ -293,17 +303,20 @@ def _while_dropping(record: Record, state: states.Dropping, event: events.Event,
             | events.StartRequested() | events.ReconnectRequested() | events.RetryTimerFired() | events.StableTimerFired()
             | events.CloseTimerFired() | events.LinkOpened() | events.DialFailed() | events.TopologyRestored() | events.ChannelClosed()
             | events.PublishingBlocked() | events.PublishingUnblocked() | events.ConfirmOverdue() | events.PublishConfirmed()
+            | events.EndpointsFound() | events.DiscoveryFailed()
         ):  # fmt: skip
             return Step(record)
         case _:
             assert_never(event)
 
 
-def _having_given_up(record: Record, event: events.Event, at: float) -> Step:
+def _having_given_up(record: Record, event: events.Event, at: float, policy: Policy) -> Step:
     match event:
         case events.ReconnectRequested():
             if at - record.hinted_at < HINT_GAP:
                 return Step(record)
+            if policy.discovery or not record.endpoints.queue:
+                return ask_now(record, at, attempts=0)
             endpoints = begin_pass(record.endpoints, at, hinted=True)
             return dial(next_record(record, at, hinted_at=at, endpoints=endpoints), attempts=0)
         case events.StopRequested():
@@ -318,6 +331,7 @@ def _having_given_up(record: Record, event: events.Event, at: float) -> Step:
             | events.CloseTimerFired() | events.LinkOpened() | events.DialFailed() | events.LinkLost() | events.LinkClosed()
             | events.TopologyRestored() | events.ChannelClosed() | events.PublishingBlocked() | events.PublishingUnblocked()
             | events.ConfirmOverdue() | events.PublishConfirmed()
+            | events.EndpointsFound() | events.DiscoveryFailed()
         ):  # fmt: skip
             return Step(record)
         case _:
@@ -348,6 +362,7 @@ def _while_closing(record: Record, state: states.Closing, event: events.Event, a
             | events.RetryTimerFired() | events.StableTimerFired() | events.CooldownTimerFired() | events.DrainTimerFired()
             | events.TopologyRestored() | events.ChannelClosed() | events.PublishingBlocked() | events.PublishingUnblocked()
             | events.ConfirmOverdue() | events.PublishConfirmed()
+            | events.EndpointsFound() | events.DiscoveryFailed()
         ):  # fmt: skip
             return Step(record)
         case _:
@@ -365,6 +380,7 @@ def _once_closed(record: Record, event: events.Event) -> Step:
             | events.CloseTimerFired() | events.LinkOpened() | events.DialFailed() | events.LinkLost() | events.LinkClosed()
             | events.TopologyRestored() | events.ChannelClosed() | events.PublishingBlocked() | events.PublishingUnblocked()
             | events.ConfirmOverdue() | events.PublishConfirmed()
+            | events.EndpointsFound() | events.DiscoveryFailed()
         ):  # fmt: skip
             return Step(record)
         case _:

@@ -30,11 +30,13 @@ __all__ = [
     "begin_pass",
     "endpoint_failed",
     "endpoint_proven",
+    "found",
     "hand_over_target",
     "hand_over_to",
     "in_order",
     "next_endpoint",
     "prefer_delay",
+    "ready_at_once",
 ]
 
 
@@ -80,13 +82,41 @@ class Endpoints:
 
     @property
     def all_refused(self) -> bool:
-        """Say whether every endpoint refuses the producer for a reason that time does not end."""
-        return all(record.refused for record in self.records)
+        """Say whether every endpoint refuses the producer for a reason that time does not end; False for no endpoint."""
+        return bool(self.records) and all(record.refused for record in self.records)
 
 
 def in_order(queue: tuple[int, ...]) -> Endpoints:
-    """Return endpoints without failures; `queue` has every index from 0 once, in the order of the first pass."""
-    return Endpoints((EndpointRecord(),) * len(queue), queue, queue[0])
+    """Return endpoints without failures; `queue` has every index from 0 once, in the order of the first pass.
+
+    An empty queue means that the endpoints are not known yet.
+    """
+    return Endpoints((EndpointRecord(),) * len(queue), queue, queue[0] if queue else 0)
+
+
+def found(endpoints: Endpoints, kept: tuple[int | None, ...], order: tuple[int, ...]) -> Endpoints:
+    """Return the endpoints of a new list: those of the old list keep their record and their place in the queue.
+
+    `kept` has for each new endpoint its index in the old list, None if it was not there. New endpoints are dialed before the
+    others, in the order of `order`, which has every new index once.
+    """
+    known = range(len(endpoints.records))
+    moved = {old: new for new, old in reversed(tuple(enumerate(kept))) if old is not None and old in known}
+    records = [EndpointRecord()] * len(kept)
+    for old, new in moved.items():
+        records[new] = endpoints.records[old]
+    stayed = tuple(moved[old] for old in endpoints.queue if old in moved)
+    fresh = [new for new in range(len(kept)) if new not in stayed]
+    if sorted(order) == list(range(len(kept))):
+        fresh.sort(key=order.index)
+    queue = (*fresh, *stayed)
+    return Endpoints(tuple(records), queue, queue[0])
+
+
+def ready_at_once(endpoints: Endpoints) -> Endpoints:
+    """End the backoff of each endpoint."""
+    records = tuple(_with_retry_at(record, -math.inf) for record in endpoints.records)
+    return Endpoints(records, endpoints.queue, endpoints.current, endpoints.tried)
 
 
 def begin_pass(endpoints: Endpoints, at: float, *, hinted: bool = False) -> Endpoints:
@@ -94,9 +124,7 @@ def begin_pass(endpoints: Endpoints, at: float, *, hinted: bool = False) -> Endp
 
     If no endpoint is ready, the pass takes the one that is ready first.
     """
-    records = endpoints.records
-    if hinted:
-        records = tuple(_with_retry_at(record, -math.inf) for record in records)
+    records = (ready_at_once(endpoints) if hinted else endpoints).records
     fresh = Endpoints(records, endpoints.queue)
     following = next_endpoint(fresh, at)
     if following is not None:

@@ -16,8 +16,10 @@ __all__ = [
     "ConfirmOverdue",
     "CooldownTimerFired",
     "DialFailed",
+    "DiscoveryFailed",
     "DrainTimerFired",
     "Drained",
+    "EndpointsFound",
     "Event",
     "HandOverRequested",
     "HandOverTimerFired",
@@ -46,7 +48,8 @@ __all__ = [
 class StartRequested:
     """`run()` was called: dial at once.
 
-    `order` has the index of every endpoint once, in the order in which the first pass dials them.
+    `order` has the index of every endpoint once, in the order in which the first pass dials them. It is empty where the
+    endpoints are not known yet (`Policy.discovery`).
     """
 
     at: float
@@ -120,6 +123,29 @@ class RetryTimerFired:
     """The delay before the next dial is over."""
 
     link: int
+    at: float
+
+
+@frozen
+class EndpointsFound:
+    """The delay before the next dial is over, and the program has named the endpoints.
+
+    `kept` has one item for each endpoint of the new list: its index in the list before, or None. `order` has every index of
+    the new list once, in the order in which new endpoints are dialed.
+    """
+
+    link: int
+    kept: tuple[int | None, ...]
+    order: tuple[int, ...]
+    at: float
+
+
+@frozen
+class DiscoveryFailed:
+    """The delay before the next dial is over, and the program has not named the endpoints."""
+
+    link: int
+    fault: Fault
     at: float
 
 
@@ -267,6 +293,8 @@ Event: TypeAlias = (
     | Drained
     | InFlightSettled
     | RetryTimerFired
+    | EndpointsFound
+    | DiscoveryFailed
     | StableTimerFired
     | PreferTimerFired
     | HandOverTimerFired

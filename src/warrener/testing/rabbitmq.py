@@ -110,6 +110,8 @@ class PrivateRabbitMQ:
         start_timeout: float = 90.0,
         bin_folder: Path | None = None,
         root: Path | None = None,
+        node: str = "warrener",
+        beside: PrivateRabbitMQ | None = None,
     ) -> None:
         """Describe the broker; nothing is started yet.
 
@@ -121,6 +123,9 @@ class PrivateRabbitMQ:
             bin_folder: where ``rabbitmq-server`` and ``rabbitmqctl`` are; default: `rabbitmq_bin`.
             root: a folder with a system of its own, from which the broker runs in a chroot; needs root. `bin_folder` is
                 then a path inside of it.
+            node: the name of its Erlang node, without the host.
+            beside: another broker that runs: this one shares its Erlang cookie, epmd and watchdog, so that the two can be a
+                cluster, and it ends with that one at the latest. See `warrener.testing.cluster`.
         """
         self._plugins = tuple(plugins)
         self._tls = tls
@@ -128,6 +133,8 @@ class PrivateRabbitMQ:
         self._start_timeout = start_timeout
         self._bin = bin_folder
         self._root = root
+        self._node = node
+        self._beside = beside
         self._resources = ExitStack()
         self._broker: subprocess.Popen[bytes] | None = None
         self._frozen = False
@@ -143,12 +150,20 @@ class PrivateRabbitMQ:
             self._bin = self._bin or _DEBIAN_BIN
             _require_chroot(self._root, self._bin)
         with ExitStack() as undo:
-            place = None if self._root is None else self._root / "tmp"
-            self._folder = Path(tempfile.mkdtemp(prefix="warrener-rabbitmq-", dir=place))
+            beside = self._beside
+            if beside is None:
+                place = None if self._root is None else self._root / "tmp"
+                self._folder = self._home = Path(tempfile.mkdtemp(prefix="warrener-rabbitmq-", dir=place))
+            else:
+                self._home = beside._home  # noqa: SLF001 - the same class
+                self._folder = self._home / self._node
+                self._folder.mkdir()
             undo.callback(shutil.rmtree, self._folder, ignore_errors=True)
             self.port, self.tls_port, self._distribution_port, self._epmd_port = free_ports(4)
+            if beside is not None:
+                self._epmd_port = beside._epmd_port  # noqa: SLF001 - the same class
             self._environment = self._describe()
-            self._group = self._start_watchdog(undo)
+            self._group: int = self._start_watchdog(undo) if beside is None else beside._group  # noqa: SLF001 - the same class
             undo.callback(self._reap)
             self._resources = undo.pop_all()
         try:
@@ -257,6 +272,11 @@ class PrivateRabbitMQ:
         return self._running().pid
 
     @property
+    def node(self) -> str:
+        """The full name of its Erlang node."""
+        return f"{self._node}@localhost"
+
+    @property
     def version(self) -> tuple[int, ...]:
         """RabbitMQ's version, e.g. ``(3, 10, 8)``."""
         return tuple(map(int, re.findall(r"\d+", self.eval("rabbit_misc:version()"))[:3]))
@@ -300,6 +320,23 @@ class PrivateRabbitMQ:
             if time.monotonic() > deadline:
                 raise RabbitMQFailed(f"the memory alarm did not go {'on' if on else 'off'}{self._log_tail()}")
             time.sleep(0.02)
+
+    def drain(self) -> None:
+        """As ``rabbitmq-upgrade drain``: put the node into maintenance.
+
+        It closes its listeners and its connections (320, CONNECTION_FORCED), and gives the leaders of its quorum queues to
+        other nodes. It goes on running; `revive` ends the maintenance.
+        """
+        self.eval("rabbit_maintenance:drain()")
+
+    def revive(self) -> None:
+        """As ``rabbitmq-upgrade revive``: end the maintenance; returns when the node accepts connections again."""
+        self.eval("rabbit_maintenance:revive()")
+        deadline = time.monotonic() + self._start_timeout
+        while not _answers_amqp(self.port):
+            if time.monotonic() > deadline:
+                raise RabbitMQFailed(f"the node did not accept connections after its maintenance{self._log_tail()}")
+            time.sleep(0.05)
 
     def add_user(self, user: str, password: str, *, vhost: str | None = "/") -> None:
         """Add a user with all permissions on `vhost` (None: on none)."""
@@ -522,7 +559,7 @@ class PrivateRabbitMQ:
             # The other system has its own ideas of paths and languages.
             inherited = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
         return inherited | {
-            "HOME": str(folder),  # Erlang makes its cookie there
+            "HOME": str(self._inside(self._home)),  # Erlang makes its cookie there
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "ERL_EPMD_PORT": str(self._epmd_port),
             "RABBITMQ_ALLOW_INPUT": "1",
@@ -534,7 +571,7 @@ class PrivateRabbitMQ:
             "RABBITMQ_LOG_BASE": str(folder / "log"),
             "RABBITMQ_LOGS": str(folder / "log" / "broker.log"),
             "RABBITMQ_MNESIA_BASE": str(folder / "data"),
-            "RABBITMQ_NODENAME": "warrener@localhost",
+            "RABBITMQ_NODENAME": self.node,
             "RABBITMQ_PID_FILE": str(folder / "pid"),
             "RABBITMQ_SERVER_ERL_ARGS": _EMULATOR_FLAGS,
         }

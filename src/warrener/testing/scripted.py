@@ -71,6 +71,8 @@ class Life:
     unoffered: int = 0
     #: Seconds that the close handshake takes.
     closing: float = 0.0
+    #: End the link with this when it is given a new secret; None: the secret is taken.
+    secret: Fault | None = None
 
 
 def lives(
@@ -83,9 +85,10 @@ def lives(
     topology: Fault | None = None,
     unoffered: int = 0,
     closing: float = 0.0,
+    secret: Fault | None = None,
 ) -> Life:
     """A dial that succeeds, and a link that is lost after `seconds`."""
-    return Life(dialing, None, seconds, end, latency, answer, topology, unoffered, closing)
+    return Life(dialing, None, seconds, end, latency, answer, topology, unoffered, closing, secret)
 
 
 def refuses(fault: Fault = REFUSED, *, dialing: float = 0.0) -> Life:
@@ -108,6 +111,8 @@ class ScriptedLink:
     options: LinkOptions
     published: list[Published] = field(factory=list[Published])
     declared: list[Declaration] = field(factory=list[Declaration])
+    #: The secrets that replaced the password.
+    secrets: list[str] = field(factory=list[str], repr=False)
     congested: bool = False
     #: The sizes of the batches that the link was given.
     batches: list[int] = field(factory=list[int])
@@ -206,6 +211,14 @@ class ScriptedLink:
         self.declared = [each for each in self.declared if not (isinstance(each, Queue) and each.name == queue)]
         return 0
 
+    async def update_secret(self, secret: str) -> None:
+        """Note the secret, or end the link by the script."""
+        await anyio.lowlevel.checkpoint()
+        self.secrets.append(secret)
+        if self.life.secret is not None:
+            self.abort(self.life.secret)
+            raise LinkDown(self.life.secret)
+
     def abort(self, fault: Fault) -> None:
         """End the link now; the same as the peer's doing, for a test."""
         if self._fault is None:
@@ -270,7 +283,7 @@ class ScriptedLink:
                 message.channel,
                 Returned(
                     312, "NO_ROUTE", envelope.exchange, envelope.routing_key, message.message_id, message.token,
-                    len(message.body),
+                    len(message.body), shown=f"routing key {envelope.routing_key!r}, message {message.message_id}",
                 ),
             )  # fmt: skip
         if answer in ("ack", "return"):

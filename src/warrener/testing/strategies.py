@@ -115,6 +115,7 @@ def policies() -> st.SearchStrategy[Policy]:
         close_timeout=st.floats(min_value=0, max_value=60),
         abort_timeout=st.floats(min_value=0, max_value=60),
         prefer=st.sampled_from(("any", "first")),
+        discovery=st.booleans(),
         when_exhausted=st.sampled_from(("stay", "raise")),
     )
 
@@ -162,6 +163,8 @@ def records(draw: st.DrawFn, among: st.SearchStrategy[State] | None = None) -> R
     at = draw(instants())
     ago = st.floats(min_value=0, max_value=12)
     drawn = draw(endpoints())
+    if isinstance(state, machine.states.Waiting) and draw(st.integers(min_value=0, max_value=4)) == 0:
+        drawn = Endpoints((), (), 0)  # discovery has not named any yet
     if isinstance(state, machine.states.HandingOver):
         state = evolve(state, target=state.target % len(drawn.records))
     return Record(
@@ -177,6 +180,10 @@ def records(draw: st.DrawFn, among: st.SearchStrategy[State] | None = None) -> R
         endpoints=drawn,
         at=at,
     )
+
+
+def _found(link: int, kept: list[int | None], at: float) -> Event:
+    return machine.events.EndpointsFound(link, tuple(kept), tuple(range(len(kept)))[::-1], at)
 
 
 def link_events(link: st.SearchStrategy[int] = _LINKS) -> st.SearchStrategy[Event]:
@@ -196,12 +203,20 @@ def link_events(link: st.SearchStrategy[int] = _LINKS) -> st.SearchStrategy[Even
         machine.events.PublishingUnblocked,
         machine.events.ConfirmOverdue,
     )
-    with_a_fault = (machine.events.DialFailed, machine.events.LinkLost, machine.events.ChannelClosed)
+    with_a_fault = (
+        machine.events.DialFailed,
+        machine.events.DiscoveryFailed,
+        machine.events.LinkLost,
+        machine.events.ChannelClosed,
+    )
+    lists = st.lists(st.none() | st.integers(min_value=0, max_value=3), max_size=4)
+    found = st.builds(_found, link, lists, at)
     with_a_permit = (machine.events.PublishConfirmed,)
     return st.one_of(
         *(st.builds(event, link, at) for event in about_a_link),
         *(st.builds(event, link, faults(), at) for event in with_a_fault),
         *(st.builds(event, link, at, st.none() | permits()) for event in with_a_permit),
+        found,
     )
 
 

@@ -463,15 +463,17 @@ class Content:
         """Return the message that basic.return brought back; `text` makes texts of the broker safe to show."""
         method = self.method
         assert isinstance(method, commands.Basic.Return)
+        exchange, routing_key = method.exchange or "", method.routing_key or ""
         return Returned(
             reply_code=method.reply_code or 0,
             reply_text=text(method.reply_text or ""),
-            exchange=text(method.exchange or ""),
-            routing_key=text(method.routing_key or ""),
+            exchange=exchange,
+            routing_key=routing_key,
             message_id=header.message_id,
             token=header.token,
             body_size=header.body_size,
             body_hash=self.digest(),
+            shown=f"exchange '{text(exchange)}', routing key '{text(routing_key)}', message {text(header.message_id or '?')}",
         )
 
     def digest(self) -> bytes:

@@ -24,7 +24,13 @@ class Mask:
 
     def __init__(self, credentials: Credentials) -> None:
         # Not one regular expression of all forms: for a token of 8 KB its compilation takes half a second.
-        self._forms = sorted(set(_forms(credentials)), key=len, reverse=True) if credentials.password else []
+        self._forms: list[str] = []
+        self.learn(credentials)
+
+    def learn(self, credentials: Credentials) -> None:
+        """Mask this password too, from now on."""
+        if credentials.password:
+            self._forms = sorted({*self._forms, *_forms(credentials)}, key=len, reverse=True)
 
     def __call__(self, text: object) -> str:
         """Return the text as one safe line."""

@@ -12,7 +12,18 @@ from warrener.topology import Binding, Declaration, Exchange, Queue
 from warrener.wire.codec import Method, Unsendable, method_payload
 from warrener.wire.framing import METHOD, frame
 
-__all__ = ["REPLIES", "Request", "declare", "delete_queue", "is_declaration", "purge", "take_one", "unbind"]
+__all__ = [
+    "REPLIES",
+    "Request",
+    "declare",
+    "delete_queue",
+    "is_declaration",
+    "is_secret_update",
+    "purge",
+    "take_one",
+    "unbind",
+    "update_secret",
+]
 
 #: The answers that a request may get.
 REPLIES: Final[Mapping[type[Method], tuple[type[Method], ...]]] = {
@@ -31,6 +42,11 @@ REPLIES: Final[Mapping[type[Method], tuple[type[Method], ...]]] = {
 def is_declaration(method: int) -> bool:
     """Whether class and method id, in one number, are those of a request about the topology."""
     return any(kind.index == method for kind in REPLIES if kind is not commands.Basic.Get)
+
+
+def is_secret_update(method: int) -> bool:
+    """Whether class and method id, in one number, are those of connection.update-secret."""
+    return method == commands.Connection.UpdateSecret.index
 
 
 @frozen
@@ -106,3 +122,8 @@ def delete_queue(queue: str) -> Request:
 def take_one(queue: str) -> Request:
     """Return the request that takes one message without an acknowledgement."""
     return Request(commands.Basic.Get, {"queue": queue, "no_ack": True})
+
+
+def update_secret(secret: str) -> Request:
+    """Return the request, on channel 0, that replaces the secret of the login."""
+    return Request(commands.Connection.UpdateSecret, {"new_secret": secret, "reason": "the secret expires"})

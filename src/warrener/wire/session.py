@@ -97,6 +97,7 @@ class Session:
             mechanisms=mechanisms,
             client_properties=client_properties or {},
         )
+        self._username = credentials.username
         self._text = Mask(credentials)
         self._prefetch = prefetch
         self._max_inbound_body = max_inbound_body
@@ -219,6 +220,7 @@ class Session:
         if self._updating_secret:
             raise RuntimeError("another update of the secret is not answered yet")
         self._send(0, commands.Connection.UpdateSecret, new_secret=secret, reason=reason)
+        self._text.learn(Credentials(self._username, secret))
         self._updating_secret = True
 
     def open_publisher(self) -> int:

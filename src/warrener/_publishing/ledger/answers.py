@@ -6,10 +6,12 @@ from warrener._publishing.ledger.delivery import Delivery
 from warrener._publishing.ledger.ends import Rules
 from warrener._publishing.ledger.epoch import Epoch
 from warrener._publishing.ledger.in_flight import InFlight
-from warrener._publishing.ledger.outcomes import acked, nacked
+from warrener._publishing.ledger.outcomes import acked
 from warrener._publishing.ledger.refusals import Refusals
+from warrener._publishing.ledger.resending import Resending
 from warrener._publishing.ledger.settlement import Settlement
 from warrener._publishing.ledger.waiting import Waiting
+from warrener.errors import PublishError
 from warrener.records import Lane, Receipt, Returned
 
 __all__ = ["Answers"]
@@ -25,12 +27,16 @@ class Answers:
         refusals: Refusals,
         rules: Rules,
         settlement: Settlement,
+        resending: Resending,
     ) -> None:
         self._in_flight = in_flight
         self._waiting = waiting
         self._refusals = refusals
         self._rules = rules
         self._settlement = settlement
+        self._resending = resending
+        #: The messages that the broker nacked; the sender takes them out.
+        self.refused: list[Delivery] = []
         self._counters = settlement.counters
 
     def confirmed(self, channel: int, tag: int, multiple: bool, now: float) -> list[Delivery]:
@@ -46,10 +52,12 @@ class Answers:
             size += delivery.size
             if delivery.waiting and delivery.returned is None and not delivery.ambiguous:
                 # The usual case: the work of `Settlement.answer`, without its questions.
-                delivery.outcome = Receipt(delivery.message_id, delivery.attempts, delivery.unanswered > 0, link)
+                delivery.outcome = Receipt(delivery.message_id, delivery.attempts, delivery.attempts > 1, link)
                 delivery.waiting = False
                 confirmed += 1
                 settled.append(delivery)
+            elif delivery.earlier_of is not None:
+                self._resending.earlier_acked(delivery, settled)
             elif delivery.returned is not None:
                 self._settlement.answer(delivery, self._rules.unroutable(delivery, delivery.returned), settled)
             else:
@@ -68,7 +76,7 @@ class Answers:
         self._settlement.landed += landed
 
     def nacked(self, channel: int, tag: int, multiple: bool, now: float) -> list[Delivery]:
-        """basic.nack of `tag`, or of every outstanding tag up to it. A nacked message is never sent again."""
+        """basic.nack of `tag`, or of every outstanding tag up to it. The policy of each message says if it is sent again."""
         settled: list[Delivery] = []
         if (epoch := self._in_flight.epochs.get(channel)) is not None:
             epoch.expand()
@@ -76,11 +84,18 @@ class Answers:
         for delivery in self._answered(channel, tag, multiple, now):
             delivery.epoch = None
             self._in_flight.size -= delivery.size
+            if delivery.earlier_of is not None:
+                self._resending.earlier_nacked(delivery)
+                self.refused.append(delivery)
+                continue
+            result: PublishError | None
             if delivery.returned is not None:
                 result = self._rules.unroutable(delivery, delivery.returned)
             else:
-                result = nacked(delivery)
-            self._settlement.answer(delivery, result, settled)
+                self.refused.append(delivery)
+                result = self._resending.after_nack(delivery, now)
+            if result is not None:
+                self._settlement.answer(delivery, result, settled)
         return settled
 
     def returned(self, channel: int, returned: Returned) -> None:

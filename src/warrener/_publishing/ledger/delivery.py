@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from warrener.errors import PublishError, printable
+from warrener.errors import PublishError, Unconfirmed, printable
 from warrener.records import Envelope, Lane, Receipt, Returned
 
 if TYPE_CHECKING:
     from warrener._publishing.ledger.epoch import Epoch
     from warrener._publishing.ledger.queues import WaitingQueue
+    from warrener._retry_rules import RetryRules
 
 __all__ = ["Delivery"]
 
@@ -28,8 +29,18 @@ class Delivery:
     destination_permit: Any = None
     #: Whether the caller left after the message got a tag and before its outcome.
     abandoned: bool = False
-    #: Number of ended attempts that may have reached the broker. All of them ended UNKNOWN: any other end is final.
+    #: The retry policy of this message; None: the producer's.
+    retry: RetryRules | None = None
+    #: Number of attempts that may have reached the broker and ended, or were given up, without an answer: UNKNOWN.
     unanswered: int = 0
+    #: Number of attempts that the broker nacked.
+    nacks: int = 0
+    #: The instant at which a nacked message may be written again.
+    ready_at: float = 0.0
+    #: Whether a budget has forbidden another attempt of this message.
+    suppressed: bool = False
+    #: This is no message of its own: it is an earlier attempt of that message, still in flight.
+    earlier_of: Delivery | None = None
     #: Number of attempts that were made alone, as a suspect of a channel close.
     suspected: int = 0
     #: Whether it is a suspect of a channel close, whose next attempt goes alone on a channel of its own.
@@ -69,6 +80,17 @@ class Delivery:
         #: Of the present attempt: the delivery tag, and the instant at which the link took the message.
         self.tag = 0
         self.published_at = 0.0
+
+    def as_earlier(self) -> Delivery:
+        """Return the present attempt as a delivery of its own, which waits for the answer and has no caller."""
+        earlier = Delivery(self.envelope, self.body, self.message_id, self.deadline, self.token)
+        earlier.earlier_of = self
+        earlier.waiting = False
+        earlier.outcome = Unconfirmed(self.message_id, "it was written again before this attempt was answered")
+        earlier.attempts, earlier.tag, earlier.published_at = self.attempts, self.tag, self.published_at
+        earlier.passed, earlier.overdue, earlier.lane = self.passed, self.overdue, self.lane
+        earlier.returned, earlier.ambiguous = self.returned, self.ambiguous
+        return earlier
 
     def __repr__(self) -> str:
         return f"<Delivery {printable(self.message_id)} attempts={self.attempts} outcome={self.outcome!r}>"

@@ -14,6 +14,7 @@ from warrener._publishing.ledger.outcomes import ended_unanswered, refused, unro
 from warrener._publishing.ledger.refusals import REFUSALS, Refusals, Target, named
 from warrener._publishing.ledger.settlement import Settlement
 from warrener._publishing.ledger.waiting import Waiting
+from warrener._retry_rules import RetryRules
 from warrener.errors import Fault, NotSent, PublishError
 from warrener.records import Lane, Returned
 
@@ -28,20 +29,23 @@ FEW = 256
 class Rules:
     """How attempts without an answer, and returns, end. Only the set of exchanges changes, by declarations."""
 
-    #: Whether a message whose attempt may have arrived is sent again.
-    at_least_once: bool
+    #: The policy of messages that have none of their own.
+    retry: RetryRules
     #: Number of attempts that a suspect of a channel close gets alone.
     suspect_attempts: int
     #: Exchanges that this producer declared with a type of AMQP itself; their returns are certain.
     standard_exchanges: frozenset[str]
-    #: Number of times that a message is written; None: its deadline alone limits them.
-    attempts: int | None = None
+
+    def retry_of(self, delivery: Delivery) -> RetryRules:
+        """Return the policy of the message."""
+        return self.retry if delivery.retry is None else delivery.retry
 
     def stop(self, delivery: Delivery) -> bool:
-        """Whether the message is not written again."""
-        if not self.at_least_once or delivery.suspected >= self.suspect_attempts:
+        """Whether the message is not written again after an attempt without an answer."""
+        retry = self.retry_of(delivery)
+        if not retry.unknown or delivery.suspected >= self.suspect_attempts:
             return True
-        return self.attempts is not None and delivery.attempts >= self.attempts
+        return retry.attempts is not None and delivery.attempts >= retry.attempts
 
     def unroutable(self, delivery: Delivery, returned: Returned) -> PublishError:
         """Return the outcome of a returned attempt. An exchange of a plugin may return a message and deliver it later."""
@@ -161,6 +165,16 @@ class Ends:
         for delivery in self._waiting.live():
             self._waiting.refuse_if_new(delivery, settled)
         self._refusals.new.clear()
+
+    def impatient(self, fault: Fault) -> list[Delivery]:
+        """There is no link: end the messages whose policy does not wait for the next one."""
+        settled: list[Delivery] = []
+        reason = "the link was lost before the message was written, and its retry policy does not wait for another link"
+        for delivery in self._waiting.live():
+            if not self._rules.retry_of(delivery).waits and delivery.queue is not None:
+                delivery.queue.remove(delivery)
+                self._settlement.end_unwritten(delivery, NotSent, reason, fault, settled)
+        return settled
 
     def link_lost(self, fault: Fault, written: Callable[[int], int]) -> list[Delivery]:
         """The link ended. `written(channel)` returns the highest tag whose message may have reached the network."""

@@ -323,7 +323,8 @@ class Epoch:
         open_ones: list[Delivery] = []
         while carriers and len(open_ones) < 2:
             each = carriers.popleft()
-            if each.epoch is self:
+            # A message that was written again is here once, as its later attempt.
+            if each.epoch is self and each not in open_ones and not _superseded(each):
                 open_ones.append(each)
         carriers.extendleft(reversed(open_ones))
         return open_ones[0] if len(open_ones) == 1 and _agrees(open_ones[0], returned) else None
@@ -335,6 +336,11 @@ class Epoch:
         """
         found = self.open_addresses.pop((returned.exchange, returned.routing_key, returned.message_id), [])
         return [each for each in found if each.epoch is self and each.returned is None]
+
+
+def _superseded(delivery: Delivery) -> bool:
+    """Whether this is an earlier attempt of a message that was written again in the same epoch."""
+    return delivery.earlier_of is not None and delivery.earlier_of.epoch is delivery.epoch
 
 
 def _agrees(delivery: Delivery, returned: Returned) -> bool:

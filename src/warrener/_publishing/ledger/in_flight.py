@@ -121,9 +121,9 @@ class InFlight:
         watched = [at for epoch in self.epochs.values() if (at := epoch.unwatched_at()) is not None]
         return max(min(watched), self.clock_floor) + self._confirm_timeout if watched else math.inf
 
-    def find_overdue(self, now: float) -> int:
-        """Mark the messages that are overdue now, and return their number."""
-        found = 0
+    def find_overdue(self, now: float) -> list[Delivery]:
+        """Mark the messages that are overdue now, and return them."""
+        found: list[Delivery] = []
         if self.paused or self.clock_floor + self._confirm_timeout > now:
             return found
         for epoch in self.epochs.values():
@@ -134,7 +134,7 @@ class InFlight:
                 delivery.overdue = True
                 destination = (delivery.envelope.exchange, delivery.envelope.routing_key)
                 self.overdue[destination] = self.overdue.get(destination, 0) + 1
-                found += 1
+                found.append(delivery)
         return found
 
     def no_longer_overdue(self, delivery: Delivery) -> None:

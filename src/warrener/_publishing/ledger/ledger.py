@@ -7,14 +7,14 @@ seconds.
 **Places.** A message waits in a queue (`waiting`), is in flight (`in_flight`), or has its outcome (`settlement`)::
 
     accept ──► unsent ──────────published──► in flight ──ack, nack──────────────────► outcome
-                 └► introductions ──┘          │  │  ▲
+                 └► introductions ──┘          │  │  ▲ └─nack──► delayed ──► resend
                        ▲   ▲                   │  │  │
                        │   └─────────resend ◄──┘  └──┴── suspects ◄── channel closed, no cause named
                        └── new link ───┘
 
-*unsent* messages have never had a tag; `max_buffered` and `max_buffered_bytes` bound them. The others have had one, and
-keep their place in the in-flight window: in flight + resend + suspects ≤ `max_in_flight`. So messages that come back
-cannot make the memory grow. *resend* goes before *unsent*, both in the order of acceptance. Suspects go one at a time on a
+*unsent* messages have never had a tag, and *delayed* ones (`resending`) wait after a nack; `max_buffered` and
+`max_buffered_bytes` bound both together. The others keep their place in the in-flight window: in flight + resend +
+suspects ≤ `max_in_flight`. So messages that come back cannot make the memory grow. *resend* goes before *unsent*, both in the order of acceptance. Suspects go one at a time on a
 channel of their own, and so do the first messages to each exchange (`introductions`), while the others pass them.
 
 **Tags** belong to an epoch: one link and one channel of it. They count 1, 2, 3 … in it. A fact about a channel that is
@@ -25,7 +25,7 @@ started. Then, tag by tag:
 
 * above that tag: the attempt did not happen. The message waits in front of the younger ones;
 * returned by the broker: `Unroutable`, whatever follows the return;
-* all others: UNKNOWN. `at_least_once` sends them again, `at_most_once` ends them as `Unconfirmed`.
+* all others: UNKNOWN. Their policy sends them again, or ends them as `Unconfirmed`.
 
 **A channel that the broker closed.** The close names a reply code and no tag, so every publish that was *begun* is under
 suspicion. The close is *explained* if its text names an exchange, a topic or a size (`refusals.named`), or if only one
@@ -54,15 +54,19 @@ from warrener._publishing.ledger.ends import Ends, Rules
 from warrener._publishing.ledger.flights import Flight
 from warrener._publishing.ledger.in_flight import InFlight
 from warrener._publishing.ledger.introductions import PASSES_AFTER
-from warrener._publishing.ledger.outcomes import refused
+from warrener._publishing.ledger.outcomes import Verdict, earlier, not_written, refused, unanswered
 from warrener._publishing.ledger.refusals import Refusals
+from warrener._publishing.ledger.resending import Resending
 from warrener._publishing.ledger.settlement import Counters, Settlement
 from warrener._publishing.ledger.shares import Shares
 from warrener._publishing.ledger.waiting import Limits, Waiting
-from warrener.errors import Fault, GaveUp, InvalidMessage, NotSent, ProducerClosed, PublishError, Unconfirmed
+from warrener._retry_rules import RetryRules
+from warrener.errors import Fault, GaveUp, InvalidMessage, NotSent, ProducerClosed, PublishError
 from warrener.records import Lane
 
 __all__ = ["Ledger"]
+
+_AT_LEAST_ONCE = RetryRules()
 
 
 class Ledger:
@@ -73,13 +77,12 @@ class Ledger:
         max_buffered_bytes: maximum bytes of their bodies.
         max_in_flight: maximum number of messages that had a tag and have no outcome.
         max_in_flight_bytes: maximum bytes of their bodies; one message above it goes alone.
-        at_least_once: whether a message is sent again after an attempt that may have arrived. Otherwise it ends `Unconfirmed`.
         confirm_timeout: seconds after which a message is overdue, and a link that answers nothing is `silent`.
         suspect_attempts: number of attempts that a suspect of a channel close gets alone.
         refusal_memory: seconds for which a refusal of an exchange or a topic is remembered.
         max_destinations: maximum number of refusals that are remembered.
         standard_exchanges: exchanges whose returns are certain, beside the default exchange and `amq.*`.
-        attempts: number of times that a message is written; None: its deadline alone limits them.
+        retry: the policy of messages that have none of their own.
         id_prefix: the first 20 characters of the ids of messages in flights.
     """
 
@@ -89,18 +92,17 @@ class Ledger:
         max_buffered: int,
         max_buffered_bytes: int,
         max_in_flight: int,
-        at_least_once: bool,
         confirm_timeout: float,
         max_in_flight_bytes: int = 64 * 1024 * 1024,
         suspect_attempts: int = 3,
         refusal_memory: float = 5.0,
         max_destinations: int = 1000,
         standard_exchanges: Iterable[str] = (),
-        attempts: int | None = None,
+        retry: RetryRules = _AT_LEAST_ONCE,
         id_prefix: str = "0" * 20,
     ) -> None:
         self.settlement = Settlement()
-        self._rules = Rules(at_least_once, suspect_attempts, frozenset(standard_exchanges), attempts)
+        self.rules = Rules(retry, suspect_attempts, frozenset(standard_exchanges))
         self._in_flight = InFlight(confirm_timeout, self.settlement.deadlines)
         self._refusals = Refusals(refusal_memory, max_destinations)
         self._waiting = Waiting(
@@ -112,10 +114,15 @@ class Ledger:
         )
         #: Messages that are accepted and written together.
         self.batching = Batching(self._in_flight, self._waiting, self._refusals)
+        #: The nacked messages that wait for their next attempt.
+        self.delayed = self._waiting.delayed
         self._shares = Shares(self._in_flight, self._waiting)
-        parts = self._in_flight, self._waiting, self._refusals, self._rules, self.settlement
+        self._resending = Resending(
+            self._in_flight, self._waiting, self._shares, self.rules, self.settlement, confirm_timeout
+        )
+        parts = self._in_flight, self._waiting, self._refusals, self.rules, self.settlement
         #: Takes what the broker says about publishes.
-        self.answers = Answers(*parts)
+        self.answers = Answers(*parts, self._resending)
         #: Takes the ends of channels and links.
         self.ends = Ends(*parts)
 
@@ -154,15 +161,17 @@ class Ledger:
         `standard` says whether its type is one of AMQP itself, so that its returns are certain; None: its type is not known.
         """
         self._refusals.declared(exchange)
-        known = self._rules.standard_exchanges
+        known = self.rules.standard_exchanges
         if standard is None:
             return
-        self._rules.standard_exchanges = known | {exchange} if standard else known - {exchange}
+        self.rules.standard_exchanges = known | {exchange} if standard else known - {exchange}
 
     def accept(self, delivery: Delivery) -> None:
         """Take the message over. The caller has asked `full` at this instant."""
         self._waiting.expand_batches()
         self.settlement.accept(delivery)
+        if delivery.retry is not None:
+            self._resending.accepted(delivery)
         self._waiting.unsent.append(delivery)
 
     # --- the link ---------------------------------------------------------------------------------------------------
@@ -292,17 +301,17 @@ class Ledger:
     def _end_in_flight(self, delivery: Delivery, why: str, fault: Fault | None, settled: list[Delivery]) -> None:
         """End a message that waits for the broker's answer."""
         if delivery.returned is not None:
-            result = self._rules.unroutable(delivery, delivery.returned)
+            result = self.rules.unroutable(delivery, delivery.returned)
         else:
-            result = Unconfirmed(delivery.message_id, f"{why} before the broker's confirm", last_fault=fault)
+            result = unanswered(delivery, why, fault)
         self.settlement.answer(delivery, result, settled)
 
     def cancel(self, delivery: Delivery) -> bool:
         """The caller has left. True: no attempt of the message counts and none will be made. Idempotent.
 
         False: the message has its outcome already, or it has a tag. In the second case it is `abandoned`: tracked to its
-        outcome, which goes to `late`, and never sent again. A message that waits to be sent again after an attempt that may
-        have arrived ends here as `Unconfirmed`.
+        outcome, which goes to `late`, and never sent again. A message that waits to be sent again ends here, as `Unconfirmed`
+        or `Nacked`.
         """
         settlement = self.settlement
         if delivery.queue is None:
@@ -310,14 +319,14 @@ class Ledger:
                 settlement.abandon(delivery)
             return delivery.outcome is None and not delivery.abandoned
         delivery.queue.remove(delivery)
-        if not delivery.unanswered:
+        if earlier(delivery) is Verdict.REJECTED:
             settlement.stop_waiting(delivery)
             self.counters.rejected += 1
             self.counters.cancelled += 1
             return True
         settlement.abandon(delivery)
         reason = "cancelled while it waited to be sent again"
-        settlement.answer(delivery, Unconfirmed(delivery.message_id, reason, last_fault=settlement.last_fault), [])
+        settlement.answer(delivery, not_written(delivery, NotSent, reason, settlement.last_fault), [])
         return False
 
     def give_up(
@@ -361,7 +370,8 @@ class Ledger:
         found = in_flight.find_overdue(now)
         if found:
             self._waiting.ready.clear()
-            self.counters.overdue += found
+            self.counters.overdue += len(found)
+        self._resending.look(found, now)
         epoch = in_flight.suspect
         if epoch is None or in_flight.paused or in_flight.clock_floor + PASSES_AFTER > now:
             return
@@ -383,7 +393,13 @@ class Ledger:
         if self._waiting.ended:
             return -math.inf
         instants = [self.settlement.deadlines.earliest()]
-        instants += [at for at in (self._in_flight.silent_at(), self._in_flight.overdue_at()) if at > now]
+        watched = (
+            self._in_flight.silent_at(),
+            self._in_flight.overdue_at(),
+            self.delayed.due_at(),
+            self._resending.look_at(),
+        )
+        instants += [at for at in watched if at > now]
         epoch = self._in_flight.suspect
         if epoch is not None and not self._in_flight.paused:
             oldest = next((each.published_at for each in epoch.outstanding.values() if not each.passed), math.inf)

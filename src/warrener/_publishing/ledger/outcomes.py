@@ -1,8 +1,9 @@
 """What an attempt, and a whole message, ends as: the verdict, the fold over attempts, and the errors that say so.
 
 Each attempt ends with a `Verdict`. The outcome of a message is the `fold` of its attempts: CONFIRMED, else UNKNOWN, else
-NACKED, else REJECTED. Every verdict but UNKNOWN is final for the message, so all earlier attempts are UNKNOWN, and
-`Delivery.unanswered` counts them. The functions below make the error for the last attempt; each asks for earlier ones.
+NACKED, else REJECTED. CONFIRMED and REJECTED are final for the message, so all earlier attempts are UNKNOWN or NACKED;
+`Delivery.unanswered` and `Delivery.nacks` count them. The functions below make the error for the last attempt; each asks
+for earlier ones.
 """
 
 from __future__ import annotations
@@ -27,11 +28,13 @@ from warrener.records import Receipt, Returned
 __all__ = [
     "Verdict",
     "acked",
+    "earlier",
     "ended_unanswered",
     "fold",
     "nacked",
     "not_written",
     "refused",
+    "unanswered",
     "unroutable",
     "verdict_of",
 ]
@@ -72,22 +75,27 @@ def acked(delivery: Delivery, link: int) -> Receipt | PublishError:
     if delivery.ambiguous:
         reason = "the broker acked it after a return that may be of this message or of another one"
         return Unconfirmed(delivery.message_id, reason)
-    return Receipt(delivery.message_id, delivery.attempts, delivery.unanswered > 0, link)
+    return Receipt(delivery.message_id, delivery.attempts, delivery.attempts > 1, link)
 
 
-def nacked(delivery: Delivery) -> PublishError:
-    """Return the outcome of a nack without a return."""
-    if fold((Verdict.NACKED, _earlier(delivery))) is Verdict.NACKED:
-        return Nacked(delivery.message_id, "the broker refused it (basic.nack)")
+def nacked(delivery: Delivery, why: str = "") -> PublishError:
+    """Return the outcome of a nack without a return; `why` ends the reason."""
+    if fold((Verdict.NACKED, earlier(delivery))) is Verdict.NACKED:
+        return Nacked(delivery.message_id, f"the broker refused it (basic.nack){why}")
     reason = "the broker refused it (basic.nack), but an earlier attempt was lost without an answer"
-    return Unconfirmed(delivery.message_id, reason)
+    return Unconfirmed(delivery.message_id, f"{reason}{why}")
 
 
 def unroutable(delivery: Delivery, returned: Returned, *, certain: bool) -> PublishError:
     """Return the outcome of a returned attempt, whether an ack, a nack or the end of the channel follows the return."""
     why = f"the broker returned it: {printable(returned.reply_text)} [{returned.reply_code}]"
-    if fold((Verdict.REJECTED, _earlier(delivery))) is not Verdict.REJECTED:
-        return Unconfirmed(delivery.message_id, f"{why}, but an earlier attempt was lost without an answer")
+    match fold((Verdict.REJECTED, earlier(delivery))):
+        case Verdict.UNKNOWN:
+            return Unconfirmed(delivery.message_id, f"{why}, but an earlier attempt was lost without an answer")
+        case Verdict.NACKED:
+            return Nacked(delivery.message_id, f"{why}, but an earlier attempt was nacked (basic.nack)")
+        case _:
+            pass
     return Unroutable(
         delivery.message_id,
         why,
@@ -106,14 +114,29 @@ def refused(delivery: Delivery, fault: Fault, *, from_memory: bool = False) -> P
         f"{why}: {fault}",
         reply_code=fault.reply_code or 0,
         reply_text=fault.text,
-        may_have_been_delivered=fold((Verdict.REJECTED, _earlier(delivery))) is not Verdict.REJECTED,
+        may_have_been_delivered=fold((Verdict.REJECTED, earlier(delivery))) is not Verdict.REJECTED,
     )
 
 
 def not_written(delivery: Delivery, kind: type[NotSent], reason: str, fault: Fault | None) -> PublishError:
     """Return the outcome of a message that is not in flight: `kind`, unless an earlier attempt may have arrived."""
-    error = kind if _earlier(delivery) is Verdict.REJECTED else Unconfirmed
-    return error(delivery.message_id, reason, last_fault=fault)
+    match earlier(delivery):
+        case Verdict.UNKNOWN:
+            return Unconfirmed(delivery.message_id, reason, last_fault=fault)
+        case Verdict.NACKED:
+            nack = "the broker refused it (basic.nack), and it was not written again"
+            return Nacked(delivery.message_id, f"{nack}: {reason}", last_fault=fault)
+        case _:
+            return kind(delivery.message_id, reason, last_fault=fault)
+
+
+def unanswered(delivery: Delivery, why: str, fault: Fault | None) -> PublishError:
+    """Return the outcome of a message in flight whose answer is no longer waited for."""
+    if delivery.suppressed:
+        why = f"the retry budget allowed no further attempt, and {why}"
+    error = Unconfirmed(delivery.message_id, f"{why} before the broker's confirm", last_fault=fault)
+    error.cause = "suppressed" if delivery.suppressed else None
+    return error
 
 
 def ended_unanswered(delivery: Delivery, fault: Fault, suspect_attempts: int) -> PublishError:
@@ -126,6 +149,8 @@ def ended_unanswered(delivery: Delivery, fault: Fault, suspect_attempts: int) ->
     return Unconfirmed(delivery.message_id, reason, last_fault=fault)
 
 
-def _earlier(delivery: Delivery) -> Verdict:
-    """Return the fold of the attempts before the present one: there was none, or all of them ended UNKNOWN."""
-    return Verdict.UNKNOWN if delivery.unanswered else Verdict.REJECTED
+def earlier(delivery: Delivery) -> Verdict:
+    """Return the fold of the ended attempts: there was none, or each of them ended UNKNOWN or NACKED."""
+    if delivery.unanswered:
+        return Verdict.UNKNOWN
+    return Verdict.NACKED if delivery.nacks else Verdict.REJECTED

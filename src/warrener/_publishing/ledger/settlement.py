@@ -30,6 +30,8 @@ class Counters:
     cancelled: int = 0
     #: Attempts beyond the first one.
     resent: int = 0
+    #: Further attempts that a retry budget, or the share of a destination, has forbidden.
+    suppressed: int = 0
     returned: int = 0
     #: Messages that waited longer than `confirm_timeout` for their answer.
     overdue: int = 0
@@ -53,7 +55,7 @@ class Settlement:
         self.landed: list[Landed] = []
         #: The newest fault; every `NotSent` quotes it.
         self.last_fault: Fault | None = None
-        #: Number of messages in flight that have their outcome already, because their deadline passed.
+        #: Number of publishes in flight that are no pending message: their deadline passed, or they are earlier attempts.
         self.tombstones = 0
 
     def accept(self, delivery: Delivery) -> None:
@@ -69,6 +71,8 @@ class Settlement:
         counters = self.counters
         if delivery.outcome is not None:
             self.tombstones -= 1
+            if delivery.earlier_of is not None:
+                return
             counters.late += 1
             if isinstance(delivery.outcome, Unconfirmed):
                 self.late.append(Outcome(delivery.message_id, result))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from attrs import frozen
 
+from warrener._publishing.ledger.delayed import Delayed
 from warrener._publishing.ledger.delivery import Delivery
 from warrener._publishing.ledger.flights import Batches, Flight
 from warrener._publishing.ledger.in_flight import InFlight
@@ -31,8 +34,9 @@ class Limits:
 class Waiting:
     """The queues in front of the link.
 
-    *batches*: never had a tag, and go to the main channel together. *unsent*: never had a tag. *resend*: had one. *suspects*: had one on a channel that the broker closed; each goes alone.
-    *introductions*: to exchanges that are not covered on this link. Batches and unsent messages never wait at the same time.
+    *batches*: never had a tag, and go to the main channel together. *unsent*: never had a tag; batches and unsent messages
+    never wait at the same time. *resend*: had a tag. *suspects*: had one on a channel that the broker closed; each goes alone.
+    *introductions*: to exchanges that are not covered on this link. *delayed*: were nacked, and wait for an instant.
     """
 
     def __init__(
@@ -46,6 +50,7 @@ class Waiting:
         self.resend = WaitingQueue()
         self.suspects = WaitingQueue()
         self.introductions = Introductions()
+        self.delayed = Delayed(limits.max_buffered, limits.max_buffered_bytes)
         #: Messages that `next` found to be past their deadline, or refused; the next `Ledger.expire` reports them.
         self.ended: list[Delivery] = []
         self._settlement = settlement
@@ -57,24 +62,31 @@ class Waiting:
 
     def full(self, size: int) -> bool:
         """Whether there is no capacity now for a body of `size` bytes. Always true once closed."""
-        unsent, introductions, limits, batches = self.unsent, self.introductions, self.limits, self.batches
-        if batches.size + unsent.size + introductions.unsent_size + size > limits.max_buffered_bytes:
+        unsent, introductions, delayed, limits = self.unsent, self.introductions, self.delayed, self.limits
+        batches = self.batches
+        held_size = batches.size + unsent.size + introductions.unsent_size + delayed.size
+        if held_size + size > limits.max_buffered_bytes:
             return True
-        waiting = batches.count + len(unsent.entries) - unsent.dead + introductions.unsent
-        return waiting >= limits.max_buffered or self._closed
+        held = batches.count + len(unsent.entries) - unsent.dead + introductions.unsent + len(delayed)
+        return held >= limits.max_buffered or self._closed
 
     def close(self) -> None:
         """Accept nothing more."""
         self._closed = True
 
     def window_full(self, size: int) -> bool:
-        """Whether a message that never had a tag has to wait for an answer. One message above the limit goes alone."""
+        """Whether a message without a place in the window has to wait for an answer. One above the limit goes alone."""
+        return not self.has_place(size)
+
+    def has_place(self, size: int, *, beside: Sequence[Delivery] = ()) -> bool:
+        """Whether the window has a place for one more message, when those in `beside` have theirs."""
         introductions, in_flight, limits = self.introductions, self._in_flight, self.limits
-        held = len(in_flight) + len(self.resend) + len(self.suspects) + introductions.tagged
+        held = len(in_flight) + len(self.resend) + len(self.suspects) + introductions.tagged + len(beside)
         if held >= limits.max_in_flight:
-            return True
+            return False
         held_size = in_flight.size + self.resend.size + self.suspects.size + introductions.tagged_size
-        return held > 0 and held_size + size > limits.max_in_flight_bytes
+        held_size += sum(each.size for each in beside)
+        return held == 0 or held_size + size <= limits.max_in_flight_bytes
 
     # --- batches ----------------------------------------------------------------------------------------------------
 
@@ -87,6 +99,7 @@ class Waiting:
         """Let each message of a batch wait by itself."""
         self.ready.clear()
         if self.batches.flights:
+            self._settlement.counters.accepted += self.batches.new()
             self.batches.expand(self.unsent)
 
     def next_flight(self, now: float) -> Flight | None:
@@ -98,6 +111,7 @@ class Waiting:
         if batch.deadline <= now or not self.clear:
             self.expand_batches()
             return None
+        self._settlement.counters.accepted += batches.new()
         introductions, in_flight, limits = self.introductions, self._in_flight, self.limits
         held = len(in_flight) + introductions.tagged
         count = min(len(batch) - batch.at, limits.max_in_flight - held)
@@ -122,6 +136,8 @@ class Waiting:
     def next(self, now: float) -> Delivery | None:
         """Return the message to write next on an open channel; its `lane` says on which."""
         in_flight = self._in_flight
+        if self.delayed.entries:
+            self._take_due(now)
         if in_flight.suspect is not None:
             delivery = self._next_alone(now) if self.suspects.entries else self._next_introduction(now)
             if delivery is not None:
@@ -142,6 +158,14 @@ class Waiting:
         if in_flight.suspect is not None and not self.suspects.entries:
             return self._next_introduction(now)
         return None
+
+    def _take_due(self, now: float) -> None:
+        """Let the delayed messages whose instant has come be written next, as far as the window has places."""
+        taken: list[Delivery] = []
+        while (delivery := self.delayed.due(now)) is not None and self.has_place(delivery.size, beside=taken):
+            self.delayed.remove(delivery)
+            taken.append(delivery)
+        self.put_back(taken)
 
     def _routed(self, queue: WaitingQueue, now: float) -> Delivery | None:
         """Return the first message that may go to the main channel; those before it wait for their introduction."""
@@ -211,11 +235,13 @@ class Waiting:
     def live(self) -> list[Delivery]:
         """Return all messages that wait, those that come back first."""
         self.expand_batches()
-        return [*self.suspects.live(), *self.resend.live(), *self.introductions.live(), *self.unsent.live()]
+        back = [*self.suspects.live(), *self.resend.live(), *self.introductions.live()]
+        return [*back, *self.delayed.live(), *self.unsent.live()]
 
     def __len__(self) -> int:
         """Number of messages that wait."""
-        return self.batches.count + len(self.unsent) + len(self.resend) + len(self.suspects) + len(self.introductions)
+        back = len(self.resend) + len(self.suspects) + len(self.introductions) + len(self.delayed)
+        return self.batches.count + len(self.unsent) + back
 
     @property
     def size(self) -> int:
@@ -226,6 +252,7 @@ class Waiting:
             + self.unsent.size
             + self.resend.size
             + self.suspects.size
+            + self.delayed.size
             + introductions.unsent_size
             + introductions.tagged_size
         )
@@ -233,8 +260,11 @@ class Waiting:
     def expire(self, delivery: Delivery, settled: list[Delivery]) -> None:
         """End a message that waits and is past its deadline."""
         assert delivery.queue is not None
+        delayed = delivery.queue is self.delayed
         delivery.queue.remove(delivery)
-        if not self._in_flight.publishing:
+        if delayed:
+            reason = "its deadline passed during the delay before the next attempt"
+        elif not self._in_flight.publishing:
             reason = "its deadline passed while there was no connection"
         elif self._in_flight.paused:
             reason = "its deadline passed while the broker blocked publishers"

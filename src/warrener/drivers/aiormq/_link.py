@@ -181,6 +181,10 @@ class AiormqLink:
         removed: int = await self._call("ask", requests.delete_queue(queue), str(Queue(queue)))
         return removed
 
+    async def update_secret(self, secret: str) -> None:
+        """Give the broker a new secret in place of the password."""
+        await self._call("update_secret", secret)
+
     def abort(self, fault: Fault) -> None:
         """End the link without a close handshake."""
         self._aborted = True

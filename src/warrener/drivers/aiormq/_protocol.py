@@ -9,7 +9,7 @@ from typing import Any
 
 import aiormq
 import pamqp.frame
-from attrs import define
+from attrs import define, evolve
 from pamqp import commands
 from yarl import URL
 
@@ -33,7 +33,7 @@ from warrener.wire.channel import Content
 from warrener.wire.codec import ContentHeader, Malformed
 from warrener.wire.handshake import Handshake as WireHandshake
 from warrener.wire.masking import Mask
-from warrener.wire.requests import is_declaration
+from warrener.wire.requests import is_declaration, is_secret_update
 
 __all__ = ["Connection", "Protocol"]
 
@@ -116,6 +116,7 @@ class Protocol:
                 frames.CONNECTION_CLOSE: self._on_connection_close,
                 frames.BLOCKED: self._on_blocked,
                 frames.UNBLOCKED: self._on_unblocked,
+                frames.SECRET_TAKEN: self._on_secret_taken,
                 frames.FLOW: self._on_flow,
                 frames.CHANNEL_CLOSE: self._on_channel_close,
                 frames.CHANNEL_CLOSE_OK: self._on_channel_close_ok,
@@ -145,6 +146,7 @@ class Protocol:
         self.requests = Requests(
             self.channels, self.transport, self._contents, options.declare_timeout,
             frame_max=lambda: self.peer.frame_max, unanswered=fail,
+            mask=lambda secret: self._text.learn(evolve(endpoint.credentials, password=secret)),
         )  # fmt: skip
         self.pump = Pump(queue, work, self.transport, self.channels.epochs, dropped=sent, fail=fail)
 
@@ -224,7 +226,17 @@ class Protocol:
         text = self._text(close.reply_text or "")
         method = (close.class_id or 0) << 16 | (close.method_id or 0)
         declaring = self.requests.entity if is_declaration(method) else None
-        raise LinkDown(_faults.closed_by_broker(close.reply_code or 0, text, self.phase, declaring=declaring))
+        raise LinkDown(
+            _faults.closed_by_broker(
+                close.reply_code or 0, text, self.phase, declaring=declaring, updating_secret=is_secret_update(method)
+            )
+        )
+
+    def _on_secret_taken(self, _: int, data: bytes) -> bytes | None:
+        """Keep the answer from aiormq, which has not asked."""
+        frames.read(data, commands.Connection.UpdateSecretOk)
+        self.requests.on_secret_taken()
+        return None
 
     def _on_blocked(self, _: int, data: bytes) -> bytes | None:
         if self.phase in (DialPhase.GREETING, DialPhase.AUTHENTICATING):

@@ -1,4 +1,4 @@
-"""Declarations, deletions and basic.get: pipelined, each call on a channel of its own.
+"""Declarations, deletions and basic.get: pipelined, each call on a channel of its own. The update of the secret, too.
 
 aiormq opens and closes the channel. The requests are encoded and their answers read by `warrener.wire`, because aiormq
 waits for each answer before it sends the next request.
@@ -67,6 +67,7 @@ class Requests:
         *,
         frame_max: Callable[[], int],
         unanswered: Callable[[Fault], None],
+        mask: Callable[[str], None],
     ) -> None:
         self._channels = channels
         self._transport = transport
@@ -75,6 +76,10 @@ class Requests:
         self._frame_max = frame_max
         #: Ends the link because of a request that the broker does not answer.
         self._fail = unanswered
+        #: Has a secret masked in the broker's texts.
+        self._mask = mask
+        #: The broker's answer to the newest secret, while it is due.
+        self._secret_taken: asyncio.Event | None = None
         self._calls: dict[int, _Call] = {}
 
     @property
@@ -122,6 +127,21 @@ class Requests:
                     raise LinkDown(_faults.unusable(text))
                 bodies.append(bytes(content.kept))
         return bodies
+
+    async def update_secret(self, secret: str) -> None:
+        """Give the broker a new secret; return when it has taken it. The link ends where the broker refuses it."""
+        try:
+            data = requests.update_secret(secret).encode(0, self._frame_max())
+        except Unsendable as error:
+            raise LinkDown(_faults.secret_not_encodable(error)) from None
+        self._mask(secret)
+        self._secret_taken = taken = asyncio.Event()
+        self._transport.inject(data)
+        try:
+            async with asyncio.timeout(self._timeout):
+                await taken.wait()
+        except TimeoutError:
+            raise self._unanswered("the update of the secret") from None
 
     # --- the wire ---------------------------------------------------------------------------------------------------
 
@@ -181,6 +201,12 @@ class Requests:
         return LinkDown(_faults.fault_of(error, DialPhase.UP))
 
     # --- for the protocol -------------------------------------------------------------------------------------------
+
+    def on_secret_taken(self) -> None:
+        """Take the broker's answer to the update of the secret."""
+        if self._secret_taken is None or self._secret_taken.is_set():
+            raise Malformed("Connection.UpdateSecretOk came, and no update of the secret was sent")
+        self._secret_taken.set()
 
     def on_answer(self, channel: int, data: bytes) -> bool:
         """Take an answer; False where the channel is not that of a request."""

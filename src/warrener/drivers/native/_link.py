@@ -178,6 +178,10 @@ class NativeLink:
         """Delete a queue."""
         return await self._requests.ask(requests.delete_queue(queue), str(Queue(queue)))
 
+    async def update_secret(self, secret: str) -> None:
+        """Give the broker a new secret in place of the password."""
+        await self._requests.update_secret(secret)
+
     def abort(self, fault: Fault) -> None:
         """End the link without a close handshake."""
         if self.fault is None:
@@ -331,11 +335,16 @@ class NativeLink:
                 self._writer.block(blocked=False)
                 self._channels.report(self._listener.unblocked)
             case events.SecretUpdated():
-                pass
+                self._requests.on_secret_taken()
             case events.CloseReceived(code, text, phase, method):
                 self._answering = True
                 declaring = self._requests.entity if requests.is_declaration(method) else None
-                self._end(_faults.closed_by_broker(code, text, self._dial_phase(phase), declaring=declaring))
+                updating_secret = requests.is_secret_update(method)
+                self._end(
+                    _faults.closed_by_broker(
+                        code, text, self._dial_phase(phase), declaring=declaring, updating_secret=updating_secret
+                    )
+                )
             case events.Closed():
                 self._left.set()
             case events.ProtocolError():

@@ -1,4 +1,4 @@
-"""Declarations, deletions and basic.get: pipelined, one caller at a time."""
+"""Declarations, deletions and basic.get: pipelined, one caller at a time. The update of the secret, beside them."""
 
 from __future__ import annotations
 
@@ -35,6 +35,8 @@ class Requests:
         self._unanswered: deque[str] = deque()
         self._answers: deque[Answer] = deque()
         self._answered = anyio.Event()
+        #: The broker has taken the newest secret.
+        self._secret_taken = anyio.Event()
         #: Why the link is over.
         self._fault: Fault | None = None
 
@@ -54,6 +56,7 @@ class Requests:
         """The link is over: no answer comes any more."""
         self._fault = self._fault or fault
         self._answered.set()
+        self._secret_taken.set()
 
     async def declare(self, declarations: Iterable[Declaration]) -> list[str]:
         """Declare in the given order, without waiting in between; return the names of the queues among them."""
@@ -107,12 +110,35 @@ class Requests:
                 self._release()
         return bodies
 
-    def _send(self, request: Request, entity: str) -> None:
-        """Send a request about the entity."""
+    async def update_secret(self, secret: str) -> None:
+        """Give the broker a new secret; return when it has taken it."""
+        self._require_open()
+        self._secret_taken = taken = anyio.Event()
+        try:
+            self._session.update_secret(secret, "the secret expires")
+        except Unsendable as error:
+            raise LinkDown(_faults.secret_not_encodable(error)) from None
+        self._wake_writer()
+        with anyio.move_on_after(self._timeout):
+            await taken.wait()
+        if not taken.is_set():
+            raise LinkDown(self._abort(_faults.unanswered("the update of the secret", self._timeout)))
+        if self._fault is not None:
+            raise LinkDown(self._fault)
+
+    def on_secret_taken(self) -> None:
+        """The broker has taken the new secret."""
+        self._secret_taken.set()
+
+    def _require_open(self) -> None:
         if self._fault is not None:
             raise LinkDown(self._fault)
         if self._session.phase is not SessionPhase.OPEN:
             raise LinkDown(Fault(FaultKind.CLOSED, "the link is closing"))
+
+    def _send(self, request: Request, entity: str) -> None:
+        """Send a request about the entity."""
+        self._require_open()
         try:
             self._session.request(request)
         except Unsendable as error:
