@@ -140,6 +140,12 @@ soak: ## a producer under random faults of a real RabbitMQ for an hour, its acco
 	@$(BIN)/python -m tests.soak --minutes $(MINUTES)
 	@$(MAKE) simulation SEEDS=720 FIRST=200000
 
+.PHONY: hostile-http
+hostile-http: SECONDS ?= 6
+hostile-http: ## attack the service with hostile HTTP clients, kind after kind, and say what each got (SECONDS=6 for each kind)
+	$(NEEDS) run serve test
+	@$(BIN)/python -m tests.ml.hostile --seconds $(SECONDS)
+
 .PHONY: planted-bugs
 planted-bugs: ## plant known bugs of other clients, and see that the simulation catches each
 	$(NEEDS) run test

@@ -10,7 +10,7 @@ import socket
 import struct
 import threading
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ import httpx
 import pytest
 
 from tests.ml.conftest import Service
+from tests.ml.http_inputs import HOSTILE, POST
 from tests.ml.test_http import SUMMARIZE, client
-from tests.ml.test_service import address_of, request_octets
+from tests.ml.test_service import address_of
 from warrener.errors import SettingsError
 from warrener.ml import MLSettings, http_server, task_endpoint
 from warrener.ml.app import ml_app
@@ -30,67 +31,6 @@ from warrener.ml.guard import Guard
 from warrener.ml.http_server import ServerCounters, serve_http
 from warrener.ml.logs import MAX_LINES, BoundedHandler, RateLimit
 from warrener.ml.parsing import parsed_size
-
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-
-
-def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    """Return an HTTP/2 frame."""
-    return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
-
-
-#: :method GET, :scheme http, :path /, and the header "a" with a value that is not text.
-H2_REQUEST = frame(1, 5, 1, b"\x82\x86\x84\x00\x01a\x02\xff\xfe")
-POST = b"POST /v1/ml/tasks/embed HTTP/1.1\r\nHost: localhost\r\n"
-
-#: Each is sent on a connection of its own, which is then closed.
-HOSTILE: dict[str, bytes] = {
-    "HTTP/2 unasked": PREFACE + frame(4, 0, 0, b"") + H2_REQUEST,
-    "HTTP/2 preface cut": PREFACE[:20],
-    "HTTP/2 by upgrade": b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
-    b"HTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n\r\n" + PREFACE + frame(4, 0, 0, b"") + H2_REQUEST,
-    "WebSocket": b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n\x81\x85\x00\x00\x00\x00hello",
-    "a request behind the last one": b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" * 2,
-    "many requests at once": b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n" * 200,
-    "garbage behind a request": b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n\x16\x03\x01\x02\x00"
-    + bytes(range(256)),
-    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500),
-    "NULs": bytes(4096),
-    "HTTP/0.9": b"GET /livez\r\n",
-    "HTTP/9.9": b"GET /livez HTTP/9.9\r\nHost: localhost\r\n\r\n",
-    "no Host": b"GET /livez HTTP/1.1\r\n\r\n",
-    "two Hosts": b"GET /livez HTTP/1.1\r\nHost: localhost\r\nHost: example.org\r\n\r\n",
-    "a header that is not text": b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX: \xff\xfe\xc0\r\n\r\n",
-    "a header with a NUL": b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX: a\x00b\r\n\r\n",
-    "a path that is not text": b"GET /%ff%fe%c0 HTTP/1.1\r\nHost: localhost\r\n\r\n",
-    "a raw path that is not text": b"GET /\xff\xfe HTTP/1.1\r\nHost: localhost\r\n\r\n",
-    "another host as target": b"GET http://example.org/ HTTP/1.1\r\nHost: localhost\r\n\r\n",
-    "CONNECT": b"CONNECT example.org:443 HTTP/1.1\r\nHost: localhost\r\n\r\n",
-    "OPTIONS *": b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n",
-    "an endless head": b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 1_000_000,
-    "a million headers": b"GET /livez HTTP/1.1\r\nHost: localhost\r\n" + b"a:\r\n" * 250_000,
-    "a negative length": POST + b"Content-Length: -1\r\n\r\nx",
-    "a length that is no number": POST + b"Content-Length: 0x10\r\n\r\nx",
-    "a length of 5,000 digits": POST
-    + b"Content-Type: application/json\r\nContent-Length: "
-    + b"9" * 5000
-    + b"\r\n\r\nx",
-    "two lengths": POST + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nxx",
-    "length and chunks": POST + b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    "a chunk of a wrong size": POST
-    + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n",
-    "a chunk of endless size": POST + b"Transfer-Encoding: chunked\r\n\r\n" + b"f" * 100_000,
-    "an endless trailer": POST + b"Transfer-Encoding: chunked\r\n\r\n0\r\nX: " + b"a" * 100_000,
-    "an unknown encoding": POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
-    "a body behind a 415": POST + b"Content-Type: text/plain\r\nContent-Length: 100000\r\n\r\n" + b"x" * 100_000,
-    "a body behind a 404": b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n"
-    + b"x" * 100_000,
-    "a body that is cut": POST + b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{",
-    "100-continue and gone": POST
-    + b"Expect: 100-continue\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n",
-    "deep JSON": request_octets("embed", {}).replace(b"{}", b"[" * 2),
-}
 
 
 @pytest.fixture
@@ -182,7 +122,78 @@ def test_a_connection_that_waits_makes_place_for_one_that_has_something_to_say(s
     finally:
         for peer in waiting:
             peer.close()
-    service.wait_log("more than 20 connections")
+    service.wait_log("too many connections: closed 2 that waited longest for their clients")
+
+
+def test_a_client_that_sends_no_more_still_gets_its_answers(service: Service) -> None:
+    """A half-closed connection: all whole requests are answered, and then it is closed; a request that is cut is not."""
+    request = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    for number, data in ((3, request * 3), (2, request * 2 + request[:20]), (0, b""), (0, request[:20])):
+        with socket.create_connection(address_of(service.url)) as peer:
+            peer.settimeout(30)
+            peer.sendall(data)
+            peer.shutdown(socket.SHUT_WR)
+            answer = b""
+            while part := peer.recv(65536):
+                answer += part
+        assert number == answer.count(b"HTTP/1.1 200 ")
+
+
+def test_a_head_of_too_many_fields_is_431(service: Service) -> None:
+    """Each field costs time, however short it is; a request behind another one is no exception."""
+    first = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    for before in (b"", first):
+        allowed = answer_to(service.url, before + first[:-2] + b"a:\r\n" * 98 + b"Connection: close\r\n\r\n")
+        refused = answer_to(service.url, before + first[:-2] + b"a:\r\n" * 100 + b"\r\n")
+        assert 1 + bool(before) == allowed.count(b"HTTP/1.1 200 ")
+        assert b"at most 16384 bytes and 100 fields" in refused
+        assert b"HTTP/1.1 431 " in refused
+
+
+@pytest.mark.anyio
+async def test_bodies_that_do_not_come_keep_no_task_out(ml_with, producer) -> None:
+    """Only a task whose body is whole has one of the places; at the head and behind the body it is asked."""
+    ml = ml_with(max_requests=1)
+    app = ml_app(ml)
+    arrive = anyio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b"{"
+        await arrive.wait()
+        yield b"}"
+
+    async with client(app) as http, anyio.create_task_group() as tasks:
+        statuses: list[int] = []
+
+        async def post(**body: Any) -> None:
+            headers = {"Content-Type": "application/json"}
+            statuses.append((await http.post("/v1/ml/tasks/embed", headers=headers, **body)).status_code)
+
+        tasks.start_soon(lambda: post(content=slow()))
+        await anyio.wait_all_tasks_blocked()
+        await post(json=SUMMARIZE)
+        assert [202] == statuses
+        producer.hold = anyio.Event()
+        tasks.start_soon(lambda: post(json=SUMMARIZE))
+        await anyio.wait_all_tasks_blocked()
+        await post(json=SUMMARIZE)
+        arrive.set()
+        await anyio.wait_all_tasks_blocked()
+        assert [202, 503, 503] == statuses
+        producer.hold.set()
+    assert [202, 503, 503, 202] == statuses
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("number", ["9" * 401, "1." + "0" * 400, "-" + "9" * 400])
+async def test_a_number_that_is_too_long_is_refused(ml, number) -> None:
+    """The cost of reading a number grows with the square of its digits."""
+    body = f'{{"share_id": "s", "content": {{"text": "x", "metadata": {{"a": {number}}}}}}}'
+    async with client(ml_app(ml)) as http:
+        answer = await http.post("/v1/ml/tasks/embed", content=body, headers={"Content-Type": "application/json"})
+    assert (422, "the body must not hold a number of more than 400 characters") == (
+        answer.status_code, answer.json()["error"],
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("known", [True, False])

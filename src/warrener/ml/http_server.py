@@ -4,19 +4,26 @@ uvicorn was chosen because a connection is a protocol object of its own: an exce
 other. It offers neither HTTP/2 in clear text nor, as configured here, upgrades or WebSocket. `_Connection` adds the
 bounds that uvicorn lacks: a time for the head, a time for a body that nobody reads, and a maximum number of connections.
 
-When there are too many connections, the server closes the connection that has waited longest for its client: for a head,
-for the rest of a body, or for an answer to be read. So a client that only waits cannot keep others out.
+When there are too many connections, the server closes those that have waited longest for their clients: for a head, for
+the rest of a body, or for an answer to be read. So a client that only waits cannot keep others out. Too many are more than
+`max_connections`, and more than the process has file descriptors for, whatever else holds them: the kernel gives a new
+connection the lowest free number, so a number near the limit says that few are left.
+
+The bytes of the connections are handled in turns (`warrener.ml.turns`), so no connection holds up another for long.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
+import heapq
 import json
 import logging
+import re
 import resource
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -31,6 +38,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from warrener.ml.answers import BEGAN
 from warrener.ml.logs import RateLimit
 from warrener.ml.server_settings import ServerSettings
+from warrener.ml.turns import Turns
 
 __all__ = ["ServerCounters", "serve_http"]
 
@@ -38,12 +46,14 @@ log = logging.getLogger("warrener.http")
 log.addFilter(RateLimit())
 
 #: Connections that the kernel keeps until they are accepted, and how many are accepted in one step.
-BACKLOG = 1024
+BACKLOG = 4096
 ACCEPT_STEP = 16
 #: File descriptors that connections leave for the broker, the log, files and one step of accepting.
 RESERVED_FILES = ACCEPT_STEP + 24
-#: Bytes that are read at once, so that a connection holds little more than that.
-READ_SIZE = 32 * 1024
+#: Bytes that are read at once, so that a connection holds little more than that, and a turn is short.
+READ_SIZE = 4 * 1024
+#: What the kernel says when it has no file descriptor or memory for a connection.
+NO_FILES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 #: Seconds until a server that ended is started again: the first time, and at most.
 RESTART_FIRST, RESTART_CAP = 0.1, 30.0
 
@@ -74,16 +84,41 @@ def _refusal(status: int, error: str, *, retry_after: int | None = None) -> byte
 _PHRASES = {408: "Request Timeout", 431: "Request Header Fields Too Large", 503: "Service Unavailable"}
 
 
+class _Bounded(h11.Connection):
+    """HTTP/1.1 whose heads have a maximum number of fields."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        super().__init__(h11.SERVER, settings.max_header)
+        self._max_fields = settings.max_fields
+
+    def next_event(self) -> Any:
+        """Return the next event; raises `h11.RemoteProtocolError`."""
+        if self.their_state is h11.IDLE:
+            data = self.trailing_data[0]
+            end = _END_OF_HEAD.search(data)
+            # The first line is the request's.
+            if end is not None and data.count(b"\n", 0, end.end()) - 2 > self._max_fields:
+                raise h11.RemoteProtocolError("too many fields", error_status_hint=431)
+        return super().next_event()
+
+
+_END_OF_HEAD = re.compile(rb"\n\r?\n")
+
+
 class _Connection(H11Protocol):
     """One connection. Whatever it raises closes this connection, is logged once and counted."""
 
     settings: ServerSettings
     counters: ServerCounters
-    max_connections: int
+    turns: Turns
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.logger = log
+        self.conn = _Bounded(self.settings)
+        self.paid = 0.0
+        # Whether a turn was asked for, and whether the client has ended its direction.
+        self._asked = self._ended = False
         #: Since when the connection has waited for its client.
         self.waiting_since = 0.0
         self._head_began = 0.0
@@ -96,7 +131,8 @@ class _Connection(H11Protocol):
         super().connection_made(transport)
         cast("Any", transport).max_size = READ_SIZE
         self._expect_head()
-        if len(self.connections) > self.max_connections:
+        number = transport.get_extra_info("socket").fileno()
+        if len(self.connections) > self.settings.max_connections or number >= _files() - RESERVED_FILES:
             self._make_place()
 
     def data_received(self, data: bytes) -> None:
@@ -104,6 +140,11 @@ class _Connection(H11Protocol):
             self._expect_head()
         with self._boundary():
             super().data_received(data)
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Return whether the connection stays: a client that sends no more may still wait for answers."""
+        self._ended = True
+        return self._asked or (not self._idle and not self.cycle.more_body)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_limit()
@@ -113,27 +154,59 @@ class _Connection(H11Protocol):
     # --- uvicorn's own steps
 
     def handle_events(self) -> None:
+        if not self._asked:
+            self._asked = True
+            self.turns.ask(self)
+
+    def wait_turn(self) -> None:
+        """Read no more bytes until the turn."""
+        self.transport.pause_reading()
+
+    def take_turn(self) -> None:
+        """Handle the bytes that are there."""
+        self._asked = False
+        if self.transport.is_closing():
+            return
         before = self.scope
         self.app_state = {BEGAN: self._head_began}
         with self._boundary():
             super().handle_events()
         if self.scope is not before:
             self._end_limit()
+        if not self.flow.read_paused:
+            self.transport.resume_reading()
+        self._end_if_ended()
 
     def on_response_complete(self) -> None:
+        if self.conn.trailing_data[0]:
+            self._head_began = self.loop.time()  # of the request behind this one
         super().on_response_complete()
         self.waiting_since = self.loop.time()
+        self._end_if_ended()
         if self.conn.their_state is h11.SEND_BODY and not self.transport.is_closing():
             # The rest of the body is read and thrown away, for a while: a client that still sends would not read the answer.
             self._end_limit()
             self._limit = self.loop.call_later(self.settings.header_timeout, self.transport.close)
 
+    def _end_if_ended(self) -> None:
+        if self._ended and not self._asked and (self._idle or self.cycle.more_body):
+            self.transport.close()
+
+    def timeout_keep_alive_handler(self) -> None:
+        with self._boundary():
+            super().timeout_keep_alive_handler()
+
+    def shutdown(self) -> None:
+        with self._boundary():
+            super().shutdown()
+
     def send_400_response(self, msg: str) -> None:
         # uvicorn calls this where it has caught h11's error, whose hint is 431 for a head that is too large.
         error = sys.exc_info()[1]
         status = int(getattr(error, "error_status_hint", 400))
-        text = f"the head of a request may have at most {self.settings.max_header} bytes" if status == 431 else msg
-        self._refuse(status, text)
+        if status == 431:
+            msg = f"the head of a request may have at most {self.settings.max_header} bytes and {self.settings.max_fields} fields"
+        self._refuse(status, msg)
 
     def _unsupported_upgrade_warning(self) -> None:
         """Say nothing: the request is answered as if it did not ask for an upgrade."""
@@ -149,6 +222,11 @@ class _Connection(H11Protocol):
     def _begun(self) -> RequestResponseCycle | None:
         """The request that came last; None before the first one, which uvicorn's annotation does not say."""
         return cast("RequestResponseCycle | None", self.cycle)
+
+    @property
+    def has_data(self) -> bool:
+        """Whether the client has sent bytes that wait for their turn."""
+        return self._asked
 
     @property
     def waits_for_client(self) -> bool:
@@ -172,15 +250,7 @@ class _Connection(H11Protocol):
             self.transport.close()
 
     def _make_place(self) -> None:
-        others: list[_Connection] = [
-            other for other in self.connections if isinstance(other, _Connection) and other is not self
-        ]
-        waiting = [other for other in others if other.waits_for_client and not other.transport.is_closing()]
-        if waiting:
-            self.counters.evicted += 1
-            log.warning("more than %d connections; closing the one that waits longest", self.max_connections)
-            min(waiting, key=lambda other: other.waiting_since).transport.abort()
-        else:
+        if not evict(self.connections - {self}, self.settings.max_connections, self.counters):
             self._refuse(503, "not sent: the service has too many connections; try again", retry_after=1)
 
     def _refuse(self, status: int, error: str, *, retry_after: int | None = None) -> None:
@@ -203,6 +273,23 @@ class _Connection(H11Protocol):
             self.transport.abort()
 
 
+def evict(connections: Iterable[object], allowed: int, counters: ServerCounters) -> bool:
+    """Close some of the connections that have waited longest for their clients; return whether there were any."""
+    waiting = [
+        other
+        for other in connections
+        if isinstance(other, _Connection) and other.waits_for_client and not other.transport.is_closing()
+    ]
+    # Some at once: a crowd of new connections costs no search for each of them.
+    longest = heapq.nsmallest(max(1, allowed // 8), waiting, key=lambda other: (other.has_data, other.waiting_since))
+    for other in longest:
+        counters.evicted += 1
+        other.transport.abort()
+    if longest:
+        log.warning("too many connections: closed %d that waited longest for their clients", len(longest))
+    return bool(longest)
+
+
 class _Server(uvicorn.Server):
     """uvicorn without its own handling of signals, which is the service's."""
 
@@ -222,18 +309,30 @@ class _Server(uvicorn.Server):
         self._tell_started()
 
 
-def _allowed_connections(settings: ServerSettings) -> int:
-    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    allowed = max(1, min(settings.max_connections, files - RESERVED_FILES))
-    if allowed < settings.max_connections:
-        log.warning("the limit of %d open files allows %d connections, not max_connections", files, allowed)
-    return allowed
+def _files() -> int:
+    """Return how many files the process may have open, at this moment."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
-def _quietly(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Log what asyncio reports of its transports and sockets, in one line."""
-    error = context.get("exception")
-    log.warning("%s", f"{context.get('message')}: {error!r}" if error else context.get("message"))
+def _tell_of_files(settings: ServerSettings) -> None:
+    """Log that the limit of open files is the bound, where it is."""
+    files = _files()
+    if files - RESERVED_FILES < settings.max_connections:
+        log.warning(
+            "the limit of %d open files allows about %d connections, not max_connections", files, files - RESERVED_FILES
+        )
+
+
+def _reporter(connections: Iterable[object], counters: ServerCounters) -> Callable[..., None]:
+    """Return what logs asyncio's reports of its sockets, and helps where no file descriptor is left for a connection."""
+
+    def report(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        log.warning("%s", f"{context.get('message')}: {error!r}" if error else context.get("message"))
+        if isinstance(error, OSError) and error.errno in NO_FILES:
+            evict(connections, 2 * ACCEPT_STEP, counters)
+
+    return report
 
 
 async def serve_http(
@@ -246,15 +345,17 @@ async def serve_http(
     task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve `app` until `stopping`; a server that ends before is started again. Closes the listener."""
-    asyncio.get_running_loop().set_exception_handler(_quietly)
+    loop = asyncio.get_running_loop()
+    _tell_of_files(settings)
     connection = type(
         "Connection",
         (_Connection,),
-        {"settings": settings, "counters": counters, "max_connections": _allowed_connections(settings)},
+        {"settings": settings, "counters": counters, "turns": Turns(loop.time, loop.call_soon)},
     )
     pause = RESTART_FIRST
     while not stopping.is_set():
         server = _Server(_config(app, connection, settings), task_status.started if not counters.restarts else _nothing)
+        loop.set_exception_handler(_reporter(server.server_state.connections, counters))
         accepting = listener.dup()
         try:
             async with anyio.create_task_group() as tasks:

@@ -15,6 +15,8 @@ __all__ = ["decoded", "parsed_size"]
 
 #: Bytes of CPython's objects, rounded up: a dict, a list, a member of a dict with its key, an element with its value.
 DICT, LIST, MEMBER, ELEMENT = 240, 88, 96, 64
+#: Characters of a number; the largest floating-point number has 309 digits.
+DIGITS = 400
 
 
 def parsed_size(body: bytes | bytearray) -> int:
@@ -33,9 +35,24 @@ def parsed_size(body: bytes | bytearray) -> int:
 def decoded(body: bytes | bytearray) -> object:
     """Return the value that the body stands for; raises `InvalidPayload`."""
     try:
-        return json.loads(body, parse_constant=_no_constant)
+        return json.loads(body, parse_constant=_no_constant, parse_int=_integer, parse_float=_number)
+    except InvalidPayload:
+        raise
     except (ValueError, RecursionError):
         raise InvalidPayload("the body", "is not valid JSON") from None
+
+
+def _integer(text: str) -> int:
+    # A function of Python lets another thread run, which the parser does not; and the cost of digits grows with their square.
+    if len(text) > DIGITS:
+        raise InvalidPayload("the body", f"must not hold a number of more than {DIGITS} characters")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    if len(text) > DIGITS:
+        raise InvalidPayload("the body", f"must not hold a number of more than {DIGITS} characters")
+    return float(text)
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -87,6 +87,8 @@ class ServerSettings:
     max_connections: int = row(count(1, 100_000), 512)
     #: Maximum size of a request's head, in bytes; a larger one is answered 431.
     max_header: int = row(count(1024, 2**20, "bytes"), 16 * 1024)
+    #: Maximum number of fields in a request's head; with more it is answered 431.
+    max_fields: int = row(count(10, 10_000), 100)
     #: A head that is not whole within this time, counted from its first byte, is answered 408.
     header_timeout: float = row(_TIME, 10.0)
     #: A body that is not whole within this time, counted from the first byte of the head, is answered 408.

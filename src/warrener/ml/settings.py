@@ -88,7 +88,7 @@ class MLSettings(ServerSettings):
     request_timeout: float = row(number(0.1, 3600, "seconds"), 25.0)
     #: Larger request bodies are refused (413); bytes.
     max_body: int = row(count(1024, 2**27, "bytes"), 4 * 1024 * 1024)
-    #: Maximum concurrent requests; further ones get 503.
+    #: Maximum number of tasks whose body is whole and that wait for their outcome; further ones get 503.
     max_requests: int = row(count(1, 100_000), 256)
     #: Maximum bytes of the bodies of all concurrent requests together, and of the tasks that wait; further requests get 503.
     max_held: int = row(count(1024, 2**34, "bytes"), 32 * 1024 * 1024)

@@ -51,7 +51,8 @@ class TaskEndpoint:
     def __init__(self, ml: MLProducer) -> None:
         self._ml = ml
         self._settings = ml.settings
-        self._open = 0
+        # Requests, and those of them whose body is whole.
+        self._open = self._whole = 0
         self._budget = _Budget(ml.settings.max_held)
         self._left = anyio.Event()
         self._parser = anyio.CapacityLimiter(1)
@@ -66,8 +67,6 @@ class TaskEndpoint:
         """Return the handler of the tasks of one kind."""
 
         async def take(request: Request) -> Response:
-            if self._open >= self._settings.max_requests:
-                return answer(503, BUSY, None, retry_after=SOON)
             began: float = request.scope.get("state", {}).get(BEGAN, anyio.current_time())
             intake = _Intake(self._budget, began, began + self._settings.request_timeout)
             self._open += 1
@@ -77,6 +76,7 @@ class TaskEndpoint:
                 return Response(status_code=400)  # the client has left before its task was complete; nothing was sent
             finally:
                 self._open -= 1
+                self._whole -= intake.is_whole
                 intake.hold(0)
                 self._left.set()
 
@@ -86,7 +86,13 @@ class TaskEndpoint:
         task_id: str | None = None
         try:
             task_id = _task_id(request)
-            task = await self._encoded(await self._body(request, intake), kind, intake)
+            self._check_busy()
+            body = await self._body(request, intake)
+            # Only a whole body counts: one that comes slowly keeps no other task out.
+            self._check_busy()
+            self._whole += 1
+            intake.is_whole = True
+            task = await self._encoded(body, kind, intake)
             intake.hold(len(task.body.body))
             remaining = max(0.0, intake.deadline - anyio.current_time())
             trace = trace_context(request.headers)
@@ -114,6 +120,10 @@ class TaskEndpoint:
         return JSONResponse(
             {"task_id": receipt.message_id, "possible_duplicate": receipt.possible_duplicate}, 202, NO_STORE
         )
+
+    def _check_busy(self) -> None:
+        if self._whole >= self._settings.max_requests:
+            raise _Refused(503, BUSY, retry_after=SOON)
 
     async def _body(self, request: Request, intake: _Intake) -> bytearray:
         """Return the body of the request."""
@@ -174,6 +184,7 @@ class _Intake:
     def __init__(self, budget: _Budget, began: float, deadline: float) -> None:
         self._budget = budget
         self._held = 0
+        self.is_whole = False
         self.began = began
         self.deadline = deadline
 
