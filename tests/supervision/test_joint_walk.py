@@ -111,6 +111,8 @@ class ScriptedLink:
         self.wants_suspects = False
         self.wants_to_pull = False
         self.tags = {1: 0}
+        #: By channel, the highest tag that the broker has answered or returned.
+        self.checked: dict[int, int] = {}
         self.offered_tags: dict[int, int] = {}
 
     def validate(self, *_args: object) -> None:
@@ -568,7 +570,9 @@ class Joint(RuleBasedStateMachine):
         written = last if draw.draw(mostly) else draw.draw(st.integers(max(0, last - 2), last))
         link.offered_tags[channel] = written
         there = self.open_attempts(channel)
-        seen = [each for each in there if each.tag <= written and not each.returned]
+        # The broker takes publishes in order: an answer or a return shows that it has checked those before it, too.
+        checked = link.checked.get(channel, 0)
+        seen = [each for each in there if checked < each.tag <= written and not each.returned]
         for attempt in there:
             attempt.fate = "lost" if attempt.tag <= written else "unsent"
         if len(seen) == 1 and code == 404:
@@ -599,15 +603,22 @@ class Joint(RuleBasedStateMachine):
         answered = [each for each in there if each is one or (multiple and each.tag < one.tag)]
         for attempt in answered:
             attempt.fate = "acked" if acked else "nacked"
+        self.note_checked(one)
         if acked:
             self.failures = 0
             self.listener.confirmed(one.channel, one.tag, multiple)
         else:
             self.listener.nacked(one.channel, one.tag, multiple)
 
+    def note_checked(self, attempt: Attempt) -> None:
+        assert self.link is not None
+        checked = self.link.checked
+        checked[attempt.channel] = max(attempt.tag, checked.get(attempt.channel, 0))
+
     def bounce(self, draw: st.DataObject) -> None:
         one = draw.draw(st.sampled_from(self.open_attempts()))
         one.returned = True
+        self.note_checked(one)
         self.listener.returned(one.channel, returned_of(one.delivery))
 
     def say_something_late(self, draw: st.DataObject) -> None:
