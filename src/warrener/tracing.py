@@ -60,18 +60,22 @@ def caller(incoming: Mapping[str, str] | None) -> Iterator[Mapping[str, str]]:
         context.detach(token)
 
 
-def instrument(producer: object) -> None:
-    """Replace the publishing methods of this `Producer` by traced ones, if a tracer provider is set."""
+def instrument(producer: object) -> bool:
+    """Replace the publishing methods of this `Producer` by traced ones, if a tracer provider is set; return whether one is.
+
+    Its targets call these methods then.
+    """
     try:
         from opentelemetry import trace
     except ModuleNotFoundError:
-        return
+        return False
     provider = trace.get_tracer_provider()
     if isinstance(provider, trace.ProxyTracerProvider):  # nobody has set one
-        return
+        return False
     traced = _Traced(producer, provider.get_tracer("warrener"))
     attributes: dict[str, Any] = vars(producer)
     attributes.update(publish=traced.publish, publish_many=traced.publish_many, publish_nowait=traced.publish_nowait)
+    return True
 
 
 def _propagator() -> Any:

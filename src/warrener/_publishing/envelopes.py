@@ -78,6 +78,12 @@ class Envelopes:
             return envelope
         return None
 
+    def shared(self, fields: MessageFields) -> Envelope:
+        """Return the envelope of messages with these fields, which have no message_id. Raises `InvalidMessage`."""
+        if fields.get("headers"):
+            return self._of_message(Message(b"", **fields))
+        return self.known(fields) or self._of_fields(fields)
+
     def _of_fields(self, fields: MessageFields) -> Envelope:
         envelope = self._of_message(Message(b"", **fields))
         if all(type(value) is str for name, value in fields.items() if name not in _FLAGS):

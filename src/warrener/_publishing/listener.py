@@ -51,7 +51,7 @@ class LinkFacts:
             sender.settle(self._ledger.answers.confirmed(channel, tag, multiple, sender.backend.clock()))
             if sender.supervisor.wants_confirms:
                 sender.supervisor.confirmed(self._number, None)
-            sender.after_confirm()
+            sender.go_on()
 
     def nacked(self, channel: int, tag: int, multiple: bool) -> None:
         """basic.nack."""

@@ -41,7 +41,7 @@ from warrener._publishing.relaying import OutboxLike, RelayLike, running_beside
 from warrener._publishing.running import running
 from warrener._publishing.sender import Sender
 from warrener._publishing.streams import Changes, Outcomes, Streams
-from warrener._publishing.targets import Target
+from warrener._publishing.targets import Direct, Target
 from warrener._publishing.watching import present_status, until_connected
 from warrener._settings.settings import Settings, SettingsFields
 from warrener._supervision.supervisor import Supervisor
@@ -103,6 +103,7 @@ class Producer(Declaring):
         self._publish_timeout = self.settings.publish_timeout
         self._streams = Streams()
         self._place = Place()
+        self._direct = Direct(self._place, self._publish_timeout)
         self._run_called = False
         self._report = ClosingReport()
         self._outbox = outbox
@@ -162,7 +163,7 @@ class Producer(Declaring):
             why = "it was closed before it ran" if self._finished is None else "run() may be called once"
             raise RuntimeError(f"this producer cannot run: {why}; make another Producer")
         self._run_called = True
-        instrument(self)
+        traced = instrument(self)
         s = self.settings
         self._backend = backend()
         self._finished = anyio.Event()
@@ -172,6 +173,7 @@ class Producer(Declaring):
         )
         supervisor.watch(lambda: self._streams.changed(self.status))
         self._supervisor, self._sender = supervisor, sender
+        self._direct.sender = None if traced else sender
         self._relay = None if self._outbox is None else self._outbox.relay(self)
         try:
             # The relay outlives the connection: it writes down the outcomes that the end of the connection decides.
@@ -312,8 +314,7 @@ class Producer(Declaring):
         deadline = backend.clock() + seconds(timeout, self._publish_timeout)
         rules = None if retry is None else retry_rules(retry)
         many = ManyPublishes(sender, self._envelopes, deadline, fields, rules)
-        await many.publish(messages)
-        return many.batch.outcomes()
+        return await many.publish(messages)
 
     @with_message_fields
     def publish_nowait(
@@ -359,7 +360,7 @@ class Producer(Declaring):
 
         The fields are checked and encoded once. Raises `InvalidMessage` for a value that AMQP cannot carry.
         """
-        return Target(self, exchange, routing_key, fields)
+        return Target(self, self._direct, exchange, routing_key, fields)
 
     @with_message_fields
     async def enqueue(self, body: Body | Message, *, key: str | None = None, **fields: Unpack[MessageFields]) -> Stored:

@@ -12,6 +12,7 @@ overtakes no other.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Sequence
 
 import anyio
@@ -20,12 +21,13 @@ import anyio.lowlevel
 from warrener._backend import Backend
 from warrener._ids import ID_LENGTH, IdRange
 from warrener._publishing.admission import Admission
-from warrener._publishing.batches import Batch
 from warrener._publishing.broker_log import BlockedLog, ReturnsLog, SuppressedLog
 from warrener._publishing.ledger import Delivery, Ledger, Ticket
+from warrener._publishing.ledger.flights import Flight
 from warrener._publishing.ledger.introductions import PASSES_AFTER
 from warrener._publishing.listener import LinkFacts
 from warrener._publishing.progress import Progress
+from warrener._publishing.runs import Run, receipt_of
 from warrener._supervision.supervisor import Supervisor
 from warrener.drivers.base import Lane, Link
 from warrener.errors import Fault, FaultKind, GaveUp, NotSent, ProducerClosed, PublishError, Unconfirmed
@@ -48,8 +50,6 @@ MOST_READY = 1024
 _MAIN = Lane.MAIN
 #: An id of the usual length, for the check of an envelope.
 _ANY_ID = "0" * ID_LENGTH
-#: The part of a code that is the number of an id.
-_NUMBER = (1 << 48) - 1
 _REFUSED = "the broker refuses this producer"
 
 
@@ -71,6 +71,11 @@ class Sender:
         self.name = name
         self.ledger = ledger
         self._batching = ledger.batching
+        #: What the ids of messages in flights begin with.
+        self.id_prefix = ledger.batching.batches.prefix
+        #: The runs that have messages to write.
+        self._runs: deque[Run] = deque()
+        self._runs_first = False
         self.backend = backend
         self.supervisor = supervisor
         self.admission = admission
@@ -82,7 +87,7 @@ class Sender:
         self.number = 0
         self._confirm_timeout = confirm_timeout
         #: Called with each outcome whose caller has left.
-        self._tell = tell
+        self.tell = tell
         self._link: Link | None = None
         #: Whether the driver has ended that link, or is ending it.
         self._ended = True
@@ -142,6 +147,7 @@ class Sender:
         self.ledger.link_up(number)
         self.ledger.pause()
         self._started = False
+        self._release_runs()
         self.admission.note_flow(stalled=True)
 
     def stop_publishing(self, fault: Fault) -> None:
@@ -151,6 +157,7 @@ class Sender:
         if link is not None and not self._ended:
             # The link is being replaced. Abort it first: then `written` is final, because nothing more can be written.
             link.abort(fault)
+        self._release_runs()
         written = _nothing if link is None else link.written
         self.settle(self.ledger.ends.link_lost(fault, written))
         self.settle(self.ledger.ends.impatient(fault))
@@ -197,6 +204,7 @@ class Sender:
         self.admission.refuse_with(
             lambda message_id: ProducerClosed(message_id, "the producer is closing", last_fault=settlement.last_fault)
         )
+        self._release_runs()
         self.settle([])
 
     def note_fault(self, fault: Fault | None) -> None:
@@ -262,12 +270,55 @@ class Sender:
         self._pull_requested = False
         self.pump()
 
-    def after_confirm(self) -> None:
-        """A confirm may have made room for messages that wait."""
+    def go_on(self) -> None:
+        """There may be room for messages that wait. Those of batches and runs wait until the link asks for them."""
         if self.admission.waiters or self._batching.others_wait:
             self.pump()
-        elif self._batching.batches.count and not self._pull_requested:
+        elif (self._runs or self._batching.batches.count) and not self._pull_requested:
             self._request_pull()
+
+    # --- runs -------------------------------------------------------------------------------------------------------
+
+    def feed(self, run: Run) -> bool:
+        """Write the messages of the run as the window has room for them, and wake its task when all are accepted.
+
+        False: nothing was done, because the link is not in its usual state. Its task is woken as well if that ends.
+        """
+        if not self._can_feed(run):
+            return False
+        self._runs.append(run)
+        timer_at = self._timer_at
+        if run.deadline < timer_at or self.backend.clock() + self._confirm_timeout < timer_at:
+            self._poke_timer()
+        if not self._pull_requested:
+            self._request_pull()
+        return True
+
+    def _can_feed(self, run: Run) -> bool:
+        envelope = run.envelope
+        if envelope is None or run.largest > self._batching.largest:
+            return False
+        return envelope in self._batching.ready or self._make_ready(envelope)
+
+    def feeds(self, run: Run) -> bool:
+        """Whether messages of the run wait to be written together."""
+        return run in self._runs
+
+    def withdraw(self, run: Run) -> None:
+        """Write no more messages of the run."""
+        if run in self._runs:
+            self._runs.remove(run)
+
+    def _release_runs(self) -> None:
+        """Wake the tasks of the runs whose messages cannot go together now."""
+        for run in [each for each in self._runs if not self._can_feed(each)]:
+            self._release(run)
+
+    def _release(self, run: Run) -> None:
+        self._runs.remove(run)
+        waiter = run.take_waiter()
+        if waiter is not None:
+            self.backend.wake(waiter)
 
     def accepted(self, delivery: Delivery, now: float) -> None:
         """A message has just been accepted: write it now if that is possible."""
@@ -294,13 +345,15 @@ class Sender:
                     self._write(now)
         finally:
             self._pumping = False
+        if self._runs:
+            self._release_runs()
 
     def _write(self, now: float) -> None:
         link, batching = self._link, self._batching
         if link is None:
             return
         self._write_alone(link, now)
-        if batching.batches.count:
+        if batching.batches.count or self._runs:
             self._write_batches(link, now)
             if batching.others_wait:
                 self._write_alone(link, now)  # trouble has expanded a batch
@@ -335,11 +388,39 @@ class Sender:
         batching = self._batching
         if self.backend.leaves_late:
             self._drop_leaving()
+        # Who comes first takes turns, so that neither can take the whole window for ever.
+        self._runs_first = not self._runs_first
+        if self._runs and self._runs_first:
+            self._write_runs(link, now)
         while not link.congested and (flight := batching.next_flight(now)) is not None:
-            at, count = flight.at, len(flight) - flight.at
-            ids = IdRange(flight.prefix, flight.first_number + at, count)
-            tag = link.publish_batch(flight.envelopes[at:], ids, flight.bodies[at:])
-            batching.flown(flight, tag, now)
+            self._fly(link, flight, now)
+        if self._runs and not self._runs_first:
+            self._write_runs(link, now)
+
+    def _write_runs(self, link: Link, now: float) -> None:
+        """Write messages of runs: one flight of each in turn, while there is room."""
+        runs = self._runs
+        while runs and not link.congested:
+            run = runs[0]
+            if not self._can_feed(run):
+                self._release(run)
+                continue
+            flight = self._batching.next_of_run(run, now)
+            if flight is None:
+                return
+            self._fly(link, flight, now)
+            if run.unaccepted:
+                runs.rotate(-1)
+            elif run.last:
+                runs.popleft()  # its task is woken when all messages have their outcome
+            else:
+                self._release(run)
+
+    def _fly(self, link: Link, flight: Flight, now: float) -> None:
+        at, count = flight.at, len(flight) - flight.at
+        ids = IdRange(flight.prefix, flight.first_number + at, count)
+        tag = link.publish_batch(flight.envelopes[at:], ids, flight.bodies[at:])
+        self._batching.flown(flight, tag, now)
 
     def _drop_leaving(self) -> None:
         """Take back the messages of publishers that are cancelled and have not run since."""
@@ -363,9 +444,8 @@ class Sender:
             ticket = delivery.waiter
             if ticket is not None:
                 delivery.waiter = None
-                if type(ticket) is Batch:
-                    ticket.left -= 1
-                    ticket = ticket.waiter if ticket.left == 0 else None
+                if type(ticket) is Run:
+                    ticket = ticket.ended()
                 elif isinstance(ticket, Ticket):
                     ticket.waiter, ticket = None, ticket.waiter
                 if ticket is not None:
@@ -382,7 +462,7 @@ class Sender:
         late = self.ledger.settlement.late
         if late:
             while late:
-                self._tell(late.popleft())
+                self.tell(late.popleft())
         if self._closing and not self.ledger.pending:
             self.supervisor.drained()
         if self._handing_over and not self.ledger.in_flight:
@@ -394,6 +474,11 @@ class Sender:
         settlement, wake = self.ledger.settlement, self.backend.wake
         landed, settlement.landed = settlement.landed, []
         for flight, start, stop in landed:
+            if flight.run is not None:
+                waiter = flight.run.confirmed(flight, start, stop)
+                if waiter is not None:
+                    wake(waiter)
+                continue
             code = flight.code(start)
             for ticket in flight.tickets[start:stop]:
                 ticket.code = code
@@ -433,22 +518,19 @@ class Sender:
     def outcome(self, ticket: Ticket) -> Receipt | PublishError | None:
         """Return the outcome of the ticket's message; None while there is none."""
         if ticket.code:
-            return self._receipt(ticket.code)
+            return receipt_of(self.id_prefix, ticket.code)
         return None if ticket.delivery is None else ticket.delivery.outcome
-
-    def _receipt(self, code: int) -> Receipt:
-        return Receipt(self.message_id(code & _NUMBER), 1, False, code >> 48)
 
     def message_id(self, number: int) -> str:
         """Return the id with this number."""
-        return f"{self._batching.batches.prefix}{number:012x}"
+        return f"{self.id_prefix}{number:012x}"
 
     def left(self, ticket: Ticket) -> None:
         """The publisher that holds the ticket is cancelled."""
         ticket.waiter = None
         if ticket.code:
-            receipt = self._receipt(ticket.code)
-            self._tell(Outcome(receipt.message_id, receipt))
+            receipt = receipt_of(self.id_prefix, ticket.code)
+            self.tell(Outcome(receipt.message_id, receipt))
         else:
             self.cancelled(self._batching.delivery_of(ticket))
 
@@ -456,7 +538,7 @@ class Sender:
         """The publisher is cancelled: drop a message without a tag, track any other to its outcome."""
         delivery.waiter = None
         if delivery.outcome is not None:
-            self._tell(Outcome(delivery.message_id, delivery.outcome))
+            self.tell(Outcome(delivery.message_id, delivery.outcome))
         else:
             self.ledger.cancel(delivery)
             self.admission.give_back(delivery)
@@ -497,7 +579,7 @@ class Sender:
                 self._suppressed_log.note(self.ledger.counters.suppressed, now)
             if self.ledger.silent(now) and self.number:
                 self.supervisor.confirm_overdue(self.number)
-            self.pump()
+            self.go_on()
             wake_at = self.ledger.next_wakeup(now)
             if self._progress.unfinished:
                 # Bytes of ours wait to leave: look often enough to see when the last one has left.

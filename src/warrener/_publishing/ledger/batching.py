@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from warrener._publishing.ledger.delivery import Delivery
-from warrener._publishing.ledger.flights import Batches, Flight, Ticket
+from warrener._publishing.ledger.flights import Batches, Flight, RunLike, Ticket
 from warrener._publishing.ledger.in_flight import InFlight
 from warrener._publishing.ledger.refusals import Refusals
+from warrener._publishing.ledger.settlement import Settlement
 from warrener._publishing.ledger.waiting import Waiting
 from warrener.records import Envelope
 
 __all__ = ["Batching"]
 
+#: Maximum number of messages of a run in one flight.
+MOST_OF_RUN = 1024
+
 
 class Batching:
     """The way of messages on a healthy link: `join`, then `next_flight` and `flown`. See `warrener._publishing.ledger.flights`."""
 
-    def __init__(self, in_flight: InFlight, waiting: Waiting, refusals: Refusals) -> None:
+    def __init__(self, in_flight: InFlight, waiting: Waiting, refusals: Refusals, settlement: Settlement) -> None:
+        self._settlement = settlement
         self._in_flight = in_flight
         self._waiting = waiting
         self._refusals = refusals
@@ -68,6 +73,39 @@ class Batching:
             raise RuntimeError(f"tag {tag} is not the next of the main channel")
         in_flight.size += flight.size
         epoch.fly(flight, tag, in_flight.link, now)
+
+    def next_of_run(self, run: RunLike, now: float) -> Flight | None:
+        """Accept messages of a run, as many as the window has room for, and return them as a flight; None: no room.
+
+        `flown` must follow.
+        """
+        in_flight, waiting = self._in_flight, self._waiting
+        count = min(run.unaccepted, MOST_OF_RUN)
+        bodies = run.bodies[run.at : run.at + waiting.room(run.bodies[run.at : run.at + count])]
+        if not bodies or not in_flight.publishing or in_flight.paused or in_flight.main is None:
+            return None
+        count = len(bodies)
+        flight = Flight(self.batches.prefix, self.batches.numbers(count), 0.0, run.deadline, now)
+        flight.envelopes = [run.envelope] * count
+        flight.bodies = bodies
+        flight.size = sum(map(len, bodies))
+        flight.run, flight.start = run, run.next_place
+        run.at += count
+        run.left += count
+        self._settlement.counters.accepted += count
+        self._settlement.deadlines.add(flight)
+        return flight
+
+    def expand_run(self, run: RunLike) -> None:
+        """Make deliveries of the messages of a run that are in flight."""
+        for epoch in self._in_flight.epochs.values():
+            for flight in [each for each in epoch.flights if each.run is run]:
+                epoch.expand(flight)
+
+    @property
+    def largest(self) -> float:
+        """The size of the largest body that can be accepted."""
+        return min(self._waiting.limits.max_buffered_bytes, self._refusals.max_size)
 
     @property
     def others_wait(self) -> bool:

@@ -49,6 +49,28 @@ class Ticket:
 class RunLike(Protocol):
     """The messages of one call, which wait together."""
 
+    envelope: Any
+    #: Bodies, and the index of the next one to accept.
+    bodies: list[bytes]
+    at: int
+    deadline: float
+    #: Number of accepted messages without an outcome.
+    left: int
+
+    @property
+    def unaccepted(self) -> int:
+        """Number of bodies that are not accepted yet."""
+        ...
+
+    @property
+    def next_place(self) -> int:
+        """The place in the run of the next message to accept."""
+        ...
+
+    def confirmed(self, flight: Flight, start: int, stop: int) -> Any:
+        """Messages of a flight are confirmed; return the ticket of the task to wake, or None."""
+        ...
+
     def expanded(self, place: int, delivery: Delivery) -> None:
         """The message at this place has become a delivery."""
         ...
@@ -111,7 +133,8 @@ class Flight:
 
     def take(self, start: int, stop: int) -> int:
         """Count the messages of these indexes as answered; return the bytes of their bodies."""
-        size = self.size if stop - start == len(self.bodies) - self.at else sum(map(len, self.bodies[start:stop]))
+        whole = start == 0 and stop == len(self.bodies)
+        size = self.size if whole else sum(map(len, self.bodies[start:stop]))
         self.size -= size
         return size
 

@@ -113,7 +113,7 @@ class Ledger:
             id_prefix,
         )
         #: Messages that are accepted and written together.
-        self.batching = Batching(self._in_flight, self._waiting, self._refusals)
+        self.batching = Batching(self._in_flight, self._waiting, self._refusals, self.settlement)
         #: The nacked messages that wait for their next attempt.
         self.delayed = self._waiting.delayed
         self._shares = Shares(self._in_flight, self._waiting)

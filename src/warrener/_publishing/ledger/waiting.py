@@ -112,15 +112,21 @@ class Waiting:
             self.expand_batches()
             return None
         self._settlement.counters.accepted += batches.new()
+        count = self.room(batch.bodies[batch.at :] if batch.at else batch.bodies, batch.size)
+        return batches.take(count) if count else None
+
+    def room(self, bodies: list[bytes], size: int | None = None) -> int:
+        """Return how many of these messages, of `size` bytes together, the window has room for."""
         introductions, in_flight, limits = self.introductions, self._in_flight, self.limits
         held = len(in_flight) + introductions.tagged
-        count = min(len(batch) - batch.at, limits.max_in_flight - held)
+        count = min(len(bodies), limits.max_in_flight - held)
         if count <= 0:
-            return None
-        size = limits.max_in_flight_bytes - in_flight.size - introductions.tagged_size
-        if batch.size > size:
-            count = _fitting(batch, count, size) or (held == 0)
-        return batches.take(count) if count else None
+            return 0
+        left = limits.max_in_flight_bytes - in_flight.size - introductions.tagged_size
+        if (sum(map(len, bodies)) if size is None else size) <= left:
+            return count
+        # One message above the limit goes alone.
+        return _fitting(bodies, count, left) or (1 if held == 0 else 0)
 
     # --- which message is next --------------------------------------------------------------------------------------
 
@@ -288,10 +294,10 @@ class Waiting:
         return delivery
 
 
-def _fitting(batch: Flight, count: int, size: int) -> int:
-    """Return how many of the next `count` messages fit into `size` bytes together."""
-    for number, body in enumerate(batch.bodies[batch.at : batch.at + count]):
-        size -= len(body)
+def _fitting(bodies: list[bytes], count: int, size: int) -> int:
+    """Return how many of the first `count` messages fit into `size` bytes together."""
+    for number in range(count):
+        size -= len(bodies[number])
         if size < 0:
             return number
     return count
