@@ -371,3 +371,28 @@ async def test_a_handle_of_a_flight_can_be_left_and_asked_again(autojump_clock: 
                 await handle.wait()
         assert handle.settled
         assert (await handle.wait()).message_id == handle.message_id
+
+
+@pytest.mark.parametrize("how", ["publish", "run"])
+async def test_the_confirm_clock_of_a_flight_wakes_the_timer(autojump_clock: MockClock, how: str) -> None:
+    """The link asks after the timer has gone to sleep; a short confirm_timeout or a short deadline counts all the same."""
+    driver = ScriptedDriver(lives(answer=silence))
+    async with open_producer(URL, driver=driver, confirm_timeout=5.0, breaker=None) as producer:
+        await producer.wait_connected()
+        driver.link.life = lives()
+        await producer.publish(b"first", routing_key="q")
+        await trio.sleep(1.0)
+        driver.link.life = lives(answer=silence)
+        driver.link.holds_pulls = True
+        async with trio.open_nursery() as nursery:
+            if how == "publish":
+                nursery.start_soon(lambda: producer.publish(b"x", routing_key="q", timeout=60.0))
+            else:
+                nursery.start_soon(lambda: producer.publish_many([b"x"], routing_key="q", timeout=60.0))
+            await trio.testing.wait_all_tasks_blocked()
+            driver.link.listener.pull()
+            asked_at = trio.current_time()
+            while len(driver.links) < 2:
+                await trio.sleep(0.1)
+            assert trio.current_time() - asked_at < 6.0
+            nursery.cancel_scope.cancel()

@@ -92,6 +92,10 @@ class Destinations:
         if permit is not None and breaker is not None:
             self._breakers[of(delivery)] = released(breaker, permit)
 
+    def remembers(self, destination: Destination) -> bool:
+        """Whether the broker has nacked messages to the destination since the last ack."""
+        return destination in self._breakers
+
     def is_open(self, destination: Destination) -> bool:
         """Whether the destination's breaker is open or half open."""
         breaker = self._breakers.get(destination)

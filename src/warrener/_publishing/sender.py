@@ -239,8 +239,7 @@ class Sender:
             number = batching.join(envelope, body, ticket, timeout, now) if envelope in batching.ready else 0
             if not number:
                 return 0
-        timer_at = self._timer_at
-        if now + timeout < timer_at or now + self._confirm_timeout < timer_at:
+        if now + timeout < self._timer_at:
             self._poke_timer()
         if not self._pull_requested:
             self._request_pull()
@@ -251,7 +250,9 @@ class Sender:
         link, admission, batching = self._link, self.admission, self._batching
         if not self._started or link is None or admission.waiters or admission.refusal is not None:
             return False
-        if not self.supervisor.breaker_closed or admission.destinations.active or not batching.can_join(envelope):
+        if not self.supervisor.breaker_closed or not batching.can_join(envelope):
+            return False
+        if admission.destinations.remembers((envelope.exchange, envelope.routing_key)):
             return False
         if link.validate(envelope, _ANY_ID, b"", None) is not None:
             return False
@@ -287,9 +288,6 @@ class Sender:
         if not self._can_feed(run):
             return False
         self._runs.append(run)
-        timer_at = self._timer_at
-        if run.deadline < timer_at or self.backend.clock() + self._confirm_timeout < timer_at:
-            self._poke_timer()
         if not self._pull_requested:
             self._request_pull()
         return True
@@ -421,6 +419,9 @@ class Sender:
         ids = IdRange(flight.prefix, flight.first_number + at, count)
         tag = link.publish_batch(flight.envelopes[at:], ids, flight.bodies[at:])
         self._batching.flown(flight, tag, now)
+        timer_at = self._timer_at
+        if flight.deadline < timer_at or now + self._confirm_timeout < timer_at:
+            self._poke_timer()
 
     def _drop_leaving(self) -> None:
         """Take back the messages of publishers that are cancelled and have not run since."""

@@ -80,7 +80,7 @@ class Answers:
         settled: list[Delivery] = []
         if (epoch := self._in_flight.epochs.get(channel)) is not None:
             epoch.expand()
-        self._waiting.ready.clear()
+        self._waiting.expand_batches()
         for delivery in self._answered(channel, tag, multiple, now):
             delivery.epoch = None
             self._in_flight.size -= delivery.size

@@ -31,16 +31,16 @@ class Batching:
     def can_join(self, envelope: Envelope) -> bool:
         """Whether messages with this envelope can be accepted into batches from now on, until `ready` is cleared.
 
-        This is the usual state of a healthy link: the broker takes publishes and answers in time, no refusal is remembered,
-        the exchange is covered, and no other message has to be written first.
+        This is the usual state of a healthy link: the broker takes publishes, none of this destination is overdue, no refusal
+        of it is remembered, its exchange is covered, and no other message has to be written first.
         """
         in_flight, waiting, refusals = self._in_flight, self._waiting, self._refusals
         return (
             in_flight.main is not None
             and in_flight.publishing
             and not in_flight.paused
-            and not in_flight.overdue
-            and not refusals.active
+            and (envelope.exchange, envelope.routing_key) not in in_flight.overdue
+            and not refusals.concern(envelope)
             and waiting.clear
             and envelope.exchange in waiting.introductions.covered
         )

@@ -168,7 +168,7 @@ class Refusals:
         """Return the refusal that answers this message; None if it may be written, perhaps as the probe of this second."""
         if delivery.size > self.max_size:
             return self._too_large
-        for target in self._targets(delivery):
+        for target in self._targets(delivery.envelope):
             memory = self._by_target.get(target)
             if memory is None:
                 continue
@@ -184,23 +184,25 @@ class Refusals:
         """Return the refusal that is remembered for this message. It asks for no probe."""
         if delivery.size > self.max_size:
             return self._too_large
-        remembered = (self._by_target.get(target) for target in self._targets(delivery))
+        remembered = (self._by_target.get(target) for target in self._targets(delivery.envelope))
         return next((each.fault for each in remembered if each is not None and now < each.until), None)
 
     def newly(self, delivery: Delivery) -> Fault | None:
         """Return the refusal that is remembered for this message, if it is a new one."""
         if delivery.size > self.max_size:
             return self._too_large
-        found = (self._by_target.get(target) for target in self._targets(delivery) if target in self.new)
+        found = (self._by_target.get(target) for target in self._targets(delivery.envelope) if target in self.new)
         return next((each.fault for each in found if each is not None), None)
 
     def beyond_exchange(self, delivery: Delivery) -> bool:
         """Whether a refusal of exactly this exchange and routing key, or of one of its properties, is remembered."""
-        return bool(self._by_target) and any(target in self._by_target for target in self._targets(delivery)[1:])
+        return bool(self._by_target) and any(
+            target in self._by_target for target in self._targets(delivery.envelope)[1:]
+        )
 
     def passed(self, delivery: Delivery) -> None:
         """The broker has taken a message to this exchange and routing key, with these properties."""
-        for target in self._targets(delivery):
+        for target in self._targets(delivery.envelope):
             self._forget(target)
 
     def _forget(self, target: Target) -> None:
@@ -227,9 +229,12 @@ class Refusals:
         self.max_size, self._too_large = math.inf, None
         self.active = False
 
-    def _targets(self, delivery: Delivery) -> list[Target]:
-        """Return the targets that a refusal of this message can be remembered for."""
-        envelope = delivery.envelope
+    def concern(self, envelope: Envelope) -> bool:
+        """Whether a refusal is remembered that is about messages with this envelope, whatever their size."""
+        return self.active and any(target in self._by_target for target in self._targets(envelope))
+
+    def _targets(self, envelope: Envelope) -> list[Target]:
+        """Return the targets that a refusal of messages with this envelope can be remembered for."""
         targets = [Target(envelope.exchange), Target(envelope.exchange, envelope.routing_key)]
         for name in self._properties:
             value = _value(envelope, name)
