@@ -29,6 +29,12 @@ else
 	@scripts/rabbitmq.sh --which && embedded= || embedded=--embedded; $(BIN)/warrener demo $$embedded
 endif
 
+.PHONY: cluster-demo
+cluster-demo: ## publish to three nodes that are killed, frozen and put into maintenance in turn, and account for every message; two minutes
+	$(NEEDS) run test bench
+	@scripts/rabbitmq.sh
+	@$(BIN)/python -m tests.cluster --demo
+
 .PHONY: serve
 serve: ## a private RabbitMQ and the ML producer service, to try with curl; BIND=host:port
 	$(NEEDS) run serve
@@ -139,6 +145,14 @@ soak: ## a producer under random faults of a real RabbitMQ for an hour, its acco
 	@scripts/rabbitmq.sh
 	@$(BIN)/python -m tests.soak --minutes $(MINUTES)
 	@$(MAKE) simulation SEEDS=720 FIRST=200000
+
+.PHONY: cluster
+cluster: MINUTES ?= 60
+cluster: CLIENT ?= warrener
+cluster: ## three nodes of RabbitMQ under random faults, an account, and the time without service (MINUTES=60 SEED=1 CLIENT=aio-pika SEPARATE=1)
+	$(NEEDS) run test bench
+	@scripts/rabbitmq.sh
+	@$(BIN)/python -m tests.cluster --minutes $(MINUTES) --client $(CLIENT) $(if $(SEED),--seed $(SEED)) $(if $(SEPARATE),--separate)
 
 .PHONY: hostile-http
 hostile-http: SECONDS ?= 6

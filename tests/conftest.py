@@ -62,8 +62,13 @@ _COPIES = {"broker": {("native", "asyncio"), ("aiormq", "trio")}, "drivers": {("
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as `full` what is a copy, so that `make test` keeps each claim about the broker once for each driver."""
+    """Mark as `full` what is a copy, so that `make test` keeps each claim about the broker once for each driver.
+
+    What needs a PostgreSQL is `slow`: `make check` does not set one up.
+    """
     for item in items:
+        if "private_postgresql" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
         given = getattr(getattr(item, "callspec", None), "params", {})
         pair = (given.get("driver"), given.get("anyio_backend"))
         if item.get_closest_marker("broker") and pair in _COPIES.get(item.path.parent.name, ()):

@@ -211,6 +211,7 @@ def test_each_code_name_of_the_design_page_exists() -> None:
     assert unknown == []
 
 
+@pytest.mark.slow
 def test_the_picture_of_the_house_is_what_the_imports_say() -> None:
     """docs/house.dot was made from the imports of today, and docs/house.svg was drawn from it."""
     assert HOUSE["dot"]() == (DOCS / "house.dot").read_text(encoding="utf-8"), HOW

@@ -45,6 +45,8 @@ __all__ = [
 
 #: Longest text from a broker that is kept anywhere; AMQP short strings have at most 255 bytes.
 MAX_TEXT = 255
+#: Stands in a text from a broker where the text had our password.
+MASKED = "***"
 
 
 def printable(text: object, limit: int = MAX_TEXT) -> str:

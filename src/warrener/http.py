@@ -73,6 +73,8 @@ def condition(status: Status) -> str:
                 return "blocked"
             if status.circuit_breaker == "open":
                 return "breaker open"
+            if any(link.connection_state is not ConnectionState.CONNECTED for link in status.links):
+                return "links down"
             return "ready" if status.healthy else "confirms overdue"
         case ConnectionState.DISCONNECTED if status.retry_in is None and status.last_fault is not None:
             return "gave up"
@@ -84,7 +86,8 @@ def condition(status: Status) -> str:
 def readiness(status: Status) -> str:
     """Return "ready" while a message can be taken: by the outbox, where there is one, otherwise by the broker."""
     if status.outbox is None or status.connection_state in (ConnectionState.CLOSING, ConnectionState.CLOSED):
-        return condition(status)
+        found = condition(status)
+        return "ready" if found == "links down" else found
     if status.outbox.last_error is not None:
         return "outbox unusable"
     return "outbox full" if status.outbox.full else "ready"

@@ -34,6 +34,9 @@ __all__ = ["BREAKER_STATES", "Measured", "ProducerCollector", "connection_famili
 #: How the breaker's states are numbered in gauges.
 BREAKER_STATES: Mapping[str, int] = {"closed": 0, "open": 1, "half_open": 2}
 
+#: The largest number of endpoints that have series of their own.
+_MAX_ENDPOINTS = 32
+
 _OUTCOMES = ("confirmed", "rejected", "nacked", "unknown")
 
 _COUNTERS: Mapping[str, tuple[str, str]] = {
@@ -189,6 +192,35 @@ class ProducerCollector(Collector):
         yield gauge("warrener_blocked", "1 while the broker blocks publishing", status.blocked)
         yield gauge(
             "warrener_healthy", "1 when connected, not blocked, breaker not open, no confirm overdue", status.healthy
+        )
+        up = status.connection_state is ConnectionState.CONNECTED
+        links = status.links or (status,)
+        yield labelled(
+            GaugeMetricFamily("warrener_link_connected", "1 for each link that is up", labels=["link"]),
+            (
+                ([str(place)], float(link.connection_state is ConnectionState.CONNECTED))
+                for place, link in enumerate(links)
+            ),
+        )
+        yield labelled(
+            GaugeMetricFamily("warrener_link_pending", "Messages of each link without an outcome", labels=["link"]),
+            (([str(place)], float(link.in_flight + link.buffered)) for place, link in enumerate(links)),
+        )
+        # An endpoint has its place as a label: a host name can be secret, and discovery could name any number of them.
+        places = status.endpoint_failures[:_MAX_ENDPOINTS]
+        yield labelled(
+            GaugeMetricFamily(
+                "warrener_endpoint_connected",
+                "1 for the endpoint in use, by its place in the list",
+                labels=["endpoint"],
+            ),
+            (([str(place)], float(up and place == status.endpoint_position)) for place in range(len(places))),
+        )
+        yield labelled(
+            GaugeMetricFamily(
+                "warrener_endpoint_failures", "Failures in a row of each endpoint, by its place", labels=["endpoint"]
+            ),
+            (([str(place)], float(failures)) for place, failures in enumerate(places)),
         )
         yield histogram(
             "warrener_reconnect_seconds",

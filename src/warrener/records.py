@@ -474,5 +474,11 @@ class Status:
     open_destinations: tuple[str, ...] = ()
     #: The broker's answer to a declaration of the topology that it refuses; None if it refuses none.
     topology_fault: Fault | None = None
+    #: The place of `endpoint` in the list of URLs, from 0.
+    endpoint_position: int = 0
+    #: For each place of that list the failures in a row of its endpoint.
+    endpoint_failures: tuple[int, ...] = (0,)
+    #: With several `links`, the status of each; the other fields are then about all of them.
+    links: tuple[Status, ...] = ()
     #: The outbox of the producer, as it was counted last; None where it has none.
     outbox: OutboxStatus | None = None

@@ -178,6 +178,16 @@ async def test_a_name_without_addresses(autojump_clock: trio.testing.MockClock) 
 
 
 @time
+@pytest.mark.parametrize(("addresses", "seconds"), [(1, 8.0), (2, 4.0), (4, 2.0), (5, 2.0), (100, 2.0)])
+async def test_addresses_share_the_time(addresses: int, seconds: float, autojump_clock: trio.testing.MockClock) -> None:
+    """Each address has `connect_timeout` divided by the number of addresses, by 4 at most."""
+    network = FakeNetwork({f"192.0.2.{number}": (0.0, None) for number in range(addresses)})
+    dialed = await network.dial()
+    assert (addresses, seconds) == (dialed.addresses, dialed.share(8.0))
+    assert dialed.last == (addresses == 1)
+
+
+@time
 async def test_each_dial_resolves_anew(autojump_clock: trio.testing.MockClock) -> None:
     """A name is asked for again each time; a literal address never is."""
     asked: list[str] = []

@@ -474,7 +474,7 @@ async def test_the_password_in_texts_of_the_broker(driver: Driver, listener: Rec
         await until(peer, commands.Basic.Publish)
         await peer.send(commands.Connection.Blocked(text))
         await peer.send(commands.Basic.Return(312, text, "", text), channel)
-        await peer.send(ContentHeader(body_size=1, properties=commands.Basic.Properties()), channel)
+        await peer.send(ContentHeader(body_size=1, properties=commands.Basic.Properties(message_id=text)), channel)
         await peer.send(ContentBody(b"x"), channel)
         await peer.send(commands.Channel.Close(404, text, 60, 40), channel)
         await peer.send(commands.Connection.Close(320, text, 0, 0))
@@ -487,7 +487,7 @@ async def test_the_password_in_texts_of_the_broker(driver: Driver, listener: Rec
                 await anyio.sleep_forever()
     everything = repr([down.value.fault, listener.log])
     assert shown not in everything
-    assert everything.count("you said ***") == 5
+    assert everything.count("you said ***") == 6
 
 
 # --- a new secret ---------------------------------------------------------------------------------------------------
@@ -750,17 +750,17 @@ async def test_a_dial_fails_when_all_addresses_have_failed(driver: Driver) -> No
         assert f"127.0.0.{number}:{endpoint.port}" in down.value.fault.text
 
 
-async def test_mute_addresses_share_the_time(driver: Driver) -> None:
-    """Five mute addresses: the time is over when four have had their share, and the dial fails."""
+async def test_mute_addresses_end_in_time(driver: Driver) -> None:
+    """Five mute addresses: when `connect_timeout` is over, the dial fails."""
     async with brokers(mute, mute, mute, mute, mute) as (endpoint, counts):
         with anyio.fail_after(_PATIENCE), pytest.raises(LinkDown) as down:
             async with driver.open(endpoint, evolve(_QUICK, connect_timeout=0.8), RecordingReports()):
                 pytest.fail("it opened")
     assert counts[0] == 1
-    assert sum(counts) >= 2
     assert down.value.fault.kind is FaultKind.HANDSHAKE_TIMEOUT
 
 
+@pytest.mark.slow
 async def test_the_last_address_has_all_the_time_that_is_left(driver: Driver, listener: RecordingReports) -> None:
     """There is no other to leave it for: an address that needs more than its share is not given up."""
     asked = anyio.Event()

@@ -38,6 +38,7 @@ def driver(request: pytest.FixtureRequest) -> Driver:
     return _DRIVERS[request.param]()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 @pytest.mark.parametrize("name", sorted(_DRIVERS))
 def test_no_descriptor_is_free(name: str, backend: str) -> None:

@@ -28,6 +28,7 @@ def held(bench: Bench) -> int:
     return len(bench.ledger.settlement.deadlines)
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_settled_publishes_leave_no_deadline_behind() -> None:
     """Never more than twice what waits, and 64, though two early deadlines keep their places all the time."""
     rng = random.Random(1)

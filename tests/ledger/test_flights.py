@@ -144,10 +144,13 @@ def test_flights_are_not_offered(why: str) -> None:
             bench.open(Lane.SUSPECT)
             bench.write()
             bench.close_channel(NOT_FOUND, lane=Lane.SUSPECT)
+            assert bench.ledger.batching.can_join(envelope)
+            envelope = Envelope("x", "q")
         case "overdue":
             bench.publish(1)
             bench.now += 40
             bench.ledger.look(bench.now, lambda _channel: 1)
+            assert bench.ledger.batching.can_join(Envelope(routing_key="other"))
         case _:
             pass
     assert not bench.ledger.batching.can_join(envelope)

@@ -76,6 +76,131 @@ def test_a_property_that_the_broker_names_is_guilty(name: str, value: Any, text:
     assert bench.ledger.refusal(again, bench.now + 1.0) is None  # the probe of this second
 
 
+@pytest.mark.parametrize(
+    ("code", "text", "exchange", "key"),
+    [
+        (404, "NOT_FOUND - no exchange '***.missing' in vhost '/'", "guest.missing", "q"),
+        (
+            403,
+            "ACCESS_REFUSED - access to topic 'a.***' in exchange '***.topics' in vhost '/' refused",
+            "guest.topics",
+            "a.guest",
+        ),
+        (403, "ACCESS_REFUSED - access to exchange '***' in vhost '/' refused for user '***'", "guest", "q"),
+        (404, "NOT_FOUND - no exchange 'it's' in vhost '/'", "it's", "q"),
+    ],
+)
+def test_a_name_that_holds_the_password_is_recognised(code: int, text: str, exchange: str, key: str) -> None:
+    """The password is masked in texts of the broker, and names may contain it: `guest` is a password, too."""
+    bench = Bench()
+    guilty = bench.accept(exchange=exchange, routing_key=key)
+    other = bench.accept(exchange="" if exchange == "guest" else "other", routing_key=key)
+    introduce(bench)
+    bench.write()
+    bench.close_channel(evolve(NOT_FOUND, text=text, reply_code=code), lane=Lane.SUSPECT)
+    assert isinstance(guilty.outcome, PublishRefused)
+    assert other.outcome is None
+    assert isinstance(bench.ledger.refusal(Delivery(guilty.envelope, b"", "new", math.inf), bench.now), PublishRefused)
+
+
+def test_the_default_exchange_can_be_refused_too() -> None:
+    """RabbitMQ calls it amq.default. It closes the main channel once; its probes go to the suspects' channel."""
+    bench = Bench()
+    other = bench.accept(exchange="other")
+    channel = introduce(bench)
+    bench.write()
+    bench.ack(1, channel=channel)
+    guilty = bench.publish(3)
+    other = bench.publish(1, exchange="other")[0]
+    text = "ACCESS_REFUSED - access to exchange 'amq.default' in vhost '/' refused for user 'ann'"
+    forbidden = evolve(NOT_FOUND, text=text, reply_code=403)
+    bench.close_channel(forbidden)
+    assert [type(each.outcome) for each in guilty] == [PublishRefused] * 3
+    bench.open(Lane.MAIN)
+    assert bench.write() == [other]
+    bench.now += 1.5
+    probe = Delivery(guilty[0].envelope, b"", "probe", math.inf)
+    assert bench.ledger.refusal(probe, bench.now) is None
+    bench.ledger.accept(probe)
+    assert bench.write() == [probe]
+    assert probe.lane is Lane.SUSPECT
+    bench.ack(probe.tag, channel=channel)
+    assert covered(bench, "")
+
+
+@pytest.mark.parametrize("family", ["property", "topic"])
+def test_different_values_of_one_family_close_the_main_channel_twice(family: str) -> None:
+    """Then each value is met on the suspects' channel; messages without it, and values that were taken, go on as before."""
+    bench = Bench(max_in_flight=1000, max_buffered=1000)
+    bench.accept(exchange="topics")
+    channel = introduce(bench)
+    bench.write()
+    bench.ack(1, channel=channel)
+    closes: list[Lane] = []
+
+    def publish(value: str) -> Delivery:
+        if family == "topic":
+            return bench.accept(exchange="topics", routing_key=value)
+        return with_property(bench, "user_id", value)
+
+    bad = [publish(f"bad-{number}") for number in range(30)]
+    free = bench.publish(1, exchange="topics" if family == "property" else "")[0]
+    while any(each.outcome is None for each in bad):
+        for lane in (Lane.MAIN, Lane.SUSPECT):
+            if lane not in bench.channels:
+                bench.open(lane)
+        bench.write()
+        first = min(
+            (each for each in bad if each.epoch is not None), key=lambda each: (each.lane is Lane.SUSPECT, each.tag)
+        )
+        value = f"bad-{bad.index(first)}"
+        text = f"user_id property set to '{value}' but authenticated user was 'guest'"
+        code = 406
+        if family == "topic":
+            code, text = 403, f"access to topic '{value}' in exchange 'topics' in vhost '/' refused for user 'guest'"
+        closes.append(first.lane)
+        bench.close_channel(evolve(NOT_FOUND, text=text, reply_code=code), lane=first.lane)
+    assert closes.count(Lane.MAIN) == 2
+    assert len(closes) == 30
+    assert free.attempts <= 3
+    for lane in (Lane.MAIN, Lane.SUSPECT):
+        if lane not in bench.channels:
+            bench.open(lane)
+    good = publish("good")
+    assert bench.write()[-1] is good
+    assert good.lane is Lane.SUSPECT
+    bench.ack(good.tag, channel=bench.channels[Lane.SUSPECT])
+    again = publish("good")
+    assert bench.write() == [again]
+    assert again.lane is Lane.MAIN
+    bench.now += 6.0
+    forgotten = publish("unknown")
+    assert bench.ledger.refusal(forgotten, bench.now) is None
+    assert bench.write() == [forgotten]
+    assert forgotten.lane is Lane.MAIN
+
+
+def test_a_close_that_a_suspect_explains_later_counts_for_no_storm() -> None:
+    """The close names nobody; the message that is refused alone explains it, and without one it is unexplained after all."""
+    nameless = evolve(NOT_FOUND, text="PRECONDITION_FAILED - no", reply_code=406)
+    for guilty in (True, False):
+        bench = Bench()
+        suspects = bench.publish(3)
+        main = bench.channels[Lane.MAIN]
+        assert bench.ledger.ends.channel_closed(main, nameless, 3, 3, bench.now) == ([], True)
+        bench.open(Lane.MAIN)
+        for each in suspects:
+            assert bench.ledger.ends.unexplained() == 0
+            channel = bench.open(Lane.SUSPECT) if bench.ledger.wants_suspect_channel else bench.channels[Lane.SUSPECT]
+            assert bench.write() == [each]
+            if guilty and each is suspects[1]:
+                bench.close_channel(nameless, lane=Lane.SUSPECT)
+            else:
+                bench.ack(each.tag, channel=channel)
+        assert bench.ledger.ends.unexplained() == (0 if guilty else 1)
+        assert bench.ledger.ends.unexplained() == 0
+
+
 # --- what a refusal costs ---------------------------------------------------------------------------------------------
 
 

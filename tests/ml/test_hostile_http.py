@@ -32,6 +32,8 @@ from warrener.ml.http_server import ServerCounters, serve_http
 from warrener.ml.logs import MAX_LINES, BoundedHandler, RateLimit
 from warrener.ml.parsing import parsed_size
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def service(start_service: Callable[..., Service], dead_url: str) -> Service:

@@ -10,6 +10,7 @@ import anyio
 import anyio.lowlevel
 import httpx
 import pytest
+from attrs import evolve
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
@@ -475,3 +476,13 @@ async def test_the_number_of_watchers_is_bounded_and_places_are_given_back(ml_wi
     async with client(none) as http:
         answer = await http.get("/v1/ml/analytics/events")
     assert (503, "10") == (answer.status_code, answer.headers["retry-after"])
+
+
+async def test_a_producer_with_one_link_down_is_ready(ml, producer) -> None:
+    """The health check tells that not all links are up; readiness does not take the service out of use for it."""
+    up = producer.status()
+    down = evolve(up, connection_state=ConnectionState.DISCONNECTED)
+    producer.becomes(healthy=False, links=(up, down))
+    async with client(ml_app(ml)) as http:
+        health, ready = await http.get(HEALTH), await http.get("/readyz")
+    assert (503, "links down", 200) == (health.status_code, health.headers["producer-condition"], ready.status_code)

@@ -10,12 +10,14 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.ml.conftest import FakeProducer
+from warrener import Producer, open_producer
 from warrener._histogram import Histogram
 from warrener.errors import FaultKind
 from warrener.metrics import ProducerCollector
 from warrener.ml.metrics import MLCollector
 from warrener.ml.task_counters import FAILURES, STATUSES, TASK_TYPES
 from warrener.records import ConnectionState
+from warrener.testing.scripted import ScriptedDriver, lives, refuses
 
 pytestmark = pytest.mark.anyio
 
@@ -187,3 +189,21 @@ def test_a_histogram_counts_a_bound_as_inside_and_the_rest_as_beyond() -> None:
     for value in (0.5, 1.0, 1.5, 9.0):
         histogram.observe(value)
     assert ([2, 1, 1], 4, 12.0) == (histogram.counts, histogram.count, histogram.total)
+
+
+async def test_endpoints_are_named_by_their_place() -> None:
+    """Every place has its series from the start; no label holds a host name."""
+    producer = Producer(["amqp://u:p@one.example/", "amqp://u:p@two.example/"], endpoint_order="ordered")
+    found = scrape(ProducerCollector(producer))
+    assert {labels[0] for labels in found["warrener_endpoint_connected"]} == {"0", "1"}
+    assert set(found["warrener_endpoint_failures"].values()) == {0.0}
+    assert "example" not in str(found)
+
+    driver = ScriptedDriver(refuses(), lives())
+    async with open_producer(
+        ["amqp://localhost:1/", "amqp://localhost:2/"], driver=driver, endpoint_order="ordered"
+    ) as up:
+        await up.wait_connected()
+        found = scrape(ProducerCollector(up))
+        assert list(found["warrener_endpoint_connected"].values()) == [0.0, 1.0]
+        assert list(found["warrener_endpoint_failures"].values()) == [1.0, 0.0]

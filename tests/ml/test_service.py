@@ -12,9 +12,13 @@ import socket
 import threading
 
 import httpx
+import pytest
 
 from tests.ml.conftest import DEAD_PASSWORD
 from warrener.testing.broker import EmbeddedBroker
+
+#: Each test starts the program.
+pytestmark = pytest.mark.slow
 
 HEALTH = "/v1/ml/analytics/health"
 SUMMARIZE = {"share_id": "s", "content": {"text": "x"}}

@@ -60,6 +60,7 @@ def test_plain_sql_works_as_the_page_writes_it(tmp_path):
     assert (entry.routing_key, entry.body) == ("tasks", b"resize 7")
 
 
+@pytest.mark.slow
 def test_the_first_two_examples_run(tmp_path):
     """As they stand on the page, against a broker at another port."""
     first, second, *_ = blocks("python")

@@ -17,7 +17,7 @@ from warrener.outbox.records import Again, SetAside, Settlement, Want, Work
 from warrener.records import Message
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.slow)])
 def open_store(request, tmp_path):
     """Make stores of one outbox."""
     stores = []

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
 import trio
 import trio.testing
 from trio.testing import MockClock
@@ -81,6 +82,7 @@ def test_cancelled_before_each_step_of_a_publish() -> None:
             )
 
 
+@pytest.mark.slow
 def test_ten_thousand_publishers_cancelled_at_random_leave_nothing() -> None:
     """Of 10,000 publishers in flight half are cancelled; every slot comes back, and the count is right."""
 

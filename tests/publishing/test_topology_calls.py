@@ -95,3 +95,11 @@ async def test_report_publishes_beside_an_unknown_type_of_exchange(broker: Embed
         fault = producer.status().topology_fault
         assert fault is not None
         assert (fault.entity, fault.reply_code) == ("exchange 'bad'", 503)
+
+
+async def test_a_return_is_matched_although_its_key_holds_the_password(broker: EmbeddedBroker, driver: Any) -> None:
+    """Texts of the broker are masked where they are shown; the address of a return is compared as it is."""
+    async with open_producer(broker.url, driver=driver) as producer:
+        for key in ("guest.nowhere", "line\nend"):
+            with pytest.raises(Unroutable):
+                await producer.publish(b"x", routing_key=key)

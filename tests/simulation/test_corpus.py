@@ -86,6 +86,7 @@ def test_the_streams_of_a_seed_are_independent(monkeypatch: pytest.MonkeyPatch) 
     assert plan.kinds == other.kinds
 
 
+@pytest.mark.slow
 def test_a_failing_plan_shrinks(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a failure does not need is dropped: here all but one fault and one call."""
 
@@ -111,6 +112,7 @@ def test_one_seed_tells_its_story(capsys: pytest.CaptureFixture[str]) -> None:
     assert "all is well" in story
 
 
+@pytest.mark.slow
 def test_a_failing_seed_is_printed_with_the_way_to_see_it_again(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

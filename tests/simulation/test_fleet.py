@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import pytest
 import trio
 from trio.testing import MockClock
 
@@ -33,6 +34,7 @@ def test_a_fleet_does_not_dial_in_step() -> None:
     assert crowd(0.5, 5) <= 33
 
 
+@pytest.mark.slow
 def test_a_fleet_without_jitter_does() -> None:
     """Without jitter all of them do, which is what the jitter is for."""
     assert 100 == crowd(0.0, 5)

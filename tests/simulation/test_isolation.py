@@ -62,6 +62,7 @@ def same_address(run: Run) -> None:
     run.network.first_addresses = {1: "10.0.0.1", 2: "10.0.0.1"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("check", "falsify"),
     [

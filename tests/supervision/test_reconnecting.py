@@ -225,3 +225,34 @@ async def test_the_log_tells_a_life(autojump_clock: MockClock, caplog: pytest.Lo
         "p: up -> closing (link 3)",
         "p: closing -> closed (link 3)",
     ]
+
+
+async def test_the_dials_of_one_process_share_a_limit(autojump_clock: MockClock) -> None:
+    """Of twenty producers, eight dial at once; a dial that waits for its turn has all of its `connect_timeout` left."""
+    driver = ScriptedDriver(lives(dialing=9.0))
+    async with trio.open_nursery() as nursery:
+        began = trio.current_time()
+        producers = [Producer(URL, driver=driver, connect_timeout=10.0) for _ in range(20)]
+        for producer in producers:
+            await nursery.start(producer.run)
+        for producer in producers:
+            await producer.wait_connected()
+        assert [round(at - began) for at in driver.dials] == [0] * 8 + [9] * 8 + [18] * 4
+        assert sum(producer.counters["dials_failed"] for producer in producers) == 0
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_dial_that_waits_for_its_turn_can_be_cancelled(autojump_clock: MockClock) -> None:
+    """Closing a producer does not wait for other producers' dials, and gives its place to the next one."""
+    driver = ScriptedDriver(lives(dialing=5.0))
+    async with trio.open_nursery() as nursery:
+        producers = [Producer(URL, driver=driver) for _ in range(10)]
+        for producer in producers:
+            await nursery.start(producer.run)
+        await trio.testing.wait_all_tasks_blocked()
+        began = trio.current_time()
+        await producers[8].aclose()
+        assert trio.current_time() == began
+        await producers[9].wait_connected()
+        assert trio.current_time() - began == 10.0
+        nursery.cancel_scope.cancel()

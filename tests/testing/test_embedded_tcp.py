@@ -117,6 +117,7 @@ def test_a_control_called_from_a_strange_thread_says_so() -> None:
     anyio.run(main)
 
 
+@pytest.mark.slow
 def test_importing_the_package_or_the_plugin_loads_nothing() -> None:
     """`import warrener.testing` leaves the broker alone; the plugin does not even import warrener."""
     script = (

@@ -65,6 +65,7 @@ def test_fixtures_under(runner: str, driver: str, suite: pytest.Pytester) -> Non
     run(suite, *options).assert_outcomes(passed=count)
 
 
+@pytest.mark.slow
 def test_illegal_bytes_fail_the_test_that_sent_them(suite: pytest.Pytester) -> None:
     """At the latest when the fixture is torn down."""
     suite.makepyfile("""
@@ -91,6 +92,7 @@ def blocks(word: str) -> str:
     return block
 
 
+@pytest.mark.slow
 def test_the_script_of_the_documentation_passes(suite: pytest.Pytester) -> None:
     """The first code block of docs/testing.md, pasted into a file."""
     script = blocks("test_a_task_reaches_its_queue")
@@ -114,6 +116,7 @@ async def test_publishes_again({broker}, producer):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runner", ["anyio", "pytest-trio"])
 def test_a_fixture_may_hold_a_producer_open_under(runner: str, suite: pytest.Pytester) -> None:
     """The fixture of docs/testing.md for the plugins that set up and tear down in one task."""
@@ -123,6 +126,7 @@ def test_a_fixture_may_hold_a_producer_open_under(runner: str, suite: pytest.Pyt
     run(suite, *options).assert_outcomes(passed=count)
 
 
+@pytest.mark.slow
 def test_a_producer_of_the_session_under_pytest_asyncio(suite: pytest.Pytester) -> None:
     """The fixture of docs/testing.md that gives the producer a task of its own."""
     use = USE_TWICE.format(mark='@pytest.mark.asyncio(loop_scope="session")', broker="warrener_broker_per_session")
@@ -131,6 +135,7 @@ def test_a_producer_of_the_session_under_pytest_asyncio(suite: pytest.Pytester) 
     run(suite, *RUNNERS["pytest-asyncio"][2]).assert_outcomes(passed=2)
 
 
+@pytest.mark.slow
 def test_the_error_of_a_fixture_that_pytest_asyncio_tears_down_elsewhere(suite: pytest.Pytester) -> None:
     """The error says what to write, and run() has ended."""
     fixture = blocks("@pytest.fixture").replace("pytest.fixture", "pytest_asyncio.fixture")
@@ -144,6 +149,7 @@ def test_the_error_of_a_fixture_that_pytest_asyncio_tears_down_elsewhere(suite: 
     )
 
 
+@pytest.mark.slow
 def test_brokers_of_a_module_and_of_the_session(suite: pytest.Pytester) -> None:
     """One lives for a module, one for the run, and one for each test."""
     script = """

@@ -142,6 +142,7 @@ def test_equal_envelopes_of_different_channels() -> None:
     assert [message.channel for message in read(session)] == [1, 2, 1, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("many", ["envelopes", "sizes", "long headers", "headers beyond the frame"])
 def test_what_is_kept_encoded_is_bounded(many: str) -> None:
     """Neither many envelopes nor many sizes nor long headers make a channel grow beyond four mebibytes (I34)."""

@@ -521,6 +521,24 @@ def test_closed_channels_are_forgotten_in_time() -> None:
     assert len(session._table.known) <= 10
 
 
+def test_a_channel_that_was_open_for_long_is_known_when_it_is_closed() -> None:
+    """The channels that are forgotten are those closed first, not those opened first: main channels come and go beside it."""
+    session = opened()
+    old = open_publisher(session)
+    main = 1
+    for _ in range(20):
+        session.receive(marshalled(commands.Channel.Close(406, "", 60, 40), session.publisher(main).wire_number))
+        main = open_publisher(session)
+    session.publisher(old).publish(Envelope(), "m", b"", None)
+    drain(session)
+    closes = [commands.Channel.Close(406, "", 60, 40)] * 2
+    numbers = [session.publisher(number).wire_number for number in (main, old)]
+    told = session.receive(b"".join(marshalled(*each) for each in zip(closes, numbers, strict=True)))
+    assert [type(each) for each in told] == [events.ChannelClosed] * 2
+    session.open_publisher()
+    assert session.publisher(old).written == 1
+
+
 def test_numbers_come_back_as_late_as_possible() -> None:
     """Channel numbers on the wire go round; one that is in use is passed over."""
     session = Session(CREDENTIALS, Sink())

@@ -28,6 +28,7 @@ def assembled(
     backend: Backend,
     ledger: Ledger,
     destinations: Destinations,
+    topology: LiveTopology,
     tell: Callable[[Outcome], None],
 ) -> tuple[Supervisor, Sender]:
     """Return the supervisor and the sender, which know each other. `tell` gets each outcome whose caller has left."""
@@ -42,7 +43,7 @@ def assembled(
         ),
         credentials=s.credentials,
         options=s.link_options(),
-        topology=LiveTopology(s.topology, strict=s.topology_errors == "strict"),
+        topology=topology,
         policy=Policy(
             backoff=s.backoff,
             breaker=s.breaker,

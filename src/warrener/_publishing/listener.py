@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from warrener.drivers.base import Lane
-from warrener.errors import Fault
+from warrener.errors import Fault, FaultKind
 from warrener.records import Returned
 
 if TYPE_CHECKING:
     from warrener._publishing.sender import Sender
 
 __all__ = ["LinkFacts"]
+
+
+_UNEXPLAINED = Fault(FaultKind.CHANNEL_CLOSED, "the broker closed the channel, and no message of it was refused alone")
 
 
 class LinkFacts:
@@ -42,13 +45,22 @@ class LinkFacts:
             sender.keep_sweep()
             if lane is Lane.MAIN and not explained:
                 sender.supervisor.channel_closed(self._number, fault)
+            if self._ledger.ends.doubtful:
+                self._count_unexplained(fault)
             sender.pump()
+
+    def _count_unexplained(self, fault: Fault | None) -> None:
+        """Tell the supervisor of closes whose suspects have all been tried, and none of which was guilty."""
+        for _ in range(self._ledger.ends.unexplained()):
+            self._sender.supervisor.channel_closed(self._number, fault or _UNEXPLAINED)
 
     def confirmed(self, channel: int, tag: int, multiple: bool) -> None:
         """basic.ack."""
         sender = self._sender
         if sender.number == self._number:
             sender.settle(self._ledger.answers.confirmed(channel, tag, multiple, sender.backend.clock()))
+            if self._ledger.ends.doubtful:
+                self._count_unexplained(None)
             if sender.supervisor.wants_confirms:
                 sender.supervisor.confirmed(self._number, None)
             sender.go_on()
@@ -61,6 +73,8 @@ class LinkFacts:
             settled = self._ledger.answers.nacked(channel, tag, multiple, now)
             sender.note_nacks(now)
             sender.settle(settled)
+            if self._ledger.ends.doubtful:
+                self._count_unexplained(None)
             sender.pump()
 
     def returned(self, channel: int, returned: Returned) -> None:

@@ -128,6 +128,16 @@ class Producer(Declaring):
             id_prefix=prefix,
         )
         self._destinations = Destinations(s.breaker, s.max_destinations)
+        self._topology = LiveTopology(s.topology, strict=s.topology_errors == "strict")
+        if s.links > 1:
+            from warrener._publishing.links import LinkedProducer
+
+            # The number of links may stand in the URL or in the environment, so it is known only here.
+            object.__setattr__(self, "__class__", LinkedProducer)
+            self._split()
+
+    def _split(self) -> None:
+        """Make the parts of a producer with several links; one with one link is whole."""
 
     def __repr__(self) -> str:
         return f"<Producer {self.name!r} {self.status().endpoint} {self.connection_state.value}>"
@@ -159,18 +169,13 @@ class Producer(Declaring):
         ExceptionGroup when the attempts are used up. A second call is a RuntimeError. When `run()` has ended, each accepted
         message has its outcome, and no task, socket or timer is left.
         """
-        if self._run_called:
-            why = "it was closed before it ran" if self._finished is None else "run() may be called once"
-            raise RuntimeError(f"this producer cannot run: {why}; make another Producer")
-        self._run_called = True
+        finished = self._begin()
         traced = instrument(self)
-        s = self.settings
         self._backend = backend()
-        self._finished = anyio.Event()
-        self._place.enter()
         supervisor, sender = assembled(
-            s, self._driver, self._rng, self._backend, self._ledger, self._destinations, self._streams.told
-        )
+            self.settings, self._driver, self._rng, self._backend, self._ledger, self._destinations, self._topology,
+            self._streams.told,
+        )  # fmt: skip
         supervisor.watch(lambda: self._streams.changed(self.status))
         self._supervisor, self._sender = supervisor, sender
         self._direct.sender = None if traced else sender
@@ -190,7 +195,17 @@ class Producer(Declaring):
                     self._streams.end()
         finally:
             self._place.leave()
-            self._finished.set()
+            finished.set()
+
+    def _begin(self) -> anyio.Event:
+        """Note that the producer runs here; return what is set when it has ended."""
+        if self._run_called:
+            why = "it was closed before it ran" if self._finished is None else "run() may be called once"
+            raise RuntimeError(f"this producer cannot run: {why}; make another Producer")
+        self._run_called = True
+        self._finished = anyio.Event()
+        self._place.enter()
+        return self._finished
 
     async def aclose(self) -> ClosingReport:
         """Accept nothing more, wait at most `drain_timeout` for outcomes, close, and report.
@@ -235,6 +250,7 @@ class Producer(Declaring):
         self,
         body: Body | Message,
         *,
+        key: str | None = None,
         timeout: float = PUBLISH_TIMEOUT,
         retry: Retry | None = None,
         **fields: Unpack[MessageFields],
@@ -244,7 +260,7 @@ class Producer(Declaring):
         Either ``publish(body, **fields of Message)`` or ``publish(message)``; both mixed is a TypeError. `timeout` is
         seconds from the call (default: the producer's `publish_timeout`; ``math.inf`` allowed). It bounds the whole call:
         the wait for capacity, for a link, and for the confirm. `retry` is the policy of this message alone; None: the
-        producer's.
+        producer's. With several `links`, messages of one `key` travel on one link, in order; with one link all do.
 
         Raises a `PublishError`; its `may_have_been_delivered` says whether a queue may hold the message. If this call is
         cancelled before the message is written, nothing is sent. If it is cancelled later, `outcomes()` tells the outcome.
@@ -296,6 +312,7 @@ class Producer(Declaring):
         self,
         messages: Iterable[Body | Message] | AsyncIterable[Body | Message],
         *,
+        key: str | None = None,
         timeout: float = PUBLISH_TIMEOUT,
         retry: Retry | None = None,
         **fields: Unpack[MessageFields],
@@ -321,6 +338,7 @@ class Producer(Declaring):
         self,
         body: Body | Message,
         *,
+        key: str | None = None,
         timeout: float = PUBLISH_TIMEOUT,
         retry: Retry | None = None,
         **fields: Unpack[MessageFields],

@@ -33,6 +33,7 @@ def present_status(
             connection_state=state, reconnect_attempts=0, consecutive_failures=0, circuit_breaker="closed",
             healthy=False, blocked=False, in_flight=0, buffered=0, retry_in=None, last_fault=None,
             endpoint=_name(next(iter(settings.endpoints), None)), heartbeat=None, link=0,
+            endpoint_failures=(0,) * len(settings.endpoints),
         )  # fmt: skip
     record, peer = supervisor.record, supervisor.peer
     blocked = isinstance(record.state, states.Up) and record.state.blocked
@@ -53,6 +54,8 @@ def present_status(
         link=record.link,
         open_destinations=tuple(described(each) for each in destinations.open()[-SHOWN:]),
         topology_fault=supervisor.topology.refusal,
+        endpoint_position=record.endpoints.current,
+        endpoint_failures=tuple(each.failures for each in record.endpoints.records),
     )
 
 

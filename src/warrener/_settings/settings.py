@@ -139,6 +139,7 @@ class SettingsFields(TypedDict, total=False):
     endpoint_order: EndpointOrder
     start_jitter: float
     prefer: Prefer
+    links: int
     mechanism: Mechanism | None
     server_hostname: str | None
     connect_timeout: float
@@ -201,6 +202,8 @@ class Settings:
     start_jitter: float = row(seconds(zero=True, forever=False), 0.0)
     #: "first": the producer goes back to the first endpoint of the list when another one was used for a while.
     prefer: Prefer = row(one_of("any", "first"), "any")
+    #: How many links the producer has at once, each with its own connection and its share of the capacity.
+    links: int = row(count(1, 64), 1)
     #: The client property `connection_name`, as the broker's management pages show it.
     name: str = row(NAME, Factory(_program_name))
     #: One deadline from name resolution to confirm.select-ok.
@@ -276,6 +279,12 @@ class Settings:
                 raise SettingsError(f"topology must hold Exchange, Queue and Binding, not {type(declaration).__name__}")
         if sum(isinstance(each, Queue) and each.is_server_named for each in self.topology) > 1:
             raise SettingsError("topology may hold one server-named queue; declare the others with producer.declare()")
+        if self.links > 1 and any(
+            isinstance(each, Queue) and (each.is_server_named or each.exclusive) for each in self.topology
+        ):
+            raise SettingsError(
+                f"links is {self.links}, but topology holds a server-named or exclusive queue, which belongs to one connection"
+            )
         if self.confirm_timeout > self.publish_timeout:
             raise SettingsError(
                 f"confirm_timeout ({self.confirm_timeout:g} s) is longer than publish_timeout ({self.publish_timeout:g} s), "

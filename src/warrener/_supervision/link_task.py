@@ -7,6 +7,7 @@ from collections.abc import Callable
 import anyio
 from attrs import evolve
 
+from warrener._supervision.dial_slots import DialSlot
 from warrener._supervision.lookups import Logins
 from warrener._supervision.orders import Publishing
 from warrener._supervision.topology import LiveTopology
@@ -67,7 +68,8 @@ class LinkTask:
                 login = None if self._logins is None else await self._logins.ask()
                 if login is not None:
                     endpoint = evolve(endpoint, credentials=login.credentials)
-                async with driver.open(endpoint, options, listener) as link:
+                async with DialSlot() as slot, driver.open(endpoint, options, listener) as link:
+                    slot.release()
                     with self._body:
                         self.link = link
                         self._publishing.link_opened(link)

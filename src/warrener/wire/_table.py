@@ -23,7 +23,7 @@ class ChannelTable:
     #: The open channels by AMQP's number, and the publishers among them.
     channels: dict[int, Publisher | ControlChannel] = field(factory=dict[int, "Publisher | ControlChannel"])
     publishers: dict[int, Publisher] = field(factory=dict[int, Publisher])
-    #: The open publishers and the last few closed ones by their own number.
+    #: The open publishers and the last few closed ones by their own number; the one closed last comes last.
     known: dict[int, Publisher] = field(factory=dict[int, Publisher])
     _last_wire_number: int = 0
     _last_number: int = 0
@@ -52,7 +52,9 @@ class ChannelTable:
     def remove(self, wire_number: int) -> None:
         """The channel is closed."""
         del self.channels[wire_number]
-        self.publishers.pop(wire_number, None)
+        publisher = self.publishers.pop(wire_number, None)
+        if publisher is not None:
+            self.known[publisher.number] = self.known.pop(publisher.number)
 
     def clear(self) -> None:
         """The session is over. Publishers stay known."""

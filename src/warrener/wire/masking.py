@@ -11,12 +11,10 @@ import re
 from collections.abc import Iterator
 from urllib.parse import quote, quote_plus
 
-from warrener.errors import printable
+from warrener.errors import MASKED, printable
 from warrener.records import Credentials
 
 __all__ = ["Mask"]
-
-_MASK = "***"
 
 
 class Mask:
@@ -36,7 +34,7 @@ class Mask:
         """Return the text as one safe line."""
         raw = text if isinstance(text, str) else repr(text)
         for form in self._forms:
-            raw = raw.replace(form, _MASK)
+            raw = raw.replace(form, MASKED)
         return printable(raw)
 
 

@@ -71,6 +71,8 @@ class Ends:
         self._rules = rules
         self._settlement = settlement
         self._counters = settlement.counters
+        #: Number of closes of the main channel whose suspects are being tried alone; a guilty one explains one of them.
+        self.doubtful = 0
         #: When the waiting messages are searched for those that new refusals are about.
         self.sweep_at = math.inf
         self._swept_at = -math.inf
@@ -82,7 +84,7 @@ class Ends:
     ) -> tuple[list[Delivery], bool]:
         """The broker closed the channel; return the messages with an outcome, and whether the close is explained.
 
-        The messages up to tag `written` may have been stored; those behind the last one
+        A close that a suspect may still explain counts as explained until `unexplained` tells otherwise. The messages up to tag `written` may have been stored; those behind the last one
         that the broker has checked, up to tag `begun`, may be the cause of the close.
         """
         epoch = self._in_flight.close(channel)
@@ -104,6 +106,8 @@ class Ends:
                 self._cover_earlier(epoch, target)
             self._refuse_guilty(epoch, seen, target, fault, written, settled)
             if epoch.lane is Lane.SUSPECT:
+                if target is None and seen[0].alone and self.doubtful:
+                    self.doubtful -= 1
                 for delivery in epoch.outstanding.values():
                     if delivery.alone and delivery.tag <= written:
                         delivery.suspected -= 1  # another message was the cause, so this was no attempt alone
@@ -116,7 +120,23 @@ class Ends:
         self._waiting.put_back(again)
         if target is not None:
             self._remember(target, fault, now, settled)
+        if (
+            not explained
+            and fault.reply_code in REFUSALS
+            and epoch.lane is Lane.MAIN
+            and self._waiting.suspects.entries
+        ):
+            self.doubtful += 1
+            explained = True
         return settled, explained
+
+    def unexplained(self) -> int:
+        """Return the number of closes that no suspect has explained, once all suspects have been tried."""
+        epoch = self._in_flight.suspect
+        if self._waiting.suspects or (epoch is not None and any(each.alone for each in epoch.outstanding.values())):
+            return 0
+        count, self.doubtful = self.doubtful, 0
+        return count
 
     def _refuse_guilty(
         self,
@@ -178,6 +198,7 @@ class Ends:
 
     def link_lost(self, fault: Fault, written: Callable[[int], int]) -> list[Delivery]:
         """The link ended. `written(channel)` returns the highest tag whose message may have reached the network."""
+        self.doubtful = 0
         settled: list[Delivery] = []
         again: list[Delivery] = []
         self._waiting.expand_batches()

@@ -1,6 +1,7 @@
 """Introductions: the first message to each exchange on each link, where it cannot close the main channel.
 
-An exchange is *covered* when the broker has answered a message to it on this link. The default exchange is always covered.
+An exchange is *covered* when the broker has answered a message to it on this link. The default exchange is covered until the
+broker refuses a message to it.
 The first message to any other exchange goes to the suspects' channel; others to it wait. If the broker answers, or has not
 closed the channel `PASSES_AFTER` seconds later, the exchange is covered, and the waiting messages go to the main channel, in
 order. So a name that never existed closes the suspects' channel only. A probe of a remembered refusal of a topic or a
@@ -195,9 +196,8 @@ class Introductions:
 
     def refused(self, exchange: str) -> None:
         """The broker has refused a message to this exchange: the next one has to be introduced again."""
-        if exchange:
-            self.covered.discard(exchange)
-            self._known.discard(exchange)
+        self.covered.discard(exchange)
+        self._known.discard(exchange)
         if exchange in self.opened:
             self.opened.remove(exchange)
             self._to_introduce.append(exchange)

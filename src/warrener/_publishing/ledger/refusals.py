@@ -7,19 +7,25 @@ outstanding. A refusal of an exchange, a topic or a property is remembered for `
 message a second may be written to it, as a probe on the suspects' channel; all others are refused from memory and no byte
 of them is written. A probe that the broker answers ends the memory, and so does a new link. The largest size that the
 broker takes is remembered until the next link.
+
+When two different values of one *family* are remembered (topics of one exchange, values of one property), the family is
+*distrusted*: each further value of it that the broker has not taken since is met first on the suspects' channel. So a
+stream of different user_ids that are all refused does not close the main channel for each.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import TypeAlias
 
 from attrs import define, frozen
 
 from warrener._properties import PROPERTIES
 from warrener._publishing.ledger.delivery import Delivery
-from warrener.errors import Fault, printable
+from warrener.errors import MASKED, Fault, printable
 from warrener.records import Envelope
 
 __all__ = ["REFUSALS", "Refusals", "Target", "named"]
@@ -31,6 +37,8 @@ REFUSALS = frozenset({311, 403, 404, 406})
 PROBE_EVERY = 1.0
 
 _SIZE = re.compile(r"message size \d+\D+max(?:imum)? size (\d+)")
+#: RabbitMQ's name of the default exchange in its texts.
+_DEFAULT_EXCHANGE = "amq.default"
 #: RabbitMQ takes these two headers only as a list of routing keys.
 _ROUTES = ("CC", "BCC")
 _BAD_ROUTES = re.compile(r"unacceptable_type_in_header\W+(B?CC)\b")
@@ -41,6 +49,9 @@ _NO_DIRECT_REPLY = "fast reply consumer does not exist"
 _VALUED = tuple(
     each.field for each in PROPERTIES if each.type in ("shortstr", "octet") and hasattr(Envelope, each.field)
 )
+
+
+Family: TypeAlias = tuple[str, str]
 
 
 @frozen
@@ -57,6 +68,13 @@ class Target:
     def whole_exchange(self) -> bool:
         """Whether it is an exchange with all its routing keys."""
         return self.routing_key is None and self.max_size is None and self.with_property is None
+
+    @property
+    def family(self) -> Family | None:
+        """The topics of one exchange, or the values of one property; None for other targets."""
+        if self.with_property is not None:
+            return "property", self.with_property[0]
+        return None if self.routing_key is None else ("topic", self.exchange)
 
     def covers(self, delivery: Delivery) -> bool:
         """Whether the refusal is about this publish."""
@@ -75,11 +93,14 @@ def named(fault: Fault, candidates: Iterable[Delivery]) -> Target | None:
     if fault.reply_code in (403, 404):
         addresses = {(each.envelope.exchange, each.envelope.routing_key) for each in candidates}
         for exchange, key in addresses:
-            if "topic '" in text and f"topic '{printable(key)}' in exchange '{printable(exchange)}'" in text:
+            if "topic '" in text and _quotes(text, "topic", key) and _quotes(text, "exchange", exchange):
                 return Target(exchange, key)
-        found = [exchange for exchange in {name for name, _ in addresses if name} if _names(text, exchange)]
-        if found and "topic '" not in text:
-            return Target(max(found, key=len))
+        exchanges = {exchange for exchange, _ in addresses}
+        if "topic '" not in text and (found := [exchange for exchange in exchanges if _names(text, exchange)]):
+            exact = [exchange for exchange in found if f"'{printable(exchange or _DEFAULT_EXCHANGE)}'" in text]
+            # A name that is masked as a whole may be any of them.
+            if exact or len(found) == 1:
+                return Target(max(exact or found, key=len))
     elif fault.reply_code in (311, 406) and (size := _SIZE.search(text)) is not None:
         target = Target(max_size=int(size[1]))
         if any(target.covers(each) for each in candidates):
@@ -99,11 +120,10 @@ def _named_property(text: str, envelopes: list[Envelope]) -> Target | None:
     else:
         for name in _VALUED:
             # RabbitMQ says "invalid expiration '…'" and "user_id property set to '…' but authenticated user was '…'".
-            said = re.compile(rf"\b{name.replace('_', '[_ -]')} (?:property set to )?'(.*?)'(?!\w)")
-            values = {printable(found) for found in said.findall(text)}
-            if values:
+            before = rf"\b{name.replace('_', '[_ -]')}(?: property set to)?"
+            if re.search(before, text) is not None:
                 wanted += [
-                    (name, _value(each, name)) for each in envelopes if printable(str(_value(each, name))) in values
+                    (name, _value(each, name)) for each in envelopes if _quotes(text, before, _value(each, name))
                 ]
     return next((Target(with_property=each) for each in wanted if each[1] is not None), None)
 
@@ -118,12 +138,21 @@ def _value(envelope: Envelope, name: str) -> object:
 
 def _names(text: str, exchange: str) -> bool:
     """Whether the text names the exchange. The broker cuts its text at 255 bytes, perhaps within a long name."""
-    name = printable(exchange)
-    if f"exchange '{name}'" in text:
+    if _quotes(text, "exchange", exchange or _DEFAULT_EXCHANGE):
         return True
     _, found, rest = text.rpartition("exchange '")
     cut = rest.rstrip("…")
-    return bool(found) and "'" not in rest and len(cut) > 100 and name.startswith(cut)
+    return bool(found and exchange) and "'" not in rest and len(cut) > 100 and printable(exchange).startswith(cut)
+
+
+def _quotes(text: str, before: str, value: object) -> bool:
+    """Whether the text has the value in quotes behind the pattern `before`; a password in it is masked in the text."""
+    shown = printable(str(value))
+    for said in re.findall(rf"{before} '(.*?)'(?!\w)", text):
+        parts = said.split(MASKED)
+        if said == shown or (len(parts) > 1 and re.fullmatch(".+".join(map(re.escape, parts)), shown) is not None):
+            return True
+    return False
 
 
 @define
@@ -144,6 +173,11 @@ class Refusals:
         self.new: set[Target] = set()
         #: The properties that a remembered refusal is about.
         self._properties: set[str] = set()
+        #: Number of remembered targets in each family.
+        self._families: Counter[Family] = Counter()
+        #: The distrusted families, and the keys in them that the broker has taken since; the oldest comes first.
+        self._distrusted: set[Family] = set()
+        self._trusted: dict[tuple[str, str], None] = {}
         self._too_large: Fault | None = None
         #: The largest size that the broker takes, as far as it has told.
         self.max_size: float = math.inf
@@ -159,10 +193,13 @@ class Refusals:
         self.active = True
         if target.with_property is not None:
             self._properties.add(target.with_property[0])
-        self._by_target.pop(target, None)
+        if self._by_target.pop(target, None) is None and target.family is not None:
+            self._families[target.family] += 1
+            if self._families[target.family] > 1:
+                self._distrusted.add(target.family)
         self._by_target[target] = _Memory(fault, now + self._memory, now + PROBE_EVERY)
         if len(self._by_target) > self._limit:
-            del self._by_target[next(iter(self._by_target))]
+            self._forget(next(iter(self._by_target)))
 
     def of(self, delivery: Delivery, now: float) -> Fault | None:
         """Return the refusal that answers this message; None if it may be written, perhaps as the probe of this second."""
@@ -194,22 +231,46 @@ class Refusals:
         found = (self._by_target.get(target) for target in self._targets(delivery.envelope) if target in self.new)
         return next((each.fault for each in found if each is not None), None)
 
-    def beyond_exchange(self, delivery: Delivery) -> bool:
-        """Whether a refusal of exactly this exchange and routing key, or of one of its properties, is remembered."""
-        return bool(self._by_target) and any(
-            target in self._by_target for target in self._targets(delivery.envelope)[1:]
-        )
+    def doubt(self, envelope: Envelope) -> tuple[str, str] | None:
+        """Return the key under which the message has to be introduced although its exchange is covered; None: it has not.
+
+        A refusal of exactly this exchange and routing key, or of one of its properties, is remembered, or is to be expected.
+        """
+        if any(target in self._by_target for target in self._targets(envelope)[1:]):
+            return envelope.exchange, envelope.routing_key
+        if not self._distrusted:
+            return None
+        return next((key for key in self._distrusted_keys(envelope) if key not in self._trusted), None)
+
+    def _distrusted_keys(self, envelope: Envelope) -> Iterator[tuple[str, str]]:
+        if ("topic", envelope.exchange) in self._distrusted:
+            yield envelope.exchange, envelope.routing_key
+        for name in self._properties:
+            if ("property", name) in self._distrusted and (value := _value(envelope, name)) is not None:
+                yield name, str(value)
 
     def passed(self, delivery: Delivery) -> None:
         """The broker has taken a message to this exchange and routing key, with these properties."""
         for target in self._targets(delivery.envelope):
             self._forget(target)
+        for key in self._distrusted_keys(delivery.envelope) if self._distrusted else ():
+            self._trusted[key] = None
+            if len(self._trusted) > self._limit:
+                del self._trusted[next(iter(self._trusted))]
 
     def _forget(self, target: Target) -> None:
-        self._by_target.pop(target, None)
+        if self._by_target.pop(target, None) is None:
+            return
+        family = target.family
+        if family is not None:
+            self._families[family] -= 1
+            if not self._families[family]:
+                del self._families[family]
+                self._distrusted.discard(family)
         self.active = bool(self._by_target)
         if not self.active:
             self._properties.clear()
+            self._trusted.clear()
 
     def expire(self, now: float) -> None:
         """Forget the refusals whose time is over. They are in the order in which their times end."""
@@ -225,13 +286,16 @@ class Refusals:
         """A new link begins: its broker may answer otherwise."""
         self._by_target.clear()
         self._properties.clear()
+        self._families.clear()
+        self._distrusted.clear()
+        self._trusted.clear()
         self.new.clear()
         self.max_size, self._too_large = math.inf, None
         self.active = False
 
     def concern(self, envelope: Envelope) -> bool:
-        """Whether a refusal is remembered that is about messages with this envelope, whatever their size."""
-        return self.active and any(target in self._by_target for target in self._targets(envelope))
+        """Whether a refusal is remembered, or to be expected, that is about messages with this envelope, whatever their size."""
+        return self.active and (Target(envelope.exchange) in self._by_target or self.doubt(envelope) is not None)
 
     def _targets(self, envelope: Envelope) -> list[Target]:
         """Return the targets that a refusal of messages with this envelope can be remembered for."""

@@ -135,9 +135,7 @@ class Waiting:
         envelope = delivery.envelope
         if envelope.exchange not in self.introductions.covered:
             return envelope.exchange
-        if self._refusals.active and self._refusals.beyond_exchange(delivery):
-            return envelope.exchange, envelope.routing_key
-        return None
+        return self._refusals.doubt(delivery.envelope) if self._refusals.active else None
 
     def next(self, now: float) -> Delivery | None:
         """Return the message to write next on an open channel; its `lane` says on which."""
