@@ -24,6 +24,9 @@ class Batching:
         self._in_flight = in_flight
         self._waiting = waiting
         self._refusals = refusals
+        #: At most the number and the bytes of new messages that wait and are in no batch.
+        self._elsewhere = 0
+        self._elsewhere_size = 0
         self.batches: Batches = waiting.batches
         #: The envelopes whose messages `join` takes now. The sender adds them, after `can_join`; trouble clears the set.
         self.ready: set[Envelope] = waiting.ready
@@ -35,6 +38,10 @@ class Batching:
         of it is remembered, its exchange is covered, and no other message has to be written first.
         """
         in_flight, waiting, refusals = self._in_flight, self._waiting, self._refusals
+        introductions, delayed = waiting.introductions, waiting.delayed
+        # Until `ready` is cleared no message comes to those that wait elsewhere.
+        self._elsewhere = introductions.unsent + len(delayed)
+        self._elsewhere_size = introductions.unsent_size + delayed.size
         return (
             in_flight.main is not None
             and in_flight.publishing
@@ -47,10 +54,16 @@ class Batching:
 
     def join(self, envelope: Envelope, body: bytes, ticket: Ticket, timeout: float, now: float) -> int:
         """Accept one message into the present batch; return the number of its id, or 0 if there is no capacity."""
-        size = len(body)
-        if self._waiting.full(size) or size > self._refusals.max_size:
+        size, batches, limits = len(body), self.batches, self._waiting.limits
+        if size > self._refusals.max_size:
             return 0
-        return self.batches.join(envelope, body, ticket, timeout, now)
+        # What `Waiting.full` asks, with counts that can be too high: it costs 0.4 us, and this 0.1 us.
+        if (
+            batches.count + self._elsewhere >= limits.max_buffered
+            or batches.size + self._elsewhere_size + size > limits.max_buffered_bytes
+        ) and self._waiting.full(size):
+            return 0
+        return batches.join(envelope, body, ticket, timeout, now)
 
     def next_flight(self, now: float) -> Flight | None:
         """Return messages to write now, under consecutive tags of the main channel; None if there are none.
