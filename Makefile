@@ -131,6 +131,12 @@ fuzz: ## throw bytes at what takes them from outside, guided by coverage (SECOND
 	$(NEEDS) run test
 	@$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
 
+.PHONY: hostile-broker
+hostile-broker: EACH ?= 3
+hostile-broker: ## attack a producer as a hostile broker, in every way, on both drivers and both event loops (EACH=3 seconds; ten minutes)
+	$(NEEDS) run test
+	@$(BIN)/python -m tests.hostile --seconds $(EACH)
+
 .PHONY: simulation
 simulation: SEEDS ?= 2000
 simulation: FIRST ?= 0

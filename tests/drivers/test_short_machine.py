@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import sys
-import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 from anyio.abc import ByteStream
 from attrs import evolve
@@ -78,12 +80,25 @@ async def test_files_that_the_machine_cannot_read(
 async def test_no_thread_is_free(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     """The resolver's thread, and on Trio that of the aiormq driver, are asked for at each dial."""
 
-    def start(_: threading.Thread) -> None:
+    def start_new_thread(*_: Any) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(threading.Thread, "start", start)
+    monkeypatch.setattr("_thread.start_new_thread", start_new_thread)
     fault = await _fault_of(driver, Endpoint(host="no-literal.example", port=1))
     assert (fault.kind, fault.permanent) == (FaultKind.UNREACHABLE, False)
+
+
+async def test_a_thread_that_never_runs(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the memory is short a thread may die before it runs: the dial fails in time, and the next one asks anew."""
+    started: list[object] = []
+    with monkeypatch.context() as short:
+        short.setattr("_thread.start_new_thread", lambda *thread: started.append(thread))
+        for _ in range(2):
+            fault = await _fault_of(driver, Endpoint(host="localhost", port=1), connect_timeout=1.2)
+            assert (fault.kind, fault.permanent) == (FaultKind.UNREACHABLE, False)
+    assert len(started) == 2
+    fault = await _fault_of(driver, Endpoint(host="localhost", port=1))
+    assert "refused" in fault.text
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOBUFS, "x"), MemoryError()])
@@ -98,43 +113,45 @@ async def test_no_memory_for_a_socket(driver: Driver, monkeypatch: pytest.Monkey
     assert (fault.kind, fault.permanent) == (FaultKind.UNREACHABLE, False)
 
 
-@pytest.mark.parametrize("where", ["send", "receive"])
-@pytest.mark.parametrize("error", [OSError(errno.ENOBUFS, "x"), MemoryError()])
-async def test_no_memory_on_an_open_link(
-    driver: Driver, monkeypatch: pytest.MonkeyPatch, error: Exception, where: str
-) -> None:
-    """What a read or a write raises ends the link with one fault."""
-    refused: list[Exception] = []
+class _Short(ByteStream):
+    """A stream that begins to fail."""
 
-    class Short(ByteStream):
-        """A stream that begins to fail."""
+    def __init__(self, stream: ByteStream, where: str, refused: list[Exception]) -> None:
+        self._stream = stream
+        self._where = where
+        self._refused = refused
 
-        def __init__(self, stream: ByteStream) -> None:
-            self._stream = stream
+    def _refuse(self, where: str) -> None:
+        if self._refused and where == self._where:
+            raise self._refused[0]
 
-        @property
-        def extra_attributes(self) -> Any:
-            return self._stream.extra_attributes
+    @property
+    def extra_attributes(self) -> Any:
+        return self._stream.extra_attributes
 
-        async def send(self, item: bytes) -> None:
-            if refused and where == "send":
-                raise refused[0]
-            await self._stream.send(item)
+    async def send(self, item: bytes) -> None:
+        self._refuse("send")
+        await self._stream.send(item)
 
-        async def receive(self, max_bytes: int = 65536) -> bytes:
-            data = await self._stream.receive(max_bytes)
-            if refused and where == "receive":
-                raise refused[0]
-            return data
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        data = await self._stream.receive(max_bytes)
+        self._refuse("receive")
+        return data
 
-        async def send_eof(self) -> None:
-            await self._stream.send_eof()
+    async def send_eof(self) -> None:
+        await self._stream.send_eof()
 
-        async def aclose(self) -> None:
-            await self._stream.aclose()
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+        self._refuse("close")
+
+
+@asynccontextmanager
+async def _failing(monkeypatch: pytest.MonkeyPatch, where: str, refused: list[Exception]) -> AsyncIterator[Endpoint]:
+    """A broker, to which streams lead that begin to fail once there is an error in `refused`."""
 
     async def connect(address: str, port: int) -> ByteStream:
-        return Short(await _dial.connect_tcp(address, port))
+        return _Short(await _dial.connect_tcp(address, port), where, refused)
 
     async def handle(stream: ByteStream) -> None:
         peer = Peer(stream)
@@ -145,17 +162,44 @@ async def test_no_memory_on_an_open_link(
 
     async with serving(handle) as port:
         monkeypatch.setattr(_dial.dial, "__kwdefaults__", {**_dial.dial.__kwdefaults__, "connect": connect})
-        with anyio.fail_after(_PATIENCE), pytest.raises(LinkDown) as down:
-            options = LinkOptions(close_timeout=0.2, abort_timeout=0.2)
-            async with driver.open(Endpoint(host="127.0.0.1", port=port), options, RecordingReports()) as link:
+        with anyio.fail_after(_PATIENCE):
+            yield Endpoint(host="127.0.0.1", port=port)
+
+
+_QUICK = LinkOptions(close_timeout=0.2, abort_timeout=0.2)
+
+
+@pytest.mark.parametrize("where", ["send", "receive"])
+@pytest.mark.parametrize("error", [OSError(errno.ENOBUFS, "x"), MemoryError()])
+async def test_no_memory_on_an_open_link(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch, error: Exception, where: str
+) -> None:
+    """What a read or a write raises ends the link with one fault."""
+    refused: list[Exception] = []
+    async with _failing(monkeypatch, where, refused) as endpoint:
+        with pytest.raises(LinkDown) as down:
+            async with driver.open(endpoint, _QUICK, RecordingReports()) as link:
                 refused.append(error)
                 link.publish(Lane.MAIN, Envelope(routing_key="q"), "m", b"body", None)
                 await anyio.sleep_forever()
     assert down.value.fault.kind is FaultKind.CONNECTION_LOST
 
 
-async def _fault_of(driver: Driver, endpoint: Endpoint) -> Fault:
-    options = evolve(LinkOptions(), abort_timeout=0.2)
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "x"), MemoryError()])
+async def test_an_error_of_the_close(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    """The link is over already: what the close raises is neither an exception nor a line of the log."""
+    refused: list[Exception] = []
+    async with _failing(monkeypatch, "close", refused) as endpoint, driver.open(endpoint, _QUICK, RecordingReports()):
+        refused.append(error)
+    gc.collect()  # asyncio complains of a task's exception when the task is collected
+    await anyio.lowlevel.checkpoint()
+    assert not caplog.records
+
+
+async def _fault_of(driver: Driver, endpoint: Endpoint, **changes: Any) -> Fault:
+    options = evolve(LinkOptions(), abort_timeout=0.2, close_timeout=0.2, **changes)
     with anyio.fail_after(_PATIENCE), pytest.raises(LinkDown) as down:
         async with driver.open(endpoint, options, RecordingReports()):
             pytest.fail("it opened")

@@ -13,17 +13,20 @@ import sys
 import anyio
 
 from warrener import Backoff, Message, Queue, Receipt, open_producer
-from warrener.outbox import OutboxUnusable, PostgresOutbox, SQLiteOutbox
+from warrener.outbox import OutboxFull, OutboxNotFlushed, OutboxUnusable, PostgresOutbox, SQLiteOutbox
 
 #: Rows of one key are stored one after the other; four tasks at once store rows.
 KEYS = 8
 TASKS = 4
+#: Rows in the outbox, at most, and seconds between two rows of a task: a short life relays about as many as it stores.
+MOST = 2_000
+PAUSE = 0.01
 
 
-def outbox_at(place):
+def outbox_at(place, max_rows=MOST):
     if place.startswith("postgresql:"):
-        return PostgresOutbox(place, poll_interval=0.1)
-    return SQLiteOutbox(place, poll_interval=0.05)
+        return PostgresOutbox(place, poll_interval=0.1, max_rows=max_rows)
+    return SQLiteOutbox(place, poll_interval=0.05, max_rows=max_rows)
 
 
 def say(line):
@@ -41,11 +44,12 @@ async def store(producer, life, task):
             stored = await producer.enqueue(
                 b"%d" % number, routing_key="crash", key=key, message_id=message_id, correlation_id=key
             )
-        except OutboxUnusable:
+        except (OutboxFull, OutboxUnusable):
             await anyio.sleep(0.05)
             continue
         say(f"stored {life} {number} {key} {stored.position}")
         number += TASKS
+        await anyio.sleep(PAUSE)
 
 
 def telling(publish_many):
@@ -59,6 +63,20 @@ def telling(publish_many):
     return told
 
 
+async def empty(producer):
+    """Wait until the outbox is empty, as long as it gets emptier."""
+    left = float("inf")
+    while True:
+        try:
+            await producer.wait_flushed(60)
+        except OutboxNotFlushed as late:
+            if late.waiting >= left:
+                raise
+            left = late.waiting
+        else:
+            return
+
+
 async def main(place, url, life, drain):
     backoff = Backoff(initial=0.05, cap=0.5, min_gap=0.05, attempts=None)
     settings = {"topology": (Queue("crash"),), "backoff": backoff, "breaker": None, "outbox": outbox_at(place)}
@@ -66,7 +84,7 @@ async def main(place, url, life, drain):
         producer.publish_many = telling(producer.publish_many)
         say("ready")
         if drain:
-            await producer.wait_flushed(120)
+            await empty(producer)
             return
         async with anyio.create_task_group() as tasks:
             for task in range(TASKS):

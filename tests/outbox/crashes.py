@@ -96,30 +96,23 @@ def run(place, url, kills, draw, *, kill_broker=None):
     account = Account()
     for life in range(kills):
         account.kills += 1
-        child = _child(place, url, life, draw.choice(BACKENDS))
-        lines: list[str] = []
-        ready = threading.Event()
-        reading = threading.Thread(target=_read, args=(child, lines, ready))
-        reading.start()
-        if not ready.wait(60):
+        child = _Life(place, url, life, draw.choice(BACKENDS))
+        if not child.ready.wait(60):
             child.kill()
-            raise RuntimeError(f"life {life} did not begin: {lines}")
+            raise RuntimeError(f"life {life} did not begin: {child.lines}")
         if kill_broker is not None and draw.random() < 0.1:
             account.broker_kills += 1
             time.sleep(draw.uniform(0, 0.2))
             kill_broker()
-        time.sleep(draw.uniform(0, 0.25))
+        time.sleep(draw.uniform(0, draw.choice((0.2, 0.2, 0.2, 2.0))))
         child.kill()
-        child.wait()
-        reading.join()
-        _take(account, lines)
+        _take(account, child.lines)
         if account.kills % 50 == 0:
             print(f"  {account.kills} kills, {len(account.stored):,} messages stored", flush=True)
-    child = _child(place, url, kills, "trio", "drain")
-    lines = child.communicate(timeout=180)[0].splitlines(keepends=True)
-    if child.returncode:
-        raise RuntimeError(f"the outbox was not emptied: status {child.returncode}")
-    _take(account, lines)
+    child = _Life(place, url, kills, "trio", "drain")
+    if child.wait(1800):
+        raise RuntimeError("the outbox was not emptied")
+    _take(account, child.lines)
     account.found = consume(url)
     return account
 
@@ -127,7 +120,7 @@ def run(place, url, kills, draw, *, kill_broker=None):
 def relay_in_order(place, url, draw, *, keys, rows, relays=3, kills=10):
     """Drain `keys` times `rows` rows by several relays, of which one is killed again and again; return the account."""
     account = Account()
-    store = outbox_at(place)._make_store()
+    store = outbox_at(place, max_rows=keys * rows)._make_store()
     store.open()
     new = [
         encode(Message(b"", routing_key="crash", message_id=f"0-{number}", correlation_id=key), key)
@@ -137,38 +130,58 @@ def relay_in_order(place, url, draw, *, keys, rows, relays=3, kills=10):
     for done in range(0, len(new), 1000):
         store.transact(Work(inserts=new[done : done + 1000]), "", 0.0)
     account.stored = {row.message_id: (row.key, number) for number, row in enumerate(new)}
-    running = [_child(place, url, 1, draw.choice(BACKENDS), "drain") for _ in range(relays)]
-    outputs = []
+    running = [_Life(place, url, 1, draw.choice(BACKENDS), "drain") for _ in range(relays)]
+    ended = []
     while store.status().backlog or account.kills < kills:
-        time.sleep(draw.uniform(0.3, 1.0))
         which = draw.randrange(relays)
+        running[which].ready.wait(60)
+        time.sleep(draw.uniform(0, 0.5))
+        ended.append(running[which])
         running[which].kill()
-        outputs.append(running[which].communicate()[0])
         account.kills += 1
-        running[which] = _child(place, url, 1, draw.choice(BACKENDS), "drain")
-    outputs += [child.communicate(timeout=180)[0] for child in running]
+        running[which] = _Life(place, url, 1, draw.choice(BACKENDS), "drain")
+    for life in running:
+        life.wait(1800)
     store.close()
-    _take(account, [line for output in outputs for line in output.splitlines(keepends=True)])
+    _take(account, [line for life in (*ended, *running) for line in life.lines])
     account.found = consume(url)
     return account
 
 
-def _child(place, url, life, backend, *rest):
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.outbox.crash_child", place, url, str(life), backend, *rest],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL if life else None,
-        text=True,
-    )
+class _Life:
+    """A child process and the lines that it has printed."""
 
+    def __init__(self, place, url, life, backend, *rest):
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.outbox.crash_child", place, url, str(life), backend, *rest],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=None if rest or not life else subprocess.DEVNULL,
+            text=True,
+        )
+        self.lines = []
+        #: It relays, or it has ended.
+        self.ready = threading.Event()
+        self._reading = threading.Thread(target=self._read)
+        self._reading.start()
 
-def _read(child, lines, ready):
-    with child.stdout:
-        for line in child.stdout:
-            lines.append(line)
-            if line == "ready\n":
-                ready.set()
+    def _read(self):
+        with self._process.stdout:
+            for line in self._process.stdout:
+                self.lines.append(line)
+                if line == "ready\n":
+                    self.ready.set()
+        self.ready.set()
+
+    def kill(self):
+        self._process.kill()
+        self.wait(60)
+
+    def wait(self, timeout):
+        """Wait for its end; return its status."""
+        status = self._process.wait(timeout)
+        self._reading.join()
+        return status
 
 
 def _take(account, lines):

@@ -42,6 +42,8 @@ class Database:
 
     rows: dict[int, Kept] = field(factory=dict)
     aside: dict[int, tuple[Kept, SetAside]] = field(factory=dict)
+    #: Tokens of relays whose processes have certainly ended.
+    ended: set[str] = field(factory=set)
     #: token → when its lease ends.
     relays: dict[str, float] = field(factory=dict)
     #: claim → (token, positions).
@@ -142,7 +144,7 @@ class MemoryStore:
 
     def _claim(self, work: Work, token: str, lease: float, now: float) -> Claimed:
         db = self.database
-        for dead in [one for one, until in db.relays.items() if one != token and until <= now]:
+        for dead in [one for one, until in db.relays.items() if one != token and (until <= now or one in db.ended)]:
             for claim, (owner, positions) in tuple(db.claims.items()):
                 if owner == dead:
                     del db.claims[claim]

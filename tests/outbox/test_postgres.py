@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import anyio
 import anyio.to_thread
 import psycopg
@@ -349,6 +351,34 @@ async def test_a_frozen_database_is_given_up(outbox_dsn, postgresql, monkeypatch
         await producer.wait_flushed(30)
 
         assert broker.messages("tasks")[-1] == b"3"
+
+
+@pytest.mark.anyio
+async def test_a_frozen_database_does_not_hold_up_the_end(outbox_dsn, postgresql, monkeypatch):
+    """The producer closes, and the message stays where it was stored."""
+    monkeypatch.setattr("warrener.outbox._relay._STORE_TIMEOUT", 0.5)
+    async with EmbeddedBroker() as broker:
+        broker.stop()
+        async with relaying(broker, outbox_dsn, connect_timeout=2) as producer:
+            await producer.enqueue(b"1", routing_key="tasks")
+            postgresql.freeze()
+    postgresql.thaw()
+
+    assert PostgresOutbox(outbox_dsn).status().backlog == 1
+
+
+def test_a_connection_that_hangs_before_it_is_ready_is_broken(outbox_dsn):
+    """As when the server freezes between the login and the first answer."""
+    store = PostgresStore([outbox_dsn], max_rows=1, max_bytes=1)
+
+    def hang(db):
+        threading.Timer(0.1, store.interrupt).start()
+        db.execute("SELECT pg_sleep(60)")
+
+    with pytest.raises(OutboxUnusable) as caught, store._connector.made() as db:
+        hang(db)
+    assert caught.value.problem is OutboxProblem.UNREACHABLE
+    assert db.closed
 
 
 @pytest.mark.anyio

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import random
 import sqlite3
+import threading
 from contextlib import asynccontextmanager, suppress
 
 import anyio
@@ -348,6 +349,31 @@ async def test_three_relays_keep_the_order_of_each_key(path):
         for key in range(keys):
             of_key = [number for number in firsts if number % keys == key]
             assert of_key == sorted(of_key)
+
+
+@pytest.mark.parametrize("call", ["open", "release"])
+async def test_a_database_that_hangs_does_not_hold_up_the_end(path, call, monkeypatch):
+    """A call of the store that does not return is broken off before the relay's tasks run, and after they have ended."""
+    monkeypatch.setattr("warrener.outbox._relay._STORE_TIMEOUT", 0.1)
+    outbox, broken = outbox_at(path), threading.Event()
+    make = outbox._make_store
+
+    def hang(*arguments):
+        assert broken.wait(30)
+        raise OutboxUnusable(OutboxProblem.UNREACHABLE, "the connection was broken")
+
+    def hanging():
+        store = make()
+        store.interrupt = broken.set
+        setattr(store, call, hang)
+        return store
+
+    outbox._make_store = hanging
+    async with EmbeddedBroker() as broker, relaying(broker, outbox) as relay:
+        pass
+
+    assert broken.is_set()
+    assert relay.ended
 
 
 async def test_a_hint_during_a_claim_is_not_lost(path):

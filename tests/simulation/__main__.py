@@ -8,11 +8,23 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.simulation import outboxes
 from tests.simulation.checks import Evidence, Finding, judge
-from tests.simulation.corpus import ENOUGH, Summary, processors, run_pairs, run_seeds, shrink, subset, summarize_corpus
+from tests.simulation.corpus import (
+    ENOUGH,
+    Summary,
+    processors,
+    run_outboxes,
+    run_pairs,
+    run_seeds,
+    shrink,
+    subset,
+    summarize_corpus,
+)
 from tests.simulation.coverage import table
 from tests.simulation.isolation import isolation
 from tests.simulation.neighbours import alone, beside
@@ -34,12 +46,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, help="run this seed alone, and tell its story")
     parser.add_argument("--faults", type=_places, help="with --seed: only these of its faults, by place (0,3,4)")
     parser.add_argument("--calls", type=_places, help="with --seed: only these of its calls")
-    parser.add_argument("--beside", action="store_true", help="run the plans with bad destinations")
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument("--beside", action="store_true", help="run the plans with bad destinations")
+    other.add_argument("--outbox", action="store_true", help="run the plans with an outbox")
     chosen = parser.parse_args(arguments)
-    if chosen.seed is None and chosen.beside:
-        return run_beside(range(chosen.first, chosen.first + chosen.seeds), chosen.processes)
     if chosen.seed is None:
-        return run_corpus(range(chosen.first, chosen.first + chosen.seeds), chosen.processes)
+        seeds = range(chosen.first, chosen.first + chosen.seeds)
+        if chosen.beside:
+            return run_beside(seeds, chosen.processes)
+        if chosen.outbox:
+            return run_with_outboxes(seeds, chosen.processes, Counter())
+        return run_corpus(seeds, chosen.processes)
+    if chosen.outbox:
+        return tell_outbox(chosen.seed)
     if chosen.beside:
         plan = beside(chosen.seed)
         return tell(plan) | tell(alone(plan)) | tell_findings(isolation(chosen.seed))
@@ -65,6 +84,19 @@ def tell(plan: Plan) -> int:
     return tell_findings(findings)
 
 
+def tell_outbox(seed: int) -> int:
+    """Run the plan with an outbox of a seed and print everything about it."""
+    plan = outboxes.draw_outbox(seed)
+    seen = outboxes.run_outbox(plan)
+    print(f"seed {seed}: {plan.processes} process(es), {len(plan.deaths)} deaths, {plan.plan.brokers} broker(s)")
+    print(plan.policy)
+    print(plan.plan.producer)
+    print(plan.plan.network)
+    print(seen.run.trace.story())
+    print(f"hash {seen.run.hash}")
+    return tell_findings(outboxes.judge(seen))
+
+
 def tell_findings(findings: Sequence[Finding]) -> int:
     """Print findings; return 0 where there are none."""
     for finding in findings:
@@ -86,6 +118,7 @@ def run_corpus(seeds: Sequence[int], processes: int) -> int:
             _print_failure(summary, smaller=len(failed) <= SHRUNK)
     took = time.monotonic() - began
     result = summarize_corpus(summaries)
+    failed_outboxes = run_with_outboxes(seeds, processes, result.met)
     lines, missing = table(result.met, result.seeds)
     print("\n".join(lines))
     wrong = result.shortcomings
@@ -101,7 +134,18 @@ def run_corpus(seeds: Sequence[int], processes: int) -> int:
     )
     for shortcoming in wrong:
         print(f"the corpus is too poor: {shortcoming}")
-    return bool(failed or wrong or failed_beside)
+    return bool(failed or wrong or failed_beside or failed_outboxes)
+
+
+def run_with_outboxes(seeds: Sequence[int], processes: int, met: Counter[str]) -> bool:
+    """Run the plans with an outbox, print what is wrong with them, and count the rows that they met."""
+    began, failed = time.monotonic(), 0
+    for seed, findings, rows in run_outboxes(seeds, processes):
+        failed += bool(findings)
+        met.update(rows)
+        _print_findings(seed, findings, "--outbox")
+    print(f"{len(seeds)} plans with an outbox in {time.monotonic() - began:.0f} s, {failed} failed")
+    return bool(failed)
 
 
 def run_beside(seeds: Sequence[int], processes: int) -> int:
@@ -109,13 +153,17 @@ def run_beside(seeds: Sequence[int], processes: int) -> int:
     began, failed = time.monotonic(), 0
     for seed, findings in run_pairs(seeds, processes):
         failed += bool(findings)
-        if findings:
-            print(f"seed {seed} fails:")
-            for finding in findings[:5]:
-                print(f"    {finding}")
-            print(f"    again: python -m tests.simulation --seed {seed} --beside", flush=True)
+        _print_findings(seed, findings, "--beside")
     print(f"{len(seeds)} pairs of plans in {time.monotonic() - began:.0f} s, {failed} failed")
     return bool(failed)
+
+
+def _print_findings(seed: int, findings: Sequence[Finding], option: str) -> None:
+    if findings:
+        print(f"seed {seed} fails:")
+        for finding in findings[:5]:
+            print(f"    {finding}")
+        print(f"    again: python -m tests.simulation --seed {seed} {option}", flush=True)
 
 
 def _print_failure(summary: Summary, *, smaller: bool) -> None:

@@ -11,6 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 from attrs import evolve, frozen
 
+from tests.simulation import outboxes
 from tests.simulation.checks import Evidence, Finding, judge
 from tests.simulation.coverage import rows_of
 from tests.simulation.isolation import isolation
@@ -23,6 +24,8 @@ __all__ = [
     "Summary",
     "first_failure",
     "processors",
+    "run_outboxes",
+    "run_pairs",
     "run_seed",
     "run_seeds",
     "shrink",
@@ -111,6 +114,14 @@ def run_pairs(seeds: Sequence[int], processes: int) -> Iterator[tuple[int, list[
         yield from zip(seeds, pool.map(isolation, seeds, chunksize=5), strict=True)
 
 
+def run_outboxes(seeds: Sequence[int], processes: int) -> Iterator[tuple[int, list[Finding], frozenset[str]]]:
+    """Run the plans with an outbox, and yield each seed with its findings and the rows that it met, in the order of the seeds."""
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        results = pool.map(outboxes.run_seed, seeds, chunksize=5)
+        for seed, (findings, rows) in zip(seeds, results, strict=True):
+            yield seed, findings, rows
+
+
 def smoke(publishes: int = 100) -> Summary:
     """Publish in bursts of ten, through a broker and a network without a fault."""
     return summarize(
@@ -130,6 +141,9 @@ def first_failure(seeds: Sequence[int], processes: int) -> tuple[int, Finding] |
             if summary.findings:
                 return summary.seed, summary.findings[0]
         for seed, findings in run_pairs(seeds[at : at + step], processes):
+            if findings:
+                return seed, findings[0]
+        for seed, findings, _ in run_outboxes(seeds[at : at + step], processes):
             if findings:
                 return seed, findings[0]
     return None

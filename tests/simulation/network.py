@@ -15,6 +15,7 @@ import random
 import socket
 import ssl
 from collections.abc import Sequence
+from contextvars import ContextVar
 
 import anyio
 import trio
@@ -27,13 +28,16 @@ from warrener.records import Endpoint
 from warrener.testing._streams import MemoryStream, memory_stream_pair
 from warrener.testing.broker import EmbeddedBroker
 
-__all__ = ["FIRST_PORT", "Network", "Wire"]
+__all__ = ["FIRST_PORT", "PROCESS", "Network", "Wire"]
 
 #: With several endpoints, the port of the first one; the usual port leads to all brokers.
 FIRST_PORT = 6000
 
 _ENDS = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError)
 _ALL = 1 << 30
+
+#: Which process dials, where there are several.
+PROCESS: ContextVar[str] = ContextVar("PROCESS", default="")
 
 
 class FrameCounter:
@@ -97,6 +101,12 @@ class ClientEnd(ByteStream):
 
     async def send_eof(self) -> None:
         await self._stream.send_eof()
+
+    def die(self, *, reset: bool) -> None:
+        """The process was killed: the kernel resets the connection, or sends what was written and a FIN."""
+        if self._wire.client_closed_at is None:
+            self._wire.client_closed_at = trio.current_time()
+            self._stream.close_now(reset=reset)
 
     async def aclose(self) -> None:
         wire = self._wire
@@ -165,6 +175,8 @@ class Wire:
         #: What ended it: "rst", "fin" or "cut"; None: one of its two ends.
         self.ended_by: str | None = None
         self.client: ClientEnd
+        #: The process that dialed.
+        self.process = PROCESS.get()
         #: At the instant the client closed: seconds since the last byte, since an inbound frame began, since a write did.
         self.silence = self.unfinished = self.stalled = 0.0
         #: And whether it was frozen then, towards the broker and towards the client.

@@ -36,7 +36,7 @@ from warrener.records import Credentials, Endpoint, Receipt
 from warrener.testing.broker import EmbeddedBroker, Ended, Enqueued, Tuning, Violation
 from warrener.topology import Binding, Exchange, Queue
 
-__all__ = ["Run", "simulate"]
+__all__ = ["Run", "aftermath", "broker_of", "in_virtual_time", "settings_of", "simulate"]
 
 TOPOLOGY = (
     Exchange("work"),
@@ -98,12 +98,18 @@ class Run:
 
 def simulate(plan: Plan) -> Run:
     """Run a plan from beginning to end; the same plan gives the same `Run.hash`."""
-    clock = MockClock(autojump_threshold=0)
-    with _deterministic(stream(plan.seed, "tasks")), _listening() as texts:
+    with in_virtual_time(plan.seed) as (clock, texts):
         run = trio.run(_main, plan, clock, clock=clock)
     run.texts = texts
     run.hash = run.trace.hash(run.log)
     return run
+
+
+@contextmanager
+def in_virtual_time(seed: int) -> Iterator[tuple[MockClock, list[str]]]:
+    """Give the clock for a run that its seed decides, and the texts that the library logs meanwhile."""
+    with _deterministic(stream(seed, "tasks")), _listening() as texts:
+        yield MockClock(autojump_threshold=0), texts
 
 
 @contextmanager
@@ -158,7 +164,7 @@ def _endpoints(plan: Plan, password: str) -> tuple[Endpoint, ...]:
     return tuple(attrs.evolve(one, port=FIRST_PORT + number) for number in range(plan.brokers))
 
 
-def _settings(whole: Plan, password: str) -> Settings:
+def settings_of(whole: Plan, password: str) -> Settings:
     plan = whole.producer
     return Settings(
         endpoints=_endpoints(whole, password),
@@ -189,7 +195,7 @@ async def _main(plan: Plan, clock: MockClock) -> Run:
     password = f"s3cret-{stream(plan.seed, 'password').getrandbits(64):x}"
     run = Run(plan, trace, password)
     async with trio.open_nursery() as wires, AsyncExitStack() as stack:
-        brokers = [await stack.enter_async_context(_broker(plan, number)) for number in range(plan.brokers)]
+        brokers = [await stack.enter_async_context(broker_of(plan, number)) for number in range(plan.brokers)]
         for broker in brokers:
             broker.add_vhost(VHOST)
             broker.add_user(USER, password, VHOST)
@@ -199,12 +205,12 @@ async def _main(plan: Plan, clock: MockClock) -> Run:
         run.network.fixed_order = plan.neighbours
         run.injector = FaultInjector(brokers, run.network, trace, stream(plan.seed, "injector"), clock, password)
         await _Program(run).play()
-        await _aftermath(run, brokers)
+        await aftermath(run, brokers)
         wires.cancel_scope.cancel()
     return run
 
 
-def _broker(plan: Plan, number: int) -> EmbeddedBroker:
+def broker_of(plan: Plan, number: int) -> EmbeddedBroker:
     return EmbeddedBroker(
         listen=False,
         strict=False,
@@ -224,7 +230,7 @@ class _Program:
         self._run = run
         plan = run.plan
         run.driver = RecordingDriver(NativeDriver(run.network.dial), run.trace, short_bodies, chatty=plan.chatty)
-        self._producer = Producer(_settings(plan, run.password), driver=run.driver, rng=stream(plan.seed, "jitter"))
+        self._producer = Producer(settings_of(plan, run.password), driver=run.driver, rng=stream(plan.seed, "jitter"))
         self._workload = run.workload = Workload(self._producer, run.trace, run.network, plan.seed, short_bodies)
         self._scope = trio.CancelScope()
         self._over = trio.Event()
@@ -397,7 +403,7 @@ def _count_tasks(nursery: trio.Nursery) -> int:
     return sum(1 + sum(_count_tasks(inner) for inner in task.child_nurseries) for task in nursery.child_tasks)
 
 
-async def _aftermath(run: Run, brokers: Sequence[EmbeddedBroker]) -> None:
+async def aftermath(run: Run, brokers: Sequence[EmbeddedBroker]) -> None:
     """End all faults, let the network deliver its last bytes, and collect what the brokers hold."""
     assert run.injector is not None
     run.trace.note("AFTERMATH")

@@ -90,6 +90,8 @@ class Samples:
 
     pid: int
     rows: list[tuple[float, float, int]] = field(factory=list)
+    #: When each fault was inflicted.
+    faults: list[float] = field(factory=list)
     _began: float = field(factory=time.monotonic)
     _done: threading.Event = field(factory=threading.Event)
 
@@ -103,6 +105,10 @@ class Samples:
                 return
             kib = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:"))
             self.rows.append((time.monotonic() - self._began, kib / 1024, descriptors))
+
+    def note_fault(self) -> None:
+        """A fault is inflicted now."""
+        self.faults.append(time.monotonic() - self._began)
 
     def stop(self) -> None:
         """Measure no more."""
@@ -213,7 +219,7 @@ def soak(minutes: float, seed: int) -> int:
     WORK.mkdir(parents=True)
     account, met = Account(), Counter[str]()
     with ExitStack() as stack:
-        broker = stack.enter_context(PrivateRabbitMQ())
+        broker = stack.enter_context(PrivateRabbitMQ(start_timeout=600))  # other programs may have the processors
         proxy = stack.enter_context(FaultProxy.in_thread(broker.url))
         declare(broker, "soak-0")
         process = subprocess.Popen(
@@ -246,6 +252,7 @@ def soak(minutes: float, seed: int) -> int:
                 time.sleep(QUIET)
                 name = rng.choice(KINDS)
                 met[name] += 1
+                samples.note_fault()
                 faults.inflict(name)
                 number += 1
                 declare(broker, f"soak-{number}")
@@ -327,7 +334,10 @@ def plot(samples: Samples) -> None:
     upper.plot(at, [row[1] for row in samples.rows])
     upper.set(ylabel="resident memory, MiB", ylim=(0, None), title="One producer under random faults")
     lower.plot(at, [row[2] for row in samples.rows], color="tab:orange")
-    lower.set(xlabel="minutes", ylabel="file descriptors", ylim=(0, None))
+    lower.set(xlabel="minutes; each grey line is a fault", ylabel="file descriptors", ylim=(0, None))
+    for axes in (upper, lower):
+        for instant in samples.faults:
+            axes.axvline(instant / 60, color="0.85", linewidth=0.6, zorder=0)
     figure.savefig(WORK / "soak.png", dpi=110)
 
 

@@ -284,6 +284,28 @@ async def test_a_hint_asks_at_once(autojump_clock: MockClock) -> None:
 
 
 @pytest.mark.trio
+async def test_an_answer_that_comes_with_the_hint_is_not_mixed_with_the_next_one(autojump_clock: MockClock) -> None:
+    """The question that the hint has replaced counts no more; the list of the second answer is the one that is dialed."""
+    gate = trio.Event()
+    answers = iter((urls(1), urls(2, 3)))
+
+    async def directory() -> list[str]:
+        answer = next(answers)
+        if answer == urls(1):
+            await gate.wait()
+        return answer
+
+    driver = ScriptedDriver(refuses(), lives())
+    async with open_producer(endpoints=directory, driver=driver, endpoint_order="ordered") as producer:
+        await trio.testing.wait_all_tasks_blocked()
+        gate.set()
+        assert producer.reconnect()
+        await producer.wait_connected()
+        assert producer.status().endpoint == "amqp://localhost:3/"
+    assert [each.port for each in driver.endpoints] == [2, 3]
+
+
+@pytest.mark.trio
 async def test_a_new_password_in_the_answer_ends_the_wait_of_a_refusal(autojump_clock: MockClock) -> None:
     """The same address with other credentials is another endpoint: it is dialed without the slowest delay."""
     one = Endpoint(port=1, credentials=Credentials("ann", "old"))

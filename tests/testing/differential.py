@@ -12,7 +12,7 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from attrs import define, field
+from attrs import define, field, frozen
 from pamqp import body, commands, header
 
 from tests.testing.rawclient import RawClient, content, ordered, shown
@@ -22,8 +22,11 @@ __all__ = ["Player", "requests"]
 B, E, Q = commands.Basic, commands.Exchange, commands.Queue
 QUEUES = ("q1", "q2", "q3")
 MISSING_QUEUE = "q0"
+#: A second connection holds it exclusively, now and then.
+FOREIGN_QUEUE = "q4"
 EXCHANGES = ("x1", "x2", "amq.topic", "amq.direct")
 MISSING_EXCHANGE = "x0"
+HEADERS_EXCHANGE = "xh"
 KEYS = ("k", "k.l", "#", "*.l", "q1")
 QUEUE_ARGUMENTS: tuple[dict[str, Any], ...] = (
     {},
@@ -34,13 +37,42 @@ QUEUE_ARGUMENTS: tuple[dict[str, Any], ...] = (
     {"x-dead-letter-exchange": "x2"},
     {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "q3"},
     {"x-max-length-bytes": 30},
+    {"x-message-ttl": 0},
+    {"x-message-ttl": 0, "x-dead-letter-exchange": "", "x-dead-letter-routing-key": "q3"},
+    {"x-max-length": 0, "x-dead-letter-exchange": "x2", "x-overflow": "reject-publish-dlx"},
+    {"x-queue-mode": "lazy"},
+    {"x-foo": "unknown arguments are kept"},
 )
+ODD_ARGUMENTS: tuple[dict[str, Any], ...] = (
+    {"x-max-length": -1}, {"x-max-length": "a"}, {"x-max-length-bytes": -3}, {"x-message-ttl": -1}, {"x-message-ttl": "1"},
+    {"x-max-priority": 256}, {"x-max-priority": -1}, {"x-overflow": "drop"}, {"x-overflow": 1}, {"x-expires": 0},
+    {"x-expires": "x"}, {"x-dead-letter-routing-key": "k"}, {"x-dead-letter-exchange": 5}, {"x-queue-type": "bad"},
+    {"x-queue-type": 3}, {"x-queue-mode": "fast"}, {"x-single-active-consumer": "yes"}, {"x-delivery-limit": 5},
+)  # fmt: skip
+#: Of bindings to a headers exchange, and of messages to it.
+MATCHES: tuple[dict[str, Any], ...] = (
+    {}, {"x-match": "all", "a": 1}, {"x-match": "any", "a": 1, "b": "x"}, {"a": True}, {"x-match": "all", "a": 1, "b": "x"},
+    {"x-match": "none"}, {"x-match": True, "a": 1}, {"x-match": "any-with-x", "x-c": "y"}, {"x-match": "all", "x-c": "y"}, {"x-match": 1},
+)  # fmt: skip
+HEADERS: tuple[dict[str, Any], ...] = (
+    {}, {"a": 1}, {"a": "1"}, {"b": "x"}, {"a": 1, "b": "x"}, {"a": True}, {"x-c": "y"}, {"a": 2, "b": "x", "x-c": "y"},
+)  # fmt: skip
+ROUTES: tuple[dict[str, Any], ...] = ({"CC": ["q1", "q2"]}, {"BCC": ["q3"]}, {"CC": ["q1"], "BCC": ["q1"]}, {"CC": []})
+ODD_ROUTES: tuple[dict[str, Any], ...] = ({"CC": "q1"}, {"BCC": 1})
+
+
+@frozen
+class Other:
+    """A step of the second connection."""
+
+    request: Any
 
 
 KINDS = {
     "declare q": 12, "delete q": 3, "purge": 2, "bind": 8, "unbind": 3, "declare x": 8, "delete x": 3, "bind x": 3,
     "unbind x": 2, "publish": 24, "get": 10, "consume": 4, "cancel": 3, "ack": 6, "nack": 3, "reject": 4, "recover": 1,
-    "qos": 2,
+    "qos": 2, "odd declare q": 2, "odd declare x": 1, "bind h": 3, "publish h": 4, "route": 3, "odd publish": 2,
+    "odd qos": 0.3, "odd consume": 1, "reserved": 2, "other": 5, "foreign": 3, "recover async": 0.5, "flow off": 0.2,
 }  # fmt: skip
 
 
@@ -60,10 +92,12 @@ def requests(seed: int, length: int) -> Iterator[Any]:
         elif kind == "cancel":
             yield B.Cancel(consumer_tag=consuming or "no-such-tag")
             consuming = ""
-        elif kind == "publish":
-            yield _publish(rng, number)
+        elif kind == "odd consume":
+            yield _odd_consume(rng, consuming)
+        elif "publish" in kind or kind == "route":
+            yield _publish(rng, number) if kind == "publish" else _odd_publish(rng, number, kind)
         else:
-            yield _topology(rng, kind) or _answer(rng, kind)
+            yield _topology(rng, kind) or _odd(rng, kind) or _answer(rng, kind)
 
 
 def _queue(rng: random.Random) -> str:
@@ -114,6 +148,77 @@ def _topology(rng: random.Random, kind: str) -> Any:
     return None
 
 
+def _odd_publish(rng: random.Random, number: int, kind: str) -> list[Any]:
+    text = b"%04d" % number
+    match kind:
+        case "publish h":
+            return content("k", text, exchange=HEADERS_EXCHANGE, mandatory=True, headers=rng.choice(HEADERS))
+        case "route":
+            headers = rng.choice((*ROUTES, *ROUTES, *ODD_ROUTES))
+            return content(_queue(rng), text, mandatory=rng.random() < 0.5, headers=headers)
+    properties: dict[str, Any] = rng.choice(
+        ({"expiration": "0"}, {"expiration": "0"}, {"expiration": "x"}, {"expiration": "-1"}, {"user_id": "somebody"},
+         {"user_id": "guest"}, {"reply_to": "q1", "correlation_id": "c", "message_type": "t", "app_id": "a", "message_id": "m"},
+         {"content_type": "text/plain", "content_encoding": "utf-8"})
+    )  # fmt: skip
+    return content(_queue(rng), text, mandatory=rng.random() < 0.5, immediate=rng.random() < 0.05, **properties)
+
+
+def _odd_consume(rng: random.Random, consuming: str) -> Any:
+    queue = rng.choice((MISSING_QUEUE, MISSING_QUEUE, FOREIGN_QUEUE))
+    # A tag that is taken costs the connection.
+    return B.Consume(queue=queue, consumer_tag=rng.choice(("new", "new", consuming or "new")))
+
+
+def _odd(rng: random.Random, kind: str) -> Any:
+    """Return a request that RabbitMQ refuses, or one that is rare."""
+    queue, exchange, key = _queue(rng), _exchange(rng), rng.choice(KEYS)
+    match kind:
+        case "odd declare q":
+            return Q.Declare(queue=queue, durable=True, arguments=rng.choice(ODD_ARGUMENTS))
+        case "odd declare x":
+            types = ("headers", "headers", "topic", "x-fancy")
+            return E.Declare(exchange=HEADERS_EXCHANGE, exchange_type=rng.choice(types), durable=True)
+        case "bind h":
+            request = rng.choice((Q.Bind, Q.Bind, Q.Unbind))
+            return request(queue=queue, exchange=HEADERS_EXCHANGE, routing_key="k", arguments=rng.choice(MATCHES))
+        case "reserved":
+            name = rng.choice(("amq.mine", "amq.topic", ""))
+            return rng.choice(
+                (
+                    Q.Declare(queue="amq.mine", durable=True), E.Declare(exchange=name, exchange_type="direct", durable=True),
+                    E.Delete(exchange=name), Q.Bind(queue=queue, exchange="", routing_key=key),
+                    Q.Unbind(queue=queue, exchange="", routing_key=key), E.Bind(destination="", source=exchange),
+                    E.Declare(exchange=name, exchange_type="direct", passive=True), Q.Delete(queue=MISSING_QUEUE),
+                    E.Delete(exchange=MISSING_EXCHANGE), Q.Declare(queue=MISSING_QUEUE, passive=True),
+                )
+            )  # fmt: skip
+        case "other":
+            own = Q.Declare(queue=FOREIGN_QUEUE, exclusive=True)
+            rest = (
+                Q.Delete(queue=FOREIGN_QUEUE), B.Get(queue=queue, no_ack=True), Q.Declare(queue=queue, passive=True),
+                Q.Declare(queue=FOREIGN_QUEUE, passive=True), Q.Purge(queue=FOREIGN_QUEUE),
+                Q.Bind(queue=FOREIGN_QUEUE, exchange="amq.topic", routing_key=key),
+            )  # fmt: skip
+            return Other(rng.choice((own, own, *rest)))
+        case "foreign":
+            foreign = FOREIGN_QUEUE
+            return rng.choice(
+                (
+                    Q.Declare(queue=foreign, exclusive=True), Q.Declare(queue=foreign, passive=True), B.Get(queue=foreign),
+                    Q.Bind(queue=foreign, exchange="amq.topic", routing_key=key), Q.Purge(queue=foreign),
+                    Q.Delete(queue=foreign), Q.Unbind(queue=foreign, exchange="amq.topic", routing_key=key),
+                )
+            )  # fmt: skip
+        case "odd qos":
+            return B.Qos(prefetch_size=1, prefetch_count=1)
+        case "flow off":
+            return commands.Channel.Flow(active=False)
+        case "recover async":
+            return B.RecoverAsync(requeue=rng.random() < 0.9)
+    return None
+
+
 def _answer(rng: random.Random, kind: str) -> Any:
     match kind:
         case "get":
@@ -138,6 +243,8 @@ class Player:
     _open: set[int] = field(factory=set[int])
     #: The queues that exist, as far as the answers tell.
     _known: set[str] = field(factory=set[str])
+    #: The second connection.
+    _other: Player | None = None
 
     def __attrs_post_init__(self) -> None:
         self._connect()
@@ -158,6 +265,10 @@ class Player:
 
     def step(self, request: Any) -> list[str]:
         """Put one request; return the lines that it caused, and the state of the queues after it."""
+        if isinstance(request, Other):
+            if self._other is None:
+                self._other = Player(self.url)
+            return [f"other: {line}" for line in self._other.step(request.request)]
         self._channel(1)
         heard: list[str] = []
         publish = isinstance(request, list)
@@ -229,17 +340,20 @@ class Player:
                 return
 
     def close(self) -> None:
-        """End the connection."""
+        """End the connections."""
         self.client.socket.close()
+        if self._other is not None:
+            self._other.close()
+            self._other = None
 
     def sweep(self) -> None:
         """Delete every queue and exchange that the requests may have made, and start on a new connection."""
-        self.client.socket.close()
+        self.close()
         self._known.clear()
         with RawClient(self.url) as client:
             for request in (
                 *(Q.Delete(queue=queue) for queue in (*QUEUES, MISSING_QUEUE)),
-                *(E.Delete(exchange=exchange) for exchange in ("x1", "x2", MISSING_EXCHANGE)),
+                *(E.Delete(exchange=exchange) for exchange in ("x1", "x2", MISSING_EXCHANGE, HEADERS_EXCHANGE)),
             ):
                 client.talk([request])
         with RawClient(self.url) as client:

@@ -24,7 +24,7 @@ class EndpointList:
         self._endpoints = endpoints
         #: Puts the first dials into a random order; None: they follow the list.
         self._shuffle = shuffle
-        #: An answer that the machine has not taken yet.
+        #: An answer whose event the machine has not seen yet.
         self._found: tuple[Endpoint, ...] | None = None
 
     def __len__(self) -> int:
@@ -32,7 +32,7 @@ class EndpointList:
 
     def at(self, index: int) -> Endpoint | None:
         """Return the endpoint with this index; None while no endpoint is known."""
-        return self._endpoints[index] if self._endpoints else None
+        return self._endpoints[index] if index < len(self._endpoints) else None
 
     def order(self) -> tuple[int, ...]:
         """Return the order in which a pass dials the configured endpoints."""
@@ -44,12 +44,14 @@ class EndpointList:
             self._shuffle(order)
         return tuple(order)
 
-    async def ask(self, timeout: float) -> tuple[tuple[int | None, ...], tuple[int, ...]]:
-        """Ask for the endpoints. Return the old index of each one, and the order for new ones; raises `LinkDown`."""
+    async def ask(self, timeout: float) -> tuple[Endpoint, ...]:
+        """Ask for the endpoints; raises `LinkDown`. `take` follows, unless the question has been replaced by another one."""
         assert self.discover is not None
-        before = self._endpoints
-        found = tuple(dict.fromkeys(await asked("endpoints", self.discover, timeout)))
-        self._found = found
+        return tuple(dict.fromkeys(await asked("endpoints", self.discover, timeout)))
+
+    def take(self, found: tuple[Endpoint, ...]) -> tuple[tuple[int | None, ...], tuple[int, ...]]:
+        """Take an answer for the machine. Return the index that each endpoint had, and the order for new ones."""
+        before, self._found = self._endpoints, found
         kept = tuple(before.index(endpoint) if endpoint in before else None for endpoint in found)
         return kept, self._ordered(len(found))
 

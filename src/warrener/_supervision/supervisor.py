@@ -187,14 +187,15 @@ class Supervisor:
         """The endpoint of the present link, or of the last one; None while no endpoint is known."""
         return self._endpoints.at(self.record.endpoints.current)
 
-    async def _discover(self, link: int) -> events.Event:
-        """Ask the program for the endpoints."""
+    async def _discover(self, link: int) -> Callable[[], events.Event]:
+        """Ask the program for the endpoints; return how the answer is taken."""
         try:
-            kept, order = await self._endpoints.ask(self._options.connect_timeout)
+            found = await self._endpoints.ask(self._options.connect_timeout)
         except LinkDown as down:
-            self.counts.fault(down.fault)
-            return events.DiscoveryFailed(link, down.fault, at=self._clock())
-        return events.EndpointsFound(link, kept, order, at=self._clock())
+            fault = down.fault
+            self.counts.fault(fault)
+            return lambda: events.DiscoveryFailed(link, fault, at=self._clock())
+        return lambda: events.EndpointsFound(link, *self._endpoints.take(found), at=self._clock())
 
     async def _keep_time(self) -> None:
         """Keep deadlines until the last link has ended, also if `run()` is cancelled before that."""

@@ -61,11 +61,12 @@ class Timers:
         delay: float,
         event: Callable[[float], events.Event],
         *,
-        ask: Callable[[], Awaitable[events.Event]] | None = None,
+        ask: Callable[[], Awaitable[Callable[[], events.Event]]] | None = None,
     ) -> None:
         """Post the event after `delay` seconds, unless the timer is cancelled or replaced before that.
 
-        With `ask`, its answer is posted in place of the event, and a cancellation of the timer ends the question, too.
+        With `ask`, the event of its answer is posted instead, and a cancellation of the timer ends the question, too: an
+        answer that comes in the same instant is not taken.
         """
         self.cancel(name)
         scope = anyio.CancelScope()
@@ -75,9 +76,13 @@ class Timers:
             with scope:
                 await anyio.sleep(max(0.0, deadline - self._clock()))
                 answer = None if ask is None else await ask()
-                if self._scopes.get(name) is scope:
+                current = self._scopes.get(name) is scope
+                if current:
                     del self._scopes[name]
-                self._post(event(self._clock()) if answer is None else answer)
+                if answer is None:
+                    self._post(event(self._clock()))
+                elif current:
+                    self._post(answer())
 
         if self._spawn(sleep):
             self._scopes[name] = scope

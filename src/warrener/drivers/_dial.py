@@ -32,6 +32,7 @@ import os
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import chain, zip_longest
@@ -45,6 +46,7 @@ from anyio.streams.tls import TLSAttribute, TLSStream
 from attrs import define, evolve, field, frozen
 
 from warrener.drivers._faults import DialPhase, fault_of
+from warrener.drivers._threads import start_thread
 from warrener.drivers.base import LinkDown
 from warrener.errors import Fault, FaultKind, printable
 from warrener.records import Endpoint
@@ -111,14 +113,22 @@ class _Lookup:
         self._lock = threading.Lock()
         self._waiters: list[tuple[EventLoopToken, anyio.Event]] = []
         self._answer: Sequence[str] | OSError | None = None
+        self._started_at = time.monotonic()
+        self._runs = False
+
+    @property
+    def dead(self) -> bool:
+        """Whether the thread does not run, a second after it was started: where the memory is short it may never run."""
+        return not self._runs and time.monotonic() > self._started_at + 1.0
 
     def start(self) -> None:
         try:
-            threading.Thread(target=self._work, name="warrener resolver", daemon=True).start()
+            start_thread(self._work)
         except RuntimeError:
             self._finish(OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)))
 
     def _work(self) -> None:
+        self._runs = True
         _, host, port = self._key
         answer: Sequence[str] | OSError = socket.gaierror(socket.EAI_FAIL, "the resolver failed")
         try:
@@ -128,12 +138,15 @@ class _Lookup:
             answer = error
         except ValueError:
             answer = socket.gaierror(socket.EAI_NONAME, "not a host name")
+        except MemoryError:
+            answer = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
         finally:
             self._finish(answer)
 
     def _finish(self, answer: Sequence[str] | OSError) -> None:
         # First out of the table, so that a dial which begins from now on asks anew.
-        del _lookups[self._key]
+        if _lookups.get(self._key) is self:
+            del _lookups[self._key]
         with self._lock:
             self._answer = answer
             waiters = tuple(self._waiters)
@@ -169,6 +182,8 @@ _lookups: dict[tuple[int, str, int], _Lookup] = {}
 async def resolve(host: str, port: int) -> Sequence[str]:
     """Ask the platform for the addresses of a name; at most one such question per host and port is out at a time."""
     key = (os.getpid(), host, port)
+    if key in _lookups and _lookups[key].dead:
+        del _lookups[key]
     fresh = _Lookup(key)
     lookup = _lookups.setdefault(key, fresh)
     if lookup is fresh:

@@ -17,20 +17,19 @@ back at once, whatever old snapshots other sessions hold; VACUUM could not.
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Final, LiteralString
+from typing import Final, LiteralString
 
 import anyio
 import anyio.to_thread
 import psycopg
 from psycopg import sql
 
-from warrener.errors import printable
 from warrener.outbox._decisions import gather
 from warrener.outbox._owner import has_ended, this_process
+from warrener.outbox._postgres_connect import Connection, Connector, break_off, one
 from warrener.outbox._postgres_rows import entry_of, row_of, unusable, which
 from warrener.outbox._schema import POSTGRES_DDL, SLOTS, VERSION
 from warrener.outbox.errors import OutboxFull, OutboxProblem, OutboxUnusable
@@ -49,8 +48,6 @@ from warrener.outbox.records import (
 from warrener.records import OutboxStatus
 
 __all__ = ["PostgresStore"]
-
-_Connection = psycopg.Connection[Any]
 
 #: The key of the advisory lock: "wrnr".
 _LOCK: Final = 0x77726E72
@@ -84,12 +81,12 @@ class PostgresStore:
     blocks = True
 
     def __init__(self, dsns: Sequence[str], *, max_rows: int, max_bytes: int, connect_timeout: float = 10.0) -> None:
-        self._dsns = tuple(dsns)
+        self._connector = Connector(dsns, connect_timeout)
         self._max_rows = max_rows
         self._max_bytes = max_bytes
-        self._connect_timeout = connect_timeout
-        self._db: _Connection | None = None
-        self._listener: _Connection | None = None
+        self._db: Connection | None = None
+        self._listener: Connection | None = None
+        self._closed = False
         self._counted: tuple[int, int] = (0, 0)
         self._counted_at = -1e9
         self._deleted = 0
@@ -100,43 +97,15 @@ class PostgresStore:
         """Connect to the first database of the list that can be written, and check its tables."""
         if self._db is not None and not self._db.broken and not self._db.closed:
             return
-        db = self._connect()
-        try:
-            with self._errors():
-                _check(db)
-        except BaseException:
-            db.close()
-            raise
+        self._closed = False
+        with self._connector.made() as db:
+            _check(db)
         self._db = db
-
-    def _connect(self) -> _Connection:
-        failures: list[str] = []
-        for dsn in self._dsns:
-            try:
-                db = psycopg.connect(
-                    dsn,
-                    autocommit=True,
-                    connect_timeout=max(2, round(self._connect_timeout)),
-                    application_name="warrener outbox",
-                    prepare_threshold=None,  # a pooler between us may give each transaction another session
-                )
-            except psycopg.Error as error:
-                failures.append(
-                    printable(str(error).strip().splitlines()[-1] if str(error).strip() else "no answer", 200)
-                )
-                continue
-            with self._errors():
-                writable = _one(db, "SHOW transaction_read_only", ()) == "off"
-            if writable or len(self._dsns) == 1:
-                return db
-            failures.append(f"{db.info.host} is read-only")
-            db.close()
-        raise OutboxUnusable(
-            OutboxProblem.UNREACHABLE, f"the outbox's database cannot be reached: {'; '.join(failures)}"
-        )
 
     def close(self) -> None:
         """Disconnect."""
+        self._closed = True
+        self._connector.interrupt()
         for db in (self._db, self._listener):
             if db is not None:
                 with suppress(psycopg.Error):
@@ -145,30 +114,28 @@ class PostgresStore:
 
     def interrupt(self) -> None:
         """Break the connection: a server that hangs would never answer."""
+        self._connector.interrupt()
         db = self._db
         if db is not None:
-            with suppress(OSError, psycopg.Error), socket.socket(fileno=socket.dup(db.fileno())) as copy:
-                copy.shutdown(socket.SHUT_RDWR)
+            break_off(db)
 
     def create(self) -> None:
         """Make the tables, in one transaction; does nothing where they are."""
-        db = self._connect()
-        try:
-            with self._errors(), db.transaction():
+        with self._connector.made() as db:
+            with db.transaction():
                 db.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
                 if db.execute("SELECT to_regclass('warrener_outbox_meta')").fetchone() == (None,):
                     for statement in POSTGRES_DDL:
                         db.execute(statement.encode())
-            with self._errors():
-                _check(db)
-        finally:
+            _check(db)
             db.close()
 
     async def wait_hint(self) -> None:
         """Return when another session may have stored a row. A lost connection is made again."""
         if self._listener is None:
             try:
-                self._listener = await anyio.to_thread.run_sync(self._listen)
+                # The end of the relay does not wait for a server that hangs; `close` breaks the connection.
+                await anyio.to_thread.run_sync(self._listen, abandon_on_cancel=True)
             except OutboxUnusable:
                 await anyio.sleep(1.0)
             return  # a row may have come before
@@ -182,11 +149,12 @@ class PostgresStore:
             self._listener = None
             await anyio.sleep(0.2)
 
-    def _listen(self) -> _Connection:
-        db = self._connect()
-        with self._errors():
+    def _listen(self) -> None:
+        with self._connector.made() as db:
             db.execute("LISTEN warrener_outbox")
-        return db
+            if self._closed:
+                db.close()
+        self._listener = db
 
     # --- one transaction --------------------------------------------------------------------------------------------
 
@@ -209,7 +177,7 @@ class PostgresStore:
             self._rotate()
         return done
 
-    def _work(self, db: _Connection, work: Work, token: str, lease: float) -> tuple[Done, str | None]:
+    def _work(self, db: Connection, work: Work, token: str, lease: float) -> tuple[Done, str | None]:
         if work.want is not None:
             db.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
         stored, number = self._insert(db, work.inserts) if work.inserts else ([], None)
@@ -223,11 +191,11 @@ class PostgresStore:
         flushed = None
         if work.flushed_to is not None:
             query = "SELECT NOT EXISTS (SELECT 1 FROM warrener_outbox WHERE position <= %s)"
-            flushed = _one(db, query, (work.flushed_to,))
+            flushed = one(db, query, (work.flushed_to,))
         status = _count(db) if work.count else None
         return Done(stored, owned, claimed, status, flushed), number
 
-    def _insert(self, db: _Connection, rows: Sequence[NewRow]) -> tuple[list[int | OutboxFull], str | None]:
+    def _insert(self, db: Connection, rows: Sequence[NewRow]) -> tuple[list[int | OutboxFull], str | None]:
         if time.monotonic() - self._counted_at > _COUNTS_HOLD:
             counts = _count(db)
             self._counted = (counts.backlog + counts.set_aside, counts.bytes)
@@ -270,7 +238,7 @@ class PostgresStore:
             self._drop()
             try:
                 with self._errors():
-                    status = _one(self._connected(), "SELECT pg_xact_status(%s::xid8)", (number,))
+                    status = one(self._connected(), "SELECT pg_xact_status(%s::xid8)", (number,))
             except OutboxUnusable:
                 status = "unknown"
             if status in ("committed", "aborted"):
@@ -282,7 +250,7 @@ class PostgresStore:
                 )
             time.sleep(0.1)
 
-    def _settle(self, db: _Connection, settlement: Settlement, token: str) -> None:
+    def _settle(self, db: Connection, settlement: Settlement, token: str) -> None:
         mine = _held_positions(db, token)
         gone = [position for position, claim in settlement.confirmed if (claim, position) in mine]
         if gone:
@@ -317,7 +285,7 @@ class PostgresStore:
         if ended:
             db.execute("DELETE FROM warrener_outbox_claim WHERE claim = ANY(%s) AND token = %s", (ended, token))
 
-    def _claim(self, db: _Connection, want: Want, token: str, lease: float) -> Claimed:
+    def _claim(self, db: Connection, want: Want, token: str, lease: float) -> Claimed:
         _bury_dead_relays(db, token)
         if want.claims is not None:
             unknown = "token = %s AND claim <> ALL(%s::bigint[])"
@@ -332,7 +300,7 @@ class PostgresStore:
                 " ON CONFLICT (token) DO UPDATE SET leased_until = excluded.leased_until",
                 (token, this_process(), lease),
             )
-            claim = _one(
+            claim = one(
                 db,
                 "INSERT INTO warrener_outbox_claim (token, positions) VALUES (%s, %s::bigint[]) RETURNING claim",
                 (token, positions),
@@ -359,7 +327,7 @@ class PostgresStore:
         self._deleted = 0
         following: int | None = None
         with suppress(OutboxUnusable), self._errors():
-            current = _one(db, "SELECT pg_sequence_last_value('warrener_outbox_slot')", ())
+            current = one(db, "SELECT pg_sequence_last_value('warrener_outbox_slot')", ())
             following = (current + 1) % SLOTS
             if not _has_rows(db, f"warrener_outbox_{following}"):
                 db.execute("SELECT setval('warrener_outbox_slot', %s)", (following,))
@@ -368,7 +336,7 @@ class PostgresStore:
         for slot in range(SLOTS):
             with suppress(OutboxUnusable), self._errors(), db.transaction():
                 table = f"warrener_outbox_{slot}"
-                if slot == following or not _one(db, "SELECT pg_relation_size(%s::regclass)", (table,)):
+                if slot == following or not one(db, "SELECT pg_relation_size(%s::regclass)", (table,)):
                     continue
                 # No transaction that has written to the partition is open once this lock is had.
                 name = sql.Identifier(table)
@@ -381,7 +349,7 @@ class PostgresStore:
     def last_position(self) -> int:
         """Return the highest position that was ever given."""
         with self._errors():
-            return int(_one(self._connected(), "SELECT pg_sequence_last_value('warrener_outbox_position')", ()) or 0)
+            return int(one(self._connected(), "SELECT pg_sequence_last_value('warrener_outbox_position')", ()) or 0)
 
     def status(self) -> OutboxStatus:
         """Count the rows."""
@@ -438,7 +406,7 @@ class PostgresStore:
 
     # --- within -----------------------------------------------------------------------------------------------------
 
-    def _connected(self) -> _Connection:
+    def _connected(self) -> Connection:
         self.open()
         assert self._db is not None
         return self._db
@@ -463,7 +431,7 @@ class PostgresStore:
 class _Reader:
     """`_decisions.Reader` of one transaction."""
 
-    def __init__(self, db: _Connection) -> None:
+    def __init__(self, db: Connection) -> None:
         self._db = db
         # Claims first: a row whose claim ends in between is left for the next time.
         self._taken = frozenset(position for (position,) in db.execute(_TAKEN))
@@ -490,35 +458,30 @@ class _Reader:
         ]
 
 
-def _check(db: _Connection) -> None:
+def _check(db: Connection) -> None:
     """Refuse a database without our tables, or with those of another version."""
-    if _one(db, "SELECT to_regclass('warrener_outbox_meta')", ()) is None:
+    if one(db, "SELECT to_regclass('warrener_outbox_meta')", ()) is None:
         raise OutboxUnusable(
             OutboxProblem.MISSING,
             f"the database {db.info.dbname} has no outbox tables; make them with: warrener outbox init DSN",
         )
-    version = _one(db, "SELECT max(schema_version) FROM warrener_outbox_meta", ())
+    version = one(db, "SELECT max(schema_version) FROM warrener_outbox_meta", ())
     if version != VERSION:
         raise OutboxUnusable(
             OutboxProblem.NEWER_SCHEMA,
             f"the database {db.info.dbname} has outbox tables of version {version}, and this program knows version"
             f" {VERSION}; nothing was changed; update warrener",
         )
-    encoding = _one(db, "SHOW server_encoding", ())
+    encoding = one(db, "SHOW server_encoding", ())
     if encoding != "UTF8":
         raise OutboxUnusable(OutboxProblem.FAILED, f"the outbox needs a database in UTF8, not {encoding}")
 
 
-def _one(db: _Connection, query: LiteralString | sql.Composed, values: Sequence[object]) -> Any:
-    found = db.execute(query, values).fetchone()
-    return None if found is None else found[0]
+def _has_rows(db: Connection, table: str) -> bool:
+    return bool(one(db, sql.SQL("SELECT EXISTS (SELECT 1 FROM {})").format(sql.Identifier(table)), ()))
 
 
-def _has_rows(db: _Connection, table: str) -> bool:
-    return bool(_one(db, sql.SQL("SELECT EXISTS (SELECT 1 FROM {})").format(sql.Identifier(table)), ()))
-
-
-def _renew(db: _Connection, token: str, lease: float) -> bool:
+def _renew(db: Connection, token: str, lease: float) -> bool:
     """Prolong the lease; False where another relay has ended it."""
     renewed = db.execute(
         "UPDATE warrener_outbox_relay SET leased_until = clock_timestamp() + make_interval(secs => %s) WHERE token = %s",
@@ -527,13 +490,13 @@ def _renew(db: _Connection, token: str, lease: float) -> bool:
     return renewed.rowcount == 1
 
 
-def _held_positions(db: _Connection, token: str) -> frozenset[tuple[int, int]]:
+def _held_positions(db: Connection, token: str) -> frozenset[tuple[int, int]]:
     """(claim, position) of each row that the relay holds; an order for another row changes nothing."""
     claims = db.execute("SELECT claim, positions FROM warrener_outbox_claim WHERE token = %s", (token,), binary=True)
     return frozenset((claim, position) for claim, positions in claims for position in positions)
 
 
-def _bury_dead_relays(db: _Connection, token: str) -> None:
+def _bury_dead_relays(db: Connection, token: str) -> None:
     """End the leases that have run out, and those of processes that have ended; their rows may be in a queue already."""
     relays = db.execute(
         "SELECT token, owner, leased_until <= clock_timestamp() FROM warrener_outbox_relay WHERE token <> %s", (token,)
@@ -554,7 +517,7 @@ def _bury_dead_relays(db: _Connection, token: str) -> None:
             )
 
 
-def _count(db: _Connection) -> OutboxStatus:
+def _count(db: Connection) -> OutboxStatus:
     query = f"""
         SELECT count(*), coalesce(sum(octet_length(body)), 0)::bigint,
                extract(epoch FROM clock_timestamp() - min(stored_at))::float8,

@@ -159,7 +159,7 @@ class Relay:
         self._news = anyio.Event()
         try:
             try:
-                await self._call(self._store.open)
+                await self._guarded(self._store.open)
             except OutboxUnusable as error:
                 if error.problem is not OutboxProblem.UNREACHABLE:
                     raise
@@ -168,6 +168,7 @@ class Relay:
                 tasks.start_soon(self._watch_link)
                 tasks.start_soon(self._watch_outcomes)
                 tasks.start_soon(self._poll)
+                tasks.start_soon(self._interrupt_late_calls)
                 tasks.start_soon(self._listen)
                 task_status.started()
                 await self._coordinate(tasks)
@@ -195,8 +196,8 @@ class Relay:
         self._window.abandon()
         with suppress(OutboxUnusable):
             if self._window.has_orders:
-                await self._call(self._store.transact, Work(settlement=self._window.orders()), self._token, 0.0)
-            await self._call(self._store.release, self._token)
+                await self._guarded(self._store.transact, Work(settlement=self._window.orders()), self._token, 0.0)
+            await self._guarded(self._store.release, self._token)
         await self._call(self._store.close)
 
     # --- for publishers ---------------------------------------------------------------------------------------------
@@ -499,15 +500,19 @@ class Relay:
                     self._wake()
 
     async def _poll(self) -> None:
-        assert self._backend is not None
         while True:
             await anyio.sleep(self._poll_interval)
             self._hint()
             self._flush_due = bool(self._flush_waiters)  # another relay may have published the rows
-            began = self._call_began
-            if began is not None and self._backend.clock() - began > _STORE_TIMEOUT:
-                self._store.interrupt()
             self._wake()
+
+    async def _interrupt_late_calls(self) -> None:
+        assert self._backend is not None
+        while True:
+            await anyio.sleep(_STORE_TIMEOUT / 4)
+            began = self._call_began
+            if began is not None and self._backend.clock() - began >= _STORE_TIMEOUT:
+                self._store.interrupt()
 
     async def _listen(self) -> None:
         """Follow the hints of the store: they wake the relay sooner, and the poll finds what they miss."""
@@ -545,6 +550,19 @@ class Relay:
                 return await anyio.to_thread.run_sync(function, *arguments)
             finally:
                 self._call_began = None
+
+    async def _guarded(self, function: Callable[[Unpack[Arguments]], Answer], *arguments: *Arguments) -> None:
+        """Call the store before or after the task that interrupts late calls runs, and interrupt this one too."""
+        failure: OutboxUnusable | None = None
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._interrupt_late_calls)
+            try:
+                await self._call(function, *arguments)
+            except OutboxUnusable as error:
+                failure = error
+            tasks.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
 
 
 def _forget_waiter(pending: _Pending) -> None:

@@ -14,7 +14,7 @@ The thread is a plain one, because a pool of workers keeps its threads after the
 Invariants:
 
 * Order: all reports, and the end, cross through one queue. A host that sees the end has seen all reports before it.
-* The host never blocks: it waits for the thread in Trio, and joins it when the thread has nothing left to do.
+* The host never blocks: it waits in Trio until the thread has nothing left to do.
 * A broker that floods us costs bounded memory and bounded time: the host takes `_ARRIVING` reports in one turn, and the
   thread stops reading while `_WAITING` reports have not been taken.
 * A caller's cancellation crosses as a request. The context manager ends only when the engine has stopped.
@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -34,6 +33,7 @@ import anyio
 from anyio.lowlevel import current_token
 
 from warrener.drivers._faults import DialPhase, fault_of
+from warrener.drivers._threads import start_thread
 from warrener.drivers.aiormq._engine import Engine
 from warrener.drivers.aiormq._link import AiormqLink, TaskEndpoint
 from warrener.drivers.base import Lane, Link, LinkDown, LinkListener, LinkOptions, Peer
@@ -48,6 +48,11 @@ _UVLOOP = importlib.util.find_spec("uvloop") is not None
 #: Seconds that the host waits for the end of the thread, beyond `close_timeout` and `abort_timeout`, before it leaves the
 #: thread to itself. Only a name resolution that the platform cannot cancel takes that long.
 _LETTING_GO = 1.0
+
+_NO_THREAD = Fault(
+    FaultKind.UNREACHABLE,
+    "the operating system refused a thread for the link; see its limits for threads and memory",
+)
 
 #: How many reports the host takes in one turn of its event loop, and how many may wait for it.
 _ARRIVING = 200
@@ -152,11 +157,12 @@ class _Bridge:
         self.inward.soon = self._soon
         self.body = anyio.CancelScope()
         self.fault: Fault | None = None
+        #: The thread runs.
+        self.runs = anyio.Event()
         #: The engine answered: it is open, or it has failed.
         self.answered = anyio.Event()
         #: The thread has nothing left to do.
         self.ended = anyio.Event()
-        self._thread = threading.Thread(target=self._run, name="warrener-aiormq", daemon=True)
         self._waking = False
         # Set by the thread before it answers.
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -166,8 +172,8 @@ class _Bridge:
         self._left = False
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        """Start the thread; raises RuntimeError. It may never run."""
+        start_thread(self._run)
 
     def leave(self, *, graceful: bool) -> None:
         """Have the engine stop; `ended` follows."""
@@ -176,11 +182,6 @@ class _Bridge:
         # sees the other.
         self._left = True
         self._soon(self._leave_if_asked)
-
-    def join(self) -> None:
-        """Join the thread. This returns at once, because the thread has nothing left to do after `ended`."""
-        if self.ended.is_set():
-            self._thread.join(timeout=_LETTING_GO)
 
     def fail(self, fault: Fault) -> None:
         """End the link because of `fault`, from the host's side."""
@@ -239,6 +240,7 @@ class _Bridge:
 
     def _run(self) -> None:
         try:
+            self.inward.post(self.runs.set)
             anyio.run(
                 self._main,
                 backend="asyncio",
@@ -293,9 +295,12 @@ async def open_bridged(endpoint: Endpoint, options: LinkOptions, listener: LinkL
     try:
         bridge.start()
     except RuntimeError:
-        text = "the operating system refused a thread for the link; see its limits for threads and memory"
-        raise LinkDown(Fault(FaultKind.UNREACHABLE, text)) from None
+        raise LinkDown(_NO_THREAD) from None
     try:
+        with anyio.move_on_after(options.connect_timeout):
+            await bridge.runs.wait()
+        if not bridge.runs.is_set():
+            raise LinkDown(_NO_THREAD)
         await bridge.answered.wait()
         if bridge.fault is None:
             with bridge.body:
@@ -307,6 +312,5 @@ async def open_bridged(endpoint: Endpoint, options: LinkOptions, listener: LinkL
             with anyio.move_on_after(options.close_timeout + options.abort_timeout + _LETTING_GO):
                 await bridge.ended.wait()
                 bridge.link.ended = True
-            bridge.join()
     if bridge.fault is not None:
         raise LinkDown(bridge.fault) from None

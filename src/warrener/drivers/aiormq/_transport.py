@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -42,6 +43,8 @@ __all__ = ["Epoch", "FilteringTransport", "Parcel"]
 #: the progress on a slow line.
 _LARGEST_SEND = 64 * 1024
 _LARGEST_RECEIVE = 65536
+#: Bytes that are parsed in one turn of the event loop: no peer can keep it to itself.
+_SLICE = 16 * 1024
 #: How many answers may wait for the socket. Without a limit a broker that asks and does not read could fill our memory.
 _ANSWERS = 1000
 
@@ -155,11 +158,14 @@ class FilteringTransport(asyncio.Transport):
             while True:
                 data = await self._stream.receive(_LARGEST_RECEIVE)
                 self.heard_at = loop.time()
-                passed = self._filter.feed(data)
-                if passed:
-                    protocol.data_received(passed)
-                if self._room is not None and not self._room.is_set():
-                    await self._wait_for_room(self._room)
+                for at in range(0, len(data), _SLICE):
+                    if at:
+                        await asyncio.sleep(0)
+                    passed = self._filter.feed(data[at : at + _SLICE])
+                    if passed:
+                        protocol.data_received(passed)
+                    if self._room is not None and not self._room.is_set():
+                        await self._wait_for_room(self._room)
                 # The time of a frame begins with its first byte; more bytes of the same frame do not extend it.
                 if self._frame_timer is not None and (frames != self._filter.frames or not self._filter.in_frame):
                     self._frame_timer.cancel()
@@ -322,7 +328,9 @@ class FilteringTransport(asyncio.Transport):
     async def wait_aborted(self) -> None:
         """Wait until both tasks are gone and close the stream; `abort` comes first."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await anyio.aclose_forcefully(self._stream)
+        # The link is over already: an error of the close is nobody's news.
+        with suppress(OSError, MemoryError, anyio.BrokenResourceError, anyio.ClosedResourceError):
+            await anyio.aclose_forcefully(self._stream)
 
     def is_closing(self) -> bool:
         """Whether nothing more is accepted."""

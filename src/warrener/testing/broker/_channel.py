@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 from attrs import define, field
 
 from warrener.testing.broker import _codec as codec
-from warrener.testing.broker._codec import Content, IllegalBytes, Method, RawFrame
+from warrener.testing.broker._codec import Content, IllegalBytes, Method, RawFrame, TypedTable, copy_properties
 from warrener.testing.broker._confirms import Confirms
 from warrener.testing.broker._model import (
     DELAYED,
@@ -301,9 +301,15 @@ class Channel:
         if properties.expiration:
             _check_expiration(properties.expiration)
         tag = self.confirms.next_tag() if self.confirms is not None else 0
-        message = Message(exchange.name, fields.routing_key, body, properties, content.raw_properties)
+        routes = (fields.routing_key, *_more_routes(content.headers))
+        raw_properties = content.raw_properties
+        if "BCC" in content.headers:
+            properties = copy_properties(properties)
+            properties.headers = {name: value for name, value in (properties.headers or {}).items() if name != "BCC"}
+            raw_properties = codec.encode_properties(properties)
+        message = Message(exchange.name, fields.routing_key, body, properties, raw_properties, routes)
         later = vhost.deliver_later(exchange, message, self.connection.number)
-        queues = [] if later else vhost.route(exchange, fields.routing_key, message.headers)
+        queues = [] if later else vhost.route(exchange, routes, message.headers)
         if not queues and fields.mandatory:
             self._send_content(
                 codec.encode_method(
@@ -314,7 +320,7 @@ class Channel:
                     exchange=fields.exchange,
                     routing_key=fields.routing_key,
                 ),
-                content.raw_properties,
+                raw_properties,
                 body,
             )
         confirms = self.confirms
@@ -568,8 +574,8 @@ class Channel:
         if not fields.nowait:
             self.send("exchange.delete_ok")
 
-    def _exchange_bind(self, fields: Any, _: Tables) -> None:
-        self._bind_exchange(fields, self.vhost.bind)
+    def _exchange_bind(self, fields: Any, tables: Tables) -> None:
+        self._bind_exchange(fields, self._binder(tables["arguments"]))
         if not fields.nowait:
             self.send("exchange.bind_ok")
 
@@ -619,8 +625,8 @@ class Channel:
                 "queue.declare_ok", queue=queue.name, message_count=len(queue), consumer_count=len(queue.consumers)
             )
 
-    def _queue_bind(self, fields: Any, _: Tables) -> None:
-        self._bind_queue(fields, self._bind_known_queue)
+    def _queue_bind(self, fields: Any, tables: Tables) -> None:
+        self._bind_queue(fields, self._binder(tables["arguments"]))
         if not fields.nowait:
             self.send("queue.bind_ok")
 
@@ -636,13 +642,22 @@ class Channel:
         self._permit(READ, "exchange", fields.exchange)
         action(fields.exchange, "queue", name, key, fields.arguments or {})
 
-    def _bind_known_queue(self, source: str, kind: str, name: str, key: str, arguments: dict[str, Any]) -> None:
-        self.vhost.exchange(source)  # where both are missing, RabbitMQ names the exchange
-        self.vhost.queue(name, self.connection.number)
-        self.vhost.bind(source, kind, name, key, arguments)
+    def _binder(self, arguments_with_types: TypedTable) -> Binder:
+        def bind(source: str, kind: str, name: str, key: str, arguments: dict[str, Any]) -> None:
+            exchange = self.vhost.exchange(source)  # where both are missing, RabbitMQ names the exchange
+            if kind == "queue":
+                self.vhost.queue(name, self.connection.number)
+            else:
+                self.vhost.exchange(name)
+            if exchange.matching == "headers":
+                _check_match(arguments_with_types)
+            self.vhost.bind(source, kind, name, key, arguments)
+
+        return bind
 
     def _unbind_known_queue(self, source: str, kind: str, name: str, key: str, arguments: dict[str, Any]) -> None:
-        if name in self.vhost.queues:  # unbinding a missing queue is no error
+        # To unbind a missing queue, or a binding that is not there, is no error, whoever has the queue.
+        if name in self.vhost.queues and self.vhost.is_bound(source, kind, name, key, arguments):
             self.vhost.queue(name, self.connection.number)
             self.vhost.unbind(source, kind, name, key, arguments)
 
@@ -742,6 +757,26 @@ def _properties_for(queue: Queue, entry: Entry) -> bytes:
 def _clean(name: str) -> str:
     """Drop line ends from a name, as RabbitMQ does."""
     return name.replace("\r", "").replace("\n", "")
+
+
+def _check_match(arguments: TypedTable) -> None:
+    kind, value = arguments.get("x-match", ("longstr", "all"))
+    if kind != "longstr":
+        shown = str(value).lower() if isinstance(value, bool) else value
+        raise precondition_failed(f"Invalid x-match field type {kind} (value {shown}); expected longstr")
+    if value not in ("all", "any", "all-with-x", "any-with-x"):
+        raise precondition_failed(
+            f'Invalid x-match field value <<"{value}">>; expected all, any, all-with-x, or any-with-x'
+        )
+
+
+def _more_routes(headers: TypedTable) -> Iterator[str]:
+    """Return the routing keys of the headers CC and BCC ("sender-selected distribution")."""
+    for name in ("CC", "BCC"):
+        kind, keys = headers.get(name, ("array", ()))
+        if kind != "array":
+            raise precondition_failed(f'invalid message: {{unacceptable_type_in_header,"{name}",{kind}}}')
+        yield from (key for each, key in keys if each == "longstr" and isinstance(key, str))
 
 
 def _check_expiration(text: str) -> None:

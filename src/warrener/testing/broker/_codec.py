@@ -85,6 +85,8 @@ class Content:
     body_size: int
     properties: commands.Basic.Properties
     raw_properties: bytes
+    #: The header table with its types.
+    headers: TypedTable
 
 
 class Framer:
@@ -302,13 +304,14 @@ def decode_content_header(payload: bytes) -> Content:
     flags = reader.number("H")
     if flags & ~_KNOWN_FLAGS:
         raise IllegalBytes(502, f"a content header sets undefined property flags: {flags:#06x}")
+    headers: TypedTable = {}
     for _, kind, flag in _PROPERTIES:
         if not flags & flag:
             continue
         if kind == "shortstr":
             reader.short_string()
         elif kind == "table":
-            reader.table()
+            headers = reader.table()
         else:
             reader.take(_FIXED[kind])
     reader.finish("the content header")
@@ -317,7 +320,7 @@ def decode_content_header(payload: bytes) -> Content:
         decoded.unmarshal(payload)
     except (ValueError, struct.error, OverflowError) as error:
         raise IllegalBytes(502, f"a content header cannot be decoded: {error}") from None
-    return Content(size, decoded.properties, payload[12:])
+    return Content(size, decoded.properties, payload[12:], headers)
 
 
 def encode_frame(kind: int, channel: int, payload: bytes) -> bytes:

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from attrs import define, evolve, field, frozen
 
+from warrener.testing.broker._arguments import ARGUMENTS, INTEGERS, first_foreign, first_wrong
 from warrener.testing.broker._codec import TypedTable, copy_properties, encode_properties
 from warrener.testing.broker._timers import Timer, Timers
 
@@ -47,24 +48,6 @@ SOFT = frozenset({311, 312, 313, 403, 404, 405, 406})
 EXCHANGE_TYPES = ("direct", "fanout", "topic", "headers")
 #: The type of exchange that the plugin rabbitmq_delayed_message_exchange adds, where the broker has it.
 DELAYED = "x-delayed-message"
-#: The arguments that each type of queue knows (RabbitMQ 3.10). One that only other types know is refused, one that
-#: no type knows is ignored; a second declaration must repeat those that its type knows.
-_COMMON_ARGUMENTS = frozenset({
-    "x-expires", "x-message-ttl", "x-dead-letter-exchange", "x-dead-letter-routing-key", "x-max-length",
-    "x-max-length-bytes", "x-overflow", "x-single-active-consumer", "x-queue-type",
-})  # fmt: skip
-ARGUMENTS = {
-    "classic": _COMMON_ARGUMENTS | {"x-max-priority", "x-queue-mode", "x-queue-master-locator", "x-queue-version"},
-    "quorum": _COMMON_ARGUMENTS
-    | {
-        "x-delivery-limit", "x-dead-letter-strategy", "x-max-in-memory-bytes", "x-max-in-memory-length",
-        "x-queue-leader-locator", "x-quorum-initial-group-size",
-    },
-}  # fmt: skip
-_ALL_ARGUMENTS = frozenset[str]().union(*ARGUMENTS.values(), {"x-max-age", "x-stream-max-segment-size-bytes"})
-_COUNTS = ("x-expires", "x-message-ttl", "x-max-length", "x-max-length-bytes", "x-max-priority", "x-delivery-limit")
-_OVERFLOWS = ("drop-head", "reject-publish", "reject-publish-dlx")
-
 Settle: TypeAlias = Callable[["Queue", bool], None]
 
 
@@ -102,6 +85,8 @@ class Message:
     properties: commands.Basic.Properties = field(repr=False)
     #: Property flags and properties as they came; handed to consumers byte by byte.
     raw_properties: bytes = field(repr=False)
+    #: The routing key, and the keys of the headers `CC` and `BCC`.
+    routes: tuple[str, ...] = ()
 
     @property
     def persistent(self) -> bool:
@@ -306,6 +291,7 @@ class Queue:
                 now,
             )
         )
+        self._drop_expired()
         self._insert(entry)
         entry.safe = self.quorum
         if self.quorum or (self.durable and message.persistent):
@@ -313,10 +299,15 @@ class Queue:
             self._schedule_sync()
         else:
             self._settle(entry, True)
-        self.pump()
+        # A message whose time to live is 0 reaches a consumer that waits for it.
+        self._hand_out()
+        self._drop_expired()
+        self._drop_surplus()
+        self._arm_expiry()
+
+    def _drop_surplus(self) -> None:
         while self.ready and self._over(len(self.ready), 0):
             self._dead_letter(self._pop().message, "maxlen")
-        self._arm_expiry()
 
     def _over(self, count: int, more_bytes: int) -> bool:
         longest, largest = self.argument("x-max-length"), self.argument("x-max-length-bytes")
@@ -420,12 +411,17 @@ class Queue:
         self.touch()
         self._drop_expired()
         entry = self._pop() if self.ready else None
+        self._drop_expired()  # the answer tells how many messages are left
         self._arm_expiry()
         return entry
 
     def pump(self) -> None:
         """Hand messages to consumers, in turn, as long as there are both."""
         self._drop_expired()
+        self._hand_out()
+        self._arm_expiry()
+
+    def _hand_out(self) -> None:
         while self.ready:
             consumer = next((consumer for consumer in self.consumers if consumer.has_room()), None)
             if consumer is None:
@@ -433,7 +429,6 @@ class Queue:
             self.consumers.remove(consumer)
             self.consumers.append(consumer)
             consumer.deliver(self, self._pop())
-        self._arm_expiry()
 
     def requeue(self, entries: Iterable[Entry]) -> None:
         """Put unacked messages back in their old places; a quorum queue counts it against its limit."""
@@ -447,6 +442,8 @@ class Queue:
                 self._dead_letter(entry.message, "delivery_limit")
             else:
                 self._insert(entry)
+        if self.argument("x-overflow") in (None, "drop-head"):
+            self._drop_surplus()
         self.pump()
 
     def discard(self, entry: Entry, *, rejected: bool) -> None:
@@ -524,7 +521,7 @@ class Queue:
         if target is None or target not in self.vhost.exchanges:
             return
         key = self.argument("x-dead-letter-routing-key")
-        self.vhost.dead_letter(self, message, reason, target, message.routing_key if key is None else key)
+        self.vhost.dead_letter(self, message, reason, target, key)
 
 
 class Vhost:
@@ -624,9 +621,9 @@ class Vhost:
             raise self._locked(known)
         _assert_equal("durable", what, known.durable, durable)
         _assert_equal("auto_delete", what, known.auto_delete, auto_delete)
-        _assert_same_argument("x-queue-type", what, known.arguments, arguments, default="classic")
-        for label in sorted(ARGUMENTS["quorum" if known.quorum else "classic"] - {"x-queue-type"}):
-            _assert_same_argument(label, what, known.arguments, arguments)
+        for label in ARGUMENTS["quorum" if known.quorum else "classic"]:
+            default = "classic" if label == "x-queue-type" else None
+            _assert_same_argument(label, what, known.arguments, arguments, default=default)
         known.touch()
         return known
 
@@ -650,6 +647,11 @@ class Vhost:
         bound = Bound(kind, destination, key, arguments)
         exchange.bindings.setdefault(bound.identity, bound)
 
+    def is_bound(self, source: str, kind: str, destination: str, key: str, arguments: dict[str, Any]) -> bool:
+        """Whether there is such a binding."""
+        exchange = self.exchanges.get(source)
+        return exchange is not None and Bound(kind, destination, key, arguments).identity in exchange.bindings
+
     def unbind(self, source: str, kind: str, destination: str, key: str, arguments: dict[str, Any]) -> None:
         """Take a binding away; one that is not there is no mistake."""
         exchange = self.exchanges.get(source)
@@ -672,7 +674,7 @@ class Vhost:
 
     # --- routing -----------------------------------------------------------------------------------------------------
 
-    def route(self, exchange: Exchange, key: str, headers: dict[str, Any]) -> list[Queue]:
+    def route(self, exchange: Exchange, keys: Iterable[str], headers: dict[str, Any]) -> list[Queue]:
         """Return the queues that a message goes to, each once; an alternate exchange takes messages without a destination (F1)."""
         found: dict[str, Queue] = {}
         seen: set[str] = set()
@@ -683,7 +685,7 @@ class Vhost:
                 continue
             seen.add(source.name)
             matched = False
-            for kind, name in self._destinations(source, key, headers):
+            for kind, name in (each for key in keys for each in self._destinations(source, key, headers)):
                 matched = True
                 if kind == "queue":
                     if name in self.queues:
@@ -720,14 +722,17 @@ class Vhost:
             return False
 
         def deliver() -> None:
-            for queue in self.route(exchange, message.routing_key, message.headers):
+            for queue in self.route(exchange, message.routes, message.headers):
                 queue.publish(message, None, connection)
 
         self.node.timers.after(delay / 1000, deliver)
         return True
 
-    def dead_letter(self, source: Queue, message: Message, reason: str, target: str, key: str) -> None:
-        """Publish a dead message on, with the ``x-death`` header; not round in a circle without a rejection."""
+    def dead_letter(self, source: Queue, message: Message, reason: str, target: str, key: str | None) -> None:
+        """Publish a dead message on, with the ``x-death`` header; not round in a circle without a rejection.
+
+        `key`: the queue's own routing key for dead letters, where it has one.
+        """
         headers = dict(message.headers)
         deaths: list[dict[str, Any]] = [dict(death) for death in headers.get("x-death") or ()]
         died: dict[str, Any] | None = next(
@@ -740,7 +745,10 @@ class Vhost:
                 "queue": source.name,
                 "time": self.node.wall_clock(),
                 "exchange": message.exchange,
-                "routing-keys": [message.routing_key],
+                "routing-keys": [
+                    message.routing_key,
+                    *(key for key in headers.get("CC") or () if isinstance(key, str)),
+                ],
             }
             if message.properties.expiration:
                 died["original-expiration"] = message.properties.expiration
@@ -751,17 +759,21 @@ class Vhost:
         headers.setdefault("x-first-death-exchange", message.exchange)
         headers.setdefault("x-first-death-queue", source.name)
         headers.setdefault("x-first-death-reason", reason)
+        if key is not None:
+            headers.pop("CC", None)
+        routes = message.routes if key is None else (key,)
         properties = copy_properties(message.properties)
         properties.headers = headers
         properties.expiration = None
         dead = evolve(
             message,
             exchange=target,
-            routing_key=key,
+            routing_key=routes[0],
+            routes=routes,
             properties=properties,
             raw_properties=encode_properties(properties),
         )
-        for queue in self.route(self.exchanges[target], key, headers):
+        for queue in self.route(self.exchanges[target], routes, headers):
             been_there = queue is source or any(death.get("queue") == queue.name for death in deaths)
             if been_there and not any(death.get("reason") == "rejected" for death in (died, *deaths)):
                 continue
@@ -878,45 +890,29 @@ def _typed(value: tuple[str, Any] | None) -> str:
     return "none" if value is None else f"the value '{_shown(value[1])}' of type '{value[0]}'"
 
 
-_INTEGERS = frozenset(
-    {"byte", "unsignedbyte", "short", "unsignedshort", "signedint", "unsignedint", "long", "timestamp"}
-)
-
-
 def _type_class(kind: str) -> str:
-    return "int" if kind in _INTEGERS else "float" if kind in ("float", "double") else kind
+    return "int" if kind in INTEGERS else "float" if kind in ("float", "double") else kind
 
 
 def _check_queue(what: str, *, durable: bool, exclusive: bool, auto_delete: bool, arguments: TypedTable) -> None:
-    queue_type = arguments.get("x-queue-type", ("longstr", "classic"))[1]
+    kind, queue_type = arguments.get("x-queue-type", ("longstr", "classic"))
+    if kind != "longstr":
+        raise _invalid("x-queue-type", what, f"{{unacceptable_type,{kind}}}")
     if queue_type not in ARGUMENTS:
         raise _invalid("x-queue-type", what, f"\"unsupported queue type '{queue_type}'\"")
-    for label in sorted(arguments):
-        if label in _ALL_ARGUMENTS - ARGUMENTS[queue_type]:
-            raise precondition_failed(f"invalid arg '{label}' for {what} of queue type rabbit_{queue_type}_queue")
-    for label in _COUNTS:
-        if label not in arguments:
-            continue
-        kind, value = arguments[label]
-        if kind not in _INTEGERS:
-            raise _invalid(label, what, f'"expected integer, got {kind}"')
-        if value < 0:
-            raise _invalid(label, what, f"{{value_negative,{value}}}")
-        if value == 0 and label == "x-expires":
-            raise _invalid(label, what, "{value_zero,0}")
-        if value > 255 and label == "x-max-priority":
-            raise _invalid(label, what, f"{{max_value_exceeded,{value}}}")
-    if arguments.get("x-overflow", ("longstr", "drop-head"))[1] not in _OVERFLOWS:
-        raise _invalid("x-overflow", what, "invalid_overflow")
-    if "x-dead-letter-routing-key" in arguments and "x-dead-letter-exchange" not in arguments:
-        raise _invalid("x-dead-letter-routing-key", what, "routing_key_but_no_dlx_defined")
+    wrong = first_wrong(queue_type, arguments)
+    if wrong is not None:
+        raise _invalid(wrong[0], what, wrong[1])
+    foreign = first_foreign(queue_type, arguments)
+    if foreign is not None:
+        raise precondition_failed(f"invalid arg '{foreign}' for {what} of queue type rabbit_{queue_type}_queue")
     if queue_type == "quorum":
-        for wrong, label in (
+        for unfit, label in (
             (auto_delete, "auto-delete"),
             (exclusive, "exclusive-owner"),
             (not durable, "non-durable"),
         ):
-            if wrong:
+            if unfit:
                 raise precondition_failed(f"invalid property '{label}' for {what}")
 
 
