@@ -16,11 +16,12 @@ __all__ = ["PublishHandle", "error_of"]
 class PublishHandle(Ticket):
     """The outcome to come of one `publish_nowait`."""
 
-    __slots__ = ("_message_id", "_sender")
+    __slots__ = ("_message_id", "owner")
 
     def __init__(self, sender: Sender) -> None:
         super().__init__()
-        self._sender = sender
+        #: For the library: who tells the outcome.
+        self.owner = sender
         self._message_id: int | str = ""
 
     def __repr__(self) -> str:
@@ -34,13 +35,13 @@ class PublishHandle(Ticket):
     def message_id(self) -> str:
         """The message_id that is sent with the message."""
         if isinstance(self._message_id, int):
-            self._message_id = self._sender.message_id(self._message_id)
+            self._message_id = self.owner.message_id(self._message_id)
         return self._message_id
 
     @property
     def settled(self) -> bool:
         """Whether the outcome is there, so that `wait()` does not wait."""
-        return self._sender.outcome(self) is not None
+        return self.owner.outcome(self) is not None
 
     async def wait(self) -> Receipt:
         """Wait for the outcome; return the receipt or raise the `PublishError`. May be called again.
@@ -48,17 +49,28 @@ class PublishHandle(Ticket):
         Cancelling this call does not cancel the message, which keeps its own deadline. Only one task may wait at a time
         (`anyio.BusyResourceError`).
         """
-        sender = self._sender
-        if sender.outcome(self) is not None:
-            await anyio.lowlevel.checkpoint()
-        elif self.waiter is not None:
-            raise anyio.BusyResourceError("waiting for")
-        else:
-            await sender.backend.park(self, _forget_waiter)
-        outcome = sender.outcome(self)
+        outcome = await outcome_of(self)
         if isinstance(outcome, Receipt):
             return outcome
         raise error_of(outcome)
+
+
+async def outcome_of(handle: PublishHandle) -> Receipt | PublishError:
+    """Wait for the outcome and return it, an error too."""
+    sender = handle.owner
+    if sender.outcome(handle) is not None:
+        await anyio.lowlevel.checkpoint()
+    elif handle.waiter is not None:
+        raise anyio.BusyResourceError("waiting for")
+    else:
+        await sender.backend.park(handle, _forget_waiter)
+    outcome = sender.outcome(handle)
+    return outcome if isinstance(outcome, Receipt) else error_of(outcome)
+
+
+def leave(handle: PublishHandle) -> None:
+    """Nobody waits for the message any more: it is cancelled, as a publish whose caller is cancelled."""
+    handle.owner.left(handle)
 
 
 def _forget_waiter(handle: PublishHandle) -> None:

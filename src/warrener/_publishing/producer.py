@@ -22,6 +22,7 @@ from attrs import asdict, evolve
 from warrener._backend import Backend, backend
 from warrener._histogram import RECONNECT_BOUNDS, Histogram
 from warrener._ids import id_prefix, message_ids
+from warrener._publishing.accepting import accepted, offered
 from warrener._publishing.assembly import assembled
 from warrener._publishing.declaring import Declaring
 from warrener._publishing.destinations import Destinations
@@ -36,6 +37,7 @@ from warrener._publishing.envelopes import (
 from warrener._publishing.handles import PublishHandle, error_of
 from warrener._publishing.ledger import Ledger, Ticket
 from warrener._publishing.many import ManyPublishes
+from warrener._publishing.outcome_stream import OutcomeStream, streaming
 from warrener._publishing.place import Place
 from warrener._publishing.relaying import OutboxLike, RelayLike, running_beside
 from warrener._publishing.running import running
@@ -43,6 +45,7 @@ from warrener._publishing.sender import Sender
 from warrener._publishing.streams import Changes, Outcomes, Streams
 from warrener._publishing.targets import Direct, Target
 from warrener._publishing.watching import present_status, until_connected
+from warrener._retry_rules import RetryRules
 from warrener._settings.settings import Settings, SettingsFields
 from warrener._supervision.supervisor import Supervisor
 from warrener._supervision.topology import LiveTopology
@@ -350,27 +353,45 @@ class Producer(Declaring):
         sender, backend = self._sender, self._backend
         if sender is None or backend is None or threading.get_ident() != self._place.thread:
             raise self._not_here()
+        rules = None if retry is None else retry_rules(retry)
         allowed = seconds(timeout, self._publish_timeout)
-        handle = PublishHandle(sender)
-        if type(body) is bytes and retry is None and (envelope := self._envelopes.known(fields)) is not None:
-            number = sender.join(envelope, body, handle, allowed)
-            if number:
-                handle.accepted(number)
-                return handle
-        called = backend.clock()
-        delivery = self._envelopes.delivery(body, called + allowed, fields)
-        if retry is not None:
-            delivery.retry = retry_rules(retry)
-        admission = sender.admission
-        refusal = admission.refused(delivery)
-        if refusal is not None:
-            raise refusal
-        if not admission.try_accept(delivery):
-            raise admission.full(delivery)
-        handle.delivery, delivery.waiter = delivery, handle
-        handle.accepted(delivery.message_id)
-        sender.accepted(delivery, called)
+        handle, waiting = offered(sender, self._envelopes, body, allowed, rules, fields)
+        if waiting is not None:
+            raise sender.admission.full(waiting)
         return handle
+
+    @with_message_fields
+    def publish_stream(
+        self,
+        source: AsyncIterable[Body | Message] | Iterable[Body | Message],
+        *,
+        window: int = 1000,
+        key: str | None = None,
+        timeout: float = PUBLISH_TIMEOUT,
+        retry: Retry | None = None,
+        **fields: Unpack[MessageFields],
+    ) -> AbstractAsyncContextManager[OutcomeStream]:
+        """Publish what the source yields, while the body of ``async with`` reads the outcomes, in the order of the source.
+
+        ``async with producer.publish_stream(source, window=1000) as outcomes: async for outcome in outcomes``. The source is
+        read on as long as fewer than `window` outcomes wait to be read. Errors are items and are not raised; an exception of
+        the source is raised behind the outcomes of the messages before it. `timeout` is seconds from the moment at which a
+        message was taken from the source. When the body ends, messages without an outcome are cancelled. The rest is as for
+        `publish_many`.
+        """
+        if not self._run_called or threading.get_ident() != self._place.thread:
+            raise self._not_here()
+        rules = None if retry is None else retry_rules(retry)
+        allowed = seconds(timeout, self._publish_timeout)
+        return streaming(lambda message: self._accepted(message, key, allowed, rules, fields), source, window)
+
+    async def _accepted(
+        self, body: Body | Message, key: str | None, allowed: float, rules: RetryRules | None, fields: MessageFields
+    ) -> PublishHandle | PublishError:
+        """Accept a message of a stream; `key` chooses the link where there are several."""
+        if self._sender is None:
+            raise self._not_here()
+        return await accepted(self._sender, self._envelopes, body, allowed, rules, fields)
 
     @with_target_fields
     def to(self, exchange: str = "", routing_key: str = "", **fields: Unpack[TargetFields]) -> Target:
