@@ -32,6 +32,7 @@ from benchmarks.runner import (
 )
 from warrener.testing.rabbitmq import PrivateRabbitMQ, RabbitMQMissing
 from warrener.topology import Queue
+from warrener.wire import requests
 
 QUEUE = "warrener.benchmark"
 
@@ -69,7 +70,8 @@ def private_broker(*, pinned: bool) -> Iterator[PrivateRabbitMQ]:
         os.sched_setaffinity(0, everywhere)
         peer, session, _ = shake_hands(broker.url)
         with peer:
-            session.declare(Queue(QUEUE, arguments={"x-max-length": 10_000, "x-max-length-bytes": 50_000_000}))
+            limits = {"x-max-length": 10_000, "x-max-length-bytes": 50_000_000}
+            session.request(requests.declare(Queue(QUEUE, arguments=limits)))
             answers: list[object] = []
             while not answers:
                 while data := session.data_to_send():

@@ -1,7 +1,7 @@
 """Where a publisher waits for its outcome, and the clock it waits by.
 
-The one library module that knows Trio. A publisher that waits for its confirm is parked and rescheduled directly
-(`trio.lowlevel`): one publish costs one park and one wake, without an event object or a cancel scope. `_Place` says which
+One of two library modules that know Trio; the other is the transport of the native driver. A publisher that waits for its
+confirm is parked and rescheduled directly (`trio.lowlevel`): one publish costs one park and one wake, without an event object or a cancel scope. `_Place` says which
 detail of Trio this leans on; a Trio without it gets `_PublicTrioBackend`. On asyncio the same is done with a bare future of
 the running loop. All give the same guarantees:
 

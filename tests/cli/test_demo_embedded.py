@@ -22,7 +22,7 @@ def test_the_demo_needs_the_base_install_only() -> None:
 import sys
 for name in {EXTRAS!r}:
     sys.modules[name] = None
-from warrener._cli import check, demo, demo_witness, machine, publish
+from warrener._cli import check, demo, demo_outbox, demo_victim, demo_witness, machine, publish
 from warrener._cli.demo_broker import open_broker
 from warrener._cli.demo_view import open_view
 import warrener._cli.demo_story
@@ -38,9 +38,9 @@ with open_broker(embedded=True) as broker, open_view(plain=False) as view:
 
 @pytest.mark.full
 def test_the_demo_balances_on_the_embedded_broker(capsys: pytest.CaptureFixture[str]) -> None:
-    """With nothing but the package: killed, revived, blocked, closed under load, and every message accounted for."""
+    """With nothing but the package: broker and process killed, revived, blocked, and every message accounted for."""
     status = demo.main(plain=True, embedded=True)
 
     shown = capsys.readouterr().out
     assert status == 0, shown
-    assert "It balances" in shown
+    assert "Both accounts balance" in shown

@@ -196,3 +196,40 @@ class Peer:
                 case commands.Basic.Qos():
                     await self.send(commands.Basic.QosOk(), channel)
                     return channel
+
+
+class TransportStream(ByteStream):
+    """A transport of the native driver, under the names of anyio's streams."""
+
+    def __init__(self, transport: Any) -> None:
+        self.transport = transport
+
+    @property
+    def extra_attributes(self) -> Any:
+        return {SocketAttribute.raw_socket: lambda: raw_socket(self.transport)}
+
+    async def send(self, item: bytes) -> None:
+        self.transport.write(item)
+        await self.transport.drain()
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        got = bytearray()
+
+        def take(data: bytes | memoryview) -> bool:
+            got.extend(data)
+            return not got
+
+        await self.transport.read_on(take)
+        return bytes(got)
+
+    async def send_eof(self) -> None:
+        raise NotImplementedError
+
+    async def aclose(self) -> None:
+        await self.transport.aclose()
+
+
+def raw_socket(transport: Any) -> Any:
+    """The socket of a transport on any backend, below its TLS."""
+    transport = getattr(transport, "_below", transport)
+    return getattr(transport, "_socket", None) or transport._transport.get_extra_info("socket")

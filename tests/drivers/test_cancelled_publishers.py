@@ -50,7 +50,7 @@ class Slow(ByteStream):
 def driver_to(broker: EmbeddedBroker, *, piece: int, pause: float) -> NativeDriver:
     """The native driver, by way of a slow stream in memory."""
 
-    async def dial(endpoint: Endpoint, /, **_: Any) -> Dialed:
+    async def dial(endpoint: Endpoint, /, **_: Any) -> Dialed[ByteStream]:
         return Dialed(Slow(await broker.connect(), piece, pause), "memory", None)
 
     return NativeDriver(dial=dial)

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
@@ -21,10 +21,12 @@ from anyio.streams.stapled import StapledObjectStream
 from anyio.streams.tls import TLSStream
 from attrs import define, evolve, field
 
+from tests.drivers.recording import TransportStream
 from warrener.drivers import _dial as dial_module
 from warrener.drivers._dial import Dialed, dial, resolve
 from warrener.drivers._faults import DialPhase, fault_of
 from warrener.drivers.base import LinkDown
+from warrener.drivers.native._driver import dial_sockets
 from warrener.errors import Fault, FaultKind
 from warrener.records import Endpoint
 
@@ -32,9 +34,29 @@ if TYPE_CHECKING:
     import trio.testing
 
 time = pytest.mark.trio
-sockets = pytest.mark.anyio
 
 BROKER = Endpoint("broker.example", 5672)
+
+
+def sockets(test: Callable[..., object]) -> Callable[..., object]:
+    """Run a test on sockets: by anyio's streams, and by the native driver's transports."""
+    return pytest.mark.anyio(pytest.mark.usefixtures("each_dial")(test))
+
+
+@pytest.fixture(params=["streams", "transports"])
+def each_dial(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the tests call one dial or the other."""
+    if request.param == "transports":
+        monkeypatch.setitem(globals(), "dial", _dial_transport)
+
+
+async def _dial_transport(
+    endpoint: Endpoint, *, require_tls: bool = False, ssl_context: ssl.SSLContext | None = None, **options: Any
+) -> Dialed[ByteStream]:
+    if options:  # a test of the order of addresses, with the real dial around it
+        return await dial_module.dial(endpoint, require_tls=require_tls, ssl_context=ssl_context, **options)
+    dialed = await dial_sockets(endpoint, require_tls=require_tls, ssl_context=ssl_context, first_address=0)
+    return evolve(dialed, stream=TransportStream(dialed.stream))
 
 
 # --- virtual time -----------------------------------------------------------------------------------------------------
@@ -82,11 +104,11 @@ class FakeNetwork:
         self.streams.append(FakeStream(address))
         return self.streams[-1]
 
-    async def dial(self, endpoint: Endpoint = BROKER) -> Dialed:
+    async def dial(self, endpoint: Endpoint = BROKER) -> Dialed[ByteStream]:
         return await dial(endpoint, resolve=self.resolve, connect=self.connect)
 
 
-async def _refused(dialing: Awaitable[Dialed]) -> Fault:
+async def _refused(dialing: Awaitable[Dialed[ByteStream]]) -> Fault:
     with pytest.raises(LinkDown) as caught:
         await dialing
     return caught.value.fault

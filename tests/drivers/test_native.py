@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -17,9 +19,11 @@ from pamqp.heartbeat import Heartbeat
 from tests.drivers.pipes import PipeEnd, pipe
 from tests.drivers.recording import Peer, RecordingReports
 from tests.wire.far_side import StrictReader, ack, marshalled
+from warrener._backend import backend
 from warrener.drivers._dial import Dialed
 from warrener.drivers.base import Lane, LinkDown, LinkOptions
 from warrener.drivers.native import NativeDriver, NativeLink
+from warrener.drivers.native._writer import Writer
 from warrener.errors import Fault, FaultKind
 from warrener.records import Endpoint, Envelope
 from warrener.topology import Queue
@@ -37,6 +41,8 @@ class Far(Peer):
     """The broker's end: scripted, strict about what it reads, and with a note of when bytes came."""
 
     stream: PipeEnd
+    #: The client's end.
+    near: PipeEnd
 
     def __init__(self, stream: PipeEnd) -> None:
         super().__init__(stream)
@@ -66,7 +72,7 @@ class Far(Peer):
 
 
 def driver_for(stream: PipeEnd) -> NativeDriver:
-    async def dial(endpoint: Endpoint, /, **options: Any) -> Dialed:
+    async def dial(endpoint: Endpoint, /, **options: Any) -> Dialed[PipeEnd]:
         await trio.lowlevel.checkpoint()
         return Dialed(stream, "memory", None)
 
@@ -85,6 +91,7 @@ async def linked(
     """A link to a peer that shakes hands and then follows the script; a `LinkDown` leaves bare."""
     near, end = pipe(window)
     far = Far(end)
+    far.near = near
 
     async def serve() -> None:
         await far.open(heartbeat=heartbeat)
@@ -258,6 +265,56 @@ async def test_a_write_that_does_not_finish(autojump_clock: trio.testing.MockClo
     assert link.written(1) == 1
 
 
+class Leaking:
+    """A transport whose bytes leave one by one, at given instants."""
+
+    prompt = drain_can_resume = True
+    descriptor = -1
+
+    def __init__(self, leaves_at: list[float]) -> None:
+        self.left = 0
+        self._leaves_at = leaves_at
+
+    def write(self, data: bytes) -> None:
+        self.left += len(data)
+
+    async def drain(self) -> None:
+        while self.left:
+            await trio.sleep_until(self._leaves_at[0] if self._leaves_at else math.inf)
+            self._leaves_at.pop(0)
+            self.left -= 1
+
+    def stop(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("leaves_at", "stalled_at"), [([], (30, 30)), ([1], (31, 35)), ([29, 58, 87, 90], (120, 124))])
+async def test_a_write_of_which_bytes_leave(
+    autojump_clock: trio.testing.MockClock, leaves_at: list[float], stalled_at: tuple[float, float]
+) -> None:
+    """A write stalls when no byte leaves for `write_stall_timeout`, however long all of it takes; seen within an eighth of that."""
+    waiting = [b"x" * 1000]
+    session: Any = SimpleNamespace(data_to_send=lambda: waiting.pop() if waiting else b"", idle=True, pending=0)
+    transport: Any = Leaking([*leaves_at])
+    ended: list[float] = []
+
+    async def lost(_: Exception) -> None:
+        raise AssertionError
+
+    writer = Writer(
+        transport,
+        session,
+        30,
+        backend(),
+        on_pull=lambda: None,
+        on_writable=lambda: None,
+        on_stalled=lambda: ended.append(trio.current_time()),
+        on_lost=lost,
+    )
+    await writer.run()
+    assert stalled_at[0] <= ended[0] <= stalled_at[1]
+
+
 async def test_a_write_that_the_broker_has_blocked(autojump_clock: trio.testing.MockClock) -> None:
     """A broker that has blocked us stops reading (F7): no write stalls then; its time begins when the block ends (R9)."""
 
@@ -302,13 +359,13 @@ async def test_what_is_published_meanwhile_goes_out_together(autojump_clock: tri
         await far.read_on()
 
     async with linked(script, close_timeout=1) as (link, far):
-        real = link._stream.send
+        real = far.near.send
 
         async def send(item: bytes) -> None:
             sends.append(len(item))
             await real(item)
 
-        link._stream.send = send  # type: ignore[method-assign]
+        far.near.send = send  # type: ignore[method-assign]
         await trio.testing.wait_all_tasks_blocked()
         for _ in range(100):
             link.publish(Lane.MAIN, ENVELOPE, "0" * 32, b"x" * 10, None)
@@ -475,7 +532,7 @@ async def test_one_deadline_for_the_whole_handshake(
 async def test_dialing_counts_towards_the_deadline(autojump_clock: trio.testing.MockClock) -> None:
     """The deadline begins with the name resolution, not with the connection."""
 
-    async def dial(endpoint: Endpoint, /, **options: Any) -> Dialed:
+    async def dial(endpoint: Endpoint, /, **options: Any) -> Dialed[PipeEnd]:
         await trio.sleep(6)
         return Dialed(near, "memory", None)
 
@@ -490,7 +547,7 @@ async def test_dialing_counts_towards_the_deadline(autojump_clock: trio.testing.
 async def test_a_dial_that_hangs(autojump_clock: trio.testing.MockClock) -> None:
     """A dial without end is cancelled at the deadline."""
 
-    async def dial(endpoint: Endpoint, /, **options: Any) -> Dialed:
+    async def dial(endpoint: Endpoint, /, **options: Any) -> Dialed[PipeEnd]:
         await trio.sleep_forever()
         raise AssertionError
 
@@ -629,8 +686,8 @@ async def test_cancelled_while_leaving(autojump_clock: trio.testing.MockClock) -
 async def test_a_stream_that_does_not_close(autojump_clock: trio.testing.MockClock) -> None:
     """A stream that hangs in its own close costs `abort_timeout`."""
     with pytest.raises(KeyError):
-        async with linked(does_nothing, abort_timeout=2) as (link, _):
-            stream = link._stream
+        async with linked(does_nothing, abort_timeout=2) as (_, far):
+            stream = far.near
             real = stream.aclose
 
             async def aclose() -> None:

@@ -394,6 +394,7 @@ async def test_flow_stopped_in_the_packet_of_qos_ok(driver: Driver, listener: Re
         frames = (commands.Basic.QosOk(), commands.Channel.Flow(active=False))
         await stream.send(b"".join(pamqp.frame.marshal(frame, channel) for frame in frames))
         await until(peer, commands.Channel.FlowOk)
+        await listener.until_kind("blocked")
         await peer.send(commands.Connection.Blocked("an alarm"))
         await peer.send(commands.Connection.Unblocked())
         await peer.send(commands.Channel.Flow(active=True), channel)
@@ -404,6 +405,36 @@ async def test_flow_stopped_in_the_packet_of_qos_ok(driver: Driver, listener: Re
             async with driver.open(Endpoint(host="127.0.0.1", port=port), _QUICK, listener):
                 await listener.until_kind("unblocked")
     assert [kind for kind in listener.kinds() if kind != "opened"] == ["blocked", "blocked", "unblocked"]
+
+
+@pytest.mark.parametrize("last", ["blocked", "unblocked"])
+async def test_blocked_again_and_again_before_the_first_channel(
+    driver: Driver, listener: RecordingReports, last: str
+) -> None:
+    """Only the newest report waits for the channel: a broker could fill the memory with the others."""
+
+    async def handle(stream: ByteStream) -> None:
+        peer = Peer(stream)
+        await peer.greet()
+        await peer.send(commands.Connection.Tune(2047, 131072, 60))
+        await until(peer, commands.Connection.Open)
+        await peer.send(commands.Connection.OpenOk())
+        for number in range(1_000):
+            await peer.send(commands.Connection.Blocked(f"alarm {number}"))
+            if number < 999 or last == "unblocked":
+                await peer.send(commands.Connection.Unblocked())
+        channel, _ = await until(peer, commands.Confirm.Select)
+        await peer.send(commands.Confirm.SelectOk(), channel)
+        await until(peer, commands.Basic.Qos)
+        await peer.send(commands.Basic.QosOk(), channel)
+        await read_on(peer)
+
+    async with serving(handle) as port:
+        with anyio.fail_after(_PATIENCE):
+            async with driver.open(Endpoint(host="127.0.0.1", port=port), _QUICK, listener):
+                await listener.until_kind(last)
+    assert listener.kinds() == ["opened", last]
+    assert listener.of("blocked") == ([("alarm 999",)] if last == "blocked" else [])
 
 
 async def test_bytes_out(driver: Driver, listener: RecordingReports) -> None:
@@ -458,6 +489,30 @@ async def test_names_that_a_codec_refuses(driver: Driver, listener: RecordingRep
         await listener.until(lambda: len(listener.settled()) == len(sent))
     assert seen == sent
     assert set(sent) <= {"", "fine", *names[:3]}
+
+
+class _Huge(bytes):
+    """A body that says that it has 600 MiB, and takes no memory."""
+
+    def __len__(self) -> int:
+        return 600 * 2**20
+
+
+async def test_messages_that_are_too_large(driver: Driver, listener: RecordingReports) -> None:
+    """Both drivers refuse them at the call, in the same words: a broker would close the channel, or the whole connection."""
+
+    async def script(peer: Peer, channel: int) -> None:
+        await read_on(peer)
+
+    headers = Envelope(routing_key="q", headers={"h": "x" * 140_000})
+    async with linked(driver, listener, script) as link:
+        for envelope, body, said in (
+            (headers, b"", "bytes; this broker takes 131,072 (frame_max)"),
+            (Envelope(routing_key="q"), _Huge(), "the body has 629,145,600 bytes; RabbitMQ takes 536,870,912 at most"),
+        ):
+            reason = link.validate(envelope, "m", body, None)
+            assert reason is not None
+            assert said in reason
 
 
 # --- texts ----------------------------------------------------------------------------------------------------------

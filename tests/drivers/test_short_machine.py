@@ -6,7 +6,7 @@ import errno
 import gc
 import os
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from attrs import evolve
 from warrener.drivers import _dial
 from warrener.drivers.aiormq import AiormqDriver
 from warrener.drivers.base import Driver, Lane, LinkDown, LinkOptions
-from warrener.drivers.native import NativeDriver
+from warrener.drivers.native import NativeDriver, _asyncio, _trio
+from warrener.drivers.native._transport import Take, Transport
 from warrener.errors import Fault, FaultKind
 from warrener.records import Endpoint, Envelope
 
@@ -108,7 +109,8 @@ async def test_no_memory_for_a_socket(driver: Driver, monkeypatch: pytest.Monkey
     async def connect_tcp(*_: Any, **__: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(_dial.anyio, "connect_tcp", connect_tcp)
+    for module in (_dial.anyio, _trio, _asyncio):
+        monkeypatch.setattr(module, "connect_tcp", connect_tcp)
     fault = await _fault_of(driver, Endpoint(host="127.0.0.1", port=1))
     assert (fault.kind, fault.permanent) == (FaultKind.UNREACHABLE, False)
 
@@ -146,12 +148,64 @@ class _Short(ByteStream):
         self._refuse("close")
 
 
+class _ShortTransport:
+    """A transport that begins to fail; the native driver's. What its socket raises is in test_transports.py."""
+
+    prompt = drain_can_resume = True
+
+    def __init__(self, transport: Transport, where: str, refused: list[Exception]) -> None:
+        self._transport = transport
+        self._where = where
+        self._refused = refused
+        self.stop = transport.stop
+
+    def _refuse(self, where: str) -> None:
+        if self._refused and where == self._where:
+            raise self._refused[0]
+
+    @property
+    def descriptor(self) -> int:
+        return self._transport.descriptor
+
+    @property
+    def left(self) -> int:
+        return self._transport.left or bool(self._refused and self._where == "send")
+
+    def write(self, data: bytes) -> None:
+        if not self.left:
+            self._transport.write(data)
+
+    async def drain(self) -> None:
+        self._refuse("send")
+        await self._transport.drain()
+
+    async def read_on(self, take: Take) -> None:
+        def take_or_raise(data: bytes | memoryview) -> bool:
+            self._refuse("receive")
+            return take(data)
+
+        await self._transport.read_on(take_or_raise)
+
+    async def aclose(self) -> None:
+        await self._transport.aclose()
+        self._refuse("close")
+
+
 @asynccontextmanager
 async def _failing(monkeypatch: pytest.MonkeyPatch, where: str, refused: list[Exception]) -> AsyncIterator[Endpoint]:
     """A broker, to which streams lead that begin to fail once there is an error in `refused`."""
 
     async def connect(address: str, port: int) -> ByteStream:
         return _Short(await _dial.connect_tcp(address, port), where, refused)
+
+    def short(real: Callable[[str, int], Awaitable[Transport]]) -> Callable[[str, int], Awaitable[Transport]]:
+        async def connect(address: str, port: int) -> Transport:
+            return _ShortTransport(await real(address, port), where, refused)
+
+        return connect
+
+    for module in (_trio, _asyncio):
+        monkeypatch.setattr(module, "connect_tcp", short(module.connect_tcp))
 
     async def handle(stream: ByteStream) -> None:
         peer = Peer(stream)

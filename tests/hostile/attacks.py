@@ -161,6 +161,14 @@ def blocked_flood(conn: Conn, rng: random.Random) -> None:
 
 
 @attack
+def early_blocked(conn: Conn, rng: random.Random) -> None:
+    """connection.blocked and unblocked without end, before the first channel is open."""
+    conn.greet()
+    conn.tune()
+    conn.flood(marshal(X.Blocked("x" * 255)) + marshal(X.Unblocked()), 2)
+
+
+@attack
 def only_blocked(conn: Conn, rng: random.Random) -> None:
     """connection.blocked again and again, and never unblocked."""
     conn.open()
@@ -214,9 +222,10 @@ def strange_returns(conn: Conn, rng: random.Random) -> None:
 
 @attack
 def huge_returns(conn: Conn, rng: random.Random) -> None:
-    """Returns with headers of 100 KB and many levels, without end."""
+    """Returns with headers of 100 KB, and with tokens of 100 KB, without end."""
     conn.open()
-    conn.flood(returned(conn.channel, headers=_HUGE) * 3, 3)
+    headers = rng.choice((_HUGE, {"x-warrener-token": "t" * 100_000}))
+    conn.flood(returned(conn.channel, headers=headers) * 3, 3)
 
 
 @attack

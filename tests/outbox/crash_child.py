@@ -1,14 +1,12 @@
-"""The process that is killed: it enqueues without end and relays, and says on standard output what was stored.
+"""The process that is killed: it enqueues without end and relays, and says on a pipe what was stored.
 
-    python -m tests.outbox.crash_child OUTBOX AMQP-URL LIFE BACKEND [drain]
-
-Each line is ``stored LIFE NUMBER KEY POSITION``, printed after `enqueue` has returned, or ``again ID`` for a message that
-the producer itself had to send twice. With ``drain`` it stores nothing and ends when the outbox is empty.
+Each message is ``stored LIFE NUMBER KEY POSITION``, written after `enqueue` has returned, or ``again ID`` for a message that
+the producer itself had to send twice. With `drain` it stores nothing and ends when the outbox is empty.
 """
 
 from __future__ import annotations
 
-import sys
+import os
 
 import anyio
 
@@ -29,13 +27,7 @@ def outbox_at(place, max_rows=MOST):
     return SQLiteOutbox(place, poll_interval=0.05, max_rows=max_rows)
 
 
-def say(line):
-    # One write for each line: a killed process leaves whole lines, or the last one without its end.
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
-
-
-async def store(producer, life, task):
+async def store(producer, say, life, task):
     number = task
     while True:
         key = f"k{task * (KEYS // TASKS) + number // TASKS % (KEYS // TASKS)}"
@@ -52,7 +44,7 @@ async def store(producer, life, task):
         await anyio.sleep(PAUSE)
 
 
-def telling(publish_many):
+def telling(publish_many, say):
     async def told(messages: list[Message], **arguments):
         outcomes = await publish_many(messages, **arguments)
         for outcome in outcomes:
@@ -77,20 +69,26 @@ async def empty(producer):
             return
 
 
-async def main(place, url, life, drain):
+async def main(say, place, url, life, drain):
     backoff = Backoff(initial=0.05, cap=0.5, min_gap=0.05, attempts=None)
     settings = {"topology": (Queue("crash"),), "backoff": backoff, "breaker": None, "outbox": outbox_at(place)}
     async with open_producer(url, **settings) as producer:
-        producer.publish_many = telling(producer.publish_many)
+        producer.publish_many = telling(producer.publish_many, say)
         say("ready")
         if drain:
             await empty(producer)
             return
         async with anyio.create_task_group() as tasks:
             for task in range(TASKS):
-                tasks.start_soon(store, producer, life, task)
+                tasks.start_soon(store, producer, say, life, task)
 
 
-if __name__ == "__main__":
-    place, url, life, backend, *rest = sys.argv[1:]
-    anyio.run(main, place, url, life, rest == ["drain"], backend=backend)
+def live(pipe, place, url, life, backend, drain):
+    """The whole life of the process."""
+    if not drain:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # a broker that is killed as well is no news
+
+    def say(line):
+        pipe.send_bytes(line.encode())  # one write: a killed process leaves whole messages
+
+    anyio.run(main, say, place, url, life, drain, backend=backend)

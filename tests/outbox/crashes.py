@@ -10,20 +10,21 @@ stored must be in the queue, each key's first deliveries in the order of its com
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import random
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pika
 from attrs import define, field
 
+from tests.outbox import crash_child
 from tests.outbox.crash_child import outbox_at
 from warrener import Message
 from warrener.outbox import PostgresOutbox
@@ -33,6 +34,9 @@ from warrener.testing import PrivateRabbitMQ
 from warrener.testing.postgresql import PrivatePostgreSQL
 
 BACKENDS = ("trio", "asyncio")
+#: A process that has imported the library already makes the others.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["tests.outbox.crash_child"])
 
 
 @define
@@ -71,10 +75,10 @@ class Account:
     def inversions(self) -> int:
         """First deliveries of a key that came after a later row of the key. Rows are numbered as they were stored."""
         last: dict[str, tuple[int, int]] = {}
-        wrong = 0
+        wrong, keys = 0, self.key_of
         for one in dict.fromkeys(one for one, _, _ in self.found):
             life, number = map(int, one.split("-"))
-            key = self.key_of[one]
+            key = keys[one]
             wrong += (life, number) < last.get(key, (-1, -1))
             last[key] = max((life, number), last.get(key, (-1, -1)))
         return wrong
@@ -109,7 +113,7 @@ def run(place, url, kills, draw, *, kill_broker=None):
         _take(account, child.lines)
         if account.kills % 50 == 0:
             print(f"  {account.kills} kills, {len(account.stored):,} messages stored", flush=True)
-    child = _Life(place, url, kills, "trio", "drain")
+    child = _Life(place, url, kills, "trio", drain=True)
     if child.wait(1800):
         raise RuntimeError("the outbox was not emptied")
     _take(account, child.lines)
@@ -130,7 +134,7 @@ def relay_in_order(place, url, draw, *, keys, rows, relays=3, kills=10):
     for done in range(0, len(new), 1000):
         store.transact(Work(inserts=new[done : done + 1000]), "", 0.0)
     account.stored = {row.message_id: (row.key, number) for number, row in enumerate(new)}
-    running = [_Life(place, url, 1, draw.choice(BACKENDS), "drain") for _ in range(relays)]
+    running = [_Life(place, url, 1, draw.choice(BACKENDS), drain=True) for _ in range(relays)]
     ended = []
     while store.status().backlog or account.kills < kills:
         which = draw.randrange(relays)
@@ -139,7 +143,7 @@ def relay_in_order(place, url, draw, *, keys, rows, relays=3, kills=10):
         ended.append(running[which])
         running[which].kill()
         account.kills += 1
-        running[which] = _Life(place, url, 1, draw.choice(BACKENDS), "drain")
+        running[which] = _Life(place, url, 1, draw.choice(BACKENDS), drain=True)
     for life in running:
         life.wait(1800)
     store.close()
@@ -151,14 +155,12 @@ def relay_in_order(place, url, draw, *, keys, rows, relays=3, kills=10):
 class _Life:
     """A child process and the lines that it has printed."""
 
-    def __init__(self, place, url, life, backend, *rest):
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.outbox.crash_child", place, url, str(life), backend, *rest],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=None if rest or not life else subprocess.DEVNULL,
-            text=True,
-        )
+    def __init__(self, place, url, life, backend, *, drain=False):
+        self._pipe, pipe = PROCESSES.Pipe(duplex=False)
+        arguments = (pipe, place, url, life, backend, drain)
+        self._process = PROCESSES.Process(target=crash_child.live, args=arguments, daemon=True)
+        self._process.start()
+        pipe.close()
         self.lines = []
         #: It relays, or it has ended.
         self.ready = threading.Event()
@@ -166,10 +168,10 @@ class _Life:
         self._reading.start()
 
     def _read(self):
-        with self._process.stdout:
-            for line in self._process.stdout:
-                self.lines.append(line)
-                if line == "ready\n":
+        with self._pipe, suppress(EOFError, OSError):
+            while True:
+                self.lines.append(self._pipe.recv_bytes().decode())
+                if self.lines[-1] == "ready":
                     self.ready.set()
         self.ready.set()
 
@@ -179,7 +181,11 @@ class _Life:
 
     def wait(self, timeout):
         """Wait for its end; return its status."""
-        status = self._process.wait(timeout)
+        self._process.join(timeout)
+        status = self._process.exitcode
+        if status is None:
+            self._process.kill()
+            raise RuntimeError(f"a process did not end within {timeout:g} s")
         self._reading.join()
         return status
 
@@ -187,7 +193,7 @@ class _Life:
 def _take(account, lines):
     for line in lines:
         match line.split():
-            case ["stored", life, number, key, position] if line.endswith("\n"):
+            case ["stored", life, number, key, position]:
                 account.stored[f"{life}-{number}"] = (key, int(position))
             case ["again", one]:
                 account.again.add(one)

@@ -7,6 +7,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,7 @@ def test_plain_sql_works_as_the_page_writes_it(tmp_path):
 def test_the_first_two_examples_run(tmp_path):
     """As they stand on the page, against a broker at another port."""
     first, second, *_ = blocks("python")
-    with sqlite3.connect(tmp_path / "app.db") as db:
+    with closing(sqlite3.connect(tmp_path / "app.db")) as db, db:
         db.execute("CREATE TABLE orders (item TEXT)")
     db.close()
     SQLiteOutbox(tmp_path / "app.db").create()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 
 import anyio
@@ -14,12 +15,15 @@ from tests.outbox.rows import LEASE, claim, insert, positions
 from warrener import Message, Queue, SettingsError, open_producer
 from warrener.outbox import OutboxProblem, OutboxUnusable, PostgresOutbox, add, add_async
 from warrener.outbox import _postgres_store as module
+from warrener.outbox._postgres_connect import Connector
 from warrener.outbox._postgres_rows import unusable
 from warrener.outbox._postgres_store import PostgresStore
 from warrener.outbox._rows import encode
 from warrener.outbox._schema import VERSION
 from warrener.outbox.records import Settlement, Want, Work
 from warrener.testing import EmbeddedBroker
+
+_numbers = itertools.count(1)
 
 
 @pytest.fixture
@@ -77,14 +81,28 @@ def test_a_row_that_waits_holds_up_the_later_ones_of_its_key(open_store, outbox_
     assert positions(claim(store)) == [first.position, second.position]
 
 
-def test_skip_locked_alone_would_reorder(open_store, outbox_dsn):
-    """Why it is not used: a row that another session has locked is passed by the next one of its key."""
-    store = open_store()
-    insert(store, "a", "a")
+def test_skip_locked_alone_would_reorder(outbox_dsn, open_store):
+    """With two writers and three relays it passes rows of a key that are not committed yet, or that another relay has locked."""
+    relays = [open_store() for _ in range(3)]
     query = "SELECT position FROM warrener_outbox ORDER BY position LIMIT 1 FOR UPDATE SKIP LOCKED"
-    with psycopg.connect(outbox_dsn) as first, psycopg.connect(outbox_dsn) as second:
-        assert first.execute(query).fetchone() == (1,)
-        assert second.execute(query).fetchone() == (2,)
+    with (
+        psycopg.connect(outbox_dsn) as slow,
+        psycopg.connect(outbox_dsn) as quick,
+        psycopg.connect(outbox_dsn) as one,
+        psycopg.connect(outbox_dsn) as other,
+    ):
+        add(slow, task(1), key="a")
+        add(quick, task(2), key="a")
+        add(quick, task(3), key="a")
+        quick.commit()
+        assert [one.execute(query).fetchone(), other.execute(query).fetchone()] == [(2,), (3,)]
+        one.rollback()
+        other.rollback()
+
+        assert [claim(relay, f"relay {number}") for number, relay in enumerate(relays)] == [(), (), ()]
+        slow.commit()
+    claims = [positions(claim(relay, f"relay {number}")) for number, relay in enumerate(relays)]
+    assert claims == [[1, 2, 3], [], []]
 
 
 # --- in the application's transaction -----------------------------------------------------------------------------
@@ -171,6 +189,92 @@ def test_a_server_that_is_not_there_is_said_to_be_so(outbox_dsn, postgresql):
     assert "secret" not in str(error)
 
 
+def test_a_relay_that_is_paused_in_a_transaction_does_not_stop_the_others(open_store, monkeypatch):
+    """The server ends its session, and with it the locks; the paused relay has written nothing."""
+    monkeypatch.setattr(module, "_PAUSE", 200)
+    paused, other = open_store(), open_store()
+    insert(other, "a")
+    want = Want(rows=10, bytes=1 << 20, per_key=10)
+    with pytest.raises(OutboxUnusable, match="paused"), paused._errors(), paused._db.transaction():
+        assert positions(paused._work(paused._db, Work(want=want), "paused", LEASE)[0].claimed.rows) == [1]
+        assert positions(claim(other, "other")) == [1]
+
+    assert positions(claim(paused, "paused")) == []
+
+
+def test_a_disk_that_is_full_refuses_and_keeps(open_store, outbox_dsn):
+    """As the server reports it: the message is refused, stored ones are still claimed and deleted."""
+    store = open_store()
+    insert(store, None)
+    with psycopg.connect(outbox_dsn) as db:
+        raising = "BEGIN RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = '53100'; END"
+        db.execute(f"CREATE FUNCTION no_space() RETURNS trigger LANGUAGE plpgsql AS $${raising}$$")
+        db.execute("CREATE TRIGGER no_space BEFORE INSERT ON warrener_outbox FOR EACH ROW EXECUTE FUNCTION no_space()")
+    with pytest.raises(OutboxUnusable, match="free some space") as caught:
+        insert(store, None)
+
+    assert caught.value.problem is OutboxProblem.FULL_DISK
+    assert confirm_all(store).owned
+    assert store.status().backlog == 0
+
+
+def test_a_database_that_cannot_be_written_is_said_to_be_so(open_store, outbox_dsn):
+    """Such as a standby that is the only one of the list."""
+    store = open_store(outbox_dsn + "%20-c%20default_transaction_read_only%3Don")
+    with pytest.raises(OutboxUnusable, match="cannot be written") as caught:
+        insert(store, None)
+
+    assert caught.value.problem is OutboxProblem.READ_ONLY
+
+
+def test_nonsense_is_claimed_with_its_problem(open_store, outbox_dsn):
+    """The relay sets the row aside; the other row goes on."""
+    store = open_store()
+    with psycopg.connect(outbox_dsn) as db:
+        db.execute(
+            "INSERT INTO warrener_outbox (routing_key, properties, body) VALUES ('q', '{', 'x'), ('q', '{}', 'y')"
+        )
+
+    nonsense, sound = claim(store)
+    assert nonsense.message is None
+    assert "properties" in nonsense.problem
+    assert sound.message.body == b"y"
+
+
+@pytest.mark.anyio
+async def test_a_failover_is_followed(postgresql):
+    """The first database refuses connections while the relay runs: it goes on with the next one of the list."""
+    first, second = f"first_{next(_numbers)}", f"second_{next(_numbers)}"
+
+    def databases():
+        dsns = [postgresql.create_database(name) for name in (first, second)]
+        for dsn in dsns:
+            PostgresOutbox(dsn).create()
+        return dsns
+
+    def end_the_first():
+        with psycopg.connect(postgresql.dsn, autocommit=True) as db:
+            db.execute(f"ALTER DATABASE {first} ALLOW_CONNECTIONS false")
+            db.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (first,))
+
+    dsns = await anyio.to_thread.run_sync(databases)
+    async with EmbeddedBroker() as broker, relaying(broker, dsns) as producer:
+        await producer.enqueue(b"1", routing_key="tasks")
+        await producer.wait_flushed(30)
+        await anyio.to_thread.run_sync(end_the_first)
+        while True:
+            try:
+                await producer.enqueue(b"2", routing_key="tasks")
+            except OutboxUnusable:
+                await anyio.sleep(0.05)
+            else:
+                break
+        await producer.wait_flushed(30)
+
+        assert broker.messages("tasks") == [b"1", b"2"]
+        assert PostgresOutbox(dsns[1]).status().backlog == 0
+
+
 def test_the_next_database_of_the_list_is_used(open_store, outbox_dsn, private_postgresql):
     """One that does not answer, and one that is read-only, are passed over."""
     read_only = private_postgresql.create_database("read_only")
@@ -242,6 +346,45 @@ def size_of(dsn):
     with psycopg.connect(dsn) as db:
         query = "SELECT sum(pg_total_relation_size(relid)) FROM pg_partition_tree('warrener_outbox') WHERE isleaf"
         return db.execute(query).fetchone()[0]
+
+
+def confirm_all(store):
+    """Claim all rows and delete them as confirmed, in two transactions; return the second one's answer."""
+    rows = claim(store)
+    confirmed = tuple((row.position, row.claim) for row in rows)
+    return store.transact(Work(settlement=Settlement(confirmed, claims={rows[0].claim: ()})), "relay", LEASE)
+
+
+def slot_of(dsn):
+    with psycopg.connect(dsn) as db:
+        return db.execute("SELECT pg_sequence_last_value('warrener_outbox_slot')").fetchone()[0]
+
+
+@pytest.mark.parametrize("reachable", [True, False])
+def test_a_rotation_that_fails_leaves_the_commit_as_it_is(open_store, outbox_dsn, monkeypatch, reachable):
+    """The connection breaks between the commit and the rotation: the deletes are done, and are not called failed."""
+    monkeypatch.setattr(module, "_ROTATE_AFTER", 1)
+    store = open_store()
+    insert(store, None)
+    rotate, connector = store._rotate, store._connector
+
+    def cut_off():
+        store.interrupt()
+        if not reachable:
+            store._drop()
+            store._connector = Connector(["postgresql://warrener@127.0.0.1:1/postgres"], 2.0)
+        rotate()
+
+    store._rotate = cut_off
+    assert confirm_all(store).owned
+    store._connector = connector
+    assert store.status().backlog == 0
+    assert slot_of(outbox_dsn) == 0
+
+    del store._rotate
+    insert(store, None)
+    confirm_all(store)
+    assert slot_of(outbox_dsn) != 0
 
 
 def test_space_comes_back_while_an_old_snapshot_is_held(open_store, outbox_dsn, monkeypatch):

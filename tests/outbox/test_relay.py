@@ -100,6 +100,37 @@ async def test_what_another_program_commits_is_found(path):
         assert broker.messages("tasks") == [b"1"]
 
 
+NONSENSE = (
+    {"message_id": b"\xff"}, {"message_id": ""}, {"key": b"\xff"}, {"exchange": b"\xff"}, {"exchange": "x" * 300},
+    {"routing_key": b"tasks"}, {"properties": "{"}, {"properties": b"\xff"},
+    {"properties": '{"expiration": -1}'}, {"properties": '{"headers": {"x": {"!table": 5}}}'}, {"stored_at": "yesterday"},
+    {"stored_at": 1e300}, {"attempts": "many"}, {"attempts": -3}, {"nacks": b"\x00"}, {"possible_duplicate": "perhaps"},
+    {"not_before": "tomorrow"}, {"last_error": b"\xff"}, {"body": 7},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("columns", NONSENSE, ids=lambda columns: next(iter(columns)))
+async def test_nonsense_in_any_column_is_published_or_set_aside(path, columns):
+    """A row that another program inserted wrongly stops neither the relay, nor the other rows, nor a person who looks at it."""
+    outbox = outbox_at(path)
+    outbox.create()
+    row = {"routing_key": "tasks", "body": b"1"} | columns
+    with sqlite3.connect(path) as db:
+        names, marks = ", ".join(row), ", ".join("?" * len(row))
+        db.execute(f"INSERT INTO warrener_outbox ({names}) VALUES ({marks})", tuple(row.values()))  # noqa: S608
+        add(db, task(2))
+    db.close()
+    assert len(outbox.entries()) == 2
+    assert outbox.status().oldest_age is not None
+    async with EmbeddedBroker() as broker, relaying(broker, outbox) as relay:
+        await relay.wait_flushed(10)
+        entries = await anyio.to_thread.run_sync(outbox.entries)
+
+        assert len(entries) + len(broker.messages("tasks")) == 2
+        assert b"2" in broker.messages("tasks")
+        assert all((entry.state, entry.reason) == ("set_aside", "InvalidRow") for entry in entries)
+
+
 async def test_a_returned_row_is_set_aside_and_loud(path, caplog):
     """Its key waits for a person and the log says so; other keys go on; a retry keeps the order."""
     outbox = outbox_at(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ def test_a_limit_sees_what_other_programs_stored(open_store, path):
     """Rows that were inserted with plain SQL count."""
     store = open_store(max_rows=2)
     insert(store, None)
-    with sqlite3.connect(path) as db:
+    with closing(sqlite3.connect(path)) as db, db:
         db.execute("INSERT INTO warrener_outbox (routing_key, body) VALUES ('q', 'text')")
     db.close()
 
@@ -52,7 +53,7 @@ def test_a_limit_sees_what_other_programs_stored(open_store, path):
 def test_a_row_of_nonsense_is_claimed_with_its_problem(open_store, path):
     """The relay sets it aside; nothing raises."""
     store = open_store()
-    with sqlite3.connect(path) as db:
+    with closing(sqlite3.connect(path)) as db, db:
         db.execute("INSERT INTO warrener_outbox (routing_key, properties, body) VALUES ('q', '{', 'text')")
     db.close()
 
@@ -67,12 +68,12 @@ def test_a_row_of_nonsense_is_claimed_with_its_problem(open_store, path):
 def test_add_commits_and_rolls_back_with_the_application(open_store, path):
     """A rolled-back row is nowhere; a committed one is there with the application's own row."""
     open_store()
-    with sqlite3.connect(path) as db:
+    with closing(sqlite3.connect(path)) as db, db:
         db.execute("CREATE TABLE orders (id INTEGER)")
-    with sqlite3.connect(path) as db:
+    with closing(sqlite3.connect(path)) as db, db:
         db.execute("INSERT INTO orders VALUES (1)")
         stored = add(db, Message(b"one", routing_key="orders"), key="42")
-    with pytest.raises(ZeroDivisionError), sqlite3.connect(path) as db:
+    with closing(sqlite3.connect(path)) as db, pytest.raises(ZeroDivisionError), db:
         add(db, Message(b"two", routing_key="orders"))
         raise ZeroDivisionError
     db.close()

@@ -99,6 +99,9 @@ class ClientEnd(ByteStream):
         await self._stream.send(item)
         self.sending_since = None
 
+    def send_nowait(self, item: bytes) -> int:
+        return self._stream.send_nowait(item)
+
     async def send_eof(self) -> None:
         await self._stream.send_eof()
 
@@ -257,7 +260,7 @@ class Network:
 
     async def dial(
         self, endpoint: Endpoint, /, *, require_tls: bool, ssl_context: ssl.SSLContext | None, first_address: int
-    ) -> Dialed:
+    ) -> Dialed[ByteStream]:
         """Connect; what the native driver calls."""
         self._dials += 1
         dials = self._dials

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pamqp import commands
+from pamqp.header import ContentHeader
 
 from warrener.wire.codec import (
     MAX_DEPTH,
@@ -339,3 +340,11 @@ def test_content_header_of_another_class() -> None:
     ):
         with pytest.raises(Malformed):
             read_content_header(bad)
+
+
+@pytest.mark.parametrize(("size", "kept"), [(32, True), (255, True), (256, False), (100_000, False)])
+def test_a_token_of_a_stranger(size: int, kept: bool) -> None:
+    """A returned message may carry any header; one that is longer than any token of ours is not kept."""
+    properties = commands.Basic.Properties(headers={"x-warrener-token": "t" * size})
+    payload = pamqp.frame.marshal(ContentHeader(body_size=0, properties=properties), 1)[7:-1]
+    assert (read_content_header(payload).token is not None) is kept

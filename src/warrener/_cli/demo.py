@@ -3,7 +3,7 @@
 Several Trio tasks publish at a steady rate, each message under its own id. The broker is killed while messages are in
 flight, comes back, and raises a memory alarm. In the end the producer is closed while the tasks go on publishing. Then
 another client (aiormq, in another process, `demo_witness`) empties the queues, and `demo_account` compares its count with
-the outcomes of the publishers.
+the outcomes of the publishers. In the second act (`demo_outbox`) the publishing process itself is killed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def add_parser(commands: Commands) -> None:
         "demo",
         help="publish through a broker that is killed, and account for every message",
         description="Start a private RabbitMQ, publish ML tasks, kill it, bring it back, raise an alarm, shut down under "
-        "load, then count the messages in the queues. Exit status 0 only if every message is accounted for.",
+        "load, then count the messages in the queues. Then kill a process that publishes through an outbox, and start it "
+        "again. Exit status 0 only if every message is accounted for.",
     )
     add_driver(parser)
     parser.add_argument("--plain", action="store_true", help="plain lines even where rich is installed")
@@ -89,6 +90,7 @@ def _brief(value: object) -> str:
 
 
 def _tell(broker: DemoBroker, *, driver: str, plain: bool) -> int:
+    from warrener._cli.demo_outbox import second_act
     from warrener._cli.demo_story import LIMIT, Story
     from warrener.ml.topology import QUEUES
 
@@ -108,18 +110,25 @@ def _tell(broker: DemoBroker, *, driver: str, plain: bool) -> int:
     if not in_time:
         print(f"FAILED: the demo did not end within {LIMIT:g} s", flush=True)
         return 1
-    account.found = _count_in_queues(broker.url, QUEUES)
-    took = time.monotonic() - began
-    faults = account.faults() + ([f"the demo took {took:.0f} s, and {LIMIT:g} s are allowed"] if took > LIMIT else [])
+    account.found = Counter({name: count for name, (count, _) in _count_in_queues(broker.url, QUEUES).items()})
     print("\nThe account:", *account.lines(), sep="\n")
+    if faults := account.faults():
+        print("FAILED: " + "; ".join(faults))
+        return 1
+    print("The account balances.\n\nSecond act: the process that publishes is killed.", flush=True)
+    with open_view(plain=plain, table=False) as view:
+        stored = second_act(broker, view, _count_in_queues)
+    took = time.monotonic() - began
+    faults = stored.faults() + ([f"the demo took {took:.0f} s, and {LIMIT:g} s are allowed"] if took > LIMIT else [])
+    print("\nThe account of the outbox:", *stored.lines(), sep="\n")
     if faults:
         print("FAILED: " + "; ".join(faults))
         return 1
-    print(f"The account balances. {took:.0f} s since the broker was ready.")
+    print(f"Both accounts balance. {took:.0f} s since the broker was ready.")
     return 0
 
 
-def _count_in_queues(url: str, queues: Sequence[str]) -> Counter[str]:
+def _count_in_queues(url: str, queues: Sequence[str]) -> dict[str, tuple[int, int]]:
     """Have another client, in another process, empty the queues."""
     done = subprocess.run(  # noqa: S603 - ourselves
         [sys.executable, "-m", "warrener._cli.demo_witness", *queues],
@@ -128,4 +137,4 @@ def _count_in_queues(url: str, queues: Sequence[str]) -> Counter[str]:
         check=True,
         timeout=60,
     )
-    return Counter(json.loads(done.stdout))
+    return {name: (copies, flagged) for name, (copies, flagged) in json.loads(done.stdout).items()}

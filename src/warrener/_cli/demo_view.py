@@ -86,9 +86,9 @@ class _Lines:
         return time.monotonic() - self._began
 
 
-def open_view(*, plain: bool) -> AbstractContextManager[View]:
-    """Return the live table, or plain lines where there is no rich, no terminal, or `plain` is set."""
-    if plain or not sys.stdout.isatty():
+def open_view(*, plain: bool, table: bool = True) -> AbstractContextManager[View]:
+    """Return the live table, or plain lines where there is no rich, no terminal, or `plain` is set; or lines alone."""
+    if plain or not table or not sys.stdout.isatty():
         return nullcontext(_Lines())
     try:
         return _rich_view()

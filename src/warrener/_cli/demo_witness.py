@@ -1,7 +1,8 @@
-"""The demo's independent client: it empties the queues and counts how often each message id was in them.
+"""The demo's independent client: it empties the queues and counts how often each message id was in them, and how often flagged.
 
 It shares no code with the producer: it uses aiormq on asyncio, in its own process. ``python -m
-warrener._cli.demo_witness QUEUE…`` reads ``RABBITMQ_URL`` and prints one JSON object: message id to count.
+warrener._cli.demo_witness QUEUE…`` reads ``RABBITMQ_URL`` and prints one JSON object: message id to the
+number of its copies, and of those with the header of a possible duplicate.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from pamqp.commands import Basic
 __all__: list[str] = []
 
 
-async def _count(url: str, queues: Sequence[str]) -> Counter[str]:
+async def _count(url: str, queues: Sequence[str]) -> dict[str, tuple[int, int]]:
     counts: Counter[str] = Counter()
+    flagged: Counter[str] = Counter()
     connection = await aiormq.connect(url)
     try:
         channel = await connection.channel(publisher_confirms=False)
@@ -29,10 +31,13 @@ async def _count(url: str, queues: Sequence[str]) -> Counter[str]:
                 message = await channel.basic_get(queue, no_ack=True)
                 if isinstance(message.delivery, Basic.GetEmpty):
                     break
-                counts[message.header.properties.message_id or "(none)"] += 1
+                properties = message.header.properties
+                name = properties.message_id or "(none)"
+                counts[name] += 1
+                flagged[name] += bool((properties.headers or {}).get("x-warrener-possible-duplicate"))
     finally:
         await connection.close()
-    return counts
+    return {name: (count, flagged[name]) for name, count in counts.items()}
 
 
 if __name__ == "__main__":

@@ -203,13 +203,13 @@ def _relay(args: argparse.Namespace) -> int:
     async def count() -> None:
         shown: tuple[int, int, int] | None = None
         while True:
+            await trio.sleep(1.0)  # the first count is there
             held = producer.status().outbox
             assert held is not None
             now = (held.confirmed, held.backlog, held.set_aside)
             if now != shown:
                 _say(f"{now[0]:,} confirmed, {now[1]:,} waiting, {now[2]:,} set aside")
                 shown = now
-            await trio.sleep(1.0)
 
     async def relay() -> None:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:

@@ -36,7 +36,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import chain, zip_longest
-from typing import TypeAlias
+from typing import Generic, Protocol, TypeAlias, TypeVar
 
 import anyio
 import anyio.from_thread
@@ -51,7 +51,19 @@ from warrener.drivers.base import LinkDown
 from warrener.errors import Fault, FaultKind, printable
 from warrener.records import Endpoint
 
-__all__ = ["STAGGER", "Connect", "Dialed", "Resolve", "connect_tcp", "dial", "resolve"]
+__all__ = [
+    "STAGGER",
+    "Connect",
+    "Dialed",
+    "Resolve",
+    "Sockets",
+    "close_now",
+    "connect_tcp",
+    "dial",
+    "dial_by",
+    "resolve",
+    "set_options",
+]
 
 _log = logging.getLogger("warrener")
 
@@ -69,6 +81,34 @@ Resolve: TypeAlias = Callable[[str, int], Awaitable[Sequence[str]]]
 #: From a literal address and a port to a connected stream; raises OSError.
 Connect: TypeAlias = Callable[[str, int], Awaitable[ByteStream]]
 
+
+class _Closable(Protocol):
+    async def aclose(self) -> None: ...
+
+
+class SocketOptions(Protocol):
+    """A socket as asyncio, uvloop and Trio show it."""
+
+    def setsockopt(self, level: int, optname: int, value: int, /) -> None:
+        """Set one of its options."""
+        ...
+
+
+S = TypeVar("S", bound=_Closable)
+S_co = TypeVar("S_co", bound=_Closable, covariant=True)
+
+
+@frozen
+class Sockets(Generic[S]):
+    """How a dial does input and output. All three raise OSError, or what a stream raises when it ends."""
+
+    #: Takes a literal address and a port.
+    connect_tcp: Callable[[str, int], Awaitable[S]]
+    connect_unix: Callable[[str], Awaitable[S]]
+    #: Does the TLS handshake with a server of that name; returns the secured stream, its TLS version and its cipher.
+    secure: Callable[[S, str, ssl.SSLContext], Awaitable[tuple[S, str | None, str]]]
+
+
 #: What a failed attempt may raise. `ssl.SSLError` is an OSError; a ValueError comes from names that TLS cannot carry.
 _FAILURES = (
     OSError,
@@ -81,10 +121,10 @@ _FAILURES = (
 
 
 @frozen
-class Dialed:
+class Dialed(Generic[S_co]):
     """A connected stream, TLS included."""
 
-    stream: ByteStream
+    stream: S_co
     #: Where it leads: ``127.0.0.1:5672``, ``[::1]:5672``, or the path of a Unix socket.
     address: str
     #: The TLS version and cipher, or None without TLS.
@@ -95,7 +135,7 @@ class Dialed:
     #: Whether no other address is left.
     last: bool = True
     #: Connects to an address that is left; takes the fault that ended the handshake here. It closes nothing.
-    after: Callable[[Fault], Awaitable[Dialed]] | None = field(default=None, repr=False)
+    after: Callable[[Fault], Awaitable[Dialed[S_co]]] | None = field(default=None, repr=False)
 
     def share(self, connect_timeout: float) -> float:
         """Return the seconds that this address has for its handshake, while others are left."""
@@ -221,35 +261,50 @@ async def connect_tcp(address: str, port: int) -> ByteStream:
     except OSError as error:
         # anyio wraps the one failure there can be.
         raise (error.__cause__ if isinstance(error.__cause__, OSError) else error) from None
-    raw = stream.extra(SocketAttribute.raw_socket)  # noqa: S610 - not Django's
+    set_options(stream.extra(SocketAttribute.raw_socket))  # noqa: S610 - not Django's
+    return stream
+
+
+def set_options(raw: SocketOptions) -> None:
+    """Have small writes go out at once (TCP_NODELAY) and dead peers probed (SO_KEEPALIVE)."""
     # The peer may be gone already; the first read will say so.
     with suppress(OSError):
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    return stream
 
 
 async def _connect_unix(path: str) -> ByteStream:
     return await anyio.connect_unix(path)
 
 
-async def _secured(stream: ByteStream, host: str, context: ssl.SSLContext) -> tuple[ByteStream, str]:
+async def _secure(stream: ByteStream, host: str, context: ssl.SSLContext) -> tuple[ByteStream, str | None, str]:
+    secured = await TLSStream.wrap(
+        stream, server_side=False, hostname=host, ssl_context=context, standard_compatible=False
+    )
+    version = secured.extra(TLSAttribute.tls_version)  # noqa: S610 - not Django's
+    return secured, version, secured.extra(TLSAttribute.cipher)[0]  # noqa: S610 - not Django's
+
+
+async def _secured(sockets: Sockets[S], stream: S, host: str, context: ssl.SSLContext) -> tuple[S, str]:
     """Do the TLS handshake and return the stream and its version and cipher; the stream is closed when it fails."""
     try:
         try:
-            secured = await TLSStream.wrap(
-                stream, server_side=False, hostname=host, ssl_context=context, standard_compatible=False
-            )
+            secured, version, cipher = await sockets.secure(stream, host, context)
         except (anyio.EndOfStream, anyio.BrokenResourceError):
             raise ssl.SSLEOFError from None
-        version = secured.extra(TLSAttribute.tls_version)  # noqa: S610 - not Django's
-        cipher = secured.extra(TLSAttribute.cipher)[0]  # noqa: S610 - not Django's
         if version not in ("TLSv1.2", "TLSv1.3"):
             raise LinkDown(Fault(FaultKind.TLS, f"the broker offers {printable(version)} only; TLS 1.2 is the least"))
     except BaseException:
-        await anyio.aclose_forcefully(stream)
+        await close_now(stream)
         raise
     return secured, f"{version} {cipher}"
+
+
+async def close_now(stream: _Closable) -> None:
+    """Close the stream without waiting for anything."""
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await stream.aclose()
 
 
 _BAD_FILES = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
@@ -356,11 +411,31 @@ async def dial(
     first_address: int = 0,
     resolve: Resolve = resolve,
     connect: Connect = connect_tcp,
-) -> Dialed:
+) -> Dialed[ByteStream]:
+    """Connect to the endpoint by anyio's streams: see `dial_by`."""
+    return await dial_by(
+        Sockets(connect, _connect_unix, _secure),
+        endpoint,
+        require_tls=require_tls,
+        ssl_context=ssl_context,
+        first_address=first_address,
+        resolve=resolve,
+    )
+
+
+async def dial_by(
+    sockets: Sockets[S],
+    endpoint: Endpoint,
+    *,
+    require_tls: bool = False,
+    ssl_context: ssl.SSLContext | None = None,
+    first_address: int = 0,
+    resolve: Resolve = resolve,
+) -> Dialed[S]:
     """Connect to the endpoint, TLS handshake included: one pass over all its addresses.
 
     The pass begins with the address of index `first_address`, modulo the number of addresses. `ssl_context` replaces the
-    context that is made from the endpoint's files. `resolve` and `connect` are the two places
+    context that is made from the endpoint's files. `resolve` and `sockets` are the two places
     at which this does input and output. Raises one `LinkDown`; the deadline is the caller's.
     """
     _check_security(endpoint, ssl_context, require_tls=require_tls)
@@ -368,12 +443,12 @@ async def dial(
     host, port, path = endpoint.host, endpoint.port, endpoint.socket_path
     hostname = endpoint.server_hostname or host
 
-    async def attempt(address: str) -> Dialed:
-        stream = await (connect(address, port) if path is None else _connect_unix(path))
+    async def attempt(address: str) -> Dialed[S]:
+        stream = await (sockets.connect_tcp(address, port) if path is None else sockets.connect_unix(path))
         shown = _shown(address, port) if path is None else path
         if context is None:
             return Dialed(stream, shown, None)
-        stream, tls = await _secured(stream, hostname, context)
+        stream, tls = await _secured(sockets, stream, hostname, context)
         return Dialed(stream, shown, tls)
 
     if path is not None:
@@ -394,15 +469,15 @@ async def dial(
 
 
 @define(eq=False)
-class _Pass:
+class _Pass(Generic[S]):
     """One pass over the addresses of an endpoint."""
 
     #: The addresses that have not failed yet, each with its text.
     _left: list[tuple[str, str]]
-    _attempt: Callable[[str], Awaitable[Dialed]]
+    _attempt: Callable[[str], Awaitable[Dialed[S]]]
     _failures: list[tuple[str, Exception]] = field(factory=list[tuple[str, Exception]])
 
-    async def connect(self) -> Dialed:
+    async def connect(self) -> Dialed[S]:
         """Return a stream to one of the addresses that are left; raises `LinkDown` when all have failed."""
         total = len(self._left) + len(self._failures)
         winner = await _race(self._left, self._attempt, self._failures)
@@ -413,7 +488,7 @@ class _Pass:
         (address, shown), began, dialed = winner
         self._left.remove((address, shown))
 
-        async def after(fault: Fault) -> Dialed:
+        async def after(fault: Fault) -> Dialed[S]:
             self._failures.append((shown, LinkDown(fault)))
             return await self.connect()
 
@@ -421,16 +496,16 @@ class _Pass:
         return evolve(dialed, addresses=total, began=began, last=last, after=after if total > 1 else None)
 
 
-_Winner: TypeAlias = tuple[tuple[str, str], float, Dialed]
+_Winner: TypeAlias = tuple[tuple[str, str], float, Dialed[S]]
 
 
 async def _race(
     addresses: Sequence[tuple[str, str]],
-    attempt: Callable[[str], Awaitable[Dialed]],
+    attempt: Callable[[str], Awaitable[Dialed[S]]],
     failures: list[tuple[str, Exception]],
-) -> _Winner | None:
+) -> _Winner[S] | None:
     """Run staggered attempts; return the first that succeeds, with its begin, and close the others."""
-    winner: _Winner | None = None
+    winner: _Winner[S] | None = None
 
     async def run(address: str, shown: str, failed: anyio.Event) -> None:
         nonlocal winner
@@ -445,7 +520,7 @@ async def _race(
             winner = ((address, shown), began, dialed)
             group.cancel_scope.cancel()
         else:
-            await anyio.aclose_forcefully(dialed.stream)
+            await close_now(dialed.stream)
 
     try:
         async with anyio.create_task_group() as group:
@@ -456,6 +531,6 @@ async def _race(
                     await failed.wait()
     except BaseException:
         if winner is not None:
-            await anyio.aclose_forcefully(winner[2].stream)
+            await close_now(winner[2].stream)
         raise
     return winner

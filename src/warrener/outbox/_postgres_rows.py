@@ -80,6 +80,11 @@ def unusable(error: psycopg.Error) -> OutboxUnusable:
             return OutboxUnusable(
                 OutboxProblem.LOCKED, f"another session held up the outbox ({quoted}); nothing was written; try again"
             )
+        case pg.IdleInTransactionSessionTimeout():
+            return OutboxUnusable(
+                OutboxProblem.UNREACHABLE,
+                f"this process was paused in the middle of a transaction ({quoted}); nothing was written",
+            )
         case _ if error.sqlstate is None or error.sqlstate[:2] in ("08", "57", "53"):
             return OutboxUnusable(
                 OutboxProblem.UNREACHABLE, f"the outbox's database does not answer ({quoted}); nothing was written"

@@ -2,7 +2,8 @@
 
 **Claims.** One advisory lock orders the claims of all relays; it is taken before any row lock, so that no two relays wait
 for each other. A settlement needs no such lock: it begins by renewing the relay's own row, and a relay that ends another
-one deletes that row first, so exactly one of the two goes on.
+one deletes that row first, so exactly one of the two goes on. A relay that is paused, or whose machine is gone, in the
+middle of a transaction would keep its locks: the server ends such a session.
 
 **Order.** The position of a row is given when the row is inserted, and transactions commit in another order. A keyed row
 is ready only when each transaction older than its own has ended (`pg_snapshot_xmin`), and the first row of a key holds up
@@ -57,6 +58,8 @@ _ROTATE_AFTER: Final = 10_000
 _COUNTS_HOLD: Final = 1.0
 #: Seconds to find out what became of a commit whose answer was lost.
 _RESOLVE: Final = 15.0
+#: Milliseconds after which the server ends a transaction whose process says nothing: it holds locks that others wait for.
+_PAUSE: Final = 15_000
 #: Candidates read at once.
 _PAGE: Final = 1_000
 
@@ -72,6 +75,8 @@ SELECT o.position, o.key, octet_length(o.body),
             ELSE (SELECT e.position FROM warrener_outbox e WHERE e.key = o.key ORDER BY e.position LIMIT 1) END
 FROM warrener_outbox o
 WHERE (o.key IS NULL OR {_NOT_HELD})"""  # noqa: S608 - constants
+#: The server ends this session if its process says nothing for so long in the middle of the transaction.
+_LIMITED: Final = "set_config('idle_in_transaction_session_timeout', %s, true)"
 _TAKEN: Final = "SELECT unnest(positions) FROM warrener_outbox_claim"
 
 
@@ -174,12 +179,13 @@ class PostgresStore:
                 raise
         assert done is not None
         if self._deleted >= _ROTATE_AFTER:
-            self._rotate()
+            with suppress(OutboxUnusable):  # the transaction is committed, whatever becomes of the rotation
+                self._rotate()
         return done
 
     def _work(self, db: Connection, work: Work, token: str, lease: float) -> tuple[Done, str | None]:
         if work.want is not None:
-            db.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+            db.execute(f"SELECT pg_advisory_xact_lock(%s), {_LIMITED}", (_LOCK, str(_PAUSE)))
         stored, number = self._insert(db, work.inserts) if work.inserts else ([], None)
         owned, claimed = True, Claimed()
         if work.settlement or work.renew:
@@ -222,12 +228,12 @@ class PostgresStore:
             [row.body for row in accepted],
         ]
         found = db.execute(
-            "INSERT INTO warrener_outbox (message_id, key, exchange, routing_key, properties, body)"
+            "INSERT INTO warrener_outbox (message_id, key, exchange, routing_key, properties, body)"  # noqa: S608
             " SELECT message_id, key, exchange, routing_key, properties, body"
             " FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %b::bytea[])"
-            " WITH ORDINALITY AS rows (message_id, key, exchange, routing_key, properties, body, n) ORDER BY n"
-            " RETURNING position, transaction::text",
-            columns,
+            " WITH ORDINALITY AS rows (message_id, key, exchange, routing_key, properties, body, n),"
+            f" (SELECT {_LIMITED}) AS limited ORDER BY n RETURNING position, transaction::text",
+            [*columns, str(_PAUSE)],
         ).fetchall()
         return [found[one][0] if isinstance(one, int) else one for one in answers], found[0][1]
 
@@ -294,16 +300,14 @@ class PostgresStore:
         rows: tuple[Row, ...] = ()
         if gathered.picked:
             positions = sorted(candidate.position for candidate in gathered.picked)
-            db.execute(
-                "INSERT INTO warrener_outbox_relay (token, owner, leased_until)"
-                " VALUES (%s, %s, clock_timestamp() + make_interval(secs => %s))"
-                " ON CONFLICT (token) DO UPDATE SET leased_until = excluded.leased_until",
-                (token, this_process(), lease),
-            )
             claim = one(
                 db,
-                "INSERT INTO warrener_outbox_claim (token, positions) VALUES (%s, %s::bigint[]) RETURNING claim",
-                (token, positions),
+                "WITH relay AS ("
+                " INSERT INTO warrener_outbox_relay (token, owner, leased_until)"
+                " VALUES (%s, %s, clock_timestamp() + make_interval(secs => %s))"
+                " ON CONFLICT (token) DO UPDATE SET leased_until = excluded.leased_until)"
+                " INSERT INTO warrener_outbox_claim (token, positions) VALUES (%s, %s::bigint[]) RETURNING claim",
+                (token, this_process(), lease, token, positions),
             )
             found = db.execute(
                 "SELECT position, key, attempts, nacks, possible_duplicate, message_id, exchange, routing_key, properties,"
@@ -484,8 +488,9 @@ def _has_rows(db: Connection, table: str) -> bool:
 def _renew(db: Connection, token: str, lease: float) -> bool:
     """Prolong the lease; False where another relay has ended it."""
     renewed = db.execute(
-        "UPDATE warrener_outbox_relay SET leased_until = clock_timestamp() + make_interval(secs => %s) WHERE token = %s",
-        (lease, token),
+        "UPDATE warrener_outbox_relay SET leased_until = clock_timestamp() + make_interval(secs => %s)"  # noqa: S608
+        f" FROM (SELECT {_LIMITED}) AS limited WHERE token = %s",
+        (lease, str(_PAUSE), token),
     )
     return renewed.rowcount == 1
 

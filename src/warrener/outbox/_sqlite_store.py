@@ -7,17 +7,16 @@ import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import anyio
 
 from warrener.errors import printable
 from warrener.outbox._decisions import gather
 from warrener.outbox._owner import has_ended, this_process
-from warrener.outbox._rows import decode
 from warrener.outbox._schema import APPLICATION_ID, SQLITE_DDL, VERSION
+from warrener.outbox._sqlite_rows import entry_of, row_of, unusable, which
 from warrener.outbox.errors import OutboxFull, OutboxProblem, OutboxUnusable
 from warrener.outbox.records import (
     Candidate,
@@ -45,7 +44,8 @@ _COLUMNS: Final = (
     "position, message_id, key, exchange, routing_key, properties, stored_at, attempts, possible_duplicate"
 )
 _CANDIDATE: Final = """
-SELECT o.position, o.key, length(o.body), o.not_before IS NULL OR o.not_before <= :now,
+SELECT o.position, o.key, length(o.body),
+       o.not_before IS NULL OR o.not_before <= :now OR typeof(o.not_before) IN ('text', 'blob'),
        CASE WHEN o.key IS NULL THEN o.position
             ELSE (SELECT min(e.position) FROM warrener_outbox e WHERE e.key = o.key) END
 FROM warrener_outbox o
@@ -314,7 +314,7 @@ class SQLiteStore:
             assert claim is not None
             query = """SELECT position, key, attempts, nacks, possible_duplicate, message_id, exchange, routing_key, properties, body
                        FROM warrener_outbox WHERE position IN (SELECT value FROM json_each(?)) ORDER BY position"""
-            rows = [_row(claim, values) for values in db.execute(query, (json.dumps(positions),))]
+            rows = [row_of(claim, values) for values in db.execute(query, (json.dumps(positions),))]
         return Claimed(tuple(rows), gathered.scanned_to, gathered.more, gathered.unfinished)
 
     def release(self, token: str) -> None:
@@ -341,7 +341,8 @@ class SQLiteStore:
 
     def _count(self, db: sqlite3.Connection) -> OutboxStatus:
         rows, size, oldest = db.execute(
-            "SELECT count(*), coalesce(sum(length(body)), 0), min(stored_at) FROM warrener_outbox"
+            "SELECT count(*), coalesce(sum(length(body)), 0),"
+            " min(CASE WHEN typeof(stored_at) IN ('real', 'integer') THEN stored_at END) FROM warrener_outbox"
         ).fetchone()
         aside, aside_size = db.execute(
             "SELECT count(*), coalesce(sum(length(body)), 0) FROM warrener_outbox_set_aside"
@@ -364,33 +365,33 @@ class SQLiteStore:
         """Rows in their order."""
         db = self._connected()
         body = "body" if bodies else "x''"
-        which, values = _which(ids)
+        condition, values = which(ids)
         taken = "position IN (SELECT value FROM warrener_outbox_claim, json_each(positions))"
         query = f"""
             SELECT {_COLUMNS}, not_before, NULL, last_error, NULL, CASE WHEN {taken} THEN 'leased' ELSE 'waiting' END AS state,
-                   {body} FROM warrener_outbox WHERE {which}
+                   {body} FROM warrener_outbox WHERE {condition}
             UNION ALL
             SELECT {_COLUMNS}, NULL, reason, last_error, set_aside_at, 'set_aside', {body}
-                FROM warrener_outbox_set_aside WHERE {which}"""  # noqa: S608
+                FROM warrener_outbox_set_aside WHERE {condition}"""  # noqa: S608
         query = f"SELECT * FROM ({query}) WHERE (? IS NULL OR state = ?) ORDER BY position LIMIT ?"  # noqa: S608
         with self._errors():
-            return [_entry(found) for found in db.execute(query, (*values, *values, state, state, limit))]
+            return [entry_of(found) for found in db.execute(query, (*values, *values, state, state, limit))]
 
     def retry(self, ids: Sequence[int | str]) -> int:
         """Let rows be published now."""
         db = self._connected()
-        which, values = _which(ids)
+        condition, values = which(ids)
         with self._errors(), _transaction(db):
             back = db.execute(
                 "INSERT INTO warrener_outbox (position, message_id, key, exchange, routing_key, properties, stored_at,"  # noqa: S608
                 " attempts, possible_duplicate, last_error, body)"
                 " SELECT position, message_id, key, exchange, routing_key, properties, stored_at, attempts,"
-                f" possible_duplicate, last_error, body FROM warrener_outbox_set_aside WHERE {which}",
+                f" possible_duplicate, last_error, body FROM warrener_outbox_set_aside WHERE {condition}",
                 values,
             ).rowcount
-            db.execute(f"DELETE FROM warrener_outbox_set_aside WHERE {which}", values)  # noqa: S608
+            db.execute(f"DELETE FROM warrener_outbox_set_aside WHERE {condition}", values)  # noqa: S608
             sooner = db.execute(
-                f"UPDATE warrener_outbox SET not_before = NULL WHERE not_before IS NOT NULL AND {which}",  # noqa: S608
+                f"UPDATE warrener_outbox SET not_before = NULL WHERE not_before IS NOT NULL AND {condition}",  # noqa: S608
                 values,
             ).rowcount
         return back + sooner
@@ -398,13 +399,13 @@ class SQLiteStore:
     def drop(self, ids: Sequence[int | str]) -> int:
         """Delete rows that no relay has claimed."""
         db = self._connected()
-        which, values = _which(ids)
+        condition, values = which(ids)
         self._counted = None
         with self._errors(), _transaction(db):
-            aside = db.execute(f"DELETE FROM warrener_outbox_set_aside WHERE {which}", values).rowcount  # noqa: S608
+            aside = db.execute(f"DELETE FROM warrener_outbox_set_aside WHERE {condition}", values).rowcount  # noqa: S608
             waiting = db.execute(
                 "DELETE FROM warrener_outbox WHERE position NOT IN"  # noqa: S608
-                f" (SELECT value FROM warrener_outbox_claim, json_each(positions)) AND {which}",
+                f" (SELECT value FROM warrener_outbox_claim, json_each(positions)) AND {condition}",
                 values,
             ).rowcount
         return aside + waiting
@@ -422,7 +423,7 @@ class SQLiteStore:
             yield
         except sqlite3.Error as error:
             self._counted = None
-            raise _unusable(self.path, error, self._busy_timeout) from error
+            raise unusable(self.path, error, self._busy_timeout) from error
 
 
 class _Reader:
@@ -450,55 +451,6 @@ class _Reader:
         values = {"now": self._now, "value": value, "limit": limit}
         for position, key, size, ready, first in self._db.execute(f"{_CANDIDATE} AND {condition}", values):
             yield Candidate(position, key, size, bool(ready), position in self._taken, first)
-
-
-def _row(claim: int, values: tuple[Any, ...]) -> Row:
-    position, key, attempts, nacks, possible_duplicate, *columns = values
-    try:
-        message, problem = decode(*columns), None
-    except ValueError as error:
-        message, problem = None, str(error)
-    return Row(position, claim, key, message, attempts, nacks, bool(possible_duplicate), problem)
-
-
-def _entry(found: tuple[Any, ...]) -> Entry:
-    (
-        position, message_id, key, exchange, routing_key, properties, stored_at, attempts, possible_duplicate, not_before,
-        reason, last_error, set_aside_at, state, body,
-    ) = found  # fmt: skip
-    return Entry(
-        position=position,
-        message_id=str(message_id),
-        key=key,
-        exchange=str(exchange),
-        routing_key=str(routing_key),
-        state=state,
-        attempts=attempts,
-        possible_duplicate=bool(possible_duplicate),
-        stored_at=_instant(stored_at),
-        not_before=None if not_before is None else _instant(not_before),
-        reason=reason,
-        last_error=last_error,
-        set_aside_at=None if set_aside_at is None else _instant(set_aside_at),
-        properties=str(properties),
-        body=body.encode() if isinstance(body, str) else bytes(body),
-    )
-
-
-def _instant(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)
-
-
-def _which(ids: Sequence[int | str] | None) -> tuple[str, list[str]]:
-    """The condition for rows by position (numbers) and by message id (text)."""
-    if ids is None:
-        return "1", []
-    positions = [one for one in ids if isinstance(one, int)]
-    names = [one for one in ids if isinstance(one, str)]
-    return (
-        "(position IN (SELECT value FROM json_each(?)) OR message_id IN (SELECT value FROM json_each(?)))",
-        [json.dumps(positions), json.dumps(names)],
-    )
 
 
 def _version(db: sqlite3.Connection) -> int:
@@ -556,36 +508,3 @@ def _bury_dead_relays(db: sqlite3.Connection, token: str) -> None:
             )
         db.execute("DELETE FROM warrener_outbox_claim WHERE token = ?", (dead,))
         db.execute("DELETE FROM warrener_outbox_relay WHERE token = ?", (dead,))
-
-
-def _unusable(path: Path, error: sqlite3.Error, busy_timeout: float) -> OutboxUnusable:
-    name = getattr(error, "sqlite_errorname", "")
-    quoted = printable(str(error), 200)
-    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-        return OutboxUnusable(
-            OutboxProblem.LOCKED,
-            f"{path} was locked by another program for longer than busy_timeout ({busy_timeout:g} s); nothing was"
-            " written; try again, or find the program that keeps a transaction open",
-        )
-    if name == "SQLITE_NOTADB":
-        return OutboxUnusable(
-            OutboxProblem.NOT_OURS, f"{path} is no SQLite database, or it is encrypted; the file was not changed"
-        )
-    if name.startswith("SQLITE_CORRUPT"):
-        return OutboxUnusable(
-            OutboxProblem.CORRUPT,
-            f"{path} is corrupt ({quoted}); the file was not changed; restore a backup, or move the file away and"
-            " rescue its rows with: sqlite3 FILE .recover",
-        )
-    if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
-        return OutboxUnusable(
-            OutboxProblem.READ_ONLY,
-            f"{path} cannot be written ({quoted}); check the permissions of the file and of its folder",
-        )
-    if name == "SQLITE_FULL":
-        return OutboxUnusable(
-            OutboxProblem.FULL_DISK,
-            f"there is no space for {path} ({quoted}); this message was not stored, all stored messages stay; free"
-            " some space",
-        )
-    return OutboxUnusable(OutboxProblem.FAILED, f"{path}: {quoted} ({name or 'no code'}); nothing was written")

@@ -243,6 +243,17 @@ class MemoryStream(ByteStream):
             rest = rest[room:]
             self._out.change()
 
+    def send_nowait(self, item: bytes) -> int:
+        """Send what fits into the other side's window now, and return its size; raises as `receive`."""
+        self._check_open()
+        if self._out.reset or self._out.abandoned:
+            raise anyio.BrokenResourceError
+        fits = item[: max(0, self._out.window - len(self._out.data))]
+        if fits:
+            self._out.data += fits
+            self._out.change()
+        return len(fits)
+
     async def send_eof(self) -> None:
         """End this direction; the other side reads the bytes on their way, then the end."""
         await checkpoint()

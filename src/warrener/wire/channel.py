@@ -38,12 +38,12 @@ from warrener.wire.codec import (
 )
 from warrener.wire.framing import BODY, FRAME_END, HEADER, METHOD, OVERHEAD, frame
 
-__all__ = ["ChannelState", "Content", "Outgoing", "Publisher"]
+__all__ = ["LARGEST_BODY", "ChannelState", "Content", "Outgoing", "Publisher"]
 
 #: Pending bytes are cut into parcels of about this size: one send each, and one step of `written`.
 PARCEL: Final = 64 * 1024
 #: RabbitMQ closes the whole connection because of a larger body (501), and so hurts every other message on it.
-_LARGEST_BODY: Final = 512 * 1024 * 1024
+LARGEST_BODY: Final = 512 * 1024 * 1024
 _ID_SIZE: Final = 32
 #: What a channel may keep encoded, in bytes of memory. An entry counts for its frames and `_ENTRY` for its objects.
 _MAX_KEPT: Final = 4 * 1024 * 1024
@@ -237,8 +237,8 @@ class Publisher:
         size = OVERHEAD + _CONTENT_FIXED + len(properties) + len(raw_id) + len(template.rest)
         if size > self.frame_max:
             return f"the properties and headers take {size:,} bytes; this broker takes {self.frame_max:,} (frame_max)"
-        if len(body) > _LARGEST_BODY:
-            return f"the body has {len(body):,} bytes; RabbitMQ takes {_LARGEST_BODY:,} at most"
+        if len(body) > LARGEST_BODY:
+            return f"the body has {len(body):,} bytes; RabbitMQ takes {LARGEST_BODY:,} at most"
         return None
 
     def end(self) -> None:

@@ -48,6 +48,7 @@ Buffer: TypeAlias = bytes | bytearray
 
 #: The private header that tells which attempt a returned message belongs to.
 TOKEN_HEADER: Final = "x-warrener-token"  # noqa: S105 - a name, not a secret
+_LONGEST_TOKEN: Final = 255
 
 _BYTE = struct.Struct(">B")
 _SHORT = struct.Struct(">H")
@@ -402,6 +403,7 @@ def read_content_header(payload: Buffer) -> ContentHeader:
             message_id = value
         elif name == "headers":
             found = value.get(TOKEN_HEADER)
-            token = found if isinstance(found, str) else None
+            # A longer one is not ours, and would cost memory while the return waits for the ledger.
+            token = found if isinstance(found, str) and len(found) <= _LONGEST_TOKEN else None
     cursor.end()
     return ContentHeader(body_size, message_id, token)

@@ -27,6 +27,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 import anyio
+from anyio.abc import ByteStream
 
 from warrener.drivers import _faults
 from warrener.drivers._dial import Dialed, dial
@@ -127,7 +128,7 @@ class Engine:
             self.spawn(self._watch(protocol))
         return protocol.peer
 
-    async def _attempt(self, dialed: Dialed) -> Fault | None:
+    async def _attempt(self, dialed: Dialed[ByteStream]) -> Fault | None:
         """Shake hands on one stream; return why that failed."""
         failed: asyncio.Future[Fault] = self._loop.create_future()
 

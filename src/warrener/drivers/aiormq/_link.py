@@ -16,6 +16,7 @@ from warrener.errors import Fault
 from warrener.records import Envelope, Returned
 from warrener.topology import Binding, Declaration, Queue
 from warrener.wire import requests
+from warrener.wire.channel import LARGEST_BODY
 
 if TYPE_CHECKING:
     from warrener.drivers.aiormq._engine import Engine
@@ -118,7 +119,11 @@ class AiormqLink:
             return size
         size += id_size + (0 if token is None else _TOKEN_SIZE + len(token))
         if size > self.peer.frame_max:
-            return f"its headers take {size} bytes; the broker's frames hold {self.peer.frame_max}"
+            return (
+                f"the properties and headers take {size:,} bytes; this broker takes {self.peer.frame_max:,} (frame_max)"
+            )
+        if len(body) > LARGEST_BODY:
+            return f"the body has {len(body):,} bytes; RabbitMQ takes {LARGEST_BODY:,} at most"
         return None
 
     def written(self, channel: int) -> int:

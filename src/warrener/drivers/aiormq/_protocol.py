@@ -9,6 +9,7 @@ from typing import Any
 
 import aiormq
 import pamqp.frame
+from anyio.abc import ByteStream
 from attrs import define, evolve
 from pamqp import commands
 from yarl import URL
@@ -73,7 +74,7 @@ class Protocol:
 
     def __init__(
         self,
-        dialed: Dialed,
+        dialed: Dialed[ByteStream],
         endpoint: Endpoint,
         options: LinkOptions,
         listener: LinkListener,
@@ -93,8 +94,8 @@ class Protocol:
         self._asked = Asked()
         #: Our answer to the broker's close waits to be sent.
         self.answering = False
-        #: Reports that wait for the first channel.
-        self._reports: list[Callable[[], None]] = []
+        #: Whether publishing is blocked: the newest report of it, which waits for the first channel. No other reports wait.
+        self._early_report: Callable[[], None] | None = None
         self._handshake = Handshake(
             encodable(
                 lambda: WireHandshake(
@@ -179,15 +180,18 @@ class Protocol:
                 raise
             raise LinkDown(_faults.channel_closed_by_broker(*refusal)) from error
         self.phase = DialPhase.UP
-        for report in self._reports:
-            report()
+        if self._early_report is not None:
+            self._early_report()
 
     def _report(self, call: Callable[[], None]) -> None:
-        """Call now, or once the first channel is open: a dial that fails before that has reported nothing."""
+        """Report blocked or unblocked: now, or once the first channel is open, and then the newest report only.
+
+        A dial that fails before that has reported nothing.
+        """
         if self.phase is DialPhase.UP:
             call()
         else:
-            self._reports.append(call)
+            self._early_report = call
 
     def _lost(self, error: BaseException) -> None:
         self._fail(_faults.fault_of(error, self.phase))

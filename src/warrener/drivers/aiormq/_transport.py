@@ -28,7 +28,7 @@ import anyio
 from attrs import define, field
 
 from warrener.drivers import _faults
-from warrener.drivers._progress import unacknowledged
+from warrener.drivers._progress import descriptor_of, unacknowledged
 from warrener.drivers.aiormq import _frames as frames
 from warrener.drivers.aiormq._frames import FrameFilter
 from warrener.drivers.base import Lane, LinkDown
@@ -137,7 +137,7 @@ class FilteringTransport(asyncio.Transport):
 
     def unacknowledged(self) -> int:
         """Return the bytes that the kernel holds; from any thread."""
-        return unacknowledged(self._stream)
+        return unacknowledged(descriptor_of(self._stream))
 
     @property
     def held(self) -> bool:

@@ -1,9 +1,9 @@
-"""The native driver: a `warrener.wire` session over an anyio byte stream.
+"""The native driver: a `warrener.wire` session on a socket of the running backend.
 
 A link is four tasks in one task group:
 
 * **the body** of ``async with driver.open(…)``, in a cancel scope of its own, which the end of the link cancels;
-* **the reader** (`_reader`) receives at most 64 KiB, has the session say what they mean, and passes the events on;
+* **the reader** (`_reader`) receives at most 16 KiB at a time, has the session say what they mean, and passes the events on;
 * **the writer** (`_writer`), the only task that sends, takes all pending bytes and sends them at once. Messages that are
   published meanwhile go out together in its next turn. No publisher waits in it, so no publisher's cancellation reaches it;
 * **the watch** (`_link`) sends a heartbeat when nothing was sent for half an interval and ends the link when nothing was
@@ -18,7 +18,8 @@ are cancelled and the stream is closed, shielded, whatever happened.
 reader has a second to come to the end of the bytes that have arrived. Likewise after a late wake-up (a machine that
 slept, an event loop that stood still) the reader takes the readable bytes before silence is declared.
 
-Time is `anyio.current_time`, so everything runs under a mock clock, with `dial` replaced by streams in memory.
+Reader and writer sit on a `Transport` (`_transport`): one for Trio, one for asyncio and uvloop, each with or without TLS. Time
+is the event loop's. So everything runs under a mock clock, with `dial` replaced by streams in memory.
 """
 
 from warrener.drivers.native._driver import Dial, NativeDriver

@@ -44,8 +44,8 @@ class Channels:
         self._lanes: dict[int, Lane] = {}
         #: Set when the channel is open, or closed again; kept while it is being opened.
         self._opening: dict[int, anyio.Event] = {}
-        #: Reports that wait for the first channel.
-        self._reports: list[Callable[[], None]] = []
+        #: Whether publishing is blocked: the newest report of it, which waits for the first channel. No other reports wait.
+        self._early_report: Callable[[], None] | None = None
         #: The task group of the tasks that limit the time in which a channel opens.
         self.tasks: TaskGroup | None = None
 
@@ -78,11 +78,14 @@ class Channels:
             self._fail(Fault(FaultKind.STALLED, text))
 
     def report(self, call: Callable[[], None]) -> None:
-        """Call now, or once the first channel is open: a dial that fails before that has reported nothing."""
+        """Report blocked or unblocked: now, or once the first channel is open, and then the newest report only.
+
+        A dial that fails before that has reported nothing.
+        """
         if self.ready.is_set():
             call()
         else:
-            self._reports.append(call)
+            self._early_report = call
 
     def on_opened(self, channel: int) -> None:
         """The channel is in confirm mode."""
@@ -96,8 +99,8 @@ class Channels:
         self._listener.channel_opened(lane, channel)
         if not self.ready.is_set():
             self.ready.set()
-            for report in self._reports:
-                report()
+            if self._early_report is not None:
+                self._early_report()
 
     def on_closed(self, closed: events.ChannelClosed) -> None:
         """The broker closed the channel."""

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncGenerator, Awaitable
+import sys
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import anyio
+from anyio.abc import ByteStream
+from sniffio import current_async_library
 
 from warrener.drivers import _faults
-from warrener.drivers._dial import Dialed
-from warrener.drivers._dial import dial as dial_endpoint
+from warrener.drivers._dial import Dialed, Sockets, close_now, dial_by
 from warrener.drivers._faults import DialPhase
 from warrener.drivers._login import encodable, login_of
-from warrener.drivers.base import LinkDown, LinkListener, LinkOptions
+from warrener.drivers.base import LinkDown, LinkListener, LinkOptions, Peer
+from warrener.drivers.native import _tls, _trio
 from warrener.drivers.native._link import NativeLink
-from warrener.drivers.native._stream import STREAM_ENDS
+from warrener.drivers.native._stream import StreamTransport
+from warrener.drivers.native._transport import ENDS, Transport
 from warrener.errors import Fault
 from warrener.records import Endpoint
 from warrener.wire import Session
@@ -24,23 +28,51 @@ from warrener.wire import Session
 __all__ = ["Dial", "NativeDriver"]
 
 
+_Dialed: TypeAlias = Dialed[Transport | ByteStream]
+
+
 class Dial(Protocol):
-    """How a driver comes by a connected stream; `warrener.drivers._dial.dial` unless a simulation says otherwise."""
+    """How a driver comes by a connection; on sockets of the running backend, unless a simulation says otherwise."""
 
     async def __call__(
         self, endpoint: Endpoint, /, *, require_tls: bool, ssl_context: ssl.SSLContext | None, first_address: int
-    ) -> Dialed:
+    ) -> Dialed[Transport | ByteStream]:
         """Connect; raises `LinkDown` without an ExceptionGroup."""
         ...
 
 
+async def dial_sockets(
+    endpoint: Endpoint, /, *, require_tls: bool, ssl_context: ssl.SSLContext | None, first_address: int
+) -> Dialed[Transport]:
+    """Connect by sockets of the running backend."""
+    connect_tcp, connect_unix = (
+        (_trio.connect_tcp, _trio.connect_unix) if current_async_library() == "trio" else _asyncio_sockets()
+    )
+    return await dial_by(
+        Sockets[Transport](connect_tcp, connect_unix, _tls.secure),
+        endpoint,
+        require_tls=require_tls,
+        ssl_context=ssl_context,
+        first_address=first_address,
+    )
+
+
+def _asyncio_sockets() -> tuple[Callable[[str, int], Awaitable[Transport]], Callable[[str], Awaitable[Transport]]]:
+    from warrener.drivers.native import _asyncio
+
+    return _asyncio.connect_tcp, _asyncio.connect_unix
+
+
 class NativeDriver:
-    """Makes links over byte streams that `dial` connects; holds no state of theirs."""
+    """Makes links over connections that `dial` makes; holds no state of theirs."""
 
     name = "native"
 
     def __init__(self, dial: Dial | None = None) -> None:
-        self._dial: Dial = dial or dial_endpoint
+        self._dial: Dial = dial or dial_sockets
+        if "asyncio" in sys.modules:
+            # A program on Trio does without asyncio. On asyncio, a dial may have no file descriptor left to import this.
+            _asyncio_sockets()
 
     @asynccontextmanager
     async def open(
@@ -72,19 +104,19 @@ class NativeDriver:
             dialed = await _in_time(connect_next(fault), deadline, fault)
 
 
-async def _in_time(connecting: Awaitable[Dialed], deadline: float, otherwise: Fault) -> Dialed:
+async def _in_time(connecting: Awaitable[_Dialed], deadline: float, otherwise: Fault) -> _Dialed:
     """Return the connected stream; at the deadline raises `LinkDown(otherwise)`."""
     with anyio.CancelScope(deadline=deadline):
         try:
             return await connecting
-        except STREAM_ENDS as error:
+        except ENDS as error:
             raise LinkDown(_faults.fault_of(error, DialPhase.DIALING)) from None
     raise LinkDown(otherwise)
 
 
 @asynccontextmanager
 async def _live(
-    dialed: Dialed, endpoint: Endpoint, options: LinkOptions, listener: LinkListener, deadline: float
+    dialed: _Dialed, endpoint: Endpoint, options: LinkOptions, listener: LinkListener, deadline: float
 ) -> AsyncGenerator[NativeLink]:
     """Shake hands on one stream, and own the link until it ends; the stream is closed in any case."""
     seconds = options.connect_timeout
@@ -94,9 +126,11 @@ async def _live(
     try:
         session = _session(endpoint, options, listener)
     except LinkDown:
-        await anyio.aclose_forcefully(dialed.stream)
+        await close_now(dialed.stream)
         raise
-    link = NativeLink(dialed, session, options, listener)
+    stream = dialed.stream
+    transport = StreamTransport(stream) if isinstance(stream, ByteStream) else stream
+    link = NativeLink(transport, Peer(address=dialed.address, tls=dialed.tls), session, options, listener)
     failure: BaseException | None = None
     try:
         async with anyio.create_task_group() as tasks:

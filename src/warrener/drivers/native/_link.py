@@ -9,15 +9,15 @@ import anyio
 import anyio.lowlevel
 from anyio.abc import TaskGroup
 
+from warrener._backend import backend
 from warrener.drivers import _faults
-from warrener.drivers._dial import Dialed
 from warrener.drivers._faults import DialPhase
 from warrener.drivers._progress import unacknowledged
 from warrener.drivers.base import Lane, LinkListener, LinkOptions, Peer
 from warrener.drivers.native._channels import Channels
 from warrener.drivers.native._reader import Reader
 from warrener.drivers.native._requests import Requests
-from warrener.drivers.native._stream import STREAM_ENDS
+from warrener.drivers.native._transport import ENDS, Transport
 from warrener.drivers.native._writer import HIGH_WATER, Writer
 from warrener.errors import Fault
 from warrener.records import Envelope
@@ -44,28 +44,33 @@ _DIAL_PHASES: Final = {
 class NativeLink:
     """One TCP + AMQP life; see `warrener.drivers.base.Link`."""
 
-    def __init__(self, dialed: Dialed, session: Session, options: LinkOptions, listener: LinkListener) -> None:
-        self.peer = Peer(address=dialed.address, tls=dialed.tls)
+    def __init__(
+        self, transport: Transport, peer: Peer, session: Session, options: LinkOptions, listener: LinkListener
+    ) -> None:
+        self.peer = peer
         self.fault: Fault | None = None
-        self._stream = dialed.stream
+        self._transport = transport
         self._session = session
         self._options = options
         self._listener = listener
         #: Around the body of the `async with`.
         self.scope = anyio.CancelScope()
+        parking = backend()
         self._writer = Writer(
-            dialed.stream,
+            transport,
             session,
             options.write_stall_timeout,
+            parking,
             on_pull=listener.pull,
             on_writable=listener.writable,
             on_stalled=self._write_stalled,
             on_lost=self._write_lost,
         )
         self._reader = Reader(
-            dialed.stream,
+            transport,
             session,
             options.frame_timeout,
+            parking,
             on_event=self._on_event,
             on_read=self._on_read,
             on_stalled=self._frame_stalled,
@@ -78,6 +83,9 @@ class NativeLink:
             session, options.declare_timeout, abort=self._abort_for, wake_writer=self._writer.wake
         )
         self._bytes_out = 0
+        #: Whether the next message is written at once: between the last two reads at most one was published.
+        self._one_at_a_time = True
+        self._tag_at_read = 0
         self._tuned = anyio.Event()
         #: Our close handshake has begun; it is complete, or not worth waiting for.
         self._leaving = False
@@ -105,8 +113,8 @@ class NativeLink:
         writer = self._writer
         if publisher.outgoing.backlog >= HIGH_WATER:
             writer.full = True
-        if writer.rest is not None:
-            writer.wake()
+        if writer.waiter is not None:
+            self._have_sent()
         return tag
 
     def publish_batch(self, envelopes: Sequence[Envelope], message_ids: Sequence[str], bodies: Sequence[bytes]) -> int:
@@ -118,16 +126,24 @@ class NativeLink:
         writer = self._writer
         if publisher.outgoing.backlog >= HIGH_WATER:
             writer.full = True
-        if writer.rest is not None:
-            writer.wake()
+        if writer.waiter is not None:
+            self._have_sent()
         return tag
 
     def request_pull(self) -> None:
         """Have the writer ask for messages before its next send."""
         writer = self._writer
         writer.pull_requested = True
-        if writer.rest is not None:
-            writer.wake()
+        if writer.waiter is not None:
+            self._have_sent()
+
+    def _have_sent(self) -> None:
+        """Have pending bytes sent: in this step a single message, so that a pass of the event loop is saved."""
+        if self._one_at_a_time:
+            self._one_at_a_time = False
+            self._writer.write_now()
+        else:
+            self._writer.wake()
 
     def validate(self, envelope: Envelope, message_id: str, body: bytes, token: str | None) -> str | None:
         """Say why the message cannot be sent on this link, or None."""
@@ -150,13 +166,13 @@ class NativeLink:
     @property
     def bytes_out(self) -> int:
         """How many bytes the peer has taken: the kernel's own queue is not counted, where the system tells its length."""
-        self._bytes_out = max(self._bytes_out, self._writer.bytes_out - unacknowledged(self._stream))
+        self._bytes_out = max(self._bytes_out, self._writer.bytes_out - unacknowledged(self._transport.descriptor))
         return self._bytes_out
 
     @property
     def bytes_left(self) -> int:
         """About how many bytes the peer has not taken yet."""
-        return self._writer.bytes_left + unacknowledged(self._stream)
+        return self._writer.bytes_left + unacknowledged(self._transport.descriptor)
 
     async def declare(self, declarations: Iterable[Declaration]) -> list[str]:
         """Declare in the given order, on a channel of its own."""
@@ -270,8 +286,8 @@ class NativeLink:
         self._session.fail()
         with anyio.CancelScope(deadline=anyio.current_time() + self._options.abort_timeout, shield=True):
             try:
-                await self._stream.aclose()
-            except STREAM_ENDS:
+                await self._transport.aclose()
+            except ENDS:
                 pass
 
     # --- heartbeats ---------------------------------------------------------------------------------------------
@@ -293,7 +309,7 @@ class NativeLink:
             now = anyio.current_time()
             if now >= writer.sent_at + interval / 2:
                 # A writer that does not rest is sending already, or would not get a heartbeat out either.
-                if writer.rest is not None:
+                if writer.waiter is not None:
                     self._session.beat()
                     writer.wake()
                 writer.sent_at = now
@@ -302,7 +318,11 @@ class NativeLink:
 
     def _on_read(self) -> bool:
         """After each read: have the session's answers sent; False when nothing more can come."""
-        if not self._session.idle:
+        if (main := self._channels.main) is not None:
+            # A pass that published several messages would be split by a write at once.
+            self._one_at_a_time = main.last_tag - self._tag_at_read <= 1
+            self._tag_at_read = main.last_tag
+        if not self._session.idle or self._transport.left:
             self._writer.wake()
         return not (self._leaving and self._left.is_set())
 

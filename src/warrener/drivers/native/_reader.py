@@ -2,89 +2,79 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Final
 
 import anyio
-import anyio.lowlevel
-from anyio.abc import ByteStream
 
-from warrener.drivers.native._stream import STREAM_ENDS
+from warrener._backend import Backend
+from warrener.drivers.native._transport import ENDS, Transport
 from warrener.wire import Event, Session
 
 __all__ = ["Reader"]
 
-_RECEIVE: Final = 64 * 1024
-#: Bytes that are parsed between two checkpoints, some 800 confirms: no peer can keep the event loop to itself.
-_SLICE: Final = 16 * 1024
-
 
 class Reader:
-    """Receives, and passes on the events that the session reads from the bytes."""
+    """Passes on the events that the session reads from the bytes, and keeps the deadline of an unfinished frame."""
 
     def __init__(
         self,
-        stream: ByteStream,
+        transport: Transport,
         session: Session,
         frame_timeout: float,
+        backend: Backend,
         *,
         on_event: Callable[[Event], None],
         on_read: Callable[[], bool],
         on_stalled: Callable[[], None],
         on_lost: Callable[[Exception], None],
     ) -> None:
-        self._stream = stream
+        self._transport = transport
         self._session = session
         self._frame_timeout = frame_timeout
+        self._clock = backend.clock
         self._on_event = on_event
         self._on_read = on_read
         self._on_stalled = on_stalled
         self._on_lost = on_lost
         #: When the last bytes arrived.
-        self.heard_at = anyio.current_time()
+        self.heard_at = backend.clock()
         self.ended = anyio.Event()
+        #: Around the wait for bytes; its deadline is that of the unfinished frame.
+        self._patience = anyio.CancelScope()
+        self._unfinished = False
 
     async def run(self) -> None:
-        """Receive until the stream ends, a frame takes too long, or `on_read` answers False."""
+        """Receive until the connection ends, a frame takes too long, or `on_read` answers False."""
         try:
-            await self._receive_on()
-        except STREAM_ENDS as error:
+            await self._read_on()
+        except ENDS as error:
             self._on_lost(error)
         finally:
             self.ended.set()
 
-    async def _receive_on(self) -> None:
-        session, receive = self._session, self._stream.receive
-        deadline = 0.0
-        while True:
-            unfinished = session.residue > 0
-            if unfinished:
-                data = b""
-                with anyio.CancelScope(deadline=deadline):
-                    data = await receive(_RECEIVE)
-                if not data:
-                    self._on_stalled()
-                    return
-            else:
-                data = await receive(_RECEIVE)
-            self.heard_at = anyio.current_time()
-            completions = session.completions
-            if len(data) <= _SLICE:
-                for event in session.receive(data):
-                    self._on_event(event)
-            else:
-                await self._take_in_slices(data)
-            # Only a completed frame moves the deadline: a frame that comes byte by byte has to be whole in time.
-            if not unfinished or session.completions != completions:
-                deadline = self.heard_at + self._frame_timeout
-            if not self._on_read():
-                # Nothing more can come. To be cancelled in a receive while the end of the stream arrives is more than
-                # anyio's Unix sockets on asyncio bear (an InvalidStateError in the event loop).
+    async def _read_on(self) -> None:
+        deadline = math.inf
+        while self._clock() < deadline:
+            with anyio.CancelScope(deadline=deadline) as self._patience:
+                await self._transport.read_on(self._take)
+                # Nothing more can come.
                 return
+            # After a late wake-up, the rest of the frame may have come in the same pass as the end of its time.
+            deadline = self._patience.deadline
+        self._on_stalled()
 
-    async def _take_in_slices(self, data: bytes) -> None:
-        view = memoryview(data)
-        for at in range(0, len(data), _SLICE):
-            for event in self._session.receive(view[at : at + _SLICE]):
-                self._on_event(event)
-            await anyio.lowlevel.checkpoint()
+    def _take(self, data: bytes | memoryview) -> bool:
+        session = self._session
+        self.heard_at = now = self._clock()
+        completions = session.completions
+        for event in session.receive(data):
+            self._on_event(event)
+        # Only a completed frame moves the deadline: a frame that comes byte by byte has to be whole in time.
+        unfinished = session.residue > 0
+        if unfinished and not (self._unfinished and session.completions == completions):
+            self._patience.deadline = now + self._frame_timeout
+        elif self._unfinished and not unfinished:
+            self._patience.deadline = math.inf
+        self._unfinished = unfinished
+        return self._on_read()

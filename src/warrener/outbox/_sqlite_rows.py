@@ -1,0 +1,110 @@
+"""Rows and errors of sqlite3, as the outbox's own values."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from warrener.errors import printable
+from warrener.outbox._rows import decode
+from warrener.outbox.errors import OutboxProblem, OutboxUnusable
+from warrener.outbox.records import Entry, Row
+
+__all__ = ["entry_of", "row_of", "unusable", "which"]
+
+
+def row_of(claim: int, values: tuple[Any, ...]) -> Row:
+    """SQLite keeps text in a column of numbers, and bytes in a column of text: another program may have stored them."""
+    position, key, attempts, nacks, possible_duplicate, *columns = values
+    try:
+        message, problem = decode(*columns), None
+    except ValueError as error:
+        message, problem = None, str(error)
+    if not isinstance(key, str | None):
+        message, problem = None, "key is no text"
+    return Row(position, claim, key, message, _number(attempts), _number(nacks), bool(possible_duplicate), problem)
+
+
+def _number(value: object) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def entry_of(found: tuple[Any, ...]) -> Entry:
+    (
+        position, message_id, key, exchange, routing_key, properties, stored_at, attempts, possible_duplicate, not_before,
+        reason, last_error, set_aside_at, state, body,
+    ) = found  # fmt: skip
+    return Entry(
+        position=position,
+        message_id=str(message_id),
+        key=None if key is None else str(key),
+        exchange=str(exchange),
+        routing_key=str(routing_key),
+        state=state,
+        attempts=_number(attempts),
+        possible_duplicate=bool(possible_duplicate),
+        stored_at=_instant(stored_at),
+        not_before=None if not_before is None else _instant(not_before),
+        reason=reason,
+        last_error=last_error,
+        set_aside_at=None if set_aside_at is None else _instant(set_aside_at),
+        properties=str(properties),
+        body=body if isinstance(body, bytes) else str(body).encode(),
+    )
+
+
+def _instant(seconds: object) -> datetime:
+    """The instant; 1970 for a value that is none."""
+    try:
+        return datetime.fromtimestamp(seconds if isinstance(seconds, int | float) else 0.0, UTC)
+    except (ValueError, OverflowError, OSError):
+        return datetime.fromtimestamp(0.0, UTC)
+
+
+def which(ids: Sequence[int | str] | None) -> tuple[str, list[str]]:
+    """The condition for rows by position (numbers) and by message id (text)."""
+    if ids is None:
+        return "1", []
+    positions = [one for one in ids if isinstance(one, int)]
+    names = [one for one in ids if isinstance(one, str)]
+    return (
+        "(position IN (SELECT value FROM json_each(?)) OR message_id IN (SELECT value FROM json_each(?)))",
+        [json.dumps(positions), json.dumps(names)],
+    )
+
+
+def unusable(path: Path, error: sqlite3.Error, busy_timeout: float) -> OutboxUnusable:
+    name = getattr(error, "sqlite_errorname", "")
+    quoted = printable(str(error), 200)
+    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        return OutboxUnusable(
+            OutboxProblem.LOCKED,
+            f"{path} was locked by another program for longer than busy_timeout ({busy_timeout:g} s); nothing was"
+            " written; try again, or find the program that keeps a transaction open",
+        )
+    if name == "SQLITE_NOTADB":
+        return OutboxUnusable(
+            OutboxProblem.NOT_OURS, f"{path} is no SQLite database, or it is encrypted; the file was not changed"
+        )
+    if name.startswith("SQLITE_CORRUPT"):
+        return OutboxUnusable(
+            OutboxProblem.CORRUPT,
+            f"{path} is corrupt ({quoted}); the file was not changed; restore a backup, or move the file away and"
+            " rescue its rows with: sqlite3 FILE .recover",
+        )
+    if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
+        return OutboxUnusable(
+            OutboxProblem.READ_ONLY,
+            f"{path} cannot be written ({quoted}); check the permissions of the file and of its folder",
+        )
+    if name == "SQLITE_FULL":
+        return OutboxUnusable(
+            OutboxProblem.FULL_DISK,
+            f"there is no space for {path} ({quoted}); this message was not stored, all stored messages stay; free"
+            " some space",
+        )
+    return OutboxUnusable(OutboxProblem.FAILED, f"{path}: {quoted} ({name or 'no code'}); nothing was written")
