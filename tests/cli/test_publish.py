@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import io
 import json
+import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -337,6 +339,26 @@ def test_a_file_of_failures_that_was_taken_away_begins_anew(broker, run) -> None
     assert ["in.jsonl:2"] == [line["from"] for line in kept()]
 
 
+def test_the_names_of_the_files_are_on_the_disk_too(broker, run, monkeypatch) -> None:
+    """A power cut takes away no file that a promise rests on: its folder is synchronised after each new or replaced name."""
+    done: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def noted_fsync(descriptor: int) -> None:
+        done.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        fsync(descriptor)
+
+    def noted_replace(path: Path, target: Path) -> Path:
+        done.append("replace")
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(Path, "replace", noted_replace)
+    assert 1 == run("--format=messages", "--resume=place", write("in.jsonl", LOST % 1))[0]
+    place = ["file", "replace", "folder"]
+    assert [*place, *place, "folder", "file", *place] == done, "the place, the place with the line, the line, the place"
+
+
 LOST = '{"body": "%d", "routing_key": "nobody"}'
 
 
@@ -500,6 +522,30 @@ def test_kill_9_at_any_point_loses_nothing_and_repeats_little(broker, run) -> No
     assert set(numbered(*range(3000))) == set(broker.messages(QUEUE))
     assert len(broker.log) - 3000 <= 200 * kills
     assert 3000 == len({entry.message_id for entry in broker.log}), "a line that was published again has the same id"
+
+
+@pytest.mark.slow
+def test_kill_9_before_and_within_each_change_of_a_file_loses_nothing(broker) -> None:
+    """At each point: every message is in the queue or in the file of failures, once there, and at most 200 are repeated."""
+    size = 130
+    command = [sys.executable, "-m", "tests.cli.crashes", str(size)]
+    told = subprocess.run(command, cwd=Path(__file__).parents[2], check=True, stdout=subprocess.PIPE, text=True)
+    points = [json.loads(line) for line in told.stdout.splitlines()]
+    published: dict[str, list[tuple[str, str]]] = {}
+    for entry, body in zip(broker.log, broker.messages(QUEUE), strict=True):
+        point, number = body.decode().split()
+        published.setdefault(point, []).append((number, entry.message_id or ""))
+    assert {"open", "write", "fsync", "replace", "unlink", "flock"} <= {point["change"] for point in points}
+    for point in points:
+        name = point["point"]
+        numbers = {number for number, _ in published[name]}
+        good = {str(number) for number in range(size) if number % 5 != 4}
+        lost = [f"{name} {number}" for number in range(size) if number % 5 == 4]
+        assert good == numbers, f"lost at {point}"
+        assert lost == sorted(point["kept"], key=lambda body: int(body.split()[1])), f"failures at {point}"
+        assert len(published[name]) - len(good) <= 200, point
+        assert len(good) == len(set(published[name])), "a message that was repeated has the same id"
+        assert ["in.jsonl", "place"] == [file for file in point["files"] if "unconfirmed" not in file], point
 
 
 def test_a_crash_loses_nothing_and_what_it_doubles_has_one_id(slow_broker, run) -> None:

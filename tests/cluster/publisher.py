@@ -2,7 +2,8 @@
 
     python -m tests.cluster.publisher CLIENT FOLDER URL [URL ...]
 
-CLIENT is ``warrener`` or ``aio-pika``; publisher.js is the same for amqp-connection-manager. A line ``queues A B C`` on standard
+CLIENT is ``warrener``, ``warrener-persistent`` (it writes nacked messages again, and its breaker turns nothing away) or
+``aio-pika``; publisher.js is the same for amqp-connection-manager. A line ``queues A B C`` on standard
 input names the queues from now on. The outcomes of a queue's messages go to FOLDER/QUEUE.outcomes, one line each: message id,
 verdict, and the instant on the monotonic clock of the machine.
 """
@@ -23,7 +24,7 @@ from typing import TextIO
 import anyio
 
 import warrener
-from warrener import Receipt, open_producer
+from warrener import Receipt, Retry, open_producer
 
 #: Tasks for each queue, seconds between two publishes of a task, and the patience of one publish.
 TASKS, PAUSE, PATIENCE = 6, 0.1, 60.0
@@ -79,9 +80,9 @@ async def _until_told(journal: Journal) -> None:
             return
 
 
-async def with_warrener(journal: Journal, urls: list[str]) -> None:
+async def with_warrener(journal: Journal, urls: list[str], retry: Retry | None) -> None:
     """Publish with this library."""
-    settings = {"heartbeat": HEARTBEAT, "publish_timeout": PATIENCE}
+    settings = {"heartbeat": HEARTBEAT, "publish_timeout": PATIENCE, "retry": retry}
     async with open_producer(urls, **settings) as producer, anyio.create_task_group() as tasks:  # type: ignore[arg-type]
 
         async def publish(queue: str, message_id: str) -> str:
@@ -127,7 +128,9 @@ def main(client: str, folder: str, *urls: str) -> None:
     if client == "aio-pika":
         asyncio.run(with_aio_pika(journal, list(urls)))
     else:
-        anyio.run(with_warrener, journal, list(urls), backend="trio")
+        persistent = Retry(on={"unknown", "nacked", "not_sent"}, fail_fast=False)
+        retry = persistent if client == "warrener-persistent" else None
+        anyio.run(with_warrener, journal, list(urls), retry, backend="trio")
 
 
 if __name__ == "__main__":

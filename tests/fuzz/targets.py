@@ -107,7 +107,38 @@ def sessions_of_clients() -> Iterator[bytes]:
     )
 
 
+def clients_of_the_service() -> Iterator[bytes]:
+    """The list of hostile sequences, and what the generator makes of random bytes; a turn's first byte says how they come."""
+    import random
+
+    from tests.ml.http_inputs import HOSTILE
+
+    for number, data in enumerate(HOSTILE.values()):
+        yield bytes([(0, 4, 8, 16, 32, 64)[number % 6]]) + data[:3000]
+    rng = random.Random(1)
+    for _ in range(20):
+        yield TURN.join(bytes([rng.randrange(256), 0]) + rng.randbytes(60) for _ in range(rng.randint(1, 4)))
+
+
+TURN = b"\x00\xff\xfeTURN"
+
 TARGETS = {
+    "http": Target(
+        instrumented=(
+            "warrener.ml.http_server",
+            "warrener.ml.turns",
+            "warrener.ml.guard",
+            "warrener.ml.task_endpoint",
+            "warrener.ml.parsing",
+            "warrener.ml.payloads",
+            "uvicorn.protocols.http.h11_impl",
+            "h11",
+        ),
+        checks="tests.fuzz.check_http",
+        seeds=clients_of_the_service,
+        longest=4000,
+        dictionary=FOLDER / "http.dict",
+    ),
     "wire": Target(
         instrumented=("warrener.wire",),
         checks="tests.wire.replay",

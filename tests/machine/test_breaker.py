@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import pytest
 from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, precondition, rule
 
+from warrener.errors import SettingsError
 from warrener.machine import Breaker, Permit, admit, cooled, failed, released, retry_after, succeeded
+from warrener.machine.breaker import spotless
 from warrener.testing.strategies import breakers, instants, permits
 
 
@@ -214,6 +218,7 @@ class BreakerWalk(RuleBasedStateMachine):
         self.breaker = succeeded(self.breaker, permit, self.at)
         if self.model == "closed" and permit in self.current:
             self.failures = 0
+            self.note(failure=False)
         elif permit in self.out:
             self.enter("closed")
 
@@ -242,8 +247,16 @@ class BreakerWalk(RuleBasedStateMachine):
 
     def count(self) -> None:
         self.failures += 1
-        if self.model == "closed" and self.failures >= 3:
-            self.enter("open")
+        if self.model == "closed":
+            self.note(failure=True)
+            if self.trips():
+                self.enter("open")
+
+    def note(self, *, failure: bool) -> None:
+        """Only a window keeps results."""
+
+    def trips(self) -> bool:
+        return self.failures >= 3
 
     @rule()
     @precondition(lambda self: self.model == "open")
@@ -259,5 +272,118 @@ class BreakerWalk(RuleBasedStateMachine):
         assert len(self.breaker.outstanding) == len(self.out) <= 2
 
 
+class RateWalk(BreakerWalk):
+    """At least three failures, and at least half of the last six results."""
+
+    def __init__(self) -> None:
+        self.window: list[tuple[float, bool]] = []
+        super().__init__()
+        self.breaker = Breaker(threshold=3, cooldown=10.0, probes=2, rate=0.5, over=6)
+
+    def enter(self, model: str) -> None:
+        super().enter(model)
+        self.window.clear()
+
+    def note(self, *, failure: bool) -> None:
+        self.window.append((self.at, failure))
+
+    def counted(self) -> list[bool]:
+        return [failure for _, failure in self.window[-6:]]
+
+    def trips(self) -> bool:
+        return sum(self.counted()) >= 3 and sum(self.counted()) >= 0.5 * len(self.counted())
+
+
+class TimedRateWalk(RateWalk):
+    """At least three failures, and at least half of the results of the last 20 seconds, counted in slices of 2 seconds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.breaker = Breaker(threshold=3, cooldown=10.0, probes=2, rate=0.5, within=20.0)
+
+    def counted(self) -> list[bool]:
+        return [failure for at, failure in self.window if at // 2.0 > self.at // 2.0 - 10]
+
+
+TestRateWalk = RateWalk.TestCase
+TestRateWalk.settings = settings(stateful_step_count=60)
+TestTimedRateWalk = TimedRateWalk.TestCase
+TestTimedRateWalk.settings = settings(stateful_step_count=60)
 TestBreakerWalk = BreakerWalk.TestCase
 TestBreakerWalk.settings = settings(stateful_step_count=60)
+
+
+# --- a rate in a window ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("variant", "words"),
+    [
+        ({"rate": 0.0, "over": 10}, "rate must be more than 0"),
+        ({"rate": 1.1, "over": 10}, "rate must be more than 0"),
+        ({"rate": 0.5}, "a rate needs a window"),
+        ({"rate": 0.5, "over": 10, "within": 1.0}, "not both"),
+        ({"over": 10}, "give rate, too"),
+        ({"within": 10.0}, "give rate, too"),
+        ({"rate": 0.5, "over": 4}, "can never hold threshold=5 failures"),
+        ({"rate": 0.5, "within": 0.0}, "within must be more than 0"),
+        ({"slow": 0.0}, "slow must be more than 0"),
+    ],
+)
+def test_a_contradiction_of_a_variant_is_refused(variant: dict[str, Any], words: str) -> None:
+    """When the breaker is made."""
+    with pytest.raises(SettingsError, match=words):
+        Breaker(**variant)
+
+
+def results(breaker: Breaker, text: str, seconds: float = 1.0) -> tuple[Breaker, float]:
+    """Feed results, one in each `seconds`: "f" is a failure, "." an ack."""
+    at = 0.0
+    for each in text:
+        at += seconds
+        breaker = failed(breaker, None, at) if each == "f" else succeeded(breaker, None, at)
+    return breaker, at
+
+
+def test_a_rate_over_the_last_results() -> None:
+    """Acks between the failures do not save it; enough acks before them do."""
+    breaker = Breaker(threshold=2, rate=0.5, over=4)
+
+    assert results(breaker, "f.f")[0].state == "open"
+    assert results(breaker, "f..f")[0].state == "open"
+    assert results(breaker, "f...f...f")[0].state == "closed"
+    assert results(breaker, "f" + "." * 9 + "f")[0].state == "closed"
+
+
+def test_a_rate_over_a_time() -> None:
+    """Failures leave the window after its seconds."""
+    breaker = Breaker(threshold=2, rate=0.5, within=10.0)
+
+    assert results(breaker, "f.f")[0].state == "open"
+    assert results(breaker, "ff", seconds=12.0)[0].state == "closed"
+    assert len(results(breaker, "." * 500)[0].results.slices) <= 10
+
+
+def test_a_breaker_is_spotless_when_no_failure_is_in_its_window() -> None:
+    """Then it can be forgotten."""
+    for variant, acks in ((Breaker(), 1), (Breaker(rate=0.5, over=6), 6), (Breaker(rate=0.5, within=5.0), 5)):
+        assert spotless(variant, 0.0)
+        breaker, at = results(variant, "f" + "." * (acks - 1))
+        assert not spotless(breaker, at)
+        breaker = succeeded(breaker, None, at + 1.0)
+        assert spotless(breaker, at + 1.0)
+        assert not spotless(tripped(variant), 0.0)
+
+
+@given(st.lists(st.booleans(), max_size=40), st.integers(3, 12), st.floats(0.1, 1))
+def test_a_rate_trips_exactly_when_the_window_says_so(outcomes: list[bool], over: int, rate: float) -> None:
+    """Beside a list of the last results."""
+    breaker = Breaker(threshold=3, rate=rate, over=over)
+    seen: list[bool] = []
+    for outcome in outcomes:
+        breaker = failed(breaker, None, 0.0) if outcome else succeeded(breaker, None, 0.0)
+        seen = [*seen, outcome][-over:]
+        if outcome and sum(seen) >= 3 and sum(seen) >= rate * len(seen):
+            assert breaker.state == "open"
+            return
+        assert breaker.state == "closed"

@@ -428,15 +428,18 @@ class Victim:
 
 
 @contextmanager
-def victim(**settings: str) -> Iterator[Victim]:
-    """Start the three processes."""
+def victim(*, first: bool, files: int | None = None, **settings: str) -> Iterator[Victim]:
+    """Start the three processes; `first`: other programs wait for the service and the prober."""
     broker = Helper("--be-broker")
-    service = Service({}, "native", broker.line(), **settings)  # type: ignore[arg-type]
+    service = Service({}, "native", broker.line(), files=files, **settings)
     prober = None
     try:
         service.wait_log("-> up")
         host, _, port = service.url.removeprefix("http://").rpartition(":")
         prober = Helper("--be-prober", host, port)
+        if first:
+            for program in (service.program, prober.program):
+                os.sched_setscheduler(program.pid, os.SCHED_RR, os.sched_param(1))
         yield Victim(broker, service, prober)
     finally:
         service.program.kill()
@@ -495,9 +498,18 @@ def strike(target: Victim, name: str, seconds: float) -> Line:
     return Line(name, attack, probes, 0 if ended else target.peak(), ended, task)
 
 
-def end_under_attack(seconds: float) -> bool:
+def few_files(seconds: float, *, first: bool) -> bool:
+    """64 file descriptors for the whole service."""
+    with victim(first=first, files=64) as target:
+        line = strike(target, "idle connections", seconds)
+        line.kind = "idle connections, 64 descriptors"
+        print(line, flush=True)
+        return line.held
+
+
+def end_under_attack(seconds: float, *, first: bool) -> bool:
     """SIGTERM in the middle of everything: the service ends in time and in order."""
-    with victim(shutdown_timeout="10") as target:
+    with victim(first=first, shutdown_timeout="10") as target:
         attack = Attack(target.address, time.monotonic() + seconds)
 
         async def strike_and_end() -> float:
@@ -544,10 +556,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=6, help="for each kind (default: 6)")
     options = parser.parse_args()
     held = True
-    with victim() as target:
-        if options.first:
-            for program in (target.service.program, target.prober.program):
-                os.sched_setscheduler(program.pid, os.SCHED_RR, os.sched_param(1))
+    with victim(first=options.first) as target:
         target.prober.ask("")
         time.sleep(3)
         print(
@@ -565,7 +574,8 @@ def main() -> int:
                 print(*target.service.lines[-20:], sep="")
                 return 1
     if not options.kinds:
-        held &= end_under_attack(options.seconds)
+        held &= few_files(options.seconds, first=options.first)
+        held &= end_under_attack(options.seconds, first=options.first)
     return int(not held)
 
 

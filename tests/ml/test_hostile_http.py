@@ -11,6 +11,7 @@ import struct
 import threading
 import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from tests.ml.test_http import SUMMARIZE, client
 from tests.ml.test_service import address_of
 from warrener.errors import SettingsError
 from warrener.ml import MLSettings, http_server, task_endpoint
+from warrener.ml import service as service_module
 from warrener.ml.app import ml_app
 from warrener.ml.guard import Guard
 from warrener.ml.http_server import ServerCounters, serve_http
@@ -52,7 +54,11 @@ def attack(url: str, data: bytes, *, reset: bool) -> None:
             peer.settimeout(30)
             while peer.recv(65536):
                 pass
-        except (ConnectionResetError, BrokenPipeError):
+        except TimeoutError:
+            raise
+        except (
+            OSError
+        ):  # the service has closed the connection before this side was done: reset, broken pipe, not connected
             pass
 
 
@@ -198,11 +204,17 @@ async def test_a_number_that_is_too_long_is_refused(ml, number) -> None:
     )  # fmt: skip
 
 
+def test_no_limit_of_open_files_is_no_bound(monkeypatch) -> None:
+    """The system's number for "no limit" is -1."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert http_server._files() > 2**31
+
+
 @pytest.mark.parametrize("known", [True, False])
 def test_few_descriptors_and_many_clients(start_service: Callable[..., Service], dead_url: str, known: bool) -> None:
-    """64 open files and 100 idle connections: new clients are answered, at the latest when the others have left.
+    """64 open files and 100 idle connections, which stay: a new client is answered.
 
-    A limit that is there at the start bounds the connections; one that is lowered later leaves accepting without a file.
+    The limit is there at the start, or it is lowered later.
     """
     service = start_service(dead_url, files=64 if known else None, header_timeout="60")
     address = address_of(service.url)
@@ -210,14 +222,22 @@ def test_few_descriptors_and_many_clients(start_service: Callable[..., Service],
         resource.prlimit(service.program.pid, resource.RLIMIT_NOFILE, (64, 64))
     waiting = [socket.create_connection(address) for _ in range(100)]
     try:
-        if known:
-            assert 200 == httpx.get(f"{service.url}/livez", timeout=30).status_code
-        else:
-            service.wait_log("socket.accept() out of system resource")
+        assert 200 == httpx.get(f"{service.url}/livez", timeout=30).status_code
     finally:
         for peer in waiting:
             peer.close()
-    assert 200 == httpx.get(f"{service.url}/livez", timeout=30).status_code
+    assert service.program.poll() is None
+
+
+def test_no_descriptor_for_any_connection(start_service: Callable[..., Service], dead_url: str) -> None:
+    """Accepting fails: it is logged, nothing ends, and clients are answered when there are descriptors again."""
+    service = start_service(dead_url)
+    address = address_of(service.url)
+    resource.prlimit(service.program.pid, resource.RLIMIT_NOFILE, (4, 64))
+    with socket.create_connection(address):
+        service.wait_log("socket.accept() out of system resource")
+        resource.prlimit(service.program.pid, resource.RLIMIT_NOFILE, (64, 64))
+        assert 200 == httpx.get(f"{service.url}/livez", timeout=30).status_code
     assert service.program.poll() is None
 
 
@@ -434,8 +454,8 @@ async def test_parsing_a_large_body_does_not_hold_the_loop(ml, producer, monkeyp
 @pytest.mark.anyio
 async def test_a_server_that_ends_is_started_again(monkeypatch) -> None:
     """Its error is logged; the listener stays, so that clients that come meanwhile wait."""
-    failures = [RuntimeError("planted"), OSError(24, "planted")]
-    main_loop = http_server._Server.main_loop
+    failures = [RuntimeError("planted"), OSError(24, "planted"), OSError(24, "planted before the start")]
+    main_loop, startup = http_server._Server.main_loop, http_server._Server.startup
 
     async def fail_at_first(server: Any) -> None:
         if failures:
@@ -446,21 +466,43 @@ async def test_a_server_that_ends_is_started_again(monkeypatch) -> None:
         await send({"type": "http.response.start", "status": 204, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
+    async def fail_before(server: Any, sockets: Any) -> None:
+        if len(failures) == 3:
+            raise failures.pop()
+        await startup(server, sockets)
+
     monkeypatch.setattr(http_server._Server, "main_loop", fail_at_first)
+    monkeypatch.setattr(http_server._Server, "startup", fail_before)
     monkeypatch.setattr(http_server, "RESTART_FIRST", 0.001)
     stopping, counters = anyio.Event(), ServerCounters()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(lambda: serve_http(app, listener, MLSettings(), stopping, counters=counters))
+            with anyio.fail_after(30):
+                await tasks.start(partial(serve_http, app, listener, MLSettings(), stopping, counters=counters))
             async with httpx.AsyncClient() as http:
                 with anyio.fail_after(30):
-                    while failures or counters.restarts < 2:
+                    while failures or counters.restarts < 3:
                         await anyio.lowlevel.checkpoint()
                     assert 204 == (await http.get(url)).status_code
             stopping.set()
-    assert 2 == counters.restarts
+    assert 3 == counters.restarts
+
+
+@pytest.mark.anyio
+async def test_a_producer_that_fails_by_itself_ends_the_service_with_its_own_status(monkeypatch, dead_url) -> None:
+    """70, after an orderly end: not a traceback's 1, which stands for an address that is taken."""
+
+    async def run(_ml: Any, *, task_status: Any) -> None:
+        task_status.started()
+        await anyio.lowlevel.checkpoint()
+        raise RuntimeError("planted")
+
+    monkeypatch.setenv("RABBITMQ_URL", dead_url)
+    monkeypatch.setattr(service_module.MLProducer, "run", run)
+    with anyio.fail_after(60):
+        assert service_module.EXIT_BROKEN == await service_module.serve(MLSettings.load(bind="127.0.0.1:0"))
 
 
 @pytest.mark.anyio

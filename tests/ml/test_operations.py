@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -53,6 +54,48 @@ def test_what_the_image_is_built_from_is_in_its_context() -> None:
     allowed = set(re.findall(r"^!(\S+)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE))
     copied = re.findall(r"^COPY (?!--from)(.*) \S+$", (KIT / "Dockerfile").read_text(), re.MULTILINE)
     assert allowed == {name for line in copied for name in line.split()}
+
+
+def pinned(text: str) -> dict[str, str]:
+    """Return the version of each package that the text pins."""
+    found = re.findall(r"^([\w.-]+)==([^\s;]+)", text, re.MULTILINE)
+    return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in found}
+
+
+def test_the_image_s_program_can_be_built_and_runs(tmp_path: Path) -> None:
+    """The build's steps in a folder, with nothing but what the context has: as locked, and with all that the service imports."""
+    context, target = tmp_path / "build", tmp_path / "warrener"
+    context.mkdir()
+    dockerfile = (KIT / "Dockerfile").read_text()
+    for line in re.findall(r"^COPY (?!--from)(.*) \S+$", dockerfile, re.MULTILINE):
+        for name in line.split():
+            if (ROOT / name).is_dir():
+                shutil.copytree(ROOT / name, context / name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(ROOT / name, context / name)
+    (command,) = re.findall(r"^RUN (.*)$", dockerfile, re.MULTILINE)
+    (constraint,) = re.findall(r"PIP_CONSTRAINT=(\S+)", dockerfile)
+    environment = {**os.environ, "PIP_CONSTRAINT": constraint.replace("/build", str(context)), "PYTHONPATH": ""}
+    command = command.replace("/opt/warrener", str(target)).replace("python -m venv", f"{sys.executable} -m venv", 1)
+    done = subprocess.run(
+        ["sh", "-c", command], cwd=context, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    locked = pinned((ROOT / "requirements-dev.lock").read_text())
+    frozen = subprocess.run(
+        [target / "bin" / "pip", "freeze"], capture_output=True, text=True, check=True, env=environment
+    )
+    installed = pinned(frozen.stdout)
+    assert installed
+    assert {name: locked.get(name) for name in installed} == installed
+    wrong = subprocess.run(
+        [target / "bin" / "warrener", "serve"],
+        env={"PATH": "", "PREFERRED_STT": "gpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (2, "warrener serve: preferred_stt must be") == (wrong.returncode, wrong.stderr[:37])
 
 
 def test_compose_is_valid_and_confines_every_container() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from attrs import define, field
 
-from warrener.ml.turns import LONG, SLICE, TURNS, Turns
+from warrener.ml.turns import FEWEST, LONG, SLICE, TURNS, Turns
 
 
 @define
@@ -103,7 +103,7 @@ def test_passes_that_take_long_give_fewer_turns_and_short_ones_more_again() -> N
         before = len(given)
         loop.run_pass()
         counts.append(len(given) - before)
-    assert [TURNS // 2, TURNS // 4, TURNS // 8, 1, 1, 2, 3] == counts
+    assert [TURNS // 2, FEWEST, FEWEST, FEWEST, FEWEST, FEWEST + 1, FEWEST + 2] == counts
 
 
 def test_what_costs_much_waits_for_what_costs_little() -> None:

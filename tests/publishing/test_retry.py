@@ -327,3 +327,51 @@ async def test_a_budget_is_shared_by_producers_and_what_it_forbids_is_logged(
     lines = [record.getMessage() for record in caplog.records if "forbade" in record.getMessage()]
     assert len(lines) == 1
     assert "forbade 1 further attempts (1 since the start)" in lines[0]
+
+
+# --- breakers of destinations ---------------------------------------------------------------------------------------------
+
+
+async def refused(producer: Producer, routing_key: str, exchange: str = "") -> str:
+    try:
+        await producer.publish(b"x", exchange=exchange, routing_key=routing_key, timeout=20)
+    except PublishError as error:
+        return type(error).__name__
+    return "Receipt"
+
+
+async def test_a_rate_of_nacks_opens_a_destination_s_breaker(autojump_clock: MockClock) -> None:
+    """Acks between the nacks do not set the count to 0."""
+    driver = ScriptedDriver(lives(answer=lambda message: "nack" if message.tag % 2 else "ack"))
+    settings = {"breaker_threshold": 3, "breaker_rate": 0.5, "breaker_over": 10}
+    async with open_producer(URL, driver=driver, **settings) as producer:  # type: ignore[arg-type]
+        told = [await refused(producer, "tasks") for _ in range(6)]
+        assert told == ["Nacked", "Receipt", "Nacked", "Receipt", "Nacked", "CircuitOpen"]
+        assert await refused(producer, "others") != "CircuitOpen"
+
+
+async def test_slow_confirms_open_a_destination_s_breaker(autojump_clock: MockClock) -> None:
+    """Their publishers have their receipts; after the cooldown a probe that is fast again closes it."""
+    latency = [3.0]
+    driver = ScriptedDriver(lives())
+    async with open_producer(
+        URL, driver=driver, breaker=Breaker(threshold=2, cooldown=5, slow=1.0), stable_for=1
+    ) as producer:
+        await producer.wait_connected()
+        driver.link.life = evolve(driver.link.life, latency=latency[0])
+        assert [await refused(producer, "slow") for _ in range(3)] == ["Receipt", "Receipt", "CircuitOpen"]
+        assert producer.status().open_destinations == ("the default exchange, routing key 'slow'",)
+        driver.link.life = evolve(driver.link.life, latency=0.0)
+        await trio.sleep(6)
+        assert await refused(producer, "slow") == "Receipt"
+        assert producer.status().open_destinations == ()
+
+
+async def test_the_scope_of_a_breaker_can_be_the_exchange(autojump_clock: MockClock) -> None:
+    """Nacks of all routing keys count together; another exchange goes on."""
+    driver = ScriptedDriver(lives(answer=lambda message: "nack" if message.envelope.exchange == "bad" else "ack"))
+    async with open_producer(URL, driver=driver, breaker_threshold=2, breaker_scope="exchange") as producer:
+        told = [await refused(producer, f"key {number}", "bad") for number in range(3)]
+        assert told == ["Nacked", "Nacked", "CircuitOpen"]
+        assert producer.status().open_destinations == ("exchange 'bad'",)
+        assert await refused(producer, "key 0", "good") == "Receipt"

@@ -43,6 +43,7 @@ DEFAULTS = {
     "prefetch": 100,
     "backoff": Backoff(initial=1, factor=2, cap=15, attempts=None, jitter=0.5, min_gap=0.1),
     "breaker": Breaker(threshold=5, cooldown=30, probes=1),
+    "breaker_scope": "destination",
     "stable_for": 10.0,
     "when_exhausted": "stay",
     "publish_timeout": 60.0,
@@ -143,6 +144,11 @@ TEXTS = [
     ("BREAKER_THRESHOLD", "2", "breaker", Breaker(threshold=2)),
     ("BREAKER_COOLDOWN", "2", "breaker", Breaker(cooldown=2)),
     ("BREAKER_PROBES", "2", "breaker", Breaker(probes=2)),
+    ("BREAKER_RATE", "off", "breaker", Breaker()),
+    ("BREAKER_OVER", "off", "breaker", Breaker()),
+    ("BREAKER_WITHIN", "off", "breaker", Breaker()),
+    ("BREAKER_SLOW", "2", "breaker", Breaker(slow=2.0)),
+    ("BREAKER_SCOPE", "exchange", "breaker_scope", "exchange"),
     ("STABLE_FOR", "1", "stable_for", 1.0),
     ("WHEN_EXHAUSTED", "raise", "when_exhausted", "raise"),
     ("PUBLISH_TIMEOUT", "inf", "publish_timeout", math.inf),
@@ -304,7 +310,7 @@ def test_what_the_query_may_not_say(query: str, words: list[str]) -> None:
         ({"name": "x" * 256}, ["name", "255"]),
         ({"backoff": 3}, ["backoff", "int"]),
         ({"breaker": False}, ["breaker", "None"]),
-        ({"breaker": Breaker(state="open")}, ["breaker must be new", "threshold, cooldown and probes"]),
+        ({"breaker": Breaker(state="open")}, ["breaker must be new", "threshold, cooldown, probes"]),
         ({"breaker": Breaker(failures=1)}, ["breaker must be new"]),
         ({"breaker": None, "breaker_probes": 2}, ["breaker and breaker_probes"]),
         ({"backoff": Backoff(), "backoff_cap": 2.0}, ["backoff and backoff_cap"]),
@@ -375,6 +381,16 @@ def test_parts_of_several_sources_come_together() -> None:
     url = URL + "?backoff_initial=2"
     assert _resolve(url, environ, backoff_jitter=0).backoff == Backoff(cap=9, initial=2, jitter=0)
     assert _resolve(url, environ, backoff=Backoff(factor=3)).backoff == Backoff(factor=3)
+
+
+def test_a_breaker_with_a_rate_from_several_sources() -> None:
+    """Each part may come from another one; parts that contradict each other are refused."""
+    settings = _resolve(URL + "?breaker_rate=0.5", {"WARRENER_BREAKER_OVER": "20"}, breaker_threshold=10)
+    assert settings.breaker == Breaker(threshold=10, rate=0.5, over=20)
+    with pytest.raises(SettingsError, match="a rate needs a window"):
+        _resolve(URL + "?breaker_rate=0.5")
+    with pytest.raises(SettingsError, match="breaker_rate must be a number more than 0 and at most 1, or 'off'"):
+        _resolve(URL + "?breaker_rate=2")
 
 
 def test_the_source_that_wins_turns_the_breaker_off() -> None:

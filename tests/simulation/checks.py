@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import itertools
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Final
@@ -17,14 +18,15 @@ from urllib.parse import quote
 
 from attrs import frozen
 
+from tests.simulation.network import FIRST_PORT
 from tests.simulation.run import Run
 from tests.simulation.schedule import ADDRESSES, LARGEST, Item
-from tests.simulation.trace import LinkRecord, Publish, verdict
+from tests.simulation.trace import Attempt, LinkRecord, Publish, verdict
 from tests.simulation.workload import describe
 from warrener import CircuitOpen, ConnectionState, Nacked, NotSent, PublishRefused, Receipt, Unroutable
 from warrener.drivers.base import Lane
 from warrener.errors import FaultKind, PublishError
-from warrener.machine.backoff import Backoff, retry_delay
+from warrener.machine.backoff import Backoff, retry_delay, slowest_delay
 
 __all__ = ["CHECKS", "Evidence", "Finding", "judge"]
 
@@ -82,6 +84,21 @@ class Evidence:
             else:
                 where = (line.at, place, line.queue, link_of.get((place, line.connection), 0))
                 self.enqueued.setdefault(publish.item.number, []).append(where)
+
+    def again(self, publish: Publish) -> list[Attempt]:
+        """Return the attempts that a retry policy asked for: after a nack, or while an earlier one was in flight."""
+        found: list[Attempt] = []
+        for earlier, attempt in itertools.pairwise(publish.attempts):
+            answered = earlier.answered_at is not None and earlier.answered_at <= attempt.at
+            if (answered and earlier.answer == "nack") or (not answered and self.lives(earlier, attempt.at)):
+                found.append(attempt)
+        return found
+
+    def lives(self, attempt: Attempt, at: float) -> bool:
+        """Whether the link and the channel of an attempt were open at an instant."""
+        ended = self.trace.links[attempt.link].ended_at
+        closed = self.trace.channel_ends.get((attempt.link, attempt.channel))
+        return attempt.reached is not False and all(each is None or each > at for each in (ended, closed and closed[0]))
 
     def lied_to(self, publish: Publish) -> bool:
         """Whether the broker told a credible lie while the message was under way."""
@@ -175,7 +192,8 @@ def no_silent_duplicates(seen: Evidence) -> Iterator[str]:
         if not seen.plan.producer.at_least_once and max(reached, most) > 1:
             yield f"{_name(publish)} was sent {reached} times and enqueued {most} times, at most once"
         if most > 1 and final is not None:
-            certain = not final.possible_duplicate if isinstance(final, Receipt) else verdict(final) != "unknown"
+            uncertain = final.possible_duplicate if isinstance(final, Receipt) else final.may_have_been_delivered
+            certain = not uncertain
             if certain:
                 yield f"{_name(publish)} was enqueued {most} times without a word: {describe(final)}"
         if isinstance(final, Receipt):
@@ -207,15 +225,18 @@ def one_outcome_in_time(seen: Evidence) -> Iterator[str]:
             waited = publish.ended_at - publish.called_at - seen.jumped(publish.called_at, publish.ended_at)
             if waited > TICK or publish.attempts:
                 yield f"{_name(publish)}: CircuitOpen after {waited:.3f} s and {len(publish.attempts)} attempts"
-        yield from _told_at_once(publish)
+        yield from _told_at_once(seen, publish)
     yield from _late_outcomes(seen)
     yield from (f"an outcome of no known message: {stray}" for stray in seen.run.stray)
 
 
-def _told_at_once(publish: Publish) -> Iterator[str]:
+def _told_at_once(seen: Evidence, publish: Publish) -> Iterator[str]:
+    retry = seen.plan.producer.retry
     if publish.call.how in ("many", "run") or publish.cancelled or publish.ended_at is None:
         return
     for attempt in publish.attempts:
+        if attempt.answer == "nack" and retry is not None:
+            continue  # the message may have waited to be written again, or an earlier attempt was overdue
         if attempt.answered_at is not None and publish.ended_at > attempt.answered_at + TICK:
             wait = publish.ended_at - attempt.answered_at
             yield f"{_name(publish)} was answered ({attempt.answer}) and its caller waited {wait:.3f} s more"
@@ -235,7 +256,9 @@ def _late_outcomes(seen: Evidence) -> Iterator[str]:
         elif isinstance(publish.result, PublishError) and verdict(publish.result) == "unknown":
             at_deadline = publish.ended_at is not None and publish.ended_at >= publish.deadline - TICK
             most[name] += at_deadline
-            least[name] += at_deadline and bool(publish.attempts) and _was_open(seen, publish)
+            retry = seen.plan.producer.retry
+            again = retry is not None and retry.overdue  # the last attempt, or an earlier one, may tell it
+            least[name] += at_deadline and bool(publish.attempts) and not again and _was_open(seen, publish)
     for name, count in told.items():
         if not least[name] <= count <= most[name]:
             yield f"{count} late outcomes of {name!r}, not {least[name]} to {most[name]}"
@@ -264,7 +287,9 @@ def outcomes_match(seen: Evidence) -> Iterator[str]:
         reached = [attempt for attempt in publish.attempts if attempt.reached is not False]
         match final:
             case Nacked():
-                right = len(reached) == 1 and reached[0].answer == "nack" and not reached[0].returned
+                nacked = [attempt for attempt in reached if attempt.answer == "nack" and not attempt.returned]
+                right = bool(nacked) and all(attempt.returned for attempt in reached if attempt not in nacked)
+                right = right and (len(reached) == 1 or seen.plan.producer.retry is not None)
             case Unroutable():
                 right = len(reached) == 1 and reached[0].returned
             case PublishRefused(reply_code=code):
@@ -383,6 +408,8 @@ def order_is_kept(seen: Evidence) -> Iterator[str]:
             yield f"tag {attempt.tag} on link {link} channel {channel} came after {last.get(epoch, 0)}"
         last[epoch] = attempt.tag
         publish = seen.trace.publishes[attempt.number]
+        if any(attempt.at >= again.at for again in seen.again(publish)[:1]):
+            continue  # a policy that writes again after a nack, or when overdue, keeps no order from then on
         if attempt.lane is Lane.MAIN:
             run = publish.call.messages[0].number if publish.call.how in ("run", "many") else -1
             place = (*epoch, ADDRESSES[publish.item.address][0], run)
@@ -430,6 +457,62 @@ def dials_keep_their_distance(seen: Evidence) -> Iterator[str]:
                 f"{shortest:.3f} to {longest:.3f} s"
             )
         attempt += 1
+
+
+def endpoints_take_turns(seen: Evidence) -> Iterator[str]:
+    """S8: an endpoint that has just failed is not dialed again while another one is ready; none is forgotten."""
+    plan = seen.plan.producer
+    backoff = Backoff(initial=plan.initial, cap=plan.cap, attempts=plan.attempts, jitter=plan.jitter)
+    ports = {record.port for record in seen.links}
+    failures = dict.fromkeys(ports, 0)
+    ready_at = dict.fromkeys(range(FIRST_PORT, FIRST_PORT + seen.plan.brokers), -math.inf)
+    if not seen.plan.several_endpoints or len(ready_at) < 2:
+        return
+    for record, following in itertools.pairwise(seen.links):
+        ours = record.fault is None or record.fault.kind is FaultKind.CLOSED
+        if record.ended_at is None or ours:
+            continue
+        up = 0.0 if record.declared_at is None else record.ended_at - record.declared_at
+        if record.acked or up >= plan.stable_for - TICK:
+            failures[record.port], ready_at[record.port] = 0, -math.inf
+        if record.fault is not None and not record.fault.orderly:
+            slow = slowest_delay(backoff) if record.fault.permanent else retry_delay(backoff, failures[record.port])
+            failures[record.port] += 1
+            # A link that is replaced has failed when it is aborted.
+            ready_at[record.port] = record.ended_at + slow[0]
+        others = [port for port, at in ready_at.items() if port != record.port and at < following.at - TICK]
+        if following.port == record.port and others:
+            yield f"link {following.number} went to port {record.port}, which had just failed; {others} were ready"
+
+
+def hand_overs_lose_nothing(seen: Evidence) -> Iterator[str]:
+    """S6: when we close a link to go on elsewhere, each message on it was answered, or had `drain_timeout` for that."""
+    for record in seen.links:
+        ours = record.fault is None or record.fault.kind is FaultKind.CLOSED
+        if not ours or record.ended_at is None or record.ended_at >= seen.run.closing_began_at - TICK:
+            continue
+        since = record.ended_at - seen.plan.producer.drain_timeout
+        for attempt in seen.trace.attempts.values():
+            answered = attempt.answered_at is not None and attempt.answered_at <= record.ended_at
+            closed = (attempt.link, attempt.channel) in seen.trace.channel_ends
+            if attempt.link == record.number and attempt.at > since + TICK and not answered and not closed:
+                yield f"message {attempt.number} had no answer when link {record.number} was handed over, and had not waited"
+
+
+def budgets_hold(seen: Evidence) -> Iterator[str]:
+    """S8: attempts after a nack and of overdue messages cost no more than the one budget that all calls share."""
+    retry = seen.plan.producer.retry
+    if retry is None or retry.budget is None:
+        return
+    ratio, floor, window = retry.budget
+    began = min((publish.called_at for publish in seen.publishes), default=0.0)
+    again = sorted(attempt.at for publish in seen.publishes for attempt in seen.again(publish))
+    for number, at in enumerate(again, 1):
+        called = sum(publish.called_at <= at for publish in seen.publishes)
+        most = floor * (window + at - began) + ratio * called
+        if number > most + TICK:
+            yield f"{number} further attempts until {at:.3f}, and the budget allows {most:.1f}"
+            return
 
 
 def limits_hold(seen: Evidence) -> Iterator[str]:
@@ -557,8 +640,11 @@ CHECKS: Final[dict[str, Callable[[Evidence], Iterator[str]]]] = {
     "S5 one outcome in time": one_outcome_in_time,
     "S5 outcomes match": outcomes_match,
     "S6 unknown has a cause": unknown_has_a_cause,
+    "S6 hand-overs lose nothing": hand_overs_lose_nothing,
     "S7 order": order_is_kept,
     "S8 dials keep their distance": dials_keep_their_distance,
+    "S8 endpoints take turns": endpoints_take_turns,
+    "S8 budgets hold": budgets_hold,
     "S9 limits": limits_hold,
     "S11 counters and secrets": counters_are_true,
     "R12 dead peers are noticed": dead_peers_are_noticed,

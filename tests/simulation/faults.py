@@ -83,6 +83,7 @@ class FaultInjector:
             "alarm": (self._alarm, self._no_alarm),
             "flow": (self._flow, self._flow_again),
             "stall": (self._stall, self._no_stall),
+            "mute queue": (self._mute_queue, self._no_mute_queue),
             "close channels": (self._close_channels, _nothing),
             "delete exchange": (self._delete_exchange, _nothing),
             "revoke write": (self._revoke_write, self._grant_write),
@@ -312,6 +313,17 @@ class FaultInjector:
     def _no_stall(self) -> None:
         for broker in self._brokers:
             broker.stall_confirms(on=False)
+
+    def _mute_queue(self, fault: Fault) -> None:
+        name = ("jobs", "quorum")[fault.amount]
+        for broker in self._brokers:
+            if name in broker.queues(VHOST):
+                broker.stall_confirms(queue=name, vhost=VHOST)
+
+    def _no_mute_queue(self) -> None:
+        for broker in self._brokers:
+            for name in {"jobs", "quorum"} & set(broker.queues(VHOST)):
+                broker.stall_confirms(on=False, queue=name, vhost=VHOST)
 
     def _close_channels(self, fault: Fault) -> None:
         # Not one of the codes that RabbitMQ closes a publisher's channel with because of a publish: it would be a lie.

@@ -230,7 +230,10 @@ class Network:
         #: What becomes of a dial, by address: the kind of a dial fault. Absent: it leads to its broker.
         self.fates: dict[str, str] = {}
         self.addresses = [f"10.0.0.{number + 1}" for number in range(len(brokers))]
-        self._brokers = dict(zip(self.addresses, enumerate(brokers), strict=True))
+        #: Nodes that share their queues are one broker under several addresses.
+        self._brokers = {
+            address: (brokers.index(each), each) for address, each in zip(self.addresses, brokers, strict=True)
+        }
         self._rng = rng
         self._trace = trace
         self._tasks = tasks

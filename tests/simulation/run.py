@@ -23,16 +23,17 @@ from tests.simulation.faults import USER, VHOST, FaultInjector
 from tests.simulation.neighbours import prepare
 from tests.simulation.network import FIRST_PORT, Network
 from tests.simulation.recorder import RecordingDriver
-from tests.simulation.schedule import FRAME_MAX, LARGEST, Call, Item, Plan, stream
+from tests.simulation.schedule import FRAME_MAX, LARGEST, Call, Item, Plan, ProducerPlan, RetryPlan, stream
 from tests.simulation.trace import Trace
 from tests.simulation.workload import Workload, describe
-from warrener import ClosingReport, Producer, Status
+from warrener import Budget, ClosingReport, Producer, Retry, Status
 from warrener._settings.settings import Settings
 from warrener.drivers.native import NativeDriver
 from warrener.errors import CircuitOpen, ConnectError, PublishError
 from warrener.machine.backoff import Backoff
 from warrener.machine.breaker import Breaker
 from warrener.records import Credentials, Endpoint, Receipt
+from warrener.retry import Cause
 from warrener.testing.broker import EmbeddedBroker, Ended, Enqueued, Tuning, Violation
 from warrener.topology import Binding, Exchange, Queue
 
@@ -179,6 +180,7 @@ def settings_of(whole: Plan, password: str) -> Settings:
         publish_timeout=plan.publish_timeout,
         confirm_timeout=plan.confirm_timeout,
         delivery="at_least_once" if plan.at_least_once else "at_most_once",
+        retry=_policy(plan.retry, plan),
         max_buffered=plan.max_buffered,
         max_buffered_bytes=plan.max_buffered_bytes,
         max_block=plan.max_block,
@@ -190,18 +192,36 @@ def settings_of(whole: Plan, password: str) -> Settings:
     )
 
 
+def _policy(retry: RetryPlan | None, plan: ProducerPlan) -> Retry | None:
+    """Make the policy of a plan; each call makes a `Budget` of its own."""
+    if retry is None:
+        return None
+    on: set[Cause] = {"unknown", "not_sent"}
+    if retry.nacked:
+        on.add("nacked")
+    if retry.overdue and plan.confirm_timeout < plan.publish_timeout:
+        on.add("overdue")
+    budget = (
+        None if retry.budget is None else Budget(**dict(zip(("ratio", "floor", "window"), retry.budget, strict=True)))
+    )
+    backoff = Backoff(initial=retry.initial, cap=8 * retry.initial) if retry.nacked else None
+    return Retry(on=frozenset(on), attempts=retry.attempts, backoff=backoff, budget=budget)
+
+
 async def _main(plan: Plan, clock: MockClock) -> Run:
     trace = Trace(trio.current_time)
     password = f"s3cret-{stream(plan.seed, 'password').getrandbits(64):x}"
     run = Run(plan, trace, password)
     async with trio.open_nursery() as wires, AsyncExitStack() as stack:
-        brokers = [await stack.enter_async_context(broker_of(plan, number)) for number in range(plan.brokers)]
+        count = 1 if plan.shared_queues else plan.brokers
+        brokers = [await stack.enter_async_context(broker_of(plan, number)) for number in range(count)]
         for broker in brokers:
             broker.add_vhost(VHOST)
             broker.add_user(USER, password, VHOST)
         if plan.neighbours:
             prepare(plan, brokers, USER, VHOST, wires)
-        run.network = Network(plan.network, stream(plan.seed, "network"), trace, wires, brokers)
+        nodes = brokers * plan.brokers if plan.shared_queues else brokers
+        run.network = Network(plan.network, stream(plan.seed, "network"), trace, wires, nodes)
         run.network.fixed_order = plan.neighbours
         run.injector = FaultInjector(brokers, run.network, trace, stream(plan.seed, "injector"), clock, password)
         await _Program(run).play()

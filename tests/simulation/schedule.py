@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterable, Iterator
 from typing import Literal, TypeAlias
 
-import attrs
-from attrs import frozen
+from attrs import evolve, frozen
 
 __all__ = [
     "DELAYED",
@@ -28,6 +28,7 @@ __all__ = [
     "NetworkPlan",
     "Plan",
     "ProducerPlan",
+    "RetryPlan",
     "calm",
     "draw",
     "network_of",
@@ -163,6 +164,19 @@ class NetworkPlan:
 
 
 @frozen
+class RetryPlan:
+    """What the producer's retry policy adds to `at_least_once`."""
+
+    nacked: bool
+    overdue: bool
+    attempts: int | None
+    #: The delay after a first nack.
+    initial: float
+    #: Ratio, floor and window; None: no budget.
+    budget: tuple[float, float, float] | None
+
+
+@frozen
 class ProducerPlan:
     """The settings of the producer."""
 
@@ -185,6 +199,7 @@ class ProducerPlan:
     write_stall_timeout: float
     frame_timeout: float
     max_inbound_body: int
+    retry: RetryPlan | None = None
 
 
 @frozen
@@ -201,7 +216,7 @@ class Plan:
     ends_at: float
     producer: ProducerPlan
     network: NetworkPlan
-    #: Brokers behind the one name; each has its own queues.
+    #: Brokers behind the one name; each has its own queues, unless they share them as the nodes of a cluster do.
     brokers: int
     sync_interval: float
     #: The broker repeats each ack of several tags: the last one alone, then all of them.
@@ -213,6 +228,8 @@ class Plan:
     bad: frozenset[str] = frozenset()
     #: Each broker is an endpoint of its own, in place of one name that leads to all of them.
     several_endpoints: bool = False
+    #: The brokers share their queues: a message that one of them has is not in another one's queue as well.
+    shared_queues: bool = False
 
     @property
     def messages(self) -> int:
@@ -239,6 +256,10 @@ def draw(seed: int) -> Plan:
     producer = producer_of(seed, mode, quiet=quiet)
     calls = _workload(seed, duration, producer, from_=healed_at + 1 if early else 0.0, quiet=quiet)
     faults = () if quiet else _faults(seed, min(duration, healed_at), calls, hostile=hostile)
+    if producer.at_least_once and not quiet:
+        producer = evolve(producer, retry=_retry_of(seed))
+        if producer.retry is not None and producer.retry.overdue:
+            faults = _by_instant((*faults, *_mute_queues(seed, min(duration, healed_at))))
     ends_at = duration if ending == "close" else _ending_instant(seed, duration, calls)
     if mode == "safety" and ending == "close under load":
         faults += _crossing(seed, ends_at)
@@ -254,6 +275,7 @@ def draw(seed: int) -> Plan:
         network=network_of(seed, quiet=quiet),
         brokers=stream(seed, "brokers").choice((1, 1, 1, 1, 1, 2, 2, 3)),
         several_endpoints=stream(seed, "endpoints").random() < 0.6,
+        shared_queues=stream(seed, "shared queues").random() < 0.5,
         sync_interval=rng.choice((0.0, 0.05, 0.2)),
         chatty=rng.random() < 0.2,
         calls=calls,
@@ -425,9 +447,9 @@ class _Habits:
         items = [self._item(number + index, stays) for index in range(count)]
         if how == "run":
             # Bodies that share their fields, each with an id of its own.
-            items = [attrs.evolve(items[0], message_id=None, number=each.number, size=each.size) for each in items]
+            items = [evolve(items[0], message_id=None, number=each.number, size=each.size) for each in items]
         elif how == "to":
-            items = [attrs.evolve(each, message_id=None) for each in items]
+            items = [evolve(each, message_id=None) for each in items]
         return Call(at, how, tuple(items), timeout, ticks, after)
 
     def _item(self, number: int, may_be_twin: bool) -> Item:
@@ -504,4 +526,34 @@ def _faults(seed: int, until: float, calls: tuple[Call, ...], *, hostile: bool) 
                 faults += [Fault(at + 0.5 * index, "close channels", 0.0, amount) for index in range(8)]
             else:
                 faults.append(Fault(at, kind, min(length, until - at), amount))
+    return _by_instant(faults)
+
+
+def _by_instant(faults: Iterable[Fault]) -> tuple[Fault, ...]:
     return tuple(sorted(faults, key=lambda fault: (fault.at, fault.kind)))
+
+
+# --- retry policies ---------------------------------------------------------------------------------------------------
+
+
+def _retry_of(seed: int) -> RetryPlan | None:
+    """Draw a policy for two seeds in five; most of them write again after a nack, half of them when overdue."""
+    rng = stream(seed, "retry")
+    if rng.random() < 0.6:
+        return None
+    overdue = rng.random() < 0.5
+    return RetryPlan(
+        nacked=not overdue or rng.random() < 0.7,
+        overdue=overdue,
+        attempts=rng.choice((None, None, 2, 4)),
+        initial=rng.choice((0.3, 1.0, 4.0)),
+        budget=rng.choice((None, (0.0, 0.1, 10.0), (0.1, 0.05, 10.0), (0.1, 1.0, 10.0))),
+    )
+
+
+def _mute_queues(seed: int, until: float) -> Iterator[Fault]:
+    """One queue does not confirm for a while; the others do, so that the link is well."""
+    rng = stream(seed, "mute queues")
+    for _ in range(rng.randint(1, 3)):
+        at = rng.uniform(0, until * 0.8)
+        yield Fault(at, "mute queue", min(rng.uniform(10, 60), until - at), rng.randrange(2))

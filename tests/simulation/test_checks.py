@@ -10,8 +10,9 @@ import pytest
 from attrs import evolve
 
 from tests.simulation.checks import CHECKS, Evidence, judge
+from tests.simulation.network import FIRST_PORT
 from tests.simulation.run import Run, simulate
-from tests.simulation.schedule import Call, Item, calm
+from tests.simulation.schedule import Call, Item, RetryPlan, calm
 from tests.simulation.schedule import Fault as Trouble
 from tests.simulation.trace import Publish
 from warrener import CircuitOpen, Nacked, NotSent, Receipt, Unconfirmed
@@ -195,6 +196,25 @@ def never_up(run: Run) -> None:
     run.up_again_at = None
 
 
+def dialed_the_same_again(run: Run) -> None:
+    run.plan = evolve(run.plan, brokers=2, several_endpoints=True)
+    for record in run.trace.links.values():
+        record.port = FIRST_PORT
+
+
+def handed_over_unanswered(run: Run) -> None:
+    run.trace.links[1].ended_at = 4.0
+    run.trace.links[1].fault = None
+    first(run).attempts[0].answered_at = None
+
+
+def beyond_the_budget(run: Run) -> None:
+    retry = RetryPlan(nacked=True, overdue=False, attempts=None, initial=1.0, budget=(0.0, 0.0, 10.0))
+    run.plan = evolve(run.plan, producer=evolve(run.plan.producer, retry=retry))
+    first(run).attempts[0].answer = "nack"
+    first(run).attempts *= 2
+
+
 FALSIFIED: list[tuple[str, Callable[[Run], None]]] = [
     ("S1 confirmed is stored", unstored),
     ("S1 confirmed is stored", lost_in_a_crash),
@@ -216,10 +236,13 @@ FALSIFIED: list[tuple[str, Callable[[Run], None]]] = [
     ("S6 unknown has a cause", replaced_for_nothing),
     ("S6 unknown has a cause", replaced_too_early),
     ("S6 unknown has a cause", lost_for_nothing),
+    ("S6 hand-overs lose nothing", handed_over_unanswered),
     ("S7 order", overtaken),
     ("S7 order", tag_missing),
     ("S8 dials keep their distance", dialed_hot),
     ("S8 dials keep their distance", dialed_beside),
+    ("S8 endpoints take turns", dialed_the_same_again),
+    ("S8 budgets hold", beyond_the_budget),
     ("S9 limits", wire_left_open),
     ("S9 limits", too_many),
     ("S9 limits", task_leak),

@@ -10,7 +10,7 @@ import trio
 from tests.simulation.network import Network
 from tests.simulation.schedule import ADDRESSES, FRAME_MAX, Call, Item
 from tests.simulation.trace import Publish, Trace
-from warrener import Message, Producer, PublishError, Receipt
+from warrener import Message, Producer, PublishError, Receipt, Retry
 from warrener._publishing.handles import PublishHandle
 
 __all__ = ["Workload", "body_of"]
@@ -35,6 +35,8 @@ class Workload:
         self._network = network
         self._seed = seed
         self._short_bodies = short_bodies
+        #: One call in three brings the producer's own policy, with the same budget.
+        self._own = producer.settings.retry
         self._order = 0
         #: Calls whose task has not returned.
         self.open_calls = 0
@@ -82,10 +84,11 @@ class Workload:
             self._arrange_cancel(call, scope, tasks)
             fields = _fields(publish.item)
             try:
+                retry = self._retry(call)
                 if call.how == "to":
                     receipt = await self._producer.to(**fields).publish(publish.body, timeout=call.timeout)
                 else:
-                    receipt = await self._producer.publish(publish.body, timeout=call.timeout, **fields)
+                    receipt = await self._producer.publish(publish.body, timeout=call.timeout, retry=retry, **fields)
                 self._end(publish, receipt)
             except PublishError as error:
                 self._end(publish, error)
@@ -108,7 +111,7 @@ class Workload:
 
         with trio.CancelScope() as scope:
             self._arrange_cancel(call, scope, tasks)
-            results = await self._producer.publish_many(messages(), timeout=call.timeout)
+            results = await self._producer.publish_many(messages(), timeout=call.timeout, retry=self._retry(call))
             for publish, result in zip(begun, results, strict=True):
                 self._end(publish, result)
             return
@@ -131,7 +134,9 @@ class Workload:
             for item in call.messages:
                 publish = self._begin(item, call)
                 try:
-                    handle = self._producer.publish_nowait(publish.body, timeout=call.timeout, **_fields(item))
+                    handle = self._producer.publish_nowait(
+                        publish.body, timeout=call.timeout, retry=self._retry(call), **_fields(item)
+                    )
                 except PublishError as error:
                     self._end(publish, error)
                 else:
@@ -151,6 +156,9 @@ class Workload:
             self._end(publish, await handle.wait())
         except PublishError as error:
             self._end(publish, error)
+
+    def _retry(self, call: Call) -> Retry | None:
+        return self._own if call.messages[0].number % 3 == 0 else None
 
     # --- book-keeping -------------------------------------------------------------------------------------------------
 

@@ -186,6 +186,8 @@ class Faults:
     def silence(self) -> None:
         self.proxy.black_hole()
         time.sleep(self.rng.uniform(1, 7))
+        # A stream with a hole in it cannot go on: TCP would have sent the bytes again, or have ended the connection.
+        self.proxy.reset()
         self.proxy.heal()
 
     def slow(self) -> None:

@@ -53,6 +53,18 @@ def _open(path: Path, flags: int) -> int:
     return descriptor
 
 
+def _sync_folder(path: Path) -> None:
+    """Have the name of a file on the disk, too; some file systems cannot."""
+    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
 def _write(descriptor: int, data: bytes) -> None:
     while data:
         data = data[os.write(descriptor, data) :]
@@ -174,6 +186,7 @@ class PlaceFile:
         finally:
             os.close(descriptor)
         new.replace(self._path)
+        _sync_folder(self._path)
 
 
 class UnconfirmedFile:
@@ -232,6 +245,7 @@ class UnconfirmedFile:
                 self._descriptor = -1
                 raise Refused(f"{self._path} is in use by another run") from None
             self._known = True
+            _sync_folder(self._path)
         return self._descriptor
 
     def create(self) -> None:

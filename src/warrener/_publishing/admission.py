@@ -106,7 +106,7 @@ class Admission:
         if refusal is not None:
             return refusal
         destination = of(delivery)
-        unhealthy = destination in ledger.overdue or (destinations.active and destinations.is_open(destination))
+        unhealthy = destination in ledger.overdue or (destinations.active and destinations.is_open(delivery))
         if unhealthy and ledger.share_used(destination, delivery.size, now):
             return BufferFull(
                 delivery.message_id,

@@ -130,7 +130,7 @@ class Producer(Declaring):
             standard_exchanges=standard_exchanges(s.topology),
             id_prefix=prefix,
         )
-        self._destinations = Destinations(s.breaker, s.max_destinations)
+        self._destinations = Destinations(s.breaker, s.max_destinations, s.breaker_scope)
         self._topology = LiveTopology(s.topology, strict=s.topology_errors == "strict")
         if s.links > 1:
             from warrener._publishing.links import LinkedProducer

@@ -252,7 +252,7 @@ class Sender:
             return False
         if not self.supervisor.breaker_closed or not batching.can_join(envelope):
             return False
-        if admission.destinations.remembers((envelope.exchange, envelope.routing_key)):
+        if admission.destinations.wants_outcomes(envelope):
             return False
         if link.validate(envelope, _ANY_ID, b"", None) is not None:
             return False

@@ -16,7 +16,7 @@ import math
 import os
 import ssl
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypedDict, Unpack
 
@@ -57,6 +57,7 @@ from warrener.topology import Binding, Declaration, Exchange, Queue
 
 __all__ = [
     "RULES",
+    "BreakerScope",
     "Delivery",
     "EndpointOrder",
     "Prefer",
@@ -72,6 +73,7 @@ WhenExhausted: TypeAlias = Literal["stay", "raise"]
 TopologyErrors: TypeAlias = Literal["strict", "report"]
 EndpointOrder: TypeAlias = Literal["shuffled", "ordered"]
 Prefer: TypeAlias = Literal["any", "first"]
+BreakerScope: TypeAlias = Literal["destination", "exchange"]
 
 #: A larger number of seconds is taken for milliseconds: nobody waits a quarter of an hour for one dial.
 _SURELY_MILLISECONDS = 1000
@@ -99,6 +101,16 @@ _ATTEMPTS = Rule(
 _JITTER = Rule("a number from 0 to 1", float, lambda value: is_number(value) and 0 <= value <= 1)
 _FACTOR = Rule("a finite number, at least 1", float, lambda value: is_number(value) and 1 <= value < math.inf)
 
+
+def _or_off(allowed: str, parse: Callable[[str], object], holds: Callable[[Any], bool]) -> Rule:
+    """Make the rule of a number that can be off: None in code."""
+    return Rule(
+        f"{allowed}, or 'off' (None in code)",
+        lambda text: None if text.lower() == "off" else parse(text),
+        lambda value: value is None or holds(value),
+    )
+
+
 # Backoff and Breaker refuse bad numbers themselves; these rules add the types, and name the source of a text.
 _BACKOFF_RULES: Mapping[str, Rule] = {
     "initial": seconds(forever=False),
@@ -113,6 +125,12 @@ _BREAKER_RULES: Mapping[str, Rule] = {
     "threshold": count(1),
     "cooldown": seconds(zero=True, forever=False),
     "probes": count(1),
+    "rate": _or_off("a number more than 0 and at most 1", float, lambda value: is_number(value) and 0 < value <= 1),
+    "over": _or_off("a whole number of results, at least 1", int, lambda value: is_integer(value) and value >= 1),
+    "within": _or_off(
+        "a number of seconds, more than 0", float, lambda value: is_number(value) and 0 < value < math.inf
+    ),
+    "slow": _or_off("a number of seconds, more than 0", float, lambda value: is_number(value) and 0 < value < math.inf),
 }
 
 
@@ -156,6 +174,11 @@ class SettingsFields(TypedDict, total=False):
     breaker_threshold: int
     breaker_cooldown: float
     breaker_probes: int
+    breaker_rate: float | None
+    breaker_over: int | None
+    breaker_within: float | None
+    breaker_slow: float | None
+    breaker_scope: BreakerScope
     stable_for: float
     when_exhausted: WhenExhausted
     publish_timeout: float
@@ -215,6 +238,8 @@ class Settings:
     backoff: Backoff = field(factory=Backoff)
     #: None: off.
     breaker: Breaker | None = field(factory=Breaker)
+    #: Nacks are counted for each exchange and routing key, or for each exchange.
+    breaker_scope: BreakerScope = row(one_of("destination", "exchange"), "destination")
     #: A link that was up for this time, or one confirm, resets the attempts.
     stable_for: float = row(seconds(forever=False), 10.0)
     #: After the last attempt `run()` stays and waits for `reconnect()`, or raises.
@@ -529,7 +554,6 @@ def _check_breaker(breaker: Breaker | None) -> None:
         raise SettingsError(f"breaker must be a Breaker or None (off), not {type(breaker).__name__}")
     for name, rule in _BREAKER_RULES.items():
         rule.check(f"breaker.{name}", getattr(breaker, name))
-    if breaker != Breaker(breaker.threshold, breaker.cooldown, breaker.probes):
-        raise SettingsError(
-            "breaker must be new: threshold, cooldown and probes are its settings, the rest is its state"
-        )
+    given = {name: getattr(breaker, name) for name in _BREAKER_RULES}
+    if breaker != Breaker(**given):
+        raise SettingsError(f"breaker must be new: {', '.join(given)} are its settings, the rest is its state")

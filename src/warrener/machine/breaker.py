@@ -4,7 +4,9 @@ The breaker refuses new calls only: it never delays a dial, because the backoff 
 a user gives is a closed breaker. There are three states:
 
 * *closed*: every call is admitted. Failures in a row are counted, and an ack sets the count to 0. The breaker opens when
-  the count reaches `threshold`.
+  the count reaches `threshold`. With `rate`, it opens instead when at least `threshold` results of a window are failures,
+  and these are at least that part of all results of the window: the last `over` results, or those of the last `within`
+  seconds.
 * *open*: no call is admitted until `cooldown` seconds after the opening. Failures are still counted; they do not make
   the cooldown longer.
 * *half open*: at most `probes` calls are admitted at once, each with a permit; such a call is a *probe*. The ack of a
@@ -25,8 +27,20 @@ from typing import Literal, TypeAlias
 from attrs import field, frozen
 
 from warrener.errors import SettingsError
+from warrener.machine._results import NONE, Results, noted, tally
 
-__all__ = ["Breaker", "BreakerState", "Permit", "admit", "cooled", "failed", "released", "retry_after", "succeeded"]
+__all__ = [
+    "Breaker",
+    "BreakerState",
+    "Permit",
+    "admit",
+    "cooled",
+    "failed",
+    "released",
+    "retry_after",
+    "spotless",
+    "succeeded",
+]
 
 BreakerState: TypeAlias = Literal["closed", "open", "half_open"]
 
@@ -45,17 +59,24 @@ class Permit:
 
 @frozen
 class Breaker:
-    """A breaker that counts failures in a row: three settings, and the state, which is closed at the start.
+    """A breaker that counts failures in a row, or their rate in a window: its settings, and the state, closed at the start.
 
     Raises `SettingsError` if a setting makes no sense.
     """
 
-    #: The number of failures in a row that opens the breaker.
+    #: The number of failures in a row that opens the breaker; with `rate`, the least number of failures in the window.
     threshold: int = 5
     #: Seconds from open to half open.
     cooldown: float = 30.0
     #: The number of permits that can be outstanding at once while the breaker is half open.
     probes: int = 1
+    #: More than 0, at most 1: the part of the results in the window that opens the breaker. None: failures in a row count.
+    rate: float | None = field(default=None, kw_only=True)
+    #: The window of `rate`: this number of results, or this number of seconds.
+    over: int | None = field(default=None, kw_only=True)
+    within: float | None = field(default=None, kw_only=True)
+    #: A confirm that takes more than this number of seconds is a failure of its destination. None: none is.
+    slow: float | None = field(default=None, kw_only=True)
 
     state: BreakerState = field(default="closed", kw_only=True)
     #: Failures since the last ack.
@@ -68,16 +89,39 @@ class Breaker:
     outstanding: frozenset[int] = field(default=frozenset(), kw_only=True)
     #: The number of permits that this generation has granted.
     issued: int = field(default=0, kw_only=True)
+    #: The results in the window of `rate`, while the breaker is closed.
+    results: Results = field(default=NONE, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
         """Refuse values that make no sense. Valid values cost one comparison, because each failure makes a new record."""
         if self.threshold >= 1 <= self.probes and 0 <= self.cooldown < math.inf:
+            if not self.rate == self.over == self.within == self.slow is None:
+                self._check_variants()
             return
         if self.threshold < 1:
             raise SettingsError(f"breaker: threshold must be at least 1, not {self.threshold}")
         if not 0 <= self.cooldown < math.inf:
             raise SettingsError(f"breaker: cooldown must be 0 seconds or more, not {self.cooldown}")
         raise SettingsError(f"breaker: probes must be at least 1, not {self.probes}")
+
+    def _check_variants(self) -> None:
+        rate, over, within, slow = self.rate, self.over, self.within, self.slow
+        if slow is not None and not 0 < slow < math.inf:
+            raise SettingsError(f"breaker: slow must be more than 0 seconds, not {slow}")
+        if rate is None:
+            if over is not None or within is not None:
+                raise SettingsError("breaker: over and within are the window of a rate; give rate, too, or drop them")
+            return
+        if not 0 < rate <= 1:
+            raise SettingsError(f"breaker: rate must be more than 0 and at most 1, not {rate}")
+        if (over is None) == (within is None):
+            raise SettingsError("breaker: a rate needs a window: give over (results) or within (seconds), not both")
+        if over is not None and over < self.threshold:
+            raise SettingsError(
+                f"breaker: over={over} results can never hold threshold={self.threshold} failures; raise over or lower threshold"
+            )
+        if within is not None and not 0 < within < math.inf:
+            raise SettingsError(f"breaker: within must be more than 0 seconds, not {within}")
 
 
 def admit(breaker: Breaker, at: float) -> tuple[Breaker, Permit | None]:
@@ -103,16 +147,16 @@ def cooled(breaker: Breaker) -> Breaker:
 
 
 def succeeded(breaker: Breaker, permit: Permit | None, at: float) -> Breaker:
-    """Count an ack. `permit` is None for a message without a permit.
-
-    `at` is not used: it makes the signature equal to that of `failed`.
-    """
+    """Count an ack. `permit` is None for a message without a permit."""
     if permit is not None:
         if not _valid(breaker, permit):
             return breaker
         if breaker.state == "half_open":
             return _enter(breaker, "closed", 0, -math.inf)
-    return breaker if breaker.failures == 0 else _with(breaker, 0, breaker.outstanding, breaker.issued)
+    results = _noted(breaker, failure=False, at=at)
+    if breaker.failures == 0 and results is breaker.results:
+        return breaker
+    return _with(breaker, 0, breaker.outstanding, breaker.issued, results)
 
 
 def failed(breaker: Breaker, permit: Permit | None, at: float) -> Breaker:
@@ -120,16 +164,17 @@ def failed(breaker: Breaker, permit: Permit | None, at: float) -> Breaker:
     if permit is not None and not _valid(breaker, permit):
         return breaker
     failures = breaker.failures + 1
-    if breaker.state == "half_open" or (breaker.state == "closed" and failures >= breaker.threshold):
+    results = _noted(breaker, failure=True, at=at)
+    if breaker.state == "half_open" or (breaker.state == "closed" and _trips(breaker, failures, results, at)):
         return _enter(breaker, "open", failures, at)
-    return _with(breaker, failures, breaker.outstanding, breaker.issued)
+    return _with(breaker, failures, breaker.outstanding, breaker.issued, results)
 
 
 def released(breaker: Breaker, permit: Permit) -> Breaker:
     """Take back a permit that was not used. A permit that is not outstanding changes nothing."""
     if breaker.state != "half_open" or not _valid(breaker, permit):
         return breaker
-    return _with(breaker, breaker.failures, breaker.outstanding - {permit.number}, breaker.issued)
+    return _with(breaker, breaker.failures, breaker.outstanding - {permit.number}, breaker.issued, breaker.results)
 
 
 def retry_after(breaker: Breaker, at: float) -> float:
@@ -144,6 +189,27 @@ def retry_after(breaker: Breaker, at: float) -> float:
             return 0.0 if len(breaker.outstanding) < breaker.probes else PROBE_PATIENCE
 
 
+def spotless(breaker: Breaker, at: float) -> bool:
+    """Say whether a closed breaker is as good as new: it counts no failure."""
+    failed = tally(breaker.results, at=at, within=breaker.within)[1]
+    return breaker.state == "closed" and breaker.failures == failed == 0
+
+
+def _noted(breaker: Breaker, *, failure: bool, at: float) -> Results:
+    """Return the results in the window with one more, if the breaker is closed and counts a rate."""
+    if breaker.rate is None or breaker.state != "closed":
+        return breaker.results
+    return noted(breaker.results, failure=failure, at=at, over=breaker.over, within=breaker.within)
+
+
+def _trips(breaker: Breaker, failures: int, results: Results, at: float) -> bool:
+    """Say whether a failure opens a closed breaker; it is counted in both arguments already."""
+    if breaker.rate is None:
+        return failures >= breaker.threshold
+    total, failed = tally(results, at=at, within=breaker.within)
+    return failed >= breaker.threshold and failed >= breaker.rate * total
+
+
 def _valid(breaker: Breaker, permit: Permit) -> bool:
     """Say whether a result for this permit counts: its generation is the present one, and the permit is out."""
     if permit.generation != breaker.generation:
@@ -155,7 +221,7 @@ def _grant(breaker: Breaker) -> tuple[Breaker, Permit | None]:
     if len(breaker.outstanding) >= breaker.probes:
         return breaker, None
     number = breaker.issued + 1
-    granted = _with(breaker, breaker.failures, breaker.outstanding | {number}, number)
+    granted = _with(breaker, breaker.failures, breaker.outstanding | {number}, number, breaker.results)
     return granted, Permit(breaker.generation, number)
 
 
@@ -165,6 +231,10 @@ def _enter(breaker: Breaker, state: BreakerState, failures: int, opened_at: floa
         breaker.threshold,
         breaker.cooldown,
         breaker.probes,
+        rate=breaker.rate,
+        over=breaker.over,
+        within=breaker.within,
+        slow=breaker.slow,
         state=state,
         failures=failures,
         generation=breaker.generation + 1,
@@ -172,16 +242,21 @@ def _enter(breaker: Breaker, state: BreakerState, failures: int, opened_at: floa
     )
 
 
-def _with(breaker: Breaker, failures: int, outstanding: frozenset[int], issued: int) -> Breaker:
+def _with(breaker: Breaker, failures: int, outstanding: frozenset[int], issued: int, results: Results) -> Breaker:
     """Change the fields that change within a generation. `attrs.evolve` would take several times as long."""
     return Breaker(
         breaker.threshold,
         breaker.cooldown,
         breaker.probes,
+        rate=breaker.rate,
+        over=breaker.over,
+        within=breaker.within,
+        slow=breaker.slow,
         state=breaker.state,
         failures=failures,
         generation=breaker.generation,
         opened_at=breaker.opened_at,
         outstanding=outstanding,
         issued=issued,
+        results=results,
     )

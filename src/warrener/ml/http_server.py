@@ -40,14 +40,14 @@ from warrener.ml.logs import RateLimit
 from warrener.ml.server_settings import ServerSettings
 from warrener.ml.turns import Turns
 
-__all__ = ["ServerCounters", "serve_http"]
+__all__ = ["ServerCounters", "config", "connection_type", "serve_http"]
 
 log = logging.getLogger("warrener.http")
 log.addFilter(RateLimit())
 
 #: Connections that the kernel keeps until they are accepted, and how many are accepted in one step.
 BACKLOG = 4096
-ACCEPT_STEP = 16
+ACCEPT_STEP = 8
 #: File descriptors that connections leave for the broker, the log, files and one step of accepting.
 RESERVED_FILES = ACCEPT_STEP + 24
 #: Bytes that are read at once, so that a connection holds little more than that, and a turn is short.
@@ -250,7 +250,7 @@ class _Connection(H11Protocol):
             self.transport.close()
 
     def _make_place(self) -> None:
-        if not evict(self.connections - {self}, self.settings.max_connections, self.counters):
+        if not evict(self.connections - {self}, _allowed(self.settings), self.counters):
             self._refuse(503, "not sent: the service has too many connections; try again", retry_after=1)
 
     def _refuse(self, status: int, error: str, *, retry_after: int | None = None) -> None:
@@ -290,6 +290,14 @@ def evict(connections: Iterable[object], allowed: int, counters: ServerCounters)
     return bool(longest)
 
 
+def connection_type(
+    settings: ServerSettings, counters: ServerCounters, loop: asyncio.AbstractEventLoop
+) -> type[H11Protocol]:
+    """Return the class of the connections of one server, which share their bounds and their turns."""
+    shared = {"settings": settings, "counters": counters, "turns": Turns(loop.time, loop.call_soon)}
+    return type("Connection", (_Connection,), shared)
+
+
 class _Server(uvicorn.Server):
     """uvicorn without its own handling of signals, which is the service's."""
 
@@ -311,15 +319,20 @@ class _Server(uvicorn.Server):
 
 def _files() -> int:
     """Return how many files the process may have open, at this moment."""
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return sys.maxsize if files == resource.RLIM_INFINITY else files
+
+
+def _allowed(settings: ServerSettings) -> int:
+    """Return how many connections there may be, at this moment."""
+    return min(settings.max_connections, max(1, _files() - RESERVED_FILES))
 
 
 def _tell_of_files(settings: ServerSettings) -> None:
     """Log that the limit of open files is the bound, where it is."""
-    files = _files()
-    if files - RESERVED_FILES < settings.max_connections:
+    if _allowed(settings) < settings.max_connections:
         log.warning(
-            "the limit of %d open files allows about %d connections, not max_connections", files, files - RESERVED_FILES
+            "the limit of %d open files allows about %d connections, not max_connections", _files(), _allowed(settings)
         )
 
 
@@ -330,7 +343,7 @@ def _reporter(connections: Iterable[object], counters: ServerCounters) -> Callab
         error = context.get("exception")
         log.warning("%s", f"{context.get('message')}: {error!r}" if error else context.get("message"))
         if isinstance(error, OSError) and error.errno in NO_FILES:
-            evict(connections, 2 * ACCEPT_STEP, counters)
+            evict(connections, 4 * ACCEPT_STEP, counters)
 
     return report
 
@@ -347,14 +360,17 @@ async def serve_http(
     """Serve `app` until `stopping`; a server that ends before is started again. Closes the listener."""
     loop = asyncio.get_running_loop()
     _tell_of_files(settings)
-    connection = type(
-        "Connection",
-        (_Connection,),
-        {"settings": settings, "counters": counters, "turns": Turns(loop.time, loop.call_soon)},
-    )
+    connection = connection_type(settings, counters, loop)
+    started = anyio.Event()
+
+    def tell_started() -> None:
+        if not started.is_set():
+            started.set()
+            task_status.started()
+
     pause = RESTART_FIRST
     while not stopping.is_set():
-        server = _Server(_config(app, connection, settings), task_status.started if not counters.restarts else _nothing)
+        server = _Server(config(app, connection, settings), tell_started)
         loop.set_exception_handler(_reporter(server.server_state.connections, counters))
         accepting = listener.dup()
         try:
@@ -376,10 +392,7 @@ async def serve_http(
                 await stopping.wait()
             pause = min(2 * pause, RESTART_CAP)
     listener.close()
-
-
-def _nothing() -> None:
-    pass
+    tell_started()  # also when it was stopped before it could start
 
 
 def _only(error: BaseException) -> BaseException:
@@ -400,7 +413,8 @@ async def _stop_when(stopping: anyio.Event, server: _Server, listener: socket.so
     server.should_exit = True
 
 
-def _config(app: ASGIApp, connection: type[Any], settings: ServerSettings) -> uvicorn.Config:
+def config(app: ASGIApp, connection: type[H11Protocol], settings: ServerSettings) -> uvicorn.Config:
+    """Return uvicorn's configuration."""
     return uvicorn.Config(
         cast("Any", app),
         http=connection,
@@ -411,7 +425,8 @@ def _config(app: ASGIApp, connection: type[Any], settings: ServerSettings) -> uv
         server_header=False,
         proxy_headers=bool(settings.forwarded_from),
         forwarded_allow_ips=list(settings.forwarded_from),
-        backlog=ACCEPT_STEP,
+        # With few connections allowed, a step must not close those of the step before, whose requests are not read yet.
+        backlog=max(1, min(ACCEPT_STEP, _allowed(settings) // 16)),
         timeout_keep_alive=cast("int", settings.idle_timeout),
         h11_max_incomplete_event_size=settings.max_header,
     )

@@ -21,9 +21,9 @@ from attrs import define, field
 
 __all__ = ["SLICE", "TURNS", "Turn", "Turns"]
 
-#: Seconds and turns after which the loop goes on with its other work.
+#: Seconds and turns after which the loop goes on with its other work, and the fewest turns of a pass.
 SLICE = 0.01
-TURNS = 16
+TURNS, FEWEST = 16, 4
 #: Seconds that a pass of the loop should take at most.
 LONG = 0.03
 
@@ -96,7 +96,7 @@ class Turns:
 
     def _next_pass(self) -> None:
         long = self.clock() - self._began > LONG
-        self._allowed = max(1, self._allowed // 2) if long else min(TURNS, self._allowed + 1)
+        self._allowed = max(FEWEST, self._allowed // 2) if long else min(TURNS, self._allowed + 1)
         self._seconds, self._turns, self._scheduled = 0.0, 0, False
         while self._waiting and self._has_time:
             start, _, turn = heapq.heappop(self._waiting)

@@ -172,7 +172,8 @@ class PrivatePostgreSQL:
         assert self._server is not None
         self._frozen = [self._server.pid, *self._children()]
         for pid in self._frozen:
-            os.kill(pid, signal.SIGSTOP)
+            with suppress(ProcessLookupError):  # a session may have ended by now
+                os.kill(pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
         """SIGCONT; does nothing to a server that is not frozen."""

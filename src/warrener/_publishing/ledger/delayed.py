@@ -16,9 +16,14 @@ TOTAL = 0.5
 
 
 class Delayed(WaitingQueue):
-    """Messages that wait for an instant. They count against the buffer, and no other message waits behind them."""
+    """Messages that wait for an instant. They count against the buffer, and no other message waits behind them.
+
+    A message can come back after it has left, so no dead entry stays behind.
+    """
 
     __slots__ = ("_by_destination", "_heap", "_max", "_max_size", "_serial")
+
+    size: int
 
     def __init__(self, max_buffered: int, max_buffered_bytes: int) -> None:
         super().__init__()
@@ -50,7 +55,9 @@ class Delayed(WaitingQueue):
 
     def remove(self, delivery: Delivery) -> None:
         """Remove one live entry."""
-        super().remove(delivery)
+        delivery.queue = None
+        self.size -= delivery.size
+        self.entries.remove(delivery)
         self._count(delivery, -1)
         if len(self._heap) > 2 * len(self) + SLACK:
             self._heap = [entry for entry in self._heap if self._is_live(entry)]

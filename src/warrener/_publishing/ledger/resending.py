@@ -183,7 +183,9 @@ class Resending:
         self._settlement.tombstones -= 1
         delivery = earlier.earlier_of
         assert delivery is not None
-        if delivery.outcome is not None or earlier.ambiguous or earlier.returned is not None:
+        if earlier.ambiguous or earlier.returned is not None:
+            return
+        if delivery.outcome is not None and delivery.epoch is None:
             return
         delivery.unanswered -= 1
         if delivery.queue is not None:
