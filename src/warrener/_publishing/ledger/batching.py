@@ -124,7 +124,7 @@ class Batching:
     def others_wait(self) -> bool:
         """Whether messages wait that are in no batch."""
         waiting = self._waiting
-        return not waiting.clear or len(waiting.introductions) > 0
+        return not waiting.clear or len(waiting.introductions) > 0 or len(waiting.delayed) > 0
 
     def expand(self) -> None:
         """Let each message of a batch wait by itself."""
