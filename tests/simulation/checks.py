@@ -90,7 +90,11 @@ class Evidence:
         found: list[Attempt] = []
         for earlier, attempt in itertools.pairwise(publish.attempts):
             answered = earlier.answered_at is not None and earlier.answered_at <= attempt.at
-            if (answered and earlier.answer == "nack") or (not answered and self.lives(earlier, attempt.at)):
+            # On one channel, the earlier one was in flight, even where the link ended at that instant.
+            alive = (earlier.link, earlier.channel) == (attempt.link, attempt.channel) or self.lives(
+                earlier, attempt.at
+            )
+            if (answered and earlier.answer == "nack") or (not answered and alive):
                 found.append(attempt)
         return found
 
