@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from operator import itemgetter
-from typing import Any, overload
+from typing import Any, cast, overload
 
 from warrener._publishing.ledger import Delivery
 from warrener._publishing.ledger.flights import Flight
@@ -176,7 +176,7 @@ class Outcomes(Sequence[Receipt | PublishError]):
             place += 1
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and list(self) == list(other)
+        return isinstance(other, Sequence) and list(self) == list(cast("Sequence[object]", other))
 
     __hash__ = None  # type: ignore[assignment]
 
