@@ -13,9 +13,14 @@ from hypothesis import strategies as st
 from tests.ledger.driving import NOT_FOUND
 from tests.ledger.flying import FIRST, QUEUE, Numbered, Together, id_of
 from warrener._publishing.ledger import Ticket
+from warrener._retry_rules import RetryRules
 from warrener.errors import DeadlineExceeded, Fault, FaultKind, Nacked, Unconfirmed, Unroutable
 from warrener.records import Envelope, Lane, Receipt
 
+NEVER = RetryRules(unknown=False)
+UNKNOWN = RetryRules(unknown=True)
+ALL = RetryRules(unknown=True, nacked=True, overdue=True)
+POLICIES = [NEVER, UNKNOWN, ALL]
 OPERATIONS = st.lists(
     st.tuples(
         st.sampled_from(
@@ -85,17 +90,17 @@ def seen(bench: Numbered) -> dict[str, Any]:
     }
 
 
-@given(OPERATIONS, st.integers(1, 6), st.booleans())
-@example([("some", 3), ("bounce", 7), ("publish", 0), ("bounce", 0), ("ack", 2)], 4, True)
-@example([("some", 4), ("close channel", 7), ("open", 0), ("publish", 0)], 4, True)
-@example([("some", 4), ("lose", 2), ("up", 0), ("publish", 0)], 4, True)
-@example([("some", 5), ("ack", 2), ("ack", 4), ("ack", 1), ("tick", 3), ("ack all", 5)], 6, True)
-@example([("some", 5), ("cancel", 2), ("ack", 4), ("tick", 7)], 6, False)
-def test_flights_show_no_difference(operations: list[tuple[str, int]], max_in_flight: int, at_least_once: bool) -> None:
+@given(OPERATIONS, st.integers(1, 6), st.sampled_from(POLICIES))
+@example([("some", 3), ("bounce", 7), ("publish", 0), ("bounce", 0), ("ack", 2)], 4, UNKNOWN)
+@example([("some", 4), ("close channel", 7), ("open", 0), ("publish", 0)], 4, UNKNOWN)
+@example([("some", 4), ("lose", 2), ("up", 0), ("publish", 0)], 4, UNKNOWN)
+@example([("some", 5), ("ack", 2), ("ack", 4), ("ack", 1), ("tick", 3), ("ack all", 5)], 6, UNKNOWN)
+@example([("some", 5), ("cancel", 2), ("ack", 4), ("tick", 7)], 6, NEVER)
+@example([("some", 3), ("tick", 2), ("ack", 2), ("tick", 1), ("ack all", 4)], 6, ALL)
+@example([("some", 3), ("tick", 2), ("ack", 2), ("tick", 1), ("bounce", 0), ("ack all", 4)], 6, ALL)
+def test_flights_show_no_difference(operations: list[tuple[str, int]], max_in_flight: int, retry: RetryRules) -> None:
     """Whatever happens before, between and after: tags, order, ids, counts, timers and outcomes are those of single messages."""
-    single, together = (
-        make(max_in_flight=max_in_flight, max_buffered=5, at_least_once=at_least_once) for make in (Numbered, Together)
-    )
+    single, together = (make(max_in_flight=max_in_flight, max_buffered=5, retry=retry) for make in (Numbered, Together))
     for operation, number in operations:
         for bench in (single, together):
             perform(bench, operation, number)
@@ -385,3 +390,40 @@ def test_nothing_is_left_after_many_flights() -> None:
     assert (len(epoch), epoch.flown, len(epoch.flights), epoch.holes) == (0, 0, 0, set())
     assert (bench.ledger._in_flight.size, len(bench.ledger.settlement.deadlines)) == (0, 0)
     assert bench.ledger.counters.confirmed == 1000
+
+
+@pytest.mark.parametrize("returned", [False, True])
+def test_an_ack_of_both_attempts_and_of_flights_between_leaves_no_tag_behind(returned: bool) -> None:
+    """The first attempt went in a flight. The ack ends within the last flight, whose rest stays outstanding."""
+    bench, other = Together(retry=ALL), Envelope(routing_key="other")
+    ledger = bench.ledger
+
+    def fly_elsewhere(count: int) -> None:
+        for _ in range(count):
+            bench.tickets.append(ticket := Ticket())
+            assert ledger.batching.can_join(other)
+            assert ledger.batching.join(other, b"body", ticket, 200.0, bench.now)
+            bench.serial += 1
+        assert bench.write() == []
+
+    bench.publish(1)
+    bench.now += 20
+    fly_elsewhere(3)
+    bench.ack(4)
+    bench.now += 11
+    ledger.look(bench.now, lambda channel: bench.last_tag[channel])
+    (message,) = bench.write()
+    assert (message, message.tag) == (bench.tickets[0].delivery, 5)
+    fly_elsewhere(3)
+    if returned:
+        bench.bounce(message)
+    assert ledger.in_flight == 7
+
+    assert message in bench.ack(7, multiple=True)
+    assert bench.outcome(0) == Receipt(id_of(0), 2, True, 1)
+    assert (ledger.in_flight, ledger.pending, dict(ledger.overdue)) == (1, 1, {})
+    assert ledger.next_wakeup() == bench.now + 30.0
+
+    bench.ack(8)
+    assert [type(bench.outcome(number)) for number in range(7)] == [Receipt] * 7
+    assert (ledger.in_flight, ledger.pending, ledger.next_wakeup()) == (0, 0, math.inf)
