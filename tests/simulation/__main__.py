@@ -130,7 +130,8 @@ def run_corpus(seeds: Sequence[int], processes: int) -> int:
     print(
         f"{result.seeds} seeds in {took:.0f} s ({result.seeds / took * 60:.0f} a minute), {len(failed)} failed; each has "
         f"at least {result.least_publishes} publishes and {result.least_seconds:.0f} virtual seconds; median of faults in "
-        f"safety mode {result.median_faults:g}; {result.unknown_and_resent:.0%} of the seeds saw an unknown outcome and a "
+        f"safety mode {result.median_faults:g}, of messages that fly together {result.median_together:g}; {result.without_flights} "
+        f"seeds have no flight; {result.unknown_and_resent:.0%} of the seeds saw an unknown outcome and a "
         f"re-send"
     )
     for shortcoming in wrong:
