@@ -53,8 +53,15 @@ def _warrener_settings(load: Load) -> dict[str, Any]:
 
 
 def _warrener(
-    backend: str, driver: str, fields: Mapping[str, Any] = MappingProxyType({}), **options: Any
+    backend: str,
+    driver: str,
+    fields: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    target: bool = False,
+    **options: Any,
 ) -> Callable[[Load], Meter]:
+    """`Producer.publish`, or `Target.publish`."""
+
     def client(load: Load) -> Meter:
         from warrener import open_producer
 
@@ -63,7 +70,10 @@ def _warrener(
         async def main() -> None:
             async with open_producer(load.url, driver=driver, **_warrener_settings(load)) as producer:
                 await producer.wait_connected(60)
-                publish = partial(producer.publish, body, routing_key=load.queue, **{"mandatory": load.equal, **fields})
+                named = {"routing_key": load.queue, "mandatory": load.equal, **fields}
+                publish = (
+                    partial(producer.to(**named).publish, body) if target else partial(producer.publish, body, **named)
+                )
                 async with anyio.create_task_group() as tasks:
                     for number in range(load.in_flight):
                         tasks.start_soon(_role(number), publish, meter)
@@ -75,24 +85,24 @@ def _warrener(
 
 
 def _warrener_many(load: Load) -> Meter:
-    """publish_many, in batches of `in_flight`, two batches at a time so that the pipeline never runs empty."""
-    from warrener import Message, Receipt, open_producer
+    """publish_many of bodies, in runs of `in_flight`, two at a time so that the pipeline never runs empty."""
+    from warrener import open_producer
 
-    meter, body = Meter(load), bytes(load.size)
+    meter, bodies = Meter(load), [bytes(load.size)] * (load.in_flight // 2)
 
-    async def batches(producer: Any) -> None:
+    async def runs(target: Any) -> None:
         while not meter.done:
-            messages = (Message(body, routing_key=load.queue, mandatory=load.equal) for _ in range(load.in_flight // 2))
-            receipts = await producer.publish_many(messages)
-            assert all(type(receipt) is Receipt for receipt in receipts)
+            receipts = await target.publish_many(bodies)
+            assert type(receipts[0]).__name__ == type(receipts[-1]).__name__ == "Receipt"
             meter.confirm(len(receipts))
 
     async def main() -> None:
         async with open_producer(load.url, **_warrener_settings(load)) as producer:
-            await producer.wait_connected(60)
+            await producer.wait_connected()
+            target = producer.to(routing_key=load.queue, mandatory=load.equal)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(batches, producer)
-                nursery.start_soon(batches, producer)
+                nursery.start_soon(runs, target)
+                nursery.start_soon(runs, target)
 
     trio.run(main)
     return meter
@@ -259,6 +269,9 @@ CLIENTS: dict[str, Callable[[Load], Meter]] = {
     "warrener, Trio": _warrener("trio", "native"),
     "warrener, asyncio": _warrener("asyncio", "native"),
     "warrener, uvloop": _warrener("asyncio", "native", use_uvloop=True),
+    "warrener Target, Trio": _warrener("trio", "native", target=True),
+    "warrener Target, asyncio": _warrener("asyncio", "native", target=True),
+    "warrener Target, uvloop": _warrener("asyncio", "native", target=True, use_uvloop=True),
     "warrener publish_many, Trio": _warrener_many,
     "warrener on aiormq, Trio": _warrener("trio", "aiormq"),
     "warrener on aiormq, asyncio": _warrener("asyncio", "aiormq"),

@@ -41,6 +41,7 @@ _MODULES = {
     "kombu": "kombu",
     "amqpstorm": "amqpstorm",
     "warrener, uvloop": "uvloop",
+    "warrener Target, uvloop": "uvloop",
 }
 _ON_NODE = (AMQPLIB, MANAGER)
 
@@ -53,6 +54,9 @@ LINEUP: dict[str, float] = {
     "warrener, Trio": 1,
     "warrener, asyncio": 1,
     "warrener, uvloop": 1,
+    "warrener Target, Trio": 1,
+    "warrener Target, asyncio": 1,
+    "warrener Target, uvloop": 1,
     "warrener publish_many, Trio": 1,
     AMQPLIB: 1,
     MANAGER: 1,

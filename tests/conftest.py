@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # Deadlines measure the machine, not the code: off. HYPOTHESIS_PROFILE chooses another profile than the machine's kind does.
 settings.register_profile("dev", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("quick", parent=settings.get_profile("dev"), max_examples=15)  # `make check`
-settings.register_profile("ci", parent=settings.get_profile("dev"), max_examples=100)
+settings.register_profile("ci", parent=settings.get_profile("dev"), max_examples=60)
 settings.register_profile("full", parent=settings.get_profile("ci"), max_examples=1000)
 # Thousands of runs, each expected to fail: the same few examples every time, and no search for a smaller one.
 settings.register_profile(

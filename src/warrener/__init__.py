@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 from warrener._publishing.handles import PublishHandle
+from warrener._publishing.outcome_stream import OutcomeStream
 from warrener._publishing.producer import Producer, open_producer
 from warrener._publishing.streams import Changes, Outcomes
 from warrener._publishing.targets import Target
@@ -77,6 +78,7 @@ __all__ = [
     "Nacked",
     "NotSent",
     "Outcome",
+    "OutcomeStream",
     "Outcomes",
     "Peer",
     "Producer",

@@ -61,6 +61,13 @@ class Backend(Protocol):
         """Let the task that holds the ticket go on; once per ticket."""
         ...
 
+    #: Whether a parked task can be cancelled some time before `on_cancel` is called for it.
+    leaves_late: bool
+
+    def leaving(self, ticket: Any, /) -> bool:
+        """Whether the task that holds the ticket is cancelled, and `on_cancel` has not been called yet."""
+        ...
+
 
 class _Woken:
     """What a rescheduled task is sent: nothing, again and again; an `outcome.Value` may be unwrapped only once."""
@@ -105,11 +112,15 @@ _PLACES_KEPT: Final = 10_000
 
 
 class _Trio:
+    leaves_late = False
     checkpoint_if_cancelled = staticmethod(trio.lowlevel.checkpoint_if_cancelled)
     wake = staticmethod(partial(trio.lowlevel.reschedule, next_send=_WOKEN))
 
     def __init__(self) -> None:
         self.clock = trio.lowlevel.current_clock().current_time
+
+    def leaving(self, _ticket: object) -> bool:
+        return False
 
 
 class _TrioBackend(_Trio):
@@ -175,6 +186,8 @@ class _Loop(Protocol):
 
 
 class _AsyncioBackend:
+    leaves_late = True
+
     def __init__(self, token: anyio.lowlevel.EventLoopToken) -> None:
         loop = cast("_Loop", token.native_token)
         self.clock = loop.time
@@ -195,6 +208,9 @@ class _AsyncioBackend:
                 return
             on_cancel(what)
             raise
+
+    def leaving(self, ticket: _Future | None) -> bool:
+        return ticket is not None and ticket.cancelled()
 
     def wake(self, ticket: _Future) -> None:
         # A cancelled task holds its ticket until it runs again; it raises whatever it is told in between.

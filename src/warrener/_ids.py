@@ -12,22 +12,24 @@ from functools import partial
 from itertools import count
 from typing import overload
 
-__all__ = ["ID_LENGTH", "IdRange", "MessageIds", "message_ids", "new_message_id", "new_task_id"]
+__all__ = ["ID_LENGTH", "IdRange", "id_prefix", "message_ids", "new_message_id", "new_task_id"]
 
 #: Every id that `message_ids` makes has this many ASCII characters.
 ID_LENGTH = 32
-#: Consecutive ids count from here on, so that they never meet the ids that are made one by one.
-_FIRST_OF_RANGES = 1 << 47
 
 
-def message_ids(source: random.Random | None = None) -> Callable[[], str]:
-    """Return a function that makes ids: 80 random bits, then a 48-bit counter, as `ID_LENGTH` hexadecimal characters.
+def id_prefix(source: random.Random | None = None) -> str:
+    """Return 80 random bits as 20 hexadecimal characters: what all ids of one producer begin with."""
+    return f"{(source or random.SystemRandom()).getrandbits(80):020x}"
 
-    Each call returns a new id, also if several threads call. The function is made of C functions alone, because
-    every publish calls it.
+
+def message_ids(prefix: str | None = None) -> Callable[[], str]:
+    """Return a function that makes ids: the prefix, then a 48-bit counter, as `ID_LENGTH` hexadecimal characters.
+
+    The counter begins at 1; the ids of flights use its upper half. Each call returns a new id, also if several threads call.
+    The function is made of C functions alone, because many publishes call it.
     """
-    prefix = (source or random.SystemRandom()).getrandbits(80)
-    return partial(next, map(f"{prefix:020x}%012x".__mod__, count(1)))
+    return partial(next, map(f"{prefix or id_prefix()}%012x".__mod__, count(1)))
 
 
 class IdRange(Sequence[str]):
@@ -57,27 +59,6 @@ class IdRange(Sequence[str]):
         if isinstance(numbers, int):
             return f"{self.prefix}{numbers:012x}"
         return [f"{self.prefix}{number:012x}" for number in numbers]
-
-
-class MessageIds:
-    """The ids of one producer: one by one, or consecutive ones. None is given out twice."""
-
-    def __init__(self, source: random.Random | None = None) -> None:
-        bits = (source or random.SystemRandom()).getrandbits(80)
-        self.prefix = f"{bits:020x}"
-        #: Returns a new id. Made of C functions alone, as `message_ids` says.
-        self.new: Callable[[], str] = partial(next, map(f"{self.prefix}%012x".__mod__, count(1)))
-        self._next = _FIRST_OF_RANGES
-
-    def reserve(self, count: int) -> int:
-        """Return the first of `count` consecutive numbers, which are given to nobody else."""
-        first = self._next
-        self._next = first + count
-        return first
-
-    def text(self, number: int) -> str:
-        """Return the id with this number."""
-        return f"{self.prefix}{number:012x}"
 
 
 #: Ids for messages that are made outside a producer.

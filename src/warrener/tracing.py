@@ -5,6 +5,7 @@ Set the tracer provider before the producer runs. Then each call is a span by th
 
 * `publish`: a span "publish", of the type send, from the call to its outcome.
 * `publish_many`: one span of that kind for all messages, with their number.
+* `publish_stream`: one span of that kind, which ends with the body of the ``async with``.
 * `publish_nowait`: a span "create", of the type create, which ends when the message is accepted.
 
 Only W3C trace context (``traceparent``, ``tracestate``) goes into a message. Baggage may be private, so it does not.
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, cast
 
 from attrs import evolve
@@ -60,18 +61,27 @@ def caller(incoming: Mapping[str, str] | None) -> Iterator[Mapping[str, str]]:
         context.detach(token)
 
 
-def instrument(producer: object) -> None:
-    """Replace the publishing methods of this `Producer` by traced ones, if a tracer provider is set."""
+def instrument(producer: object) -> bool:
+    """Replace the publishing methods of this `Producer` by traced ones, if a tracer provider is set; return whether one is.
+
+    Its targets call these methods then.
+    """
     try:
         from opentelemetry import trace
     except ModuleNotFoundError:
-        return
+        return False
     provider = trace.get_tracer_provider()
     if isinstance(provider, trace.ProxyTracerProvider):  # nobody has set one
-        return
+        return False
     traced = _Traced(producer, provider.get_tracer("warrener"))
     attributes: dict[str, Any] = vars(producer)
-    attributes.update(publish=traced.publish, publish_many=traced.publish_many, publish_nowait=traced.publish_nowait)
+    attributes.update(
+        publish=traced.publish,
+        publish_many=traced.publish_many,
+        publish_nowait=traced.publish_nowait,
+        publish_stream=traced.publish_stream,
+    )
+    return True
 
 
 def _propagator() -> Any:
@@ -95,6 +105,7 @@ class _Traced:
         self._publish = producer.publish
         self._publish_many = producer.publish_many
         self._publish_nowait = producer.publish_nowait
+        self._publish_stream = producer.publish_stream
         self._tracer = tracer
         #: The first broker of the list; None where the program names the endpoints while the producer runs.
         self._endpoint = next(iter(producer.settings.endpoints), None)
@@ -110,16 +121,20 @@ class _Traced:
         """`Producer.publish_many` in one span."""
         own = {name: options.pop(name) for name in ("timeout", "retry") if name in options}
         with self._span("publish", "send", options) as span:
-            context = _injected()
-            if options:  # bodies that share these fields
-                _carrying(b"", context, options)
-            elif isinstance(messages, AsyncIterable):
-                messages = _each_async(cast("AsyncIterable[object]", messages), context)
-            elif isinstance(messages, Iterable):
-                messages = (_carrying(message, context, {}) for message in cast("Iterable[object]", messages))
+            messages = _all_carrying(messages, _injected(), options)
             outcomes: Sequence[Any] = await self._publish_many(messages, **own, **options)
             span.set_attribute("messaging.batch.message_count", len(outcomes))
             return outcomes
+
+    @asynccontextmanager
+    async def publish_stream(self, source: Any, **options: Any) -> AsyncIterator[Any]:
+        """`Producer.publish_stream` in one span, which ends with the body of the ``async with``."""
+        named = ("window", "key", "timeout", "retry")
+        settings = {name: options.pop(name) for name in named if name in options}
+        with self._span("publish", "send", options):
+            source = _all_carrying(source, _injected(), options)
+            async with self._publish_stream(source, **settings, **options) as outcomes:
+                yield outcomes
 
     def publish_nowait(self, body: Any, **options: Any) -> Any:
         """`Producer.publish_nowait`, with a span that ends when the message is accepted."""
@@ -180,6 +195,17 @@ def _carrying(body: Any, context: Mapping[str, str], options: dict[str, Any]) ->
         return evolve(body, headers={**body.headers, **context})
     options["headers"] = {**(options.get("headers") or {}), **context}
     return body
+
+
+def _all_carrying(messages: Any, context: Mapping[str, str], options: dict[str, Any]) -> Any:
+    """Add the trace context to each message, or to the headers that bodies share. Return the messages or bodies."""
+    if options:  # bodies that share these fields
+        _carrying(b"", context, options)
+    elif isinstance(messages, AsyncIterable):
+        return _each_async(cast("AsyncIterable[object]", messages), context)
+    elif isinstance(messages, Iterable):
+        return (_carrying(message, context, {}) for message in cast("Iterable[object]", messages))
+    return messages
 
 
 async def _each_async(messages: AsyncIterable[Any], context: Mapping[str, str]) -> AsyncIterator[Any]:

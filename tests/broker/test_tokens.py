@@ -111,6 +111,7 @@ async def _publish_for(producer: warrener.Producer, seconds: float) -> list[Rece
     return receipts
 
 
+@pytest.mark.full  # a token of 20 seconds takes its time
 async def test_a_token_of_20_seconds_is_renewed_in_time(broker: PrivateRabbitMQ, issuer: Issuer, driver: str) -> None:
     """Publishing goes on past the end of the first token, on one link, and every publish is confirmed."""
     issuer.issued.clear()

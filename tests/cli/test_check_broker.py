@@ -85,7 +85,7 @@ def test_a_refusal_names_step_reason_and_remedy(
     assert "wrong-passw0rd" not in out
 
 
-@DRIVERS
+@pytest.mark.parametrize("driver", ["native", pytest.param("aiormq", marks=pytest.mark.full)])
 def test_watching_sees_the_broker_go_and_come_back(rabbitmq: PrivateRabbitMQ, driver: str) -> None:
     """``--watch`` prints the loss and the reconnection, and ends with status 0 on SIGINT."""
     command = [sys.executable, "-m", "warrener._cli.main", "check", "--watch", f"--driver={driver}"]

@@ -537,7 +537,7 @@ def test_kill_9_at_any_point_loses_nothing_and_repeats_little(broker, run) -> No
     assert 3000 == len({entry.message_id for entry in broker.log}), "a line that was published again has the same id"
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_kill_9_before_and_within_each_change_of_a_file_loses_nothing(broker) -> None:
     """At each point: every message is in the queue or in the file of failures, once there, and at most 200 are repeated."""
     size = 130

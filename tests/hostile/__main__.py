@@ -19,6 +19,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -149,6 +150,9 @@ def tried(attack: Attack, driver: str, backend: str, seconds: float, seed: int) 
     finally:
         status = process.wait()
         watchdog.cancel()
+        said.close()
+        with suppress(BrokenPipeError):
+            process.stdin.close()
         broker.close()
     if broker.crash is not None:
         wrong.append(f"the attack itself failed: {broker.crash!r}")

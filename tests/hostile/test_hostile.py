@@ -7,9 +7,9 @@ import pytest
 from tests.hostile.__main__ import BACKENDS, DRIVERS, tried
 from tests.hostile.attacks import ATTACKS, Attack
 
-#: One on the thread's bridge and one without; the floods that once filled the log and the memory.
+#: One on the thread's bridge and one without; a flood that once filled the memory.
 _PAIRS = {("native", "trio"), ("aiormq", "trio")}
-_KEPT = {"blocked_flood", "deliveries"}
+_KEPT = {"deliveries"}
 
 
 def _cases() -> list[object]:

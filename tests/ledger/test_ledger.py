@@ -8,7 +8,7 @@ import math
 import pytest
 from attrs import evolve
 
-from warrener._publishing.ledger import Delivery, Verdict, verdict_of
+from warrener._publishing.ledger import Delivery, Ticket, Verdict, verdict_of
 from warrener._publishing.ledger.introductions import AT_ONCE, PASSES_AFTER
 from warrener.errors import (
     DeadlineExceeded,
@@ -776,7 +776,7 @@ def test_an_exchange_met_among_names_that_do_not_exist_is_not_met_last() -> None
 
 
 @pytest.mark.parametrize("text", ["NOT_FOUND - no exchange 'x'", "message size 9 is larger than configured max size 5"])
-def test_a_refusal_ends_the_fast_path_for_its_own_time_only(text: str) -> None:
+def test_a_refusal_ends_flights_for_its_own_time_only(text: str) -> None:
     """When a refusal is no longer remembered, and for messages that it is not about, publishing costs what it did before."""
     bench = Bench()
     if "size" in text:
@@ -793,10 +793,12 @@ def test_a_refusal_ends_the_fast_path_for_its_own_time_only(text: str) -> None:
     bench.now += 5.0
     small = Delivery(Envelope(exchange="", routing_key="q", mandatory=True), b"x", "small", math.inf)
     assert bench.ledger.refusal(small, bench.now) is None
-    assert bench.ledger.fast_path(small) == bench.channels[Lane.MAIN]
+    batching = bench.ledger.batching
+    assert batching.can_join(small.envelope)
+    assert batching.join(small.envelope, small.body, Ticket(), 60.0, bench.now)
     if "size" in text:
         large = Delivery(small.envelope, b"too large", "large", math.inf)
-        assert bench.ledger.fast_path(large) is None
+        assert not batching.join(large.envelope, large.body, Ticket(), 60.0, bench.now)
         assert isinstance(bench.ledger.refusal(large, bench.now), PublishRefused)
 
 

@@ -504,6 +504,20 @@ def test_an_ack_of_the_earlier_attempt_confirms_the_message() -> None:
     books_balance(b.ledger, b.accepted)
 
 
+@pytest.mark.parametrize("returned", [False, True])
+def test_one_ack_of_both_attempts_leaves_no_tag_behind(returned: bool) -> None:
+    """An ack of several tags confirms the message once, even if the later attempt was returned."""
+    b, message = overdue_bench()
+    b.write()
+    if returned:
+        b.bounce(message)
+    assert b.ack(3, multiple=True) == [message]
+    assert message.outcome == Receipt(message.message_id, 2, True, 1)
+    assert (b.ledger.in_flight, b.ledger.pending) == (0, 0)
+    assert b.ledger.next_wakeup() == float("inf")
+    books_balance(b.ledger, b.accepted)
+
+
 def test_a_nack_of_the_earlier_attempt_leaves_the_outcome_to_the_later_one() -> None:
     """Both nacked: nacked. The earlier nacked and the later lost: unknown."""
     b, message = overdue_bench()

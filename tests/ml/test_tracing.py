@@ -105,6 +105,22 @@ async def test_a_batch_is_one_span_and_each_of_its_messages_carries_it(broker, s
 
 
 @pytest.mark.anyio
+async def test_what_a_target_publishes_is_traced(broker, spans) -> None:
+    """In each way, also by a target that was made before the producer ran."""
+    producer = Producer(broker.url)
+    target = producer.to(routing_key="tasks")
+    async with producer:
+        await producer.wait_connected()
+        await target.publish(b"a")
+        await target.publish(b"b")
+        await target.publish_nowait(b"c").wait()
+        await target.publish_many([b"d"])
+    finished = spans.get_finished_spans()
+    assert [span.name for span in finished] == ["publish tasks", "publish tasks", "create tasks", "publish tasks"]
+    assert [traceparent(span) for span in finished] == [headers["traceparent"] for headers in headers_in(broker)]
+
+
+@pytest.mark.anyio
 async def test_publish_nowait_is_a_span_that_ends_with_the_acceptance(broker, spans) -> None:
     """The message carries it, too."""
     async with open_producer(broker.url) as producer:

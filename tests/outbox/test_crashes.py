@@ -30,6 +30,7 @@ def test_killed_processes_lose_nothing(place):
     assert (account.lost, account.unflagged, account.inversions) == (set(), set(), 0)
 
 
+@pytest.mark.full
 def test_relays_that_are_killed_keep_the_order(place):
     """Three relays at once, one of them killed again and again."""
     with EmbeddedBroker.in_thread() as broker:

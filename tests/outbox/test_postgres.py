@@ -479,7 +479,7 @@ async def test_a_restart_of_the_database_is_outlived(outbox_dsn, postgresql):
 @pytest.mark.anyio
 async def test_a_frozen_database_is_given_up(outbox_dsn, postgresql, monkeypatch):
     """A call that does not return is broken off; when the server thaws, the relay goes on."""
-    monkeypatch.setattr("warrener.outbox._relay._STORE_TIMEOUT", 1.0)
+    monkeypatch.setattr("warrener.outbox._store_thread._STORE_TIMEOUT", 1.0)
     monkeypatch.setattr(module, "_RESOLVE", 0.1)
     async with EmbeddedBroker() as broker, relaying(broker, outbox_dsn, connect_timeout=2) as producer:
         await producer.enqueue(b"1", routing_key="tasks")
@@ -499,7 +499,7 @@ async def test_a_frozen_database_is_given_up(outbox_dsn, postgresql, monkeypatch
 @pytest.mark.anyio
 async def test_a_frozen_database_does_not_hold_up_the_end(outbox_dsn, postgresql, monkeypatch):
     """The producer closes, and the message stays where it was stored."""
-    monkeypatch.setattr("warrener.outbox._relay._STORE_TIMEOUT", 0.5)
+    monkeypatch.setattr("warrener.outbox._store_thread._STORE_TIMEOUT", 0.5)
     async with EmbeddedBroker() as broker:
         broker.stop()
         async with relaying(broker, outbox_dsn, connect_timeout=2) as producer:

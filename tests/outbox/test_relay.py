@@ -385,7 +385,7 @@ async def test_three_relays_keep_the_order_of_each_key(path):
 @pytest.mark.parametrize("call", ["open", "release"])
 async def test_a_database_that_hangs_does_not_hold_up_the_end(path, call, monkeypatch):
     """A call of the store that does not return is broken off before the relay's tasks run, and after they have ended."""
-    monkeypatch.setattr("warrener.outbox._relay._STORE_TIMEOUT", 0.1)
+    monkeypatch.setattr("warrener.outbox._store_thread._STORE_TIMEOUT", 0.1)
     outbox, broken = outbox_at(path), threading.Event()
     make = outbox._make_store
 

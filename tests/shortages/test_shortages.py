@@ -67,7 +67,7 @@ def test_a_shortage_is_borne(kind: str, driver: str, backend: str, tmp_path: Pat
     """Without descriptors, memory, names or disk, and with a clock that jumps, dials fail and are backed off."""
     account = borne(kind, driver, backend, tmp_path)
     if kind == "resolver":
-        assert account["outcomes"]["threads of the resolver"] == 1
+        assert account["outcomes"]["threads of the resolver"] <= 1  # none, where no dial began meanwhile
     if kind in ("wall_clock", "disk"):
         assert not {"silent", "stalled", "confirm_overdue"} & set(account["faults"])
 

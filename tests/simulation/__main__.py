@@ -33,6 +33,8 @@ from tests.simulation.schedule import Plan, draw
 
 #: The failing seeds that are shrunk, each of which takes a while.
 SHRUNK = 3
+#: One seed in two is a plan with an outbox too, and a pair of plans beside bad destinations.
+OF_OTHERS = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -118,17 +120,18 @@ def run_corpus(seeds: Sequence[int], processes: int) -> int:
             _print_failure(summary, smaller=len(failed) <= SHRUNK)
     took = time.monotonic() - began
     result = summarize_corpus(summaries)
-    failed_outboxes = run_with_outboxes(seeds, processes, result.met)
+    failed_outboxes = run_with_outboxes(seeds[::OF_OTHERS], processes, result.met)
     lines, missing = table(result.met, result.seeds)
     print("\n".join(lines))
     wrong = result.shortcomings
     if missing and result.seeds >= ENOUGH:
         wrong.append(f"never met: rows {', '.join(missing)}")
-    failed_beside = run_beside(seeds, processes)
+    failed_beside = run_beside(seeds[::OF_OTHERS], processes)
     print(
         f"{result.seeds} seeds in {took:.0f} s ({result.seeds / took * 60:.0f} a minute), {len(failed)} failed; each has "
         f"at least {result.least_publishes} publishes and {result.least_seconds:.0f} virtual seconds; median of faults in "
-        f"safety mode {result.median_faults:g}; {result.unknown_and_resent:.0%} of the seeds saw an unknown outcome and a "
+        f"safety mode {result.median_faults:g}, of messages that fly together {result.median_together:g}; {result.without_flights} "
+        f"seeds have no flight; {result.unknown_and_resent:.0%} of the seeds saw an unknown outcome and a "
         f"re-send"
     )
     for shortcoming in wrong:

@@ -91,7 +91,11 @@ class Evidence:
         found: list[Attempt] = []
         for earlier, attempt in itertools.pairwise(publish.attempts):
             answered = earlier.answered_at is not None and earlier.answered_at <= attempt.at
-            if (answered and earlier.answer == "nack") or (not answered and self.lives(earlier, attempt.at)):
+            # On one channel, the earlier one was in flight, even where the link ended at that instant.
+            alive = (earlier.link, earlier.channel) == (attempt.link, attempt.channel) or self.lives(
+                earlier, attempt.at
+            )
+            if (answered and earlier.answer == "nack") or (not answered and alive):
                 found.append(attempt)
         return found
 
@@ -222,7 +226,7 @@ def one_outcome_in_time(seen: Evidence) -> Iterator[str]:
             continue
         if publish.ended_at > seen.stretched(publish.deadline) + TICK:
             yield f"{_name(publish)} ended {publish.ended_at - publish.deadline:.3f} s after its deadline"
-        if isinstance(publish.result, CircuitOpen) and publish.call.how != "many":
+        if isinstance(publish.result, CircuitOpen) and publish.call.how not in ("many", "run"):
             waited = publish.ended_at - publish.called_at - seen.jumped(publish.called_at, publish.ended_at)
             if waited > TICK or publish.attempts:
                 yield f"{_name(publish)}: CircuitOpen after {waited:.3f} s and {len(publish.attempts)} attempts"
@@ -233,7 +237,7 @@ def one_outcome_in_time(seen: Evidence) -> Iterator[str]:
 
 def _told_at_once(seen: Evidence, publish: Publish) -> Iterator[str]:
     retry = seen.plan.producer.retry
-    if publish.call.how == "many" or publish.cancelled or publish.ended_at is None:
+    if publish.call.how in ("many", "run") or publish.cancelled or publish.ended_at is None:
         return
     for attempt in publish.attempts:
         if attempt.answer == "nack" and retry is not None:
@@ -396,9 +400,13 @@ def _lost_while_open(seen: Evidence, record: LinkRecord) -> bool:
 
 
 def order_is_kept(seen: Evidence) -> Iterator[str]:
-    """S7: on a main channel, messages to one exchange go out in the order of the calls, re-sends first; tags count 1, 2, 3."""
+    """S7: on a main channel, messages to one exchange go out in the order of the calls, re-sends first; tags count 1, 2, 3.
+
+    The messages of one `publish_many` are accepted as there is room for them, so others may come between them. They keep their
+    own order.
+    """
     last: dict[tuple[int, int], int] = {}
-    written: dict[tuple[int, int, str], list[tuple[int, int]]] = {}
+    written: dict[tuple[int, int, str, int], list[tuple[int, int]]] = {}
     for attempt in seen.trace.attempts.values():
         link, channel = epoch = attempt.link, attempt.channel
         if attempt.tag != last.get(epoch, 0) + 1:
@@ -408,8 +416,10 @@ def order_is_kept(seen: Evidence) -> Iterator[str]:
         if any(attempt.at >= again.at for again in seen.again(publish)[:1]):
             continue  # a policy that writes again after a nack, or when overdue, keeps no order from then on
         if attempt.lane is Lane.MAIN:
-            written.setdefault((*epoch, ADDRESSES[publish.item.address][0]), []).append((publish.order, attempt.number))
-    for (link, channel, _), sent in written.items():
+            run = publish.call.messages[0].number if publish.call.how in ("run", "many") else -1
+            place = (*epoch, ADDRESSES[publish.item.address][0], run)
+            written.setdefault(place, []).append((publish.order, attempt.number))
+    for (link, channel, _, _), sent in written.items():
         for (before, one), (after, other) in itertools.pairwise(sent):
             if after < before:
                 yield f"message {other} overtook message {one} on link {link} channel {channel}"

@@ -54,6 +54,9 @@ class Summary:
     #: Virtual seconds.
     seconds: float
     faults: int
+    #: The batches that links were given, and the messages in those of several messages.
+    flights: int
+    together: int
     #: Whether an outcome was unknown, and whether something was sent again.
     unknown: bool
     resent: bool
@@ -72,6 +75,8 @@ def summarize(plan: Plan) -> Summary:
         publishes=len(run.trace.publishes),
         seconds=run.ended_at,
         faults=len(plan.faults),
+        flights=sum(record.flights for record in run.trace.links.values()),
+        together=sum(record.together for record in run.trace.links.values()),
         unknown=any(publish.final is not None and verdict(publish.final) == "unknown" for publish in seen.publishes),
         resent=any(sum(attempt.reached is not False for attempt in each.attempts) > 1 for each in seen.publishes),
         hash=run.hash,
@@ -151,6 +156,9 @@ class CorpusSummary:
     seeds: int
     least_publishes: int
     least_seconds: float
+    #: Seeds without a flight, and the median of messages that flew together with others.
+    without_flights: int
+    median_together: float
     #: In safety mode.
     median_faults: float
     #: Seeds with an unknown outcome and a re-send.
@@ -165,6 +173,10 @@ class CorpusSummary:
             short.append(f"a seed has {self.least_publishes} publishes, not 50")
         if self.least_seconds < 120:
             short.append(f"a seed has {self.least_seconds:.0f} virtual seconds, not 120")
+        if self.without_flights > self.seeds // 20:
+            short.append(f"{self.without_flights} seeds have no flight, more than one in 20")
+        if self.median_together < 2:
+            short.append(f"the median of messages that fly together is {self.median_together:g}, not 2")
         if self.seeds >= ENOUGH and self.median_faults < 3:
             short.append(f"the median of faults in safety mode is {self.median_faults}, not 3")
         if self.seeds >= ENOUGH and self.unknown_and_resent < 0.3:
@@ -181,6 +193,8 @@ def summarize_corpus(summaries: Sequence[Summary]) -> CorpusSummary:
         seeds=len(summaries),
         least_publishes=min(summary.publishes for summary in summaries),
         least_seconds=min(summary.seconds for summary in summaries),
+        without_flights=sum(not summary.flights for summary in summaries),
+        median_together=statistics.median([summary.together for summary in summaries]),
         median_faults=statistics.median([each.faults for each in summaries if each.safety] or [0]),
         unknown_and_resent=sum(each.unknown and each.resent for each in summaries) / len(summaries),
         met=met,

@@ -317,13 +317,17 @@ class FaultInjector:
     def _mute_queue(self, fault: Fault) -> None:
         name = ("jobs", "quorum")[fault.amount]
         for broker in self._brokers:
-            if name in broker.queues(VHOST):
+            if name in self._queues_of(broker):
                 broker.stall_confirms(queue=name, vhost=VHOST)
 
     def _no_mute_queue(self) -> None:
         for broker in self._brokers:
-            for name in {"jobs", "quorum"} & set(broker.queues(VHOST)):
+            for name in {"jobs", "quorum"} & self._queues_of(broker):
                 broker.stall_confirms(on=False, queue=name, vhost=VHOST)
+
+    def _queues_of(self, broker: EmbeddedBroker) -> set[str]:
+        """Return the queues of the broker; none while its virtual host is deleted."""
+        return set() if "delete vhost" in self.lasting else set(broker.queues(VHOST))
 
     def _close_channels(self, fault: Fault) -> None:
         # Not one of the codes that RabbitMQ closes a publisher's channel with because of a publish: it would be a lie.

@@ -94,7 +94,7 @@ class RecordingLink:
         """Hand over messages under consecutive tags."""
         self._record.flights += 1
         if len(bodies) > 1:
-            self._trace.see("a flight of several messages")
+            self._record.together += len(bodies)
         first = self._link.publish_batch(envelopes, message_ids, bodies)
         for tag, (message_id, body) in enumerate(zip(message_ids, bodies, strict=True), first):
             self._note(Lane.MAIN, tag, message_id, body, None)

@@ -117,10 +117,12 @@ class Fault:
 
 @frozen
 class Call:
-    """One call of the workload: `publish`, `publish_many`, `publish_nowait` or a `reconnect` hint."""
+    """One call of the workload: `publish`, of the producer or of a target (`to`), `publish_many` of messages (`many`) or of bodies
+    (`run`), `publish_nowait`, or a `reconnect` hint.
+    """
 
     at: float
-    how: Literal["publish", "many", "nowait", "hint"]
+    how: Literal["publish", "to", "many", "run", "nowait", "hint"]
     #: The numbers of its messages.
     messages: tuple[Item, ...] = ()
     timeout: float = math.inf
@@ -427,8 +429,12 @@ class _Habits:
 
     def call(self, at: float, number: int) -> Call:
         rng = self._rng
-        how: Literal["publish", "many", "nowait"] = rng.choice(("publish", "publish", "publish", "many", "nowait"))
-        count = 1 if how == "publish" else rng.randint(1, 6)
+        how: Literal["publish", "to", "many", "run", "nowait"] = rng.choice(
+            ("publish", "publish", "to", "to", "many", "run", "nowait")
+        )
+        if number == 0:
+            how = "run"  # each seed has one
+        count = 1 if how in ("publish", "to") else rng.randint(1, 12 if how == "run" else 6)
         timeout = self._producer.publish_timeout
         if rng.random() < self._hurried:
             timeout = rng.choice((0.0, 0.01, 0.1, 0.5, 2.0))
@@ -441,7 +447,13 @@ class _Habits:
                 after = rng.choice((0.001, 0.01, 0.1, 1.0, 5.0)) * rng.random()
         # An id that several share would leave open whose late outcome it is.
         stays = ticks is None and after is None
-        return Call(at, how, tuple(self._item(number + index, stays) for index in range(count)), timeout, ticks, after)
+        items = [self._item(number + index, stays) for index in range(count)]
+        if how == "run":
+            # Bodies that share their fields, each with an id of its own.
+            items = [evolve(items[0], message_id=None, number=each.number, size=each.size) for each in items]
+        elif how == "to":
+            items = [evolve(each, message_id=None) for each in items]
+        return Call(at, how, tuple(items), timeout, ticks, after)
 
     def _item(self, number: int, may_be_twin: bool) -> Item:
         rng = self._rng

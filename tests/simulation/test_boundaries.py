@@ -34,7 +34,9 @@ def cut_one(kind: str, data: int, *, at_least_once: bool) -> tuple[Publish, int]
 
 
 @pytest.mark.parametrize("reset", [False, pytest.param(True, marks=pytest.mark.full)], ids=["fin", "rst"])
-@pytest.mark.parametrize("at_least_once", [True, False], ids=["at_least_once", "at_most_once"])
+@pytest.mark.parametrize(
+    "at_least_once", [True, pytest.param(False, marks=pytest.mark.full)], ids=["at_least_once", "at_most_once"]
+)
 def test_a_cut_at_every_byte_of_a_publish(reset: bool, at_least_once: bool) -> None:
     """Up to its last byte nothing is enqueued, and the outcome is unknown: sent again, or Unconfirmed."""
     data = 0

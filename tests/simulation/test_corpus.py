@@ -163,12 +163,14 @@ def test_a_row_that_is_never_met_is_missing() -> None:
         ({"publishes": 49}, "publishes"),
         ({"seconds": 119.0}, "seconds"),
         ({"faults": 2}, "median"),
+        ({"flights": 0}, "no flight"),
+        ({"together": 1}, "fly together"),
         ({"resent": False}, "re-send"),
     ],
 )
 def test_a_poor_corpus_is_told(summary: dict[str, float], word: str) -> None:
     """Fewer publishes, seconds, faults or unknown outcomes than promised fail the run."""
-    good = Summary(1, True, (), frozenset(), 50, 120.0, 3, True, True, "")
+    good = Summary(1, True, (), frozenset(), 50, 120.0, 3, 9, 9, True, True, "")
     rich, poor = summarize_corpus([good] * 1000), summarize_corpus([evolve(good, **summary)] * 1000)
 
     assert [] == rich.shortcomings
@@ -177,6 +179,6 @@ def test_a_poor_corpus_is_told(summary: dict[str, float], word: str) -> None:
 
 def test_the_figures_count_rows() -> None:
     """How many seeds met a row is added up."""
-    one = Summary(1, True, (), frozenset({"1", "2"}), 50, 120.0, 3, True, True, "")
+    one = Summary(1, True, (), frozenset({"1", "2"}), 50, 120.0, 3, 9, 9, True, True, "")
 
     assert Counter({"1": 2, "2": 1}) == summarize_corpus([one, evolve(one, rows=frozenset({"1"}))]).met

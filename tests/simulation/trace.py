@@ -107,8 +107,9 @@ class LinkRecord:
     unblocked_at: float = 0.0
     #: Whether any ack came on it.
     acked: bool = False
-    #: The batches that it was given.
+    #: The batches that it was given, and the messages in those of several messages.
     flights: int = 0
+    together: int = 0
     #: What was outstanding when it ended.
     outstanding: int = 0
     #: For a link that was replaced because of a missing confirm: since when its oldest publish had waited, and when.

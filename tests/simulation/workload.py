@@ -58,8 +58,10 @@ class Workload:
         self.open_calls += 1
         try:
             match call.how:
-                case "publish":
+                case "publish" | "to":
                     await self._publish(call, tasks)
+                case "run":
+                    await self._run(call, tasks)
                 case "many":
                     await self._many(call, tasks)
                 case "nowait":
@@ -80,10 +82,14 @@ class Workload:
         publish = self._begin(call.messages[0], call)
         with trio.CancelScope() as scope:
             self._arrange_cancel(call, scope, tasks)
+            fields = _fields(publish.item)
             try:
-                self._end(publish, await self._producer.publish(
-                    publish.body, timeout=call.timeout, retry=self._retry(call), **_fields(publish.item)
-                ))  # fmt: skip
+                retry = self._retry(call)
+                if call.how == "to":
+                    receipt = await self._producer.to(**fields).publish(publish.body, timeout=call.timeout)
+                else:
+                    receipt = await self._producer.publish(publish.body, timeout=call.timeout, retry=retry, **fields)
+                self._end(publish, receipt)
             except PublishError as error:
                 self._end(publish, error)
         if publish.result is None:
@@ -106,6 +112,18 @@ class Workload:
         with trio.CancelScope() as scope:
             self._arrange_cancel(call, scope, tasks)
             results = await self._producer.publish_many(messages(), timeout=call.timeout, retry=self._retry(call))
+            for publish, result in zip(begun, results, strict=True):
+                self._end(publish, result)
+            return
+        self._cancelled(begun)
+
+    async def _run(self, call: Call, tasks: trio.Nursery) -> None:
+        begun = [self._begin(item, call) for item in call.messages]
+        with trio.CancelScope() as scope:
+            self._arrange_cancel(call, scope, tasks)
+            results = await self._producer.publish_many(
+                [publish.body for publish in begun], timeout=call.timeout, **_fields(call.messages[0])
+            )
             for publish, result in zip(begun, results, strict=True):
                 self._end(publish, result)
             return
@@ -157,6 +175,10 @@ class Workload:
     def _end(self, publish: Publish, result: Receipt | PublishError) -> None:
         if publish.result is not None:
             self.wrong.append(f"message {publish.item.number} has two outcomes")
+        if publish.attempts and result.message_id != publish.message_id:
+            self.wrong.append(
+                f"message {publish.item.number} was sent as {publish.message_id}, told as {result.message_id}"
+            )
         publish.result = result
         publish.ended_at = trio.current_time()
         publish.message_id = result.message_id

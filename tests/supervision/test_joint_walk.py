@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from tests.ledger.driving import books_balance, returned_of
 from warrener._publishing.admission import Admission
 from warrener._publishing.destinations import Destinations
-from warrener._publishing.ledger import Delivery, Ledger
+from warrener._publishing.ledger import Delivery, Ledger, Ticket
 from warrener._publishing.sender import Sender
 from warrener._retry_rules import RetryRules
 from warrener.errors import Fault, FaultKind, Nacked, PublishError, Unconfirmed
@@ -44,20 +44,58 @@ POLICY = Policy(
 CONFIRM_TIMEOUT = 10.0
 MAX_BUFFERED, MAX_IN_FLIGHT = 6, 5
 
+QUEUE = Envelope(routing_key="q")
+
 mostly = st.sampled_from([True, True, True, False])
+
+
+Message = Any
+"""A `Delivery` or a `Member`."""
 
 
 @define(eq=False)
 class Attempt:
     """One message handed to one link: what an observer of the wire writes down."""
 
-    delivery: Delivery
+    delivery: Message
     link: int
     channel: int
     tag: int
     returned: bool = False
     #: "open", then "acked", "nacked", "refused", "lost" (it may have left) or "unsent".
     fate: str = "open"
+
+
+class Member(Ticket):
+    """A message that was accepted into a batch, seen as a delivery: it becomes one when its flight is expanded."""
+
+    envelope, body, size, token = Envelope(routing_key="q"), b"body", 4, None
+
+    def __init__(self, world: Joint, timeout: float) -> None:
+        super().__init__()
+        self.world = world
+        self.deadline = world.now + timeout
+        self.message_id = ""
+        self.on_wire = False
+        self._receipt: Receipt | None = None
+
+    def _or(self, name: str, value: Any) -> Any:
+        return value if self.delivery is None else getattr(self.delivery, name)
+
+    @property
+    def outcome(self) -> Any:
+        if self.code and self._receipt is None:
+            outcome = self.world.sender.outcome(self)
+            assert isinstance(outcome, Receipt)
+            self._receipt = outcome
+        return self._receipt or self._or("outcome", None)
+
+    queue = property(lambda self: self._or("queue", None if self.on_wire else "a batch"))
+    lane = property(lambda self: self._or("lane", Lane.MAIN))
+    attempts = property(lambda self: self._or("attempts", int(self.on_wire)))
+    permit = property(lambda self: self._or("permit", None))
+    waiting = property(lambda self: self._or("waiting", not self.code))
+    abandoned = property(lambda self: self._or("abandoned", False))
 
 
 class ScriptedLink:
@@ -71,7 +109,10 @@ class ScriptedLink:
         self.channels = {Lane.MAIN: 1}
         self.opened = 1
         self.wants_suspects = False
+        self.wants_to_pull = False
         self.tags = {1: 0}
+        #: By channel, the highest tag that the broker has answered or returned.
+        self.checked: dict[int, int] = {}
         self.offered_tags: dict[int, int] = {}
 
     def validate(self, *_args: object) -> None:
@@ -89,6 +130,14 @@ class ScriptedLink:
     def open_suspect_channel(self) -> None:
         self.wants_suspects = True
 
+    def request_pull(self) -> None:
+        self.wants_to_pull = True
+
+    def publish_batch(self, envelopes: list[Envelope], message_ids: Any, bodies: list[bytes]) -> int:
+        assert len(envelopes) == len(message_ids) == len(bodies) > 0
+        tags = [self.publish(Lane.MAIN, QUEUE, message_id, b"body", None) for message_id in message_ids]
+        return tags[0]
+
     def publish(self, lane: Lane, _envelope: Envelope, message_id: str, _body: bytes, _token: str | None) -> int:
         channel = self.channels[lane]
         self.tags[channel] += 1
@@ -99,10 +148,12 @@ class ScriptedLink:
 class Parking:
     """Nobody really waits: the walk looks at outcomes."""
 
+    leaves_late = False
+
     def __init__(self, world: Joint) -> None:
         self.clock = lambda: world.now
 
-    def wake(self, delivery: Delivery) -> None:
+    def wake(self, delivery: Message) -> None:
         assert delivery.outcome is not None
 
 
@@ -203,9 +254,11 @@ class Joint(RuleBasedStateMachine):
         self.told: Fault | None = None
         self.finished = False
         self.stopped = False
-        self.accepted: list[Delivery] = []
+        self.accepted: list[Message] = []
+        #: By message_id.
+        self.places: dict[str, int] = {}
         self.attempts: list[Attempt] = []
-        self.outcomes: dict[Delivery, object] = {}
+        self.outcomes: dict[Message, object] = {}
         self.failures = 0
         self.tell(events.StartRequested(self.now))
 
@@ -321,7 +374,8 @@ class Joint(RuleBasedStateMachine):
         assert link is self.link
         assert isinstance(state, states.Up), state
         assert not state.blocked
-        delivery = self.accepted[int(message_id)]
+        place = self.places[message_id]
+        delivery = self.accepted[place]
         breaker = self.breaker(self.record)
         assert breaker != "open"
         if breaker == "half_open":
@@ -332,9 +386,11 @@ class Joint(RuleBasedStateMachine):
         assert all(each.fate == "lost" for each in mine), "answered, and sent again"
         assert self.at_least_once or not mine
         if lane is Lane.MAIN:
-            before = self.accepted[: int(message_id)]
+            before = self.accepted[:place]
             assert not any(each.queue is not None and each.lane is Lane.MAIN for each in before), "overtaken"
         assert delivery.outcome is None
+        if isinstance(delivery, Member):
+            delivery.on_wire = True
         self.attempts.append(Attempt(delivery, link.number, channel, tag))
 
     def write_off(self) -> None:
@@ -367,6 +423,8 @@ class Joint(RuleBasedStateMachine):
                     actions.append((5, self.block_or_unblock))
                 if self.link.wants_suspects or Lane.MAIN not in self.link.channels:
                     actions.append((12, self.channel_opens))
+                if self.link.wants_to_pull:
+                    actions.append((12, self.pull))
             if self.open_attempts():
                 actions += [(12, self.answer), (2, self.bounce), (1, self.wait_for_a_confirm)]
             if not self.stopped and draw.draw(st.integers(0, 9)) == 0:
@@ -381,15 +439,31 @@ class Joint(RuleBasedStateMachine):
             self.write_off()
             self.sender.close()
 
+    def pull(self, _draw: st.DataObject) -> None:
+        assert self.link is not None
+        self.link.wants_to_pull = False
+        self.listener.pull()
+
+    def joins(self, timeout: float) -> bool:
+        """A message joins a batch, if the sender lets it."""
+        member = Member(self, timeout)
+        number = self.sender.join(QUEUE, b"body", member, timeout)
+        if number:
+            member.message_id = self.sender.message_id(number)
+            self.places[member.message_id] = len(self.accepted)
+            self.accepted.append(member)
+            member.waiter = member
+        return number > 0
+
     def publish(self, draw: st.DataObject) -> None:
         for _ in range(draw.draw(st.integers(1, 3))):
             timeout = draw.draw(st.sampled_from([2.0, 9.0, 40.0, 40.0, math.inf]))
+            if draw.draw(mostly) and self.joins(timeout):
+                continue
             number = len(self.accepted)
+            self.places[str(number)] = number
             delivery = Delivery(Envelope(routing_key="q"), b"body", str(number), self.now + timeout, f"t{number}")
             self.accepted.append(delivery)
-            if self.sender.fast_path(delivery, self.now):
-                delivery.waiter = delivery
-                continue
             refusal = self.admission.refused(delivery)
             if refusal is None and self.admission.try_accept(delivery):
                 self.sender.accepted(delivery, self.now)
@@ -410,7 +484,11 @@ class Joint(RuleBasedStateMachine):
     def leave(self, draw: st.DataObject) -> None:
         waiting = [each for each in self.accepted if each.waiter is not None]
         if waiting:
-            self.sender.cancelled(draw.draw(st.sampled_from(waiting)))
+            one = draw.draw(st.sampled_from(waiting))
+            if isinstance(one, Member):
+                self.sender.left(one)
+            else:
+                self.sender.cancelled(one)
 
     def time_passes(self, draw: st.DataObject) -> None:
         self.wait(draw.draw(st.sampled_from([0.1, 0.5, 1.0, 3.0])))
@@ -492,7 +570,9 @@ class Joint(RuleBasedStateMachine):
         written = last if draw.draw(mostly) else draw.draw(st.integers(max(0, last - 2), last))
         link.offered_tags[channel] = written
         there = self.open_attempts(channel)
-        seen = [each for each in there if each.tag <= written and not each.returned]
+        # The broker takes publishes in order: an answer or a return shows that it has checked those before it, too.
+        checked = link.checked.get(channel, 0)
+        seen = [each for each in there if checked < each.tag <= written and not each.returned]
         for attempt in there:
             attempt.fate = "lost" if attempt.tag <= written else "unsent"
         if len(seen) == 1 and code == 404:
@@ -523,15 +603,22 @@ class Joint(RuleBasedStateMachine):
         answered = [each for each in there if each is one or (multiple and each.tag < one.tag)]
         for attempt in answered:
             attempt.fate = "acked" if acked else "nacked"
+        self.note_checked(one)
         if acked:
             self.failures = 0
             self.listener.confirmed(one.channel, one.tag, multiple)
         else:
             self.listener.nacked(one.channel, one.tag, multiple)
 
+    def note_checked(self, attempt: Attempt) -> None:
+        assert self.link is not None
+        checked = self.link.checked
+        checked[attempt.channel] = max(attempt.tag, checked.get(attempt.channel, 0))
+
     def bounce(self, draw: st.DataObject) -> None:
         one = draw.draw(st.sampled_from(self.open_attempts()))
         one.returned = True
+        self.note_checked(one)
         self.listener.returned(one.channel, returned_of(one.delivery))
 
     def say_something_late(self, draw: st.DataObject) -> None:
@@ -564,13 +651,13 @@ class Joint(RuleBasedStateMachine):
         """From the record of the wire alone: what may be told, and what must have been by now (R1, R2, R3, R5)."""
         if not hasattr(self, "ledger"):
             return
-        tried: dict[Delivery, list[Attempt]] = {}
+        tried: dict[Message, list[Attempt]] = {}
         for attempt in self.attempts:
             tried.setdefault(attempt.delivery, []).append(attempt)
         for delivery in self.accepted:
             self.judge(delivery, [each for each in tried.get(delivery, []) if each.fate != "unsent"])
 
-    def judge(self, delivery: Delivery, attempts: list[Attempt]) -> None:
+    def judge(self, delivery: Message, attempts: list[Attempt]) -> None:
         outcome = delivery.outcome
         if delivery in self.outcomes:  # told, and judged by what was known then
             assert outcome is self.outcomes[delivery], "told twice"

@@ -20,6 +20,7 @@ def test_a_cluster_has_at_least_one_node() -> None:
         PrivateCluster(0)
 
 
+@pytest.mark.full
 @pytest.mark.trio
 async def test_nodes_that_go_and_come_back() -> None:
     """A producer outlives the maintenance and the death of the node that it uses; all three nodes have all messages."""

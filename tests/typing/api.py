@@ -25,6 +25,9 @@ async def as_a_block() -> None:
         assert_type(outcomes, Sequence[warrener.Receipt | warrener.PublishError])
         await producer.publish_many([b"x", bytearray(b"y")], routing_key="tasks", timeout=1)
         assert_type(await producer.publish_nowait(b"x").wait(), warrener.Receipt)
+        async with producer.publish_stream([b"x"], window=10, routing_key="q", timeout=3) as stream:
+            async for outcome in stream:
+                assert_type(outcome, warrener.Receipt | warrener.PublishError)
         target = producer.to("events", "user.created", app_id="shop", mandatory=False)
         assert_type(target, warrener.Target)
         assert_type(await target.publish(memoryview(b"x"), timeout=3), warrener.Receipt)

@@ -149,6 +149,7 @@ class Admission:
         called = self._backend.clock()
         waiter = CapacityWaiter(delivery)
         self.waiters.append(waiter)
+        self._ledger.batching.ready.clear()
         try:
             while True:
                 limit = delivery.deadline
@@ -196,6 +197,7 @@ class Admission:
     def refuse_with(self, refusal: Callable[[str], PublishError]) -> None:
         """Refuse all new messages and all waiters with this error."""
         self.refusal = refusal
+        self._ledger.batching.ready.clear()
         waiters, self.waiters = self.waiters, deque()
         for waiter in waiters:
             waiter.refusal = refusal(waiter.delivery.message_id)

@@ -16,7 +16,7 @@ from warrener._publishing.ledger import Delivery
 from warrener.errors import CircuitOpen, printable
 from warrener.machine import Breaker
 from warrener.machine.breaker import admit, failed, released, retry_after, spotless, succeeded
-from warrener.records import Receipt
+from warrener.records import Envelope, Receipt
 
 __all__ = ["Destination", "Destinations", "described", "of"]
 
@@ -106,6 +106,11 @@ class Destinations:
         breaker = self._breakers.get(destination)
         if permit is not None and breaker is not None:
             self._breakers[destination] = released(breaker, permit)
+
+    def wants_outcomes(self, envelope: Envelope) -> bool:
+        """Whether each outcome of messages with this envelope has to be told: it can change a breaker."""
+        address = (envelope.exchange, envelope.routing_key if self._scope == "destination" else None)
+        return self._slow < math.inf or address in self._breakers
 
     def is_open(self, delivery: Delivery) -> bool:
         """Whether the breaker of the message's destination is open or half open."""

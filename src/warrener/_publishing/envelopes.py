@@ -8,7 +8,7 @@ Headers are never compared: `{"x": 1}` equals `{"x": True}` in Python and differ
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from operator import attrgetter
 from typing import Any, Final, TypeVar, cast
 
@@ -30,12 +30,22 @@ _plain_fields = attrgetter(
 )  # fmt: skip
 
 
+#: The fields that are True or False.
+_FLAGS: Final = frozenset({"mandatory", "persistent"})
+
+
+def _are_flags(fields: MessageFields) -> bool:
+    """Whether the flags are True or False: 1 equals True and is no flag."""
+    named: Mapping[str, object] = fields
+    return all(type(named.get(name, True)) is bool for name in _FLAGS)
+
+
 class Envelopes:
     """Makes deliveries for one producer, and keeps the envelopes of plain fields."""
 
     def __init__(self, new_id: Callable[[], str]) -> None:
         self._new_id = new_id
-        #: By the items of the keywords; all values in these keys are text, which is equal only to the same text.
+        #: By the items of the keywords: text, which is equal only to the same text, and the two flags.
         self._by_text: dict[tuple[Any, ...], Envelope] = {}
         #: By the types and values of plain fields: 1, 1.0 and True are equal and are not the same field.
         self._by_fields: dict[tuple[Any, ...], Envelope] = {}
@@ -45,12 +55,7 @@ class Envelopes:
         if type(body) is bytes and "message_id" not in fields:
             if "headers" in fields:
                 return Delivery(self._of_message(Message(b"", **fields)), body, self._new_id(), deadline)
-            try:
-                envelope = self._by_text.get(tuple(fields.items()))
-            except TypeError:  # a value that cannot be hashed is no valid field either
-                envelope = None
-            if envelope is None:
-                envelope = self._of_fields(fields)
+            envelope = self.known(fields) or self._of_fields(fields)
             return Delivery(envelope, body, self._new_id(), deadline)
         if isinstance(body, Message):
             if fields:
@@ -63,9 +68,25 @@ class Envelopes:
         # Another message in flight may have the same message_id, so a return of this one is matched by its token.
         return Delivery(self._of_message(message), message.body, message.message_id, deadline, self._new_id())
 
+    def known(self, fields: MessageFields) -> Envelope | None:
+        """Return the envelope of these fields, if one was made of equal ones before; never for headers or a message_id."""
+        try:
+            envelope = self._by_text.get(tuple(fields.items()))
+        except TypeError:  # a value that cannot be hashed is no valid field either
+            return None
+        if envelope is None or len(fields) == 1 or _are_flags(fields):
+            return envelope
+        return None
+
+    def shared(self, fields: MessageFields) -> Envelope:
+        """Return the envelope of messages with these fields, which have no message_id. Raises `InvalidMessage`."""
+        if fields.get("headers"):
+            return self._of_message(Message(b"", **fields))
+        return self.known(fields) or self._of_fields(fields)
+
     def _of_fields(self, fields: MessageFields) -> Envelope:
         envelope = self._of_message(Message(b"", **fields))
-        if all(type(value) is str for value in fields.values()):
+        if all(type(value) is str for name, value in fields.items() if name not in _FLAGS):
             _keep(self._by_text, tuple(fields.items()), envelope)
         return envelope
 

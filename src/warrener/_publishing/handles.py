@@ -5,30 +5,43 @@ from __future__ import annotations
 import anyio
 import anyio.lowlevel
 
-from warrener._publishing.ledger import Delivery
+from warrener._publishing.ledger import Ticket
 from warrener._publishing.sender import Sender
-from warrener.errors import PublishError
+from warrener.errors import PublishError, printable
 from warrener.records import Receipt
 
 __all__ = ["PublishHandle", "error_of"]
 
 
-class PublishHandle:
+class PublishHandle(Ticket):
     """The outcome to come of one `publish_nowait`."""
 
-    def __init__(self, sender: Sender, delivery: Delivery) -> None:
-        self._sender = sender
-        self._delivery = delivery
+    __slots__ = ("_message_id", "owner")
+
+    def __init__(self, sender: Sender) -> None:
+        super().__init__()
+        #: For the library: who tells the outcome.
+        self.owner = sender
+        self._message_id: int | str = ""
+
+    def __repr__(self) -> str:
+        return f"<PublishHandle {printable(self.message_id)} settled={self.settled}>"
+
+    def accepted(self, message_id: int | str) -> None:
+        """The message has this id, or this number of an id of a flight."""
+        self._message_id = message_id
 
     @property
     def message_id(self) -> str:
         """The message_id that is sent with the message."""
-        return self._delivery.message_id
+        if isinstance(self._message_id, int):
+            self._message_id = self.owner.message_id(self._message_id)
+        return self._message_id
 
     @property
     def settled(self) -> bool:
         """Whether the outcome is there, so that `wait()` does not wait."""
-        return self._delivery.outcome is not None
+        return self.owner.outcome(self) is not None
 
     async def wait(self) -> Receipt:
         """Wait for the outcome; return the receipt or raise the `PublishError`. May be called again.
@@ -36,17 +49,32 @@ class PublishHandle:
         Cancelling this call does not cancel the message, which keeps its own deadline. Only one task may wait at a time
         (`anyio.BusyResourceError`).
         """
-        delivery = self._delivery
-        if delivery.outcome is not None:
-            await anyio.lowlevel.checkpoint()
-        elif delivery.waiter is not None:
-            raise anyio.BusyResourceError("waiting for")
-        else:
-            await self._sender.watch(delivery)
-        outcome = delivery.outcome
+        outcome = await outcome_of(self)
         if isinstance(outcome, Receipt):
             return outcome
         raise error_of(outcome)
+
+
+async def outcome_of(handle: PublishHandle) -> Receipt | PublishError:
+    """Wait for the outcome and return it, an error too."""
+    sender = handle.owner
+    if sender.outcome(handle) is not None:
+        await anyio.lowlevel.checkpoint()
+    elif handle.waiter is not None:
+        raise anyio.BusyResourceError("waiting for")
+    else:
+        await sender.backend.park(handle, _forget_waiter)
+    outcome = sender.outcome(handle)
+    return outcome if isinstance(outcome, Receipt) else error_of(outcome)
+
+
+def leave(handle: PublishHandle) -> None:
+    """Nobody waits for the message any more: it is cancelled, as a publish whose caller is cancelled."""
+    handle.owner.left(handle)
+
+
+def _forget_waiter(handle: PublishHandle) -> None:
+    handle.waiter = None
 
 
 def error_of(outcome: Receipt | PublishError | None) -> PublishError:

@@ -24,6 +24,7 @@ from warrener._publishing.handles import PublishHandle
 from warrener._publishing.producer import Producer
 from warrener._publishing.relaying import running_beside
 from warrener._publishing.streams import Streams
+from warrener._retry_rules import RetryRules
 from warrener._settings.settings import Settings
 from warrener._supervision.topology import LiveTopology
 from warrener.drivers.base import Link, Peer
@@ -104,6 +105,12 @@ class _Member(Producer):
             isinstance(state, states.Up) and not state.blocked and supervisor is not None and supervisor.breaker_closed
         )
         return not writes, self._ledger.in_flight + self._ledger.buffered
+
+    async def accept(
+        self, body: Body | Message, allowed: float, rules: RetryRules | None, fields: MessageFields
+    ) -> PublishHandle | PublishError:
+        """Accept a message of a stream."""
+        return await self._accepted(body, None, allowed, rules, fields)
 
     async def live(self) -> tuple[LiveTopology, Link]:
         """Wait for the link; return the topology and the link."""
@@ -264,6 +271,11 @@ class LinkedProducer(Producer):
     ) -> PublishHandle:
         """Accept one message on one link without waiting; as `Producer.publish_nowait`."""
         return self._member(key).publish_nowait(body, timeout=timeout, retry=retry, **fields)
+
+    async def _accepted(
+        self, body: Body | Message, key: str | None, allowed: float, rules: RetryRules | None, fields: MessageFields
+    ) -> PublishHandle | PublishError:
+        return await self._member(key).accept(body, allowed, rules, fields)
 
     def _not_here(self) -> Exception:
         if not self._run_called:

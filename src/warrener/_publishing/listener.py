@@ -63,7 +63,7 @@ class LinkFacts:
                 self._count_unexplained(None)
             if sender.supervisor.wants_confirms:
                 sender.supervisor.confirmed(self._number, None)
-            sender.pump()
+            sender.go_on()
 
     def nacked(self, channel: int, tag: int, multiple: bool) -> None:
         """basic.nack."""
@@ -99,7 +99,7 @@ class LinkFacts:
     def pull(self) -> None:
         """The link is about to send."""
         if self._sender.number == self._number:
-            self._sender.pump()
+            self._sender.pull()
 
     def writable(self) -> None:
         """The link is no longer congested."""

@@ -1,24 +1,34 @@
-"""`ManyPublishes`: accepts the messages of one `publish_many`, one after the other, as capacity comes free."""
+"""`ManyPublishes`: accepts the messages of one `publish_many`, as capacity comes free.
+
+Bodies that share their fields are written together while the link is healthy: the sender takes as many as the window has room
+for, again and again, while this call waits once. In any other state, and for messages with fields of their own, each one is
+accepted alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Iterable
+from collections.abc import AsyncIterable, Iterable, Iterator
+from itertools import islice
+from typing import cast
 
+import anyio
 import anyio.lowlevel
 
-from warrener._publishing.batches import Batch
 from warrener._publishing.envelopes import Envelopes
 from warrener._publishing.ledger import Delivery
-from warrener._publishing.sender import Sender
+from warrener._publishing.runs import Outcomes, Run
+from warrener._publishing.sender import LARGEST, Sender
 from warrener._retry_rules import RetryRules
 from warrener.errors import DeadlineExceeded, InvalidMessage
-from warrener.records import Body, Message, MessageFields
+from warrener.records import Body, Envelope, Message, MessageFields, Outcome
 
 __all__ = ["ManyPublishes"]
 
 
-#: Number of messages that are accepted before other tasks run.
+#: Number of messages that are accepted one by one before other tasks run.
 STRIDE = 128
+#: Number of messages that are taken at a time from an iterable that is no list and no tuple.
+PIECE = 1024
 
 
 class ManyPublishes:
@@ -32,7 +42,7 @@ class ManyPublishes:
         fields: MessageFields,
         retry: RetryRules | None = None,
     ) -> None:
-        self.batch = Batch()
+        self._run = Run(deadline)
         self._sender = sender
         self._envelopes = envelopes
         self._deadline = deadline
@@ -40,71 +50,118 @@ class ManyPublishes:
         #: The policy of these messages; None: the producer's.
         self._retry = retry
         self._bodies_allowed = bool(fields.get("routing_key") or fields.get("exchange"))
+        self._taken = 0
 
-    async def publish(self, messages: Iterable[Body | Message] | AsyncIterable[Body | Message]) -> None:
-        """Accept all messages, and wait until each has its outcome."""
-        batch = self.batch
+    async def publish(self, messages: Iterable[Body | Message] | AsyncIterable[Body | Message]) -> Outcomes:
+        """Accept all messages, wait until each has its outcome, and return the outcomes."""
+        run, backend = self._run, self._sender.backend
         try:
             if isinstance(messages, AsyncIterable):
                 async for message in messages:
-                    if not self.take(message):
-                        await self.wait()
+                    await self._accept_alone(message)
             else:
-                for taken, message in enumerate(messages):
-                    if taken % STRIDE == STRIDE - 1:
-                        await anyio.lowlevel.checkpoint()
-                    if not self.take(message):
-                        await self.wait()
-            if batch.left:
-                await self._sender.backend.park(batch, Batch.forget)
+                for piece, last in _pieces(messages):
+                    run.last = last
+                    await self._accept(piece)
+            run.last = True
+            if run.left:
+                await backend.park(run, Run.forget)
             else:
                 await anyio.lowlevel.checkpoint()
         except BaseException:
-            self.cancel()
+            self._cancel()
             raise
+        return Outcomes(run, self._sender.id_prefix)
 
-    def take(self, message: Body | Message) -> bool:
-        """Put the message, or the error with which it is refused, into the batch. False: call `wait` before the next one."""
-        sender, batch = self._sender, self.batch
+    async def _accept(self, piece: list[Body | Message]) -> None:
+        envelope = self._shared_envelope(piece)
+        if envelope is None:
+            for message in piece:
+                await self._accept_alone(message)
+            return
+        run, sender = self._run, self._sender
+        run.put(envelope, cast("list[bytes]", piece))
+        while run.unaccepted:
+            if not sender.feed(run):
+                await self._accept_alone(run.bodies[run.at])
+                continue
+            if not sender.feeds(run):
+                continue
+            with anyio.move_on_after(self._deadline - sender.backend.clock()) as patience:
+                await sender.backend.park(run, Run.forget)
+            if patience.cancelled_caught:
+                sender.withdraw(run)
+                while run.unaccepted:
+                    await self._accept_alone(run.bodies[run.at])
+
+    def _shared_envelope(self, piece: list[Body | Message]) -> Envelope | None:
+        """Return the envelope of bodies that can be written together."""
+        if not self._bodies_allowed or self._retry is not None or not piece or "message_id" in self._fields:
+            return None
+        if any(type(body) is not bytes for body in piece) or max(map(len, cast("list[bytes]", piece))) > LARGEST:
+            return None
+        try:
+            return self._envelopes.shared(self._fields)
+        except InvalidMessage:
+            return None  # each message is refused with it
+
+    async def _accept_alone(self, message: Body | Message) -> None:
+        self._taken += 1
+        if self._taken % STRIDE == 0:
+            await anyio.lowlevel.checkpoint()
+        run = self._run
+        refused = self._take(message)
+        if isinstance(refused, Delivery):
+            delivery = refused
+            refusal = await self._sender.admission.wait(delivery)
+            run.place_one(delivery if refusal is None else refusal)
+            if refusal is None:
+                run.watch(delivery)
+
+    def _take(self, message: Body | Message) -> Delivery | None:
+        """Accept or refuse the message; return it if it has to wait for capacity first."""
+        sender, run = self._sender, self._run
         called = sender.backend.clock()
         if not self._bodies_allowed and not isinstance(message, Message):
             raise InvalidMessage("", "publish_many of bodies needs a routing_key or an exchange for all of them")
         try:
             delivery = self._envelopes.delivery(message, self._deadline, self._fields)
         except InvalidMessage as refused:
-            batch.items.append(refused)
-            return True
+            run.place_one(refused)
+            return None
         if self._retry is not None:
             delivery.retry = self._retry
-        batch.items.append(delivery)
-        if sender.fast_path(delivery, called):
-            batch.watch(delivery)
-            return True
         admission = sender.admission
         refusal = admission.refused(delivery)
         if refusal is None and called >= self._deadline:
             admission.give_back(delivery)
             refusal = DeadlineExceeded(delivery.message_id, "its turn came after the deadline")
         if refusal is not None:
-            batch.items[-1] = refusal
-            return True
+            run.place_one(refusal)
+            return None
         if not admission.try_accept(delivery):
-            return False
+            return delivery
+        run.place_one(delivery)
         sender.accepted(delivery, called)
-        batch.watch(delivery)
-        return True
+        run.watch(delivery)
+        return None
 
-    async def wait(self) -> None:
-        """Wait until the last message is accepted or refused."""
-        delivery = self.batch.items[-1]
-        assert isinstance(delivery, Delivery)
-        refusal = await self._sender.admission.wait(delivery)
-        if refusal is not None:
-            self.batch.items[-1] = refusal
-        else:
-            self.batch.watch(delivery)
-
-    def cancel(self) -> None:
+    def _cancel(self) -> None:
         """The caller has left: each accepted message is cancelled as one of its own."""
-        for delivery in self.batch.deliveries():
-            self._sender.cancelled(delivery)
+        run, sender = self._run, self._sender
+        sender.withdraw(run)
+        sender.ledger.batching.expand_run(run)
+        for receipt in run.receipts(sender.id_prefix):
+            sender.tell(Outcome(receipt.message_id, receipt))
+        for delivery in list(run.deliveries()):
+            sender.cancelled(delivery)
+
+
+def _pieces(messages: Iterable[Body | Message]) -> Iterator[tuple[list[Body | Message], bool]]:
+    """Return the messages in lists, each with whether it is the last one. A list or a tuple is one piece."""
+    if isinstance(messages, list | tuple):
+        yield list(messages), True
+        return
+    iterator = iter(messages)
+    while piece := list(islice(iterator, PIECE)):
+        yield piece, False

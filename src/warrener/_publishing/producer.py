@@ -21,7 +21,8 @@ from attrs import asdict, evolve
 
 from warrener._backend import Backend, backend
 from warrener._histogram import RECONNECT_BOUNDS, Histogram
-from warrener._ids import message_ids
+from warrener._ids import id_prefix, message_ids
+from warrener._publishing.accepting import accepted, offered
 from warrener._publishing.assembly import assembled
 from warrener._publishing.declaring import Declaring
 from warrener._publishing.destinations import Destinations
@@ -34,15 +35,17 @@ from warrener._publishing.envelopes import (
     with_target_fields,
 )
 from warrener._publishing.handles import PublishHandle, error_of
-from warrener._publishing.ledger import Ledger
+from warrener._publishing.ledger import Ledger, Ticket
 from warrener._publishing.many import ManyPublishes
+from warrener._publishing.outcome_stream import OutcomeStream, streaming
 from warrener._publishing.place import Place
 from warrener._publishing.relaying import OutboxLike, RelayLike, running_beside
 from warrener._publishing.running import running
 from warrener._publishing.sender import Sender
 from warrener._publishing.streams import Changes, Outcomes, Streams
-from warrener._publishing.targets import Target
+from warrener._publishing.targets import Direct, Target
 from warrener._publishing.watching import present_status, until_connected
+from warrener._retry_rules import RetryRules
 from warrener._settings.settings import Settings, SettingsFields
 from warrener._supervision.supervisor import Supervisor
 from warrener._supervision.topology import LiveTopology
@@ -98,10 +101,12 @@ class Producer(Declaring):
         self.name = self.settings.name
         self._driver = _driver(driver)
         self._rng = rng or random.Random()
-        self._envelopes = Envelopes(message_ids(rng))
+        prefix = id_prefix(rng)
+        self._envelopes = Envelopes(message_ids(prefix))
         self._publish_timeout = self.settings.publish_timeout
         self._streams = Streams()
         self._place = Place()
+        self._direct = Direct(self._place, self._publish_timeout)
         self._run_called = False
         self._report = ClosingReport()
         self._outbox = outbox
@@ -123,6 +128,7 @@ class Producer(Declaring):
             refusal_memory=s.refusal_memory,
             max_destinations=s.max_destinations,
             standard_exchanges=standard_exchanges(s.topology),
+            id_prefix=prefix,
         )
         self._destinations = Destinations(s.breaker, s.max_destinations, s.breaker_scope)
         self._topology = LiveTopology(s.topology, strict=s.topology_errors == "strict")
@@ -167,7 +173,7 @@ class Producer(Declaring):
         message has its outcome, and no task, socket or timer is left.
         """
         finished = self._begin()
-        instrument(self)
+        traced = instrument(self)
         self._backend = backend()
         supervisor, sender = assembled(
             self.settings, self._driver, self._rng, self._backend, self._ledger, self._destinations, self._topology,
@@ -175,6 +181,7 @@ class Producer(Declaring):
         )  # fmt: skip
         supervisor.watch(lambda: self._streams.changed(self.status))
         self._supervisor, self._sender = supervisor, sender
+        self._direct.sender = None if traced else sender
         self._relay = None if self._outbox is None else self._outbox.relay(self)
         try:
             # The relay outlives the connection: it writes down the outcomes that the end of the connection decides.
@@ -266,29 +273,34 @@ class Producer(Declaring):
         if sender is None or backend is None or threading.get_ident() != self._place.thread:
             raise self._not_here()
         await backend.checkpoint_if_cancelled()
+        allowed = self._publish_timeout if timeout is PUBLISH_TIMEOUT else seconds(timeout, self._publish_timeout)
+        if type(body) is bytes and retry is None and (envelope := self._envelopes.known(fields)) is not None:
+            ticket = Ticket()
+            if sender.join(envelope, body, ticket, allowed):
+                await backend.park(ticket, sender.left)
+                outcome = sender.outcome(ticket)
+                if type(outcome) is Receipt:
+                    return outcome
+                raise error_of(outcome)
         called = backend.clock()
         try:
-            deadline = called + (
-                self._publish_timeout if timeout is PUBLISH_TIMEOUT else seconds(timeout, self._publish_timeout)
-            )
-            delivery = self._envelopes.delivery(body, deadline, fields)
+            delivery = self._envelopes.delivery(body, called + allowed, fields)
         except InvalidMessage:
             await anyio.lowlevel.checkpoint()
             raise
         if retry is not None:
             delivery.retry = retry_rules(retry)
-        if not sender.fast_path(delivery, called):
-            admission = sender.admission
-            refusal = admission.refused(delivery)
+        admission = sender.admission
+        refusal = admission.refused(delivery)
+        if refusal is not None:
+            await anyio.lowlevel.checkpoint()
+            raise refusal
+        if admission.try_accept(delivery):
+            sender.accepted(delivery, called)
+        else:
+            refusal = await admission.wait(delivery)
             if refusal is not None:
-                await anyio.lowlevel.checkpoint()
                 raise refusal
-            if admission.try_accept(delivery):
-                sender.accepted(delivery, called)
-            else:
-                refusal = await admission.wait(delivery)
-                if refusal is not None:
-                    raise refusal
         if delivery.outcome is None:
             await backend.park(delivery, sender.cancelled)
         else:
@@ -322,8 +334,7 @@ class Producer(Declaring):
         deadline = backend.clock() + seconds(timeout, self._publish_timeout)
         rules = None if retry is None else retry_rules(retry)
         many = ManyPublishes(sender, self._envelopes, deadline, fields, rules)
-        await many.publish(messages)
-        return many.batch.outcomes()
+        return await many.publish(messages)
 
     @with_message_fields
     def publish_nowait(
@@ -342,19 +353,45 @@ class Producer(Declaring):
         sender, backend = self._sender, self._backend
         if sender is None or backend is None or threading.get_ident() != self._place.thread:
             raise self._not_here()
-        called = backend.clock()
-        delivery = self._envelopes.delivery(body, called + seconds(timeout, self._publish_timeout), fields)
-        if retry is not None:
-            delivery.retry = retry_rules(retry)
-        if not sender.fast_path(delivery, called):
-            admission = sender.admission
-            refusal = admission.refused(delivery)
-            if refusal is not None:
-                raise refusal
-            if not admission.try_accept(delivery):
-                raise admission.full(delivery)
-            sender.accepted(delivery, called)
-        return PublishHandle(sender, delivery)
+        rules = None if retry is None else retry_rules(retry)
+        allowed = seconds(timeout, self._publish_timeout)
+        handle, waiting = offered(sender, self._envelopes, body, allowed, rules, fields)
+        if waiting is not None:
+            raise sender.admission.full(waiting)
+        return handle
+
+    @with_message_fields
+    def publish_stream(
+        self,
+        source: AsyncIterable[Body | Message] | Iterable[Body | Message],
+        *,
+        window: int = 1000,
+        key: str | None = None,
+        timeout: float = PUBLISH_TIMEOUT,
+        retry: Retry | None = None,
+        **fields: Unpack[MessageFields],
+    ) -> AbstractAsyncContextManager[OutcomeStream]:
+        """Publish what the source yields, while the body of ``async with`` reads the outcomes, in the order of the source.
+
+        ``async with producer.publish_stream(source, window=1000) as outcomes: async for outcome in outcomes``. The source is
+        read on as long as fewer than `window` outcomes wait to be read. Errors are items and are not raised; an exception of
+        the source is raised behind the outcomes of the messages before it. `timeout` is seconds from the moment at which a
+        message was taken from the source. When the body ends, messages without an outcome are cancelled. The rest is as for
+        `publish_many`.
+        """
+        if not self._run_called or threading.get_ident() != self._place.thread:
+            raise self._not_here()
+        rules = None if retry is None else retry_rules(retry)
+        allowed = seconds(timeout, self._publish_timeout)
+        return streaming(lambda message: self._accepted(message, key, allowed, rules, fields), source, window)
+
+    async def _accepted(
+        self, body: Body | Message, key: str | None, allowed: float, rules: RetryRules | None, fields: MessageFields
+    ) -> PublishHandle | PublishError:
+        """Accept a message of a stream; `key` chooses the link where there are several."""
+        if self._sender is None:
+            raise self._not_here()
+        return await accepted(self._sender, self._envelopes, body, allowed, rules, fields)
 
     @with_target_fields
     def to(self, exchange: str = "", routing_key: str = "", **fields: Unpack[TargetFields]) -> Target:
@@ -362,7 +399,7 @@ class Producer(Declaring):
 
         The fields are checked and encoded once. Raises `InvalidMessage` for a value that AMQP cannot carry.
         """
-        return Target(self, exchange, routing_key, fields)
+        return Target(self, self._direct, exchange, routing_key, fields)
 
     @with_message_fields
     async def enqueue(self, body: Body | Message, *, key: str | None = None, **fields: Unpack[MessageFields]) -> Stored:

@@ -5,30 +5,33 @@ outcome the ledger has set, and runs the one timer. It starts, pauses and stops 
 (`warrener._supervision.orders`). Only the timer and waiting publishers await. So when a publisher is cancelled, its message
 either has no tag yet or has one; there is no state in between.
 
-Invariants: each accepted message wakes its publisher exactly once, or its publisher was cancelled. A message that the
-fast path writes overtakes no other.
+Invariants: each accepted message wakes its publisher exactly once, or its publisher was cancelled. A message of a batch
+overtakes no other.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Sequence
 
 import anyio
 import anyio.lowlevel
 
 from warrener._backend import Backend
+from warrener._ids import ID_LENGTH, IdRange
 from warrener._publishing.admission import Admission
-from warrener._publishing.batches import Batch
 from warrener._publishing.broker_log import BlockedLog, ReturnsLog, SuppressedLog
-from warrener._publishing.ledger import Delivery, Ledger
+from warrener._publishing.ledger import Delivery, Ledger, Ticket
+from warrener._publishing.ledger.flights import Flight
 from warrener._publishing.ledger.introductions import SUSPECT_PASSES_AFTER
 from warrener._publishing.listener import LinkFacts
 from warrener._publishing.progress import Progress
+from warrener._publishing.runs import Run, receipt_of
 from warrener._supervision.supervisor import Supervisor
 from warrener.drivers.base import Lane, Link
 from warrener.errors import Fault, FaultKind, GaveUp, NotSent, ProducerClosed, PublishError, Unconfirmed
-from warrener.records import Outcome, Receipt
+from warrener.records import Envelope, Outcome, Receipt
 
 __all__ = ["Sender"]
 
@@ -39,12 +42,15 @@ LOOKS = 8
 #: After such a wake-up, the reader of the link gets this number of checkpoints before deadlines are kept.
 GRACE = 5
 
+#: A larger body is a publish of its own: beside its bytes, nothing that it costs counts.
+LARGEST = 1024 * 1024
+#: Maximum number of envelopes that are remembered as ready.
+MOST_READY = 1024
+
 _MAIN = Lane.MAIN
+#: An id of the usual length, for the check of an envelope.
+_ANY_ID = "0" * ID_LENGTH
 _REFUSED = "the broker refuses this producer"
-
-
-def _forget_waiter(delivery: Delivery) -> None:
-    delivery.waiter = None
 
 
 class Sender:
@@ -64,6 +70,12 @@ class Sender:
         #: The producer's name, for the log.
         self.name = name
         self.ledger = ledger
+        self._batching = ledger.batching
+        #: What the ids of messages in flights begin with.
+        self.id_prefix = ledger.batching.batches.prefix
+        #: The runs that have messages to write.
+        self._runs: deque[Run] = deque()
+        self._runs_first = False
         self.backend = backend
         self.supervisor = supervisor
         self.admission = admission
@@ -75,13 +87,15 @@ class Sender:
         self.number = 0
         self._confirm_timeout = confirm_timeout
         #: Called with each outcome whose caller has left.
-        self._tell = tell
+        self.tell = tell
         self._link: Link | None = None
         #: Whether the driver has ended that link, or is ending it.
         self._ended = True
         #: Whether messages may be written on that link.
         self._started = False
         self._pumping = False
+        #: Whether the link will call `pull`.
+        self._pull_requested = False
         self._closing = False
         #: Whether the supervisor waits for the confirms of the messages in flight.
         self._handing_over = False
@@ -100,6 +114,7 @@ class Sender:
         """A dial begins: from now on facts about this link count, and about no other."""
         self.number = number
         self._link = None
+        self._pull_requested = False
         self.ledger.begin_link(number)
         return LinkFacts(self, number)
 
@@ -132,6 +147,7 @@ class Sender:
         self.ledger.link_up(number)
         self.ledger.pause()
         self._started = False
+        self._release_runs()
         self.admission.note_flow(stalled=True)
 
     def stop_publishing(self, fault: Fault) -> None:
@@ -141,6 +157,7 @@ class Sender:
         if link is not None and not self._ended:
             # The link is being replaced. Abort it first: then `written` is final, because nothing more can be written.
             link.abort(fault)
+        self._release_runs()
         written = _nothing if link is None else link.written
         self.settle(self.ledger.ends.link_lost(fault, written))
         self.settle(self.ledger.ends.impatient(fault))
@@ -187,6 +204,7 @@ class Sender:
         self.admission.refuse_with(
             lambda message_id: ProducerClosed(message_id, "the producer is closing", last_fault=settlement.last_fault)
         )
+        self._release_runs()
         self.settle([])
 
     def note_fault(self, fault: Fault | None) -> None:
@@ -203,35 +221,102 @@ class Sender:
 
     # --- from the ledger to the link --------------------------------------------------------------------------------
 
-    def fast_path(self, delivery: Delivery, now: float) -> bool:
-        """Accept and write the message at once, if nothing forbids it and no other message waits.
+    def join(self, envelope: Envelope, body: bytes, ticket: Ticket, timeout: float) -> int:
+        """Accept a message into the batch that the link will ask for; return the number of its id.
 
-        False: nothing was done; ask `Admission.refused` and go on from there. In the usual state of a healthy link this does
-        the work of `Admission.refused`, `Admission.try_accept` and `pump` with fewer steps.
+        0: nothing was done; ask `Admission.refused` and go on from there.
         """
-        link, admission = self._link, self.admission
-        if not self._started or link is None or link.congested or self._pumping or admission.waiters:
-            return False
-        if admission.refusal is not None or not self.supervisor.breaker_closed or delivery.deadline <= now:
-            return False
-        if admission.destinations.active:
-            return False
-        ledger = self.ledger
-        channel = ledger.fast_path(delivery)
-        if channel is None:
-            return False
-        envelope, message_id, body, token = delivery.envelope, delivery.message_id, delivery.body, delivery.token
-        if link.validate(envelope, message_id, body, token) is not None:
-            return False
-        self._pumping = True
-        try:
-            ledger.accept_published(delivery, channel, link.publish(_MAIN, envelope, message_id, body, token), now)
-        finally:
-            self._pumping = False
-        timer_at = self._timer_at
-        if delivery.deadline < timer_at or now + self._confirm_timeout < timer_at:
+        batching = self._batching
+        if envelope not in batching.ready and not self._make_ready(envelope):
+            return 0
+        if len(body) > LARGEST or timeout <= 0:
+            return 0
+        now = self.backend.clock()
+        number = batching.join(envelope, body, ticket, timeout, now)
+        if not number:
+            # What waits only for the link to ask for it leaves capacity.
+            self.pump()
+            number = batching.join(envelope, body, ticket, timeout, now) if envelope in batching.ready else 0
+            if not number:
+                return 0
+        if now + timeout < self._timer_at:
             self._poke_timer()
+        if not self._pull_requested:
+            self._request_pull()
+        return number
+
+    def _make_ready(self, envelope: Envelope) -> bool:
+        """Whether nothing forbids to publish messages with this envelope together with others; remember that."""
+        link, admission, batching = self._link, self.admission, self._batching
+        if not self._started or link is None or admission.waiters or admission.refusal is not None:
+            return False
+        if not self.supervisor.breaker_closed or not batching.can_join(envelope):
+            return False
+        if admission.destinations.wants_outcomes(envelope):
+            return False
+        if link.validate(envelope, _ANY_ID, b"", None) is not None:
+            return False
+        if len(batching.ready) >= MOST_READY:
+            batching.ready.clear()
+        batching.ready.add(envelope)
         return True
+
+    def _request_pull(self) -> None:
+        if self._link is not None and self._started:
+            self._pull_requested = True
+            self._link.request_pull()
+
+    def pull(self) -> None:
+        """The link is about to send."""
+        self._pull_requested = False
+        self.pump()
+
+    def go_on(self) -> None:
+        """There may be room for messages that wait. Those of batches and runs wait until the link asks for them."""
+        if self.admission.waiters or self._batching.others_wait:
+            self.pump()
+        elif (self._runs or self._batching.batches.count) and not self._pull_requested:
+            self._request_pull()
+
+    # --- runs -------------------------------------------------------------------------------------------------------
+
+    def feed(self, run: Run) -> bool:
+        """Write the messages of the run as the window has room for them, and wake its task when all are accepted.
+
+        False: nothing was done, because the link is not in its usual state. Its task is woken as well if that ends.
+        """
+        if not self._can_feed(run):
+            return False
+        self._runs.append(run)
+        if not self._pull_requested:
+            self._request_pull()
+        return True
+
+    def _can_feed(self, run: Run) -> bool:
+        envelope = run.envelope
+        if envelope is None or run.largest > self._batching.largest:
+            return False
+        return envelope in self._batching.ready or self._make_ready(envelope)
+
+    def feeds(self, run: Run) -> bool:
+        """Whether messages of the run wait to be written together."""
+        return run in self._runs
+
+    def withdraw(self, run: Run) -> None:
+        """Write no more messages of the run."""
+        if run in self._runs:
+            self._runs.remove(run)
+
+    def _release_runs(self) -> None:
+        """Wake the tasks of the runs whose messages cannot go together now."""
+        for run in [each for each in self._runs if not self._can_feed(each)]:
+            self._release(run)
+
+    def _release(self, run: Run) -> None:
+        self._runs.remove(run)
+        waiter = run.take_waiter()
+        if waiter is not None:
+            self.backend.wake(waiter)
 
     def accepted(self, delivery: Delivery, now: float) -> None:
         """A message has just been accepted: write it now if that is possible."""
@@ -258,11 +343,22 @@ class Sender:
                     self._write(now)
         finally:
             self._pumping = False
+        if self._runs:
+            self._release_runs()
 
     def _write(self, now: float) -> None:
-        ledger, link, supervisor = self.ledger, self._link, self.supervisor
+        link, batching = self._link, self._batching
         if link is None:
             return
+        self._write_alone(link, now)
+        if batching.batches.count or self._runs:
+            self._write_batches(link, now)
+            if batching.others_wait:
+                self._write_alone(link, now)  # trouble has expanded a batch
+
+    def _write_alone(self, link: Link, now: float) -> None:
+        """Write the messages that are in no batch."""
+        ledger, supervisor = self.ledger, self.supervisor
         while not link.congested:
             delivery = ledger.next(now)
             if delivery is None:
@@ -286,6 +382,56 @@ class Sender:
             if not ledger.wants_suspect_channel:
                 self._write(now)  # a link without a wire has opened it at once
 
+    def _write_batches(self, link: Link, now: float) -> None:
+        batching = self._batching
+        if self.backend.leaves_late:
+            self._drop_leaving()
+        # Who comes first takes turns, so that neither can take the whole window for ever.
+        self._runs_first = not self._runs_first
+        if self._runs and self._runs_first:
+            self._write_runs(link, now)
+        while not link.congested and (flight := batching.next_flight(now)) is not None:
+            self._fly(link, flight, now)
+        if self._runs and not self._runs_first:
+            self._write_runs(link, now)
+
+    def _write_runs(self, link: Link, now: float) -> None:
+        """Write messages of runs: one flight of each in turn, while there is room."""
+        runs = self._runs
+        while runs and not link.congested:
+            run = runs[0]
+            if not self._can_feed(run):
+                self._release(run)
+                continue
+            flight = self._batching.next_of_run(run, now)
+            if flight is None:
+                return
+            self._fly(link, flight, now)
+            if run.unaccepted:
+                runs.rotate(-1)
+            elif run.last:
+                runs.popleft()  # its task is woken when all messages have their outcome
+            else:
+                self._release(run)
+
+    def _fly(self, link: Link, flight: Flight, now: float) -> None:
+        at, count = flight.at, len(flight) - flight.at
+        ids = IdRange(flight.prefix, flight.first_number + at, count)
+        tag = link.publish_batch(flight.envelopes[at:], ids, flight.bodies[at:])
+        self._batching.flown(flight, tag, now)
+        timer_at = self._timer_at
+        if flight.deadline < timer_at or now + self._confirm_timeout < timer_at:
+            self._poke_timer()
+
+    def _drop_leaving(self) -> None:
+        """Take back the messages of publishers that are cancelled and have not run since."""
+        leaving = self.backend.leaving
+        for batch in tuple(self._batching.batches.flights):
+            for ticket in [each for each in batch.tickets[batch.at :] if leaving(each.waiter)]:
+                delivery = self._batching.delivery_of(ticket)
+                delivery.waiter = None
+                self.ledger.cancel(delivery)
+
     def begun(self, channel: int) -> int:
         """Return the highest tag of the channel of which a byte was given to the transport."""
         return 0 if self._link is None else self._link.begun(channel)
@@ -299,9 +445,10 @@ class Sender:
             ticket = delivery.waiter
             if ticket is not None:
                 delivery.waiter = None
-                if type(ticket) is Batch:
-                    ticket.left -= 1
-                    ticket = ticket.waiter if ticket.left == 0 else None
+                if type(ticket) is Run:
+                    ticket = ticket.ended()
+                elif isinstance(ticket, Ticket):
+                    ticket.waiter, ticket = None, ticket.waiter
                 if ticket is not None:
                     self.backend.wake(ticket)
             outcome = delivery.outcome
@@ -311,15 +458,36 @@ class Sender:
                 self._use_permit(delivery)
             if destinations.active:
                 destinations.ended(delivery, self.backend.clock())
+        if self.ledger.settlement.landed:
+            self._land()
         late = self.ledger.settlement.late
         if late:
             while late:
-                self._tell(late.popleft())
+                self.tell(late.popleft())
         if self._closing and not self.ledger.pending:
             self.supervisor.drained()
         if self._handing_over and not self.ledger.in_flight:
             self._handing_over = False
             self.supervisor.settled(self.number)
+
+    def _land(self) -> None:
+        """Wake the publishers of flights."""
+        settlement, wake = self.ledger.settlement, self.backend.wake
+        landed, settlement.landed = settlement.landed, []
+        for flight, start, stop in landed:
+            if flight.run is not None:
+                waiter = flight.run.confirmed(flight, start, stop)
+                if waiter is not None:
+                    wake(waiter)
+                continue
+            code = flight.code(start)
+            for ticket in flight.tickets[start:stop]:
+                ticket.code = code
+                code += 1
+                waiter = ticket.waiter
+                if waiter is not None:
+                    ticket.waiter = None
+                    wake(waiter)
 
     def note_nacks(self, now: float) -> None:
         """Tell the breakers about the messages that the broker has just nacked; `settle` follows for those that end."""
@@ -348,15 +516,30 @@ class Sender:
 
     # --- publishers -------------------------------------------------------------------------------------------------
 
-    async def watch(self, delivery: Delivery) -> None:
-        """Wait for the outcome. Cancelling this wait does not cancel the message."""
-        await self.backend.park(delivery, _forget_waiter)
+    def outcome(self, ticket: Ticket) -> Receipt | PublishError | None:
+        """Return the outcome of the ticket's message; None while there is none."""
+        if ticket.code:
+            return receipt_of(self.id_prefix, ticket.code)
+        return None if ticket.delivery is None else ticket.delivery.outcome
+
+    def message_id(self, number: int) -> str:
+        """Return the id with this number."""
+        return f"{self.id_prefix}{number:012x}"
+
+    def left(self, ticket: Ticket) -> None:
+        """The publisher that holds the ticket is cancelled."""
+        ticket.waiter = None
+        if ticket.code:
+            receipt = receipt_of(self.id_prefix, ticket.code)
+            self.tell(Outcome(receipt.message_id, receipt))
+        else:
+            self.cancelled(self._batching.delivery_of(ticket))
 
     def cancelled(self, delivery: Delivery) -> None:
         """The publisher is cancelled: drop a message without a tag, track any other to its outcome."""
         delivery.waiter = None
         if delivery.outcome is not None:
-            self._tell(Outcome(delivery.message_id, delivery.outcome))
+            self.tell(Outcome(delivery.message_id, delivery.outcome))
         else:
             self.ledger.cancel(delivery)
             self.admission.give_back(delivery)
@@ -397,7 +580,7 @@ class Sender:
                 self._suppressed_log.note(self.ledger.counters.suppressed, now)
             if self.ledger.silent(now) and self.number:
                 self.supervisor.confirm_overdue(self.number)
-            self.pump()
+            self.go_on()
             wake_at = self.ledger.next_wakeup(now)
             if self._progress.unfinished:
                 # Bytes of ours wait to leave: look often enough to see when the last one has left.

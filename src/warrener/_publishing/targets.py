@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from warrener._publishing.envelopes import PUBLISH_TIMEOUT
-from warrener._publishing.handles import PublishHandle
+from attrs import define
+
+from warrener._publishing.envelopes import PUBLISH_TIMEOUT, seconds
+from warrener._publishing.handles import PublishHandle, error_of
+from warrener._publishing.ledger import Ticket
+from warrener._publishing.place import Place
+from warrener._publishing.sender import Sender
 from warrener.errors import PublishError
-from warrener.records import Body, Message, Receipt, TargetFields
-from warrener.retry import Retry
+from warrener.records import Body, Envelope, Message, Receipt, TargetFields
 
 if TYPE_CHECKING:
     from warrener._publishing.producer import Producer
 
-__all__ = ["Target"]
+__all__ = ["Direct", "Target"]
+
+
+@define
+class Direct:
+    """What lets the targets of a producer publish without its calls."""
+
+    place: Place
+    #: The producer's own.
+    publish_timeout: float
+    #: None before `run()` begins, and where each publish is traced.
+    sender: Sender | None = None
 
 
 class Target:
@@ -24,7 +40,9 @@ class Target:
     before the producer runs, and outlives links as the producer does.
     """
 
-    def __init__(self, producer: Producer, exchange: str, routing_key: str, fields: TargetFields) -> None:
+    def __init__(
+        self, producer: Producer, direct: Direct, exchange: str, routing_key: str, fields: TargetFields
+    ) -> None:
         if "message_id" in fields:
             raise TypeError("a target takes no message_id: each message that is published to it has its own")
         message = Message(b"", exchange=exchange, routing_key=routing_key, **fields)
@@ -33,29 +51,52 @@ class Target:
         self.exchange = exchange
         self.routing_key = routing_key
         self._producer = producer
+        self._direct = direct
         self._fields = fields
+        self._envelope = Envelope.of(message)
 
     def __repr__(self) -> str:
         return f"<Target exchange={self.exchange!r} routing_key={self.routing_key!r} of {self._producer.name!r}>"
 
-    async def publish(self, body: Body, *, timeout: float = PUBLISH_TIMEOUT, retry: Retry | None = None) -> Receipt:
+    async def publish(self, body: Body, *, timeout: float = PUBLISH_TIMEOUT) -> Receipt:
         """Publish one message; as `Producer.publish` does."""
+        direct = self._direct
+        sender = direct.sender
+        if sender is not None and type(body) is bytes and threading.get_ident() == direct.place.thread:
+            backend = sender.backend
+            await backend.checkpoint_if_cancelled()
+            allowed = direct.publish_timeout
+            if timeout is not PUBLISH_TIMEOUT:
+                allowed = seconds(timeout, allowed)
+            ticket = Ticket()
+            if sender.join(self._envelope, body, ticket, allowed):
+                await backend.park(ticket, sender.left)
+                outcome = sender.outcome(ticket)
+                if type(outcome) is Receipt:
+                    return outcome
+                raise error_of(outcome)
         return await self._producer.publish(
-            body, timeout=timeout, retry=retry, exchange=self.exchange, routing_key=self.routing_key, **self._fields
+            body, timeout=timeout, exchange=self.exchange, routing_key=self.routing_key, **self._fields
         )
 
     async def publish_many(
-        self, bodies: Iterable[Body], *, timeout: float = PUBLISH_TIMEOUT, retry: Retry | None = None
+        self, bodies: Iterable[Body], *, timeout: float = PUBLISH_TIMEOUT
     ) -> Sequence[Receipt | PublishError]:
         """Publish many messages, pipelined; as `Producer.publish_many` does."""
         return await self._producer.publish_many(
-            bodies, timeout=timeout, retry=retry, exchange=self.exchange, routing_key=self.routing_key, **self._fields
+            bodies, timeout=timeout, exchange=self.exchange, routing_key=self.routing_key, **self._fields
         )
 
-    def publish_nowait(
-        self, body: Body, *, timeout: float = PUBLISH_TIMEOUT, retry: Retry | None = None
-    ) -> PublishHandle:
+    def publish_nowait(self, body: Body, *, timeout: float = PUBLISH_TIMEOUT) -> PublishHandle:
         """Accept one message without waiting; as `Producer.publish_nowait` does."""
+        direct = self._direct
+        sender = direct.sender
+        if sender is not None and type(body) is bytes and threading.get_ident() == direct.place.thread:
+            handle = PublishHandle(sender)
+            number = sender.join(self._envelope, body, handle, seconds(timeout, direct.publish_timeout))
+            if number:
+                handle.accepted(number)
+                return handle
         return self._producer.publish_nowait(
-            body, timeout=timeout, retry=retry, exchange=self.exchange, routing_key=self.routing_key, **self._fields
+            body, timeout=timeout, exchange=self.exchange, routing_key=self.routing_key, **self._fields
         )

@@ -15,18 +15,20 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from datetime import UTC, datetime
-from typing import Any, Protocol, TypeVar, TypeVarTuple, Unpack
+from typing import Any, Protocol
 
 import anyio
 import anyio.abc
-import anyio.to_thread
 from attrs import define, evolve
 
 from warrener._backend import Backend, backend
 from warrener.errors import ProducerClosed, PublishError
+from warrener.outbox._counts import Counts
 from warrener.outbox._decisions import RelayPolicy, Run, Window
 from warrener.outbox._rows import encode, flagged
 from warrener.outbox._store import Store
+from warrener.outbox._store_health import STORE_RETRY, StoreHealth
+from warrener.outbox._store_thread import StoreThread
 from warrener.outbox.errors import OutboxError, OutboxNotFlushed, OutboxProblem, OutboxUnusable
 from warrener.outbox.records import Done, NewRow, OutboxStatus, Settlement, Stored, Want, Work
 from warrener.records import ConnectionState, Message, Receipt, Status
@@ -38,17 +40,8 @@ _log = logging.getLogger("warrener.outbox")
 #: Rows and bytes that one transaction inserts, at most.
 _INSERTS = 2_000
 _INSERT_BYTES = 32 << 20
-#: Seconds until a failed store is tried again: doubled each time, from the first to the second.
-_STORE_RETRY = (0.1, 5.0)
-#: A call of the store that takes longer is interrupted.
-_STORE_TIMEOUT = 20.0
 #: While the broker is away for longer than this, the claimed rows are given back, so that another relay can take them.
 _GIVE_BACK_AFTER = 1.0
-#: A backlog that is older than this many seconds is reported in the log; then again each time its age has doubled.
-_OLD_BACKLOG = 300.0
-
-Answer = TypeVar("Answer")
-Arguments = TypeVarTuple("Arguments")
 
 
 class Publisher(Protocol):
@@ -116,7 +109,6 @@ class Relay:
         self._token = uuid.uuid4().hex
         self._backend: Backend | None = None
         self._cancelled: type[BaseException] = BaseException
-        self._limiter: anyio.CapacityLimiter | None = None
         self._news: anyio.Event | None = None
         self._pending: deque[_Pending] = deque()
         self._flush_waiters: list[tuple[int, anyio.Event]] = []
@@ -134,17 +126,10 @@ class Relay:
         self._hinted = False
         self._down_since: float | None = None
         self._renew_at = math.inf
-        # The store's health.
-        self._failure: OutboxUnusable | None = None
-        self._failures = 0
-        self._retry_at = -math.inf
-        self._call_began: float | None = None
-        self._count_at = -math.inf
-        #: Whether something was written since the rows were counted.
-        self._uncounted = True
-        self._counts: OutboxStatus | None = None
+        self._thread = StoreThread(store)
+        self._health = StoreHealth(producer.name)
+        self._counts = Counts(producer.name)
         self._last_confirm: datetime | None = None
-        self._report_age = _OLD_BACKLOG
 
     # --- life -------------------------------------------------------------------------------------------------------
 
@@ -155,20 +140,20 @@ class Relay:
         """
         self._backend = backend()
         self._cancelled = anyio.get_cancelled_exc_class()
-        self._limiter = anyio.CapacityLimiter(1)
+        self._thread.begin(self._backend.clock)
         self._news = anyio.Event()
         try:
             try:
-                await self._guarded(self._store.open)
+                await self._thread.call_alone(self._store.open)
             except OutboxUnusable as error:
                 if error.problem is not OutboxProblem.UNREACHABLE:
                     raise
-                self._store_failed(error)
+                self._health.failed(error, self._backend.clock())
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._watch_link)
                 tasks.start_soon(self._watch_outcomes)
                 tasks.start_soon(self._poll)
-                tasks.start_soon(self._interrupt_late_calls)
+                tasks.start_soon(self._thread.interrupt_late_calls)
                 tasks.start_soon(self._listen)
                 task_status.started()
                 await self._coordinate(tasks)
@@ -196,9 +181,11 @@ class Relay:
         self._window.abandon()
         with suppress(OutboxUnusable):
             if self._window.has_orders:
-                await self._guarded(self._store.transact, Work(settlement=self._window.orders()), self._token, 0.0)
-            await self._guarded(self._store.release, self._token)
-        await self._call(self._store.close)
+                await self._thread.call_alone(
+                    self._store.transact, Work(settlement=self._window.orders()), self._token, 0.0
+                )
+            await self._thread.call_alone(self._store.release, self._token)
+        await self._thread.call(self._store.close)
 
     # --- for publishers ---------------------------------------------------------------------------------------------
 
@@ -264,22 +251,21 @@ class Relay:
     async def _last_position(self) -> int:
         while True:
             try:
-                return await self._call(self._store.last_position)
+                return await self._thread.call(self._store.last_position)
             except OutboxUnusable as error:
                 if error.problem is not OutboxProblem.UNREACHABLE:
                     raise
-                await anyio.sleep(_STORE_RETRY[0])
+                await anyio.sleep(STORE_RETRY[0])
 
     def status(self) -> OutboxStatus:
         """The outbox as it was counted last, at most about a second ago."""
-        counts = self._counts or OutboxStatus(waiting=0, leased=0, set_aside=0, bytes=0, oldest_age=None)
         return evolve(
-            counts,
+            self._counts.newest,
             full=self._full,
             last_confirm=self._last_confirm,
             confirmed=self._window.confirmed,
             possible_duplicates=self._window.possible_duplicates,
-            last_error=None if self._failure is None else str(self._failure),
+            last_error=None if self._health.failure is None else str(self._health.failure),
         )
 
     # --- the coordinator --------------------------------------------------------------------------------------------
@@ -296,7 +282,7 @@ class Relay:
                 await self._do(work, pending, now)
             elif self._stopping and not self._window.flights and not self._window.has_orders:
                 return
-            elif self._stopping and self._failure is not None and not self._window.flights:
+            elif self._stopping and self._health.failure is not None and not self._window.flights:
                 return  # the store is away: `_finish` tries once more
             else:
                 await self._nap(now)
@@ -320,11 +306,11 @@ class Relay:
 
     def _next_work(self, now: float) -> tuple[Work | None, list[_Pending]]:
         pending = self._take_pending()
-        failing = self._failure is not None
+        failing = self._health.failure is not None
         work = Work(inserts=[one.row for one in pending])
         # A failed store is tried again at its time, by the relay's part and by each enqueue apart from one another:
         # a full disk that refuses a row must not hold up the deletes that make room.
-        if now >= self._retry_at and not (failing and pending):
+        if now >= self._health.retry_at and not (failing and pending):
             want: Want | None = None
             if self._rows_may_wait and self._down_since is None and not self._stopping:
                 want = self._window.want(self._scan_from)
@@ -335,7 +321,7 @@ class Relay:
                 settlement=self._window.orders() if self._window.has_orders else Settlement(),
                 renew=now >= self._renew_at and len(self._window) > 0,
                 want=want,
-                count=now >= self._count_due() or self._flush_due,
+                count=now >= self._counts.due or self._flush_due,
                 flushed_to=min((position for position, _ in self._flush_waiters), default=None)
                 if self._flush_due
                 else None,
@@ -356,27 +342,27 @@ class Relay:
 
     async def _do(self, work: Work, pending: list[_Pending], began: float) -> None:
         try:
-            done = await self._call(self._store.transact, work, self._token, self._policy.lease)
+            done = await self._thread.call(self._store.transact, work, self._token, self._policy.lease)
         except OutboxUnusable as error:
             self._rows_may_wait = self._rows_may_wait or work.want is not None
             for one in pending:
                 self._answer(one, copy.copy(error))  # each caller raises an exception of its own
-            if not pending or self._failure is None:
-                self._store_failed(error)
+            if not pending or self._health.failure is None:
+                assert self._backend is not None
+                self._health.failed(error, self._backend.clock())
             return
         except BaseException:
             for one in pending:
                 text = "the outbox stopped; perhaps the message is stored: look for its message_id before you enqueue it again"
                 self._answer(one, OutboxError(text))
             raise
-        if self._failure is not None:
-            _log.info("%s: the outbox can be written again", self._producer.name)
-        self._failure, self._failures, self._retry_at = None, 0, -math.inf
+        self._health.worked()
         for one, answer in zip(pending, done.stored, strict=True):
             self._answer(one, answer)
             self._full = not isinstance(answer, int)
             self._rows_may_wait = True
-        self._uncounted = self._uncounted or bool(pending or work.settlement or done.claimed.rows)
+        if pending or work.settlement or done.claimed.rows:
+            self._counts.changed = True
         self._apply(work, done, began)
 
     def _apply(self, work: Work, done: Done, began: float) -> None:
@@ -410,28 +396,8 @@ class Relay:
                         event.set()
                         self._flush_due = True  # others may wait for a higher position
         if done.status is not None:
-            self._count_taken(done.status, began)
-
-    def _count_taken(self, counts: OutboxStatus, began: float) -> None:
-        assert self._backend is not None
-        now = self._backend.clock()
-        # Counting a large outbox takes long: never more than a twentieth of the time.
-        self._count_at = now + max(0.1, 20 * (now - began))
-        self._uncounted = False
-        self._counts = counts
-        age = counts.oldest_age or 0.0
-        if age < _OLD_BACKLOG:
-            self._report_age = _OLD_BACKLOG
-        elif age >= self._report_age:
-            self._report_age = 2 * age
-            _log.warning(
-                "%s: the oldest of %d rows in the outbox has waited %.0f s for its confirm",
-                self._producer.name, counts.backlog, age,
-            )  # fmt: skip
-
-    def _count_due(self) -> float:
-        """When to count next: other processes write as well, so also where this one wrote nothing."""
-        return self._count_at + (0.0 if self._uncounted else 1.0)
+            assert self._backend is not None
+            self._counts.take(done.status, began, self._backend.clock())
 
     def _report(self, settlement: Settlement) -> None:
         if settlement.confirmed:
@@ -443,26 +409,17 @@ class Relay:
                 "; later rows of its key wait until somebody retries or drops it" if aside.holds else "",
             )  # fmt: skip
 
-    def _store_failed(self, error: OutboxUnusable) -> None:
-        assert self._backend is not None
-        if self._failure is None or self._failure.problem is not error.problem:
-            _log.error("%s: the outbox cannot be used: %s", self._producer.name, error)
-        first, longest = _STORE_RETRY
-        self._failure = error
-        self._retry_at = self._backend.clock() + min(longest, first * 2.0 ** min(self._failures, 16))
-        self._failures += 1
-
     async def _nap(self, now: float) -> None:
         """Sleep until there is something to do."""
         due = min(
             self._window.wakes_at(),
             self._renew_at if len(self._window) else math.inf,
-            self._count_due(),
+            self._counts.due,
             math.inf if self._down_since is None else self._down_since + _GIVE_BACK_AFTER,
         )
         if due <= now:
             due = math.inf  # it is due and cannot be done now; news will come
-        due = max(due, self._retry_at)
+        due = max(due, self._health.retry_at)
         assert self._news is not None
         with anyio.move_on_after(max(0.0, due - now)):
             await self._news.wait()
@@ -506,14 +463,6 @@ class Relay:
             self._flush_due = bool(self._flush_waiters)  # another relay may have published the rows
             self._wake()
 
-    async def _interrupt_late_calls(self) -> None:
-        assert self._backend is not None
-        while True:
-            await anyio.sleep(_STORE_TIMEOUT / 4)
-            began = self._call_began
-            if began is not None and self._backend.clock() - began >= _STORE_TIMEOUT:
-                self._store.interrupt()
-
     async def _listen(self) -> None:
         """Follow the hints of the store: they wake the relay sooner, and the poll finds what they miss."""
         while True:
@@ -536,33 +485,6 @@ class Relay:
         ticket, pending.waiter = pending.waiter, None
         if ticket is not None and self._backend is not None:
             self._backend.wake(ticket)
-
-    async def _call(self, function: Callable[[Unpack[Arguments]], Answer], *arguments: *Arguments) -> Answer:
-        """Call the store, in a thread where it blocks; one call at a time."""
-        if not self._store.blocks:
-            await anyio.lowlevel.checkpoint()
-            return function(*arguments)
-        assert self._backend is not None
-        assert self._limiter is not None
-        async with self._limiter:
-            self._call_began = self._backend.clock()
-            try:
-                return await anyio.to_thread.run_sync(function, *arguments)
-            finally:
-                self._call_began = None
-
-    async def _guarded(self, function: Callable[[Unpack[Arguments]], Answer], *arguments: *Arguments) -> None:
-        """Call the store before or after the task that interrupts late calls runs, and interrupt this one too."""
-        failure: OutboxUnusable | None = None
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._interrupt_late_calls)
-            try:
-                await self._call(function, *arguments)
-            except OutboxUnusable as error:
-                failure = error
-            tasks.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
 
 
 def _forget_waiter(pending: _Pending) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from warrener._publishing.ledger.delivery import Delivery
 from warrener._publishing.ledger.ends import Rules
+from warrener._publishing.ledger.epoch import Epoch
 from warrener._publishing.ledger.in_flight import InFlight
 from warrener._publishing.ledger.outcomes import acked
 from warrener._publishing.ledger.refusals import Refusals
@@ -43,6 +44,9 @@ class Answers:
         settled: list[Delivery] = []
         link, confirmed, size = self._in_flight.link, 0, 0
         answered = self._answered(channel, tag, multiple, now)
+        epoch = self._in_flight.epochs.get(channel)
+        if epoch is not None and epoch.flights:
+            self._land(epoch, tag, multiple)
         for delivery in answered:
             delivery.epoch = None
             size += delivery.size
@@ -63,9 +67,20 @@ class Answers:
         self._settlement.deadlines.forget(confirmed)
         return settled
 
+    def _land(self, epoch: Epoch, tag: int, multiple: bool) -> None:
+        """Confirm messages of flights."""
+        landed = epoch.land(tag, multiple)
+        for flight, start, stop in landed:
+            self._in_flight.size -= flight.take(start, stop)
+            self._counters.confirmed += stop - start
+        self._settlement.landed += landed
+
     def nacked(self, channel: int, tag: int, multiple: bool, now: float) -> list[Delivery]:
         """basic.nack of `tag`, or of every outstanding tag up to it. The policy of each message says if it is sent again."""
         settled: list[Delivery] = []
+        if (epoch := self._in_flight.epochs.get(channel)) is not None:
+            epoch.expand()
+        self._waiting.expand_batches()
         for delivery in self._answered(channel, tag, multiple, now):
             delivery.epoch = None
             self._in_flight.size -= delivery.size
@@ -94,6 +109,7 @@ class Answers:
             self._counters.stale += 1
             return
         self._counters.returned += 1
+        epoch.expand()
         delivery = epoch.match(returned)
         if delivery is None:
             self._counters.anomalies += 1
@@ -112,7 +128,7 @@ class Answers:
         if epoch is None:
             self._counters.stale += 1
             return []
-        if tag not in epoch.outstanding:
+        if tag not in epoch.outstanding and not epoch.flying(tag):
             self._counters.anomalies += 1
         in_flight.answered_at = now
         answered = epoch.take(tag, multiple)

@@ -5,11 +5,25 @@ from __future__ import annotations
 import heapq
 import math
 from collections import deque
+from typing import Protocol
 
-from warrener._publishing.ledger.delivery import Delivery
 from warrener._publishing.ledger.queues import SLACK
 
-__all__ = ["Deadlines"]
+__all__ = ["Deadlines", "Timed"]
+
+
+class Timed(Protocol):
+    """A message, or a flight."""
+
+    @property
+    def deadline(self) -> float:
+        """Monotonic seconds; `math.inf` for none."""
+        ...
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the deadline counts."""
+        ...
 
 
 class Deadlines:
@@ -24,8 +38,8 @@ class Deadlines:
     __slots__ = ("_heap", "_live", "_run", "_serial")
 
     def __init__(self) -> None:
-        self._run: deque[Delivery] = deque()
-        self._heap: list[tuple[float, int, Delivery]] = []
+        self._run: deque[Timed] = deque()
+        self._heap: list[tuple[float, int, Timed]] = []
         self._serial = 0
         #: Number of waiting messages, those without a deadline included.
         self._live = 0
@@ -34,17 +48,17 @@ class Deadlines:
         """Number of entries held, dead ones included."""
         return len(self._run) + len(self._heap)
 
-    def add(self, delivery: Delivery) -> None:
+    def add(self, entry: Timed) -> None:
         """Watch one more message."""
         self._live += 1
-        deadline = delivery.deadline
+        deadline = entry.deadline
         run = self._run
         if not run or deadline >= run[-1].deadline:
             if deadline != math.inf:
-                run.append(delivery)
+                run.append(entry)
         else:
             self._serial += 1
-            heapq.heappush(self._heap, (deadline, self._serial, delivery))
+            heapq.heappush(self._heap, (deadline, self._serial, entry))
 
     def forget(self, count: int = 1) -> None:
         """Note that `count` messages no longer wait."""
@@ -55,8 +69,8 @@ class Deadlines:
         if self._heap:
             self._drop_dead_top()
         if len(run) + len(self._heap) > 2 * self._live + SLACK:
-            self._run = deque([delivery for delivery in run if delivery.waiting])
-            self._heap = [entry for entry in self._heap if entry[2].waiting]
+            self._run = deque([each for each in run if each.waiting])
+            self._heap = [each for each in self._heap if each[2].waiting]
             heapq.heapify(self._heap)
 
     def earliest(self) -> float:
@@ -64,17 +78,17 @@ class Deadlines:
         instant = self._run[0].deadline if self._run else math.inf
         return min(instant, self._heap[0][0]) if self._heap else instant
 
-    def passed(self, now: float) -> list[Delivery]:
-        """Return the messages whose deadline is not after `now`, earliest first."""
+    def passed(self, now: float) -> list[Timed]:
+        """Return the messages and flights whose deadline is not after `now`, earliest first."""
         run, heap = self._run, self._heap
-        passed: list[Delivery] = []
+        passed: list[Timed] = []
         while self.earliest() <= now:
             if run and not (heap and heap[0][0] < run[0].deadline):
-                delivery = run.popleft()
+                entry = run.popleft()
             else:
-                delivery = heapq.heappop(heap)[2]
-            if delivery.waiting:
-                passed.append(delivery)
+                entry = heapq.heappop(heap)[2]
+            if entry.waiting:
+                passed.append(entry)
         return passed
 
     def _drop_dead_top(self) -> None:

@@ -91,6 +91,7 @@ class Ends:
         if epoch is None:
             self._counters.stale += 1
             return [], True
+        self._waiting.expand_batches()
         settled: list[Delivery] = []
         if epoch.lane is Lane.SUSPECT:
             self._waiting.introductions.channel_closed()
@@ -200,8 +201,10 @@ class Ends:
         self.doubtful = 0
         settled: list[Delivery] = []
         again: list[Delivery] = []
+        self._waiting.expand_batches()
         # Messages on the suspects' channel are older than those to the same exchange on the main channel.
         for epoch in sorted(self._in_flight.epochs.values(), key=lambda each: each.lane is Lane.MAIN):
+            epoch.expand()
             again += _end_epoch(epoch, written(epoch.channel), fault, self._rules, self._settlement, settled)
         for delivery in self._in_flight.deliveries():
             delivery.overdue = False

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from collections import deque
+from operator import attrgetter
 from typing import TypeAlias
 
+from warrener._publishing.ledger.deadlines import Deadlines
 from warrener._publishing.ledger.delivery import Delivery
+from warrener._publishing.ledger.flights import Flight, Landed
 from warrener._publishing.ledger.queues import SLACK
 from warrener.records import Lane, Returned
 
@@ -15,22 +19,33 @@ __all__ = ["Epoch"]
 #: Exchange, routing key, and the message_id or None for any.
 _Address: TypeAlias = "tuple[str, str, str | None]"
 
+_first_tag = attrgetter("first_tag")
+
 
 class Epoch:
     """One open publishing channel of the present link: its tags, and the publishes that wait for an answer.
 
     Tags count 1, 2, 3 … within an epoch. `multiple` covers the outstanding tags up to its own; the pointer to the lowest
     outstanding tag keeps that, and finding the oldest publish, at O(1) per message.
+
+    A tag is outstanding as a delivery or in a flight, never in both. The first message of the first flight is outstanding.
     """
 
     __slots__ = (
-        "channel", "checked", "indexed", "lane", "last", "lowest", "open_addresses", "open_ids", "open_tokens", "outstanding",
-        "watched",
+        "_deadlines", "channel", "checked", "flights", "flown", "holes", "indexed", "lane", "last", "lowest",
+        "open_addresses", "open_ids", "open_tokens", "outstanding", "watched",
     )  # fmt: skip
 
-    def __init__(self, lane: Lane, channel: int) -> None:
+    def __init__(self, lane: Lane, channel: int, deadlines: Deadlines) -> None:
         self.lane = lane
         self.channel = channel
+        self._deadlines = deadlines
+        #: In order of tag.
+        self.flights: deque[Flight] = deque()
+        #: Number of outstanding tags in flights.
+        self.flown = 0
+        #: Tags in flights that were answered before a lower one.
+        self.holes: set[int] = set()
         #: In order of tag.
         self.outstanding: dict[int, Delivery] = {}
         #: The last tag assigned.
@@ -72,12 +87,169 @@ class Epoch:
             return [] if delivery is None else [delivery]
         if not 0 < tag <= self.last:
             return []
+        if not self.outstanding:
+            self.lowest = max(self.lowest, tag + 1)
+            return []
         tags = range(self.lowest, tag + 1)
         self.lowest = max(self.lowest, tag + 1)
         return [delivery for each in tags if (delivery := take(each, None)) is not None]
 
+    def __len__(self) -> int:
+        """Number of outstanding tags."""
+        return len(self.outstanding) + self.flown
+
+    # --- flights ----------------------------------------------------------------------------------------------------
+
+    def fly(self, flight: Flight, tag: int, link: int, now: float) -> None:
+        """Note that the link has taken the messages that are left in the batch, from this tag on."""
+        count = len(flight) - flight.at
+        flight.first_tag = tag - flight.at
+        flight.link = link
+        flight.published_at = now
+        self.last = tag + count - 1
+        self.flown += count
+        self.flights.append(flight)
+
+    def flying(self, tag: int) -> bool:
+        """Whether the tag is outstanding in a flight."""
+        flight = self._flight_of(tag)
+        return flight is not None and tag >= flight.first_tag + flight.at and tag not in self.holes
+
+    def _flight_of(self, tag: int) -> Flight | None:
+        flights = self.flights
+        if not flights or tag < flights[0].first_tag:
+            return None
+        flight = flights[0]
+        if tag >= flight.first_tag + len(flight):
+            flight = flights[bisect_right(flights, tag, key=_first_tag) - 1]
+        return flight if tag < flight.first_tag + len(flight) else None
+
+    def land(self, tag: int, multiple: bool) -> list[Landed]:
+        """Take out the messages of flights that an ack of `tag` answers."""
+        if multiple:
+            return self._land_up_to(tag) if tag <= self.last else []
+        flight = self._flight_of(tag)
+        if flight is None:
+            return []
+        index = tag - flight.first_tag
+        if index == flight.at and flight is self.flights[0]:
+            return self._land_up_to(tag)
+        if index < flight.at or tag in self.holes:
+            return []
+        self.holes.add(tag)
+        self.flown -= 1
+        return [(flight, index, index + 1)]
+
+    def _land_up_to(self, tag: int) -> list[Landed]:
+        landed: list[Landed] = []
+        flights, holes = self.flights, self.holes
+        while flights:
+            flight = flights[0]
+            first, count = flight.first_tag, len(flight)
+            stop = min(tag + 1 - first, count)
+            if stop <= flight.at:
+                break
+            if holes:
+                landed += self._without_holes(flight, stop)
+            else:
+                landed.append((flight, flight.at, stop))
+                self.flown -= stop - flight.at
+                flight.at = stop
+            if flight.at < count:
+                break
+            flights.popleft()
+            flight.waiting = False
+            self._deadlines.forget()
+        if holes:
+            self._skip_holes()
+        return landed
+
+    def _without_holes(self, flight: Flight, stop: int) -> list[Landed]:
+        """Take out the front of a flight, without the messages that were taken out before."""
+        landed: list[Landed] = []
+        for index in range(flight.at, stop):
+            if flight.first_tag + index in self.holes:
+                self.holes.discard(flight.first_tag + index)
+            elif landed and landed[-1][2] == index:
+                landed[-1] = (flight, landed[-1][1], index + 1)
+            else:
+                landed.append((flight, index, index + 1))
+        self.flown -= sum(end - start for _, start, end in landed)
+        flight.at = stop
+        return landed
+
+    def _skip_holes(self) -> None:
+        """Forget holes at the front: an answered message is no longer the first one of its flight."""
+        while self.flights:
+            flight = self.flights[0]
+            while flight.at < len(flight) and (tag := flight.first_tag + flight.at) in self.holes:
+                self.holes.discard(tag)
+                flight.at += 1
+            if flight.at < len(flight):
+                return
+            self.flights.popleft()
+            flight.waiting = False
+            self._deadlines.forget()
+
+    def expand(self, only: Flight | None = None) -> None:
+        """Make deliveries of the messages of one flight, or of all."""
+        if only is None:
+            flights, self.flights = list(self.flights), deque()
+        else:
+            flights = [only]
+            self.flights.remove(only)
+        made: dict[int, Delivery] = {}
+        for flight in flights:
+            flight.waiting = False
+            for index in range(flight.at, len(flight)):
+                tag = flight.first_tag + index
+                if tag in self.holes:
+                    self.holes.discard(tag)
+                    continue
+                delivery = made[tag] = flight.delivery(index)
+                delivery.attempts = 1
+                delivery.epoch = self
+                delivery.tag = tag
+                delivery.published_at = flight.published_at
+                self._deadlines.add(delivery)
+        self._deadlines.forget(len(flights))
+        if not made:
+            return
+        self.flown -= len(made)
+        lowest = next(iter(made))
+        if self.outstanding:
+            # Deliveries and flights may alternate.
+            self.outstanding = dict(sorted((self.outstanding | made).items()))
+        else:
+            self.outstanding = made
+        self.lowest = min(self.lowest, lowest)
+        self.watched = min(self.watched, lowest - 1)
+        if self.open_ids is not None:
+            for delivery in made.values():
+                self.index(delivery)
+        if self.flights:
+            self._skip_holes()
+
+    # --- the oldest publish -----------------------------------------------------------------------------------------
+
+    def oldest_at(self) -> float | None:
+        """Return when the oldest outstanding publish was written."""
+        delivery = self.oldest()
+        flight = self.flights[0].published_at if self.flights else None
+        if delivery is None:
+            return flight
+        return delivery.published_at if flight is None else min(delivery.published_at, flight)
+
+    def unwatched_at(self) -> float | None:
+        """Return when the oldest outstanding publish was written that was not found to be overdue."""
+        delivery = self.unwatched()
+        flight = self.flights[0].published_at if self.flights else None
+        if delivery is None:
+            return flight
+        return delivery.published_at if flight is None else min(delivery.published_at, flight)
+
     def oldest(self) -> Delivery | None:
-        """Return the outstanding publish with the lowest tag."""
+        """Return the delivery with the lowest outstanding tag."""
         outstanding = self.outstanding
         if not outstanding:
             self.lowest = self.last + 1
@@ -87,14 +259,14 @@ class Epoch:
         return outstanding[self.lowest]
 
     def unwatched(self) -> Delivery | None:
-        """Return the oldest outstanding publish that was not found to be overdue."""
+        """Return the oldest outstanding delivery that was not found to be overdue."""
         outstanding = self.outstanding
         if not outstanding:
             return None
         tag = max(self.watched + 1, self.lowest)
         while tag <= self.last:
             delivery = outstanding.get(tag)
-            if delivery is not None:
+            if delivery is not None and not delivery.overdue:
                 self.watched = tag - 1
                 return delivery
             tag += 1

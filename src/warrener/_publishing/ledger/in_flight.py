@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from warrener._publishing.ledger.deadlines import Deadlines
 from warrener._publishing.ledger.delivery import Delivery
 from warrener._publishing.ledger.epoch import Epoch
 from warrener.records import Lane
@@ -20,7 +21,7 @@ class InFlight:
     blocks publishers, and start from 0 when it takes publishes again, or when bytes of ours have left (`restart_clocks`).
     """
 
-    def __init__(self, confirm_timeout: float) -> None:
+    def __init__(self, confirm_timeout: float, deadlines: Deadlines) -> None:
         #: The number of the newest link; 0 before the first.
         self.link = 0
         self.epochs: dict[int, Epoch] = {}
@@ -39,18 +40,21 @@ class InFlight:
         #: No confirm clock of this link started before this instant.
         self.clock_floor = -math.inf
         self._confirm_timeout = confirm_timeout
+        self._deadlines = deadlines
 
     def __len__(self) -> int:
         """Number of tags that the broker has not answered."""
-        return sum(len(epoch.outstanding) for epoch in self.epochs.values())
+        return sum(map(len, self.epochs.values()))
 
     def deliveries(self) -> Iterator[Delivery]:
-        """Return all publishes that wait for an answer."""
+        """Return all publishes that wait for an answer, each as a delivery."""
+        for epoch in self.epochs.values():
+            epoch.expand()
         return (delivery for epoch in self.epochs.values() for delivery in epoch.outstanding.values())
 
     def open(self, lane: Lane, channel: int) -> None:
         """Begin an epoch: publishes of this lane go to this channel from now on."""
-        epoch = self.epochs[channel] = Epoch(lane, channel)
+        epoch = self.epochs[channel] = Epoch(lane, channel, self._deadlines)
         if lane is Lane.MAIN:
             self.main = epoch
         else:
@@ -61,6 +65,7 @@ class InFlight:
         epoch = self.epochs.pop(channel, None)
         if epoch is None:
             return None
+        epoch.expand()
         if epoch is self.main:
             self.main = None
         elif epoch is self.suspect:
@@ -104,7 +109,7 @@ class InFlight:
         """Return the instant at which the link is silent, or `math.inf`."""
         if self.paused:
             return math.inf
-        oldest = [delivery.published_at for each in self.epochs.values() if (delivery := each.oldest()) is not None]
+        oldest = [at for each in self.epochs.values() if (at := each.oldest_at()) is not None]
         if not oldest:
             return math.inf
         return max(min(oldest), self.clock_floor, self.answered_at) + self._confirm_timeout
@@ -113,7 +118,7 @@ class InFlight:
         """Return the instant at which the next message is overdue, or `math.inf`."""
         if self.paused:
             return math.inf
-        watched = [each.published_at for epoch in self.epochs.values() if (each := epoch.unwatched()) is not None]
+        watched = [at for epoch in self.epochs.values() if (at := epoch.unwatched_at()) is not None]
         return max(min(watched), self.clock_floor) + self._confirm_timeout if watched else math.inf
 
     def find_overdue(self, now: float) -> list[Delivery]:
@@ -122,6 +127,8 @@ class InFlight:
         if self.paused or self.clock_floor + self._confirm_timeout > now:
             return found
         for epoch in self.epochs.values():
+            while epoch.flights and epoch.flights[0].published_at + self._confirm_timeout <= now:
+                epoch.expand(epoch.flights[0])
             while (delivery := epoch.unwatched()) is not None and delivery.published_at + self._confirm_timeout <= now:
                 epoch.watched = delivery.tag
                 delivery.overdue = True

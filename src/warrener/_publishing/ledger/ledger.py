@@ -48,14 +48,16 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 
 from warrener._publishing.ledger.answers import Answers
+from warrener._publishing.ledger.batching import Batching
 from warrener._publishing.ledger.delivery import Delivery
 from warrener._publishing.ledger.ends import Ends, Rules
+from warrener._publishing.ledger.flights import Flight
 from warrener._publishing.ledger.in_flight import InFlight
 from warrener._publishing.ledger.introductions import passes_at
 from warrener._publishing.ledger.outcomes import Verdict, earlier, not_written, refused, unanswered
 from warrener._publishing.ledger.refusals import Refusals
 from warrener._publishing.ledger.resending import Resending
-from warrener._publishing.ledger.settlement import Settlement
+from warrener._publishing.ledger.settlement import Counters, Settlement
 from warrener._publishing.ledger.shares import Shares
 from warrener._publishing.ledger.waiting import Limits, Waiting
 from warrener._retry_rules import RetryRules
@@ -81,6 +83,7 @@ class Ledger:
         max_destinations: maximum number of refusals that are remembered.
         standard_exchanges: exchanges whose returns are certain, beside the default exchange and `amq.*`.
         retry: the policy of messages that have none of their own.
+        id_prefix: the first 20 characters of the ids of messages in flights.
     """
 
     def __init__(
@@ -96,19 +99,21 @@ class Ledger:
         max_destinations: int = 1000,
         standard_exchanges: Iterable[str] = (),
         retry: RetryRules = _AT_LEAST_ONCE,
+        id_prefix: str = "0" * 20,
     ) -> None:
         self.settlement = Settlement()
-        self.counters = self.settlement.counters
         self.rules = Rules(retry, suspect_attempts, frozenset(standard_exchanges))
-        self._in_flight = InFlight(confirm_timeout)
+        self._in_flight = InFlight(confirm_timeout, self.settlement.deadlines)
         self._refusals = Refusals(refusal_memory, max_destinations)
         self._waiting = Waiting(
             self.settlement,
             self._in_flight,
             self._refusals,
             Limits(max_buffered, max_buffered_bytes, max_in_flight, max_in_flight_bytes),
+            id_prefix,
         )
-
+        #: Messages that are accepted and written together.
+        self.batching = Batching(self._in_flight, self._waiting, self._refusals, self.settlement)
         #: The nacked messages that wait for their next attempt.
         self.delayed = self._waiting.delayed
         self._shares = Shares(self._in_flight, self._waiting)
@@ -163,59 +168,11 @@ class Ledger:
 
     def accept(self, delivery: Delivery) -> None:
         """Take the message over. The caller has asked `full` at this instant."""
+        self._waiting.expand_batches()
         self.settlement.accept(delivery)
         if delivery.retry is not None:
             self._resending.accepted(delivery)
         self._waiting.unsent.append(delivery)
-
-    def fast_path(self, delivery: Delivery) -> int | None:
-        """Return the main channel if this message, accepted now, would be written there next; else None.
-
-        This is the usual state of a healthy link: publishers are let in, nothing waits, the window has a free place, no
-        refusal is remembered, no message is overdue. Then the message needs no queue: `accept_published` does the work of
-        `accept` and `published`.
-        """
-        in_flight, waiting = self._in_flight, self._waiting
-        epoch = in_flight.main
-        if epoch is None or not in_flight.publishing or in_flight.paused or in_flight.overdue:
-            return None
-        if waiting.unsent.entries or waiting.resend.entries or waiting.suspects.entries or self._refusals.active:
-            return None
-        introductions, limits, size = waiting.introductions, waiting.limits, delivery.size
-        if delivery.envelope.exchange not in introductions.covered or introductions.opened:
-            return None
-        held = len(epoch.outstanding) + introductions.tagged
-        if in_flight.suspect is not None:
-            held += len(in_flight.suspect.outstanding)
-        if size > limits.max_buffered_bytes or size > self._refusals.max_size or held >= limits.max_in_flight:
-            return None
-        if held and in_flight.size + introductions.tagged_size + size > limits.max_in_flight_bytes:
-            return None
-        return epoch.channel
-
-    def accept_published(self, delivery: Delivery, channel: int, tag: int, now: float) -> None:
-        """Take over a message that the link has taken, under this tag, on the channel that `fast_path` named.
-
-        Raises RuntimeError as `published` does.
-        """
-        in_flight = self._in_flight
-        epoch = in_flight.main
-        if epoch is None or channel != epoch.channel or tag != epoch.last + 1:
-            raise RuntimeError(f"tag {tag} on channel {channel} is not the next of the main channel")
-        self.counters.accepted += 1
-        if delivery.retry is not None:
-            self._resending.accepted(delivery)
-        self.settlement.deadlines.add(delivery)
-        in_flight.size += delivery.size
-        # The work of `Epoch.add`, without the call.
-        epoch.last = tag
-        epoch.outstanding[tag] = delivery
-        delivery.epoch = epoch
-        delivery.tag = tag
-        delivery.published_at = now
-        delivery.attempts = 1
-        if epoch.open_ids is not None:
-            epoch.index(delivery)
 
     # --- the link ---------------------------------------------------------------------------------------------------
 
@@ -223,6 +180,7 @@ class Ledger:
         """Start a new link: its channels are numbered from 1, and nothing is written yet. The last link has been lost."""
         if self.in_flight:
             raise RuntimeError(f"link {link} begins, but link {self.link} was not lost: {self.in_flight} in flight")
+        self._waiting.expand_batches()
         self._in_flight.clear()
         self._in_flight.link = link
         self._refusals.clear()
@@ -241,6 +199,7 @@ class Ledger:
 
     def pause(self) -> None:
         """The broker blocks publishers: write nothing, stop the confirm clocks. Publishes in flight stay in flight."""
+        self._waiting.ready.clear()
         self._in_flight.pause()
 
     def resume(self, now: float) -> None:
@@ -314,15 +273,32 @@ class Ledger:
         """
         settlement, waiting = self.settlement, self._waiting
         settled, waiting.ended = waiting.ended, []
-        for delivery in settlement.deadlines.passed(now):
-            if delivery.queue is not None:
-                waiting.expire(delivery, settled)
-                continue
-            fault = settlement.last_fault if delivery.unanswered else None
-            self._end_in_flight(delivery, "its deadline passed", fault, settled)
-            settlement.tombstones += 1
+        # The messages of a flight whose deadline has passed come in the next round, each as a delivery.
+        while passed := settlement.deadlines.passed(now):
+            for entry in passed:
+                if isinstance(entry, Flight):
+                    self._expand(entry)
+                elif isinstance(entry, Delivery) and entry.waiting:
+                    self._expire(entry, settled)
         self.ends.sweep(now, settled)
         return settled
+
+    def _expand(self, flight: Flight) -> None:
+        if not flight.waiting:
+            return
+        if not flight.first_tag:
+            self._waiting.expand_batches()
+        elif self._in_flight.main is not None:
+            self._in_flight.main.expand(flight)
+
+    def _expire(self, delivery: Delivery, settled: list[Delivery]) -> None:
+        settlement = self.settlement
+        if delivery.queue is not None:
+            self._waiting.expire(delivery, settled)
+            return
+        fault = settlement.last_fault if delivery.unanswered else None
+        self._end_in_flight(delivery, "its deadline passed", fault, settled)
+        settlement.tombstones += 1
 
     def _end_in_flight(self, delivery: Delivery, why: str, fault: Fault | None, settled: list[Delivery]) -> None:
         """End a message that waits for the broker's answer."""
@@ -371,6 +347,7 @@ class Ledger:
         Messages that were never written end as `ProducerClosed`, those that may have been as `Unconfirmed`. If a link can
         still say how much was written, call `link_lost` first: it tells the two apart.
         """
+        self._waiting.expand_batches()
         self._waiting.close()
         return self._end_all(ProducerClosed, "the producer was closed", fault or self.settlement.last_fault, now)
 
@@ -393,7 +370,9 @@ class Ledger:
         """
         in_flight = self._in_flight
         found = in_flight.find_overdue(now)
-        self.counters.overdue += len(found)
+        if found:
+            self._waiting.ready.clear()
+            self.counters.overdue += len(found)
         self._resending.look(found, now)
         epoch = in_flight.suspect
         if epoch is None or in_flight.paused:
@@ -441,6 +420,13 @@ class Ledger:
         return now >= self._in_flight.silent_at()
 
     # --- counts -----------------------------------------------------------------------------------------------------
+
+    @property
+    def counters(self) -> Counters:
+        """Counts since the start."""
+        counters = self.settlement.counters
+        counters.accepted += self._waiting.batches.new()
+        return counters
 
     @property
     def in_flight(self) -> int:

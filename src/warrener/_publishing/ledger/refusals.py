@@ -205,7 +205,7 @@ class Refusals:
         """Return the refusal that answers this message; None if it may be written, perhaps as the probe of this second."""
         if delivery.size > self.max_size:
             return self._too_large
-        for target in self._targets(delivery):
+        for target in self._targets(delivery.envelope):
             memory = self._by_target.get(target)
             if memory is None:
                 continue
@@ -221,30 +221,28 @@ class Refusals:
         """Return the refusal that is remembered for this message. It asks for no probe."""
         if delivery.size > self.max_size:
             return self._too_large
-        remembered = (self._by_target.get(target) for target in self._targets(delivery))
+        remembered = (self._by_target.get(target) for target in self._targets(delivery.envelope))
         return next((each.fault for each in remembered if each is not None and now < each.until), None)
 
     def newly(self, delivery: Delivery) -> Fault | None:
         """Return the refusal that is remembered for this message, if it is a new one."""
         if delivery.size > self.max_size:
             return self._too_large
-        found = (self._by_target.get(target) for target in self._targets(delivery) if target in self.new)
+        found = (self._by_target.get(target) for target in self._targets(delivery.envelope) if target in self.new)
         return next((each.fault for each in found if each is not None), None)
 
-    def doubt(self, delivery: Delivery) -> tuple[str, str] | None:
+    def doubt(self, envelope: Envelope) -> tuple[str, str] | None:
         """Return the key under which the message has to be introduced although its exchange is covered; None: it has not.
 
         A refusal of exactly this exchange and routing key, or of one of its properties, is remembered, or is to be expected.
         """
-        envelope = delivery.envelope
-        if any(target in self._by_target for target in self._targets(delivery)[1:]):
+        if any(target in self._by_target for target in self._targets(envelope)[1:]):
             return envelope.exchange, envelope.routing_key
         if not self._distrusted:
             return None
-        return next((key for key in self._distrusted_keys(delivery) if key not in self._trusted), None)
+        return next((key for key in self._distrusted_keys(envelope) if key not in self._trusted), None)
 
-    def _distrusted_keys(self, delivery: Delivery) -> Iterator[tuple[str, str]]:
-        envelope = delivery.envelope
+    def _distrusted_keys(self, envelope: Envelope) -> Iterator[tuple[str, str]]:
         if ("topic", envelope.exchange) in self._distrusted:
             yield envelope.exchange, envelope.routing_key
         for name in self._properties:
@@ -253,9 +251,9 @@ class Refusals:
 
     def passed(self, delivery: Delivery) -> None:
         """The broker has taken a message to this exchange and routing key, with these properties."""
-        for target in self._targets(delivery):
+        for target in self._targets(delivery.envelope):
             self._forget(target)
-        for key in self._distrusted_keys(delivery) if self._distrusted else ():
+        for key in self._distrusted_keys(delivery.envelope) if self._distrusted else ():
             self._trusted[key] = None
             if len(self._trusted) > self._limit:
                 del self._trusted[next(iter(self._trusted))]
@@ -295,9 +293,12 @@ class Refusals:
         self.max_size, self._too_large = math.inf, None
         self.active = False
 
-    def _targets(self, delivery: Delivery) -> list[Target]:
-        """Return the targets that a refusal of this message can be remembered for."""
-        envelope = delivery.envelope
+    def concern(self, envelope: Envelope) -> bool:
+        """Whether a refusal is remembered, or to be expected, that is about messages with this envelope, whatever their size."""
+        return self.active and (Target(envelope.exchange) in self._by_target or self.doubt(envelope) is not None)
+
+    def _targets(self, envelope: Envelope) -> list[Target]:
+        """Return the targets that a refusal of messages with this envelope can be remembered for."""
         targets = [Target(envelope.exchange), Target(envelope.exchange, envelope.routing_key)]
         for name in self._properties:
             value = _value(envelope, name)

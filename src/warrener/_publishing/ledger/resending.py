@@ -190,6 +190,10 @@ class Resending:
         delivery.unanswered -= 1
         if delivery.queue is not None:
             delivery.queue.remove(delivery)
+        elif delivery.epoch is not None and delivery.tag not in delivery.epoch.outstanding:
+            # The same ack answers the later attempt, which comes next. A return of that attempt no longer matters.
+            delivery.returned, delivery.ambiguous = None, False
+            return
         elif delivery.epoch is not None:
             if delivery.overdue:
                 self._in_flight.no_longer_overdue(delivery)

@@ -8,6 +8,7 @@ from attrs import define
 
 from warrener._publishing.ledger.deadlines import Deadlines
 from warrener._publishing.ledger.delivery import Delivery
+from warrener._publishing.ledger.flights import Landed
 from warrener._publishing.ledger.outcomes import Verdict, not_written, verdict_of
 from warrener.errors import Fault, NotSent, PublishError, Unconfirmed
 from warrener.records import Outcome, Receipt
@@ -50,6 +51,8 @@ class Settlement:
         self.deadlines = Deadlines()
         #: Outcomes of messages whose callers have left; the sender takes them out.
         self.late: deque[Outcome] = deque()
+        #: Messages of flights that were confirmed; the sender takes them out.
+        self.landed: list[Landed] = []
         #: The newest fault; every `NotSent` quotes it.
         self.last_fault: Fault | None = None
         #: Number of publishes in flight that are no pending message: their deadline passed, or they are earlier attempts.

@@ -8,6 +8,7 @@ from attrs import frozen
 
 from warrener._publishing.ledger.delayed import Delayed
 from warrener._publishing.ledger.delivery import Delivery
+from warrener._publishing.ledger.flights import Batches, Flight
 from warrener._publishing.ledger.in_flight import InFlight
 from warrener._publishing.ledger.introductions import Introductions, Key
 from warrener._publishing.ledger.outcomes import refused
@@ -15,7 +16,7 @@ from warrener._publishing.ledger.queues import WaitingQueue
 from warrener._publishing.ledger.refusals import Refusals
 from warrener._publishing.ledger.settlement import Settlement
 from warrener.errors import DeadlineExceeded
-from warrener.records import Lane
+from warrener.records import Envelope, Lane
 
 __all__ = ["Limits", "Waiting"]
 
@@ -33,12 +34,18 @@ class Limits:
 class Waiting:
     """The queues in front of the link.
 
-    *unsent*: never had a tag. *resend*: had one. *suspects*: had one on a channel that the broker closed; each goes alone.
+    *batches*: never had a tag, and go to the main channel together. *unsent*: never had a tag; batches and unsent messages
+    never wait at the same time. *resend*: had a tag. *suspects*: had one on a channel that the broker closed; each goes alone.
     *introductions*: to exchanges that are not covered on this link. *delayed*: were nacked, and wait for an instant.
     """
 
-    def __init__(self, settlement: Settlement, in_flight: InFlight, refusals: Refusals, limits: Limits) -> None:
+    def __init__(
+        self, settlement: Settlement, in_flight: InFlight, refusals: Refusals, limits: Limits, id_prefix: str
+    ) -> None:
         self.limits = limits
+        self.batches = Batches(settlement.deadlines, id_prefix)
+        #: The envelopes whose messages can join a batch now.
+        self.ready: set[Envelope] = set()
         self.unsent = WaitingQueue()
         self.resend = WaitingQueue()
         self.suspects = WaitingQueue()
@@ -60,9 +67,11 @@ class Waiting:
     def full(self, size: int) -> bool:
         """Whether there is no capacity now for a body of `size` bytes. Always true once closed."""
         unsent, introductions, delayed, limits = self.unsent, self.introductions, self.delayed, self.limits
-        if unsent.size + introductions.unsent_size + delayed.size + size > limits.max_buffered_bytes:
+        batches = self.batches
+        held_size = batches.size + unsent.size + introductions.unsent_size + delayed.size
+        if held_size + size > limits.max_buffered_bytes:
             return True
-        held = len(unsent.entries) - unsent.dead + introductions.unsent + len(delayed)
+        held = batches.count + len(unsent.entries) - unsent.dead + introductions.unsent + len(delayed)
         return held >= limits.max_buffered or self._closed
 
     def close(self) -> None:
@@ -83,6 +92,46 @@ class Waiting:
         held_size += sum(each.size for each in beside)
         return held == 0 or held_size + size <= limits.max_in_flight_bytes
 
+    # --- batches ----------------------------------------------------------------------------------------------------
+
+    @property
+    def clear(self) -> bool:
+        """Whether no message waits that has to be written before a new one."""
+        return not (self.unsent.entries or self.resend.entries or self.suspects.entries or self.introductions.opened)
+
+    def expand_batches(self) -> None:
+        """Let each message of a batch wait by itself."""
+        self.ready.clear()
+        if self.batches.flights:
+            self._settlement.counters.accepted += self.batches.new()
+            self.batches.expand(self.unsent)
+
+    def next_flight(self, now: float) -> Flight | None:
+        """Take out the messages of a batch that can be written now; None if there are none."""
+        batches = self.batches
+        if not batches.flights:
+            return None
+        batch = batches.flights[0]
+        if batch.deadline <= now or not self.clear:
+            self.expand_batches()
+            return None
+        self._settlement.counters.accepted += batches.new()
+        count = self.room(batch.bodies[batch.at :] if batch.at else batch.bodies, batch.size)
+        return batches.take(count) if count else None
+
+    def room(self, bodies: list[bytes], size: int | None = None) -> int:
+        """Return how many of these messages, of `size` bytes together, the window has room for."""
+        introductions, in_flight, limits = self.introductions, self._in_flight, self.limits
+        held = len(in_flight) + introductions.tagged
+        count = min(len(bodies), limits.max_in_flight - held)
+        if count <= 0:
+            return 0
+        left = limits.max_in_flight_bytes - in_flight.size - introductions.tagged_size
+        if (sum(map(len, bodies)) if size is None else size) <= left:
+            return count
+        # One message above the limit goes alone.
+        return _fitting(bodies, count, left) or (1 if held == 0 else 0)
+
     # --- which message is next --------------------------------------------------------------------------------------
 
     def key(self, delivery: Delivery) -> Key | None:
@@ -90,7 +139,7 @@ class Waiting:
         envelope = delivery.envelope
         if envelope.exchange not in self.introductions.covered:
             return envelope.exchange
-        return self._refusals.doubt(delivery) if self._refusals.active else None
+        return self._refusals.doubt(delivery.envelope) if self._refusals.active else None
 
     def next(self, now: float) -> Delivery | None:
         """Return the message to write next on an open channel; its `lane` says on which."""
@@ -205,19 +254,22 @@ class Waiting:
 
     def live(self) -> list[Delivery]:
         """Return all messages that wait, those that come back first."""
+        self.expand_batches()
         back = [*self.suspects.live(), *self.resend.live(), *self.introductions.live()]
         return [*back, *self.delayed.live(), *self.unsent.live()]
 
     def __len__(self) -> int:
         """Number of messages that wait."""
-        return len(self.unsent) + len(self.resend) + len(self.suspects) + len(self.introductions) + len(self.delayed)
+        back = len(self.resend) + len(self.suspects) + len(self.introductions) + len(self.delayed)
+        return self.batches.count + len(self.unsent) + back
 
     @property
     def size(self) -> int:
         """Bytes of their bodies."""
         introductions = self.introductions
         return (
-            self.unsent.size
+            self.batches.size
+            + self.unsent.size
             + self.resend.size
             + self.suspects.size
             + self.delayed.size
@@ -258,3 +310,12 @@ class Waiting:
 
 def _destination(delivery: Delivery) -> tuple[str, str]:
     return delivery.envelope.exchange, delivery.envelope.routing_key
+
+
+def _fitting(bodies: list[bytes], count: int, size: int) -> int:
+    """Return how many of the first `count` messages fit into `size` bytes together."""
+    for number in range(count):
+        size -= len(bodies[number])
+        if size < 0:
+            return number
+    return count

@@ -1,0 +1,148 @@
+"""`Batching`: which messages are accepted and written together, and how they leave as flights."""
+
+from __future__ import annotations
+
+from warrener._publishing.ledger.delivery import Delivery
+from warrener._publishing.ledger.flights import Batches, Flight, RunLike, Ticket
+from warrener._publishing.ledger.in_flight import InFlight
+from warrener._publishing.ledger.refusals import Refusals
+from warrener._publishing.ledger.settlement import Settlement
+from warrener._publishing.ledger.waiting import Waiting
+from warrener.records import Envelope
+
+__all__ = ["Batching"]
+
+#: Maximum number of messages of a run in one flight.
+MOST_OF_RUN = 1024
+
+
+class Batching:
+    """The way of messages on a healthy link: `join`, then `next_flight` and `flown`. See `warrener._publishing.ledger.flights`."""
+
+    def __init__(self, in_flight: InFlight, waiting: Waiting, refusals: Refusals, settlement: Settlement) -> None:
+        self._settlement = settlement
+        self._in_flight = in_flight
+        self._waiting = waiting
+        self._refusals = refusals
+        #: At most the number and the bytes of new messages that wait and are in no batch.
+        self._elsewhere = 0
+        self._elsewhere_size = 0
+        self.batches: Batches = waiting.batches
+        #: The envelopes whose messages `join` takes now. The sender adds them, after `can_join`; trouble clears the set.
+        self.ready: set[Envelope] = waiting.ready
+
+    def can_join(self, envelope: Envelope) -> bool:
+        """Whether messages with this envelope can be accepted into batches from now on, until `ready` is cleared.
+
+        This is the usual state of a healthy link: the broker takes publishes, none of this destination is overdue, no refusal
+        of it is remembered, its exchange is covered, and no other message has to be written first.
+        """
+        in_flight, waiting, refusals = self._in_flight, self._waiting, self._refusals
+        introductions, delayed = waiting.introductions, waiting.delayed
+        # Until `ready` is cleared no message comes to those that wait elsewhere.
+        self._elsewhere = introductions.unsent + len(delayed)
+        self._elsewhere_size = introductions.unsent_size + delayed.size
+        return (
+            in_flight.main is not None
+            and in_flight.publishing
+            and not in_flight.paused
+            and (envelope.exchange, envelope.routing_key) not in in_flight.overdue
+            and not refusals.concern(envelope)
+            and waiting.clear
+            and envelope.exchange in waiting.introductions.covered
+        )
+
+    def join(self, envelope: Envelope, body: bytes, ticket: Ticket, timeout: float, now: float) -> int:
+        """Accept one message into the present batch; return the number of its id, or 0 if there is no capacity."""
+        size, batches, limits = len(body), self.batches, self._waiting.limits
+        if size > self._refusals.max_size:
+            return 0
+        # What `Waiting.full` asks, with counts that can be too high: it costs 0.4 us, and this 0.1 us.
+        if (
+            batches.count + self._elsewhere >= limits.max_buffered
+            or batches.size + self._elsewhere_size + size > limits.max_buffered_bytes
+        ) and self._waiting.full(size):
+            return 0
+        return batches.join(envelope, body, ticket, timeout, now)
+
+    def next_flight(self, now: float) -> Flight | None:
+        """Return messages to write now, under consecutive tags of the main channel; None if there are none.
+
+        They have left their batch: `flown` must follow.
+        """
+        in_flight = self._in_flight
+        if not in_flight.publishing or in_flight.paused or in_flight.main is None:
+            return None
+        return self._waiting.next_flight(now)
+
+    def flown(self, flight: Flight, tag: int, now: float) -> None:
+        """Note that the link has taken the messages of `next_flight`, the first of them under this tag.
+
+        Raises RuntimeError if the driver broke its rules: the tag is not the next of the main channel.
+        """
+        in_flight = self._in_flight
+        epoch = in_flight.main
+        if epoch is None or tag != epoch.last + 1:
+            raise RuntimeError(f"tag {tag} is not the next of the main channel")
+        in_flight.size += flight.size
+        epoch.fly(flight, tag, in_flight.link, now)
+
+    def next_of_run(self, run: RunLike, now: float) -> Flight | None:
+        """Accept messages of a run, as many as the window has room for, and return them as a flight; None: no room.
+
+        `flown` must follow.
+        """
+        in_flight, waiting = self._in_flight, self._waiting
+        count = min(run.unaccepted, MOST_OF_RUN)
+        bodies = run.bodies[run.at : run.at + waiting.room(run.bodies[run.at : run.at + count])]
+        if not bodies or not in_flight.publishing or in_flight.paused or in_flight.main is None:
+            return None
+        count = len(bodies)
+        flight = Flight(self.batches.prefix, self.batches.numbers(count), 0.0, run.deadline, now)
+        flight.envelopes = [run.envelope] * count
+        flight.bodies = bodies
+        flight.size = sum(map(len, bodies))
+        flight.run, flight.start = run, run.next_place
+        run.at += count
+        run.left += count
+        self._settlement.counters.accepted += count
+        self._settlement.deadlines.add(flight)
+        return flight
+
+    def expand_run(self, run: RunLike) -> None:
+        """Make deliveries of the messages of a run that are in flight."""
+        for epoch in self._in_flight.epochs.values():
+            for flight in [each for each in epoch.flights if each.run is run]:
+                epoch.expand(flight)
+
+    @property
+    def largest(self) -> float:
+        """The size of the largest body that can be accepted."""
+        return min(self._waiting.limits.max_buffered_bytes, self._refusals.max_size)
+
+    @property
+    def others_wait(self) -> bool:
+        """Whether messages wait that are in no batch."""
+        waiting = self._waiting
+        return not waiting.clear or len(waiting.introductions) > 0 or len(waiting.delayed) > 0
+
+    def expand(self) -> None:
+        """Let each message of a batch wait by itself."""
+        self._waiting.expand_batches()
+
+    def delivery_of(self, ticket: Ticket) -> Delivery:
+        """Return the message of this ticket, which has no outcome, as a delivery."""
+        if ticket.delivery is None:
+            if any(ticket in batch.tickets for batch in self.batches.flights):
+                self.expand()
+            if ticket.delivery is None:
+                self._expand_flight_of(ticket)
+        assert ticket.delivery is not None
+        return ticket.delivery
+
+    def _expand_flight_of(self, ticket: Ticket) -> None:
+        for epoch in self._in_flight.epochs.values():
+            for flight in epoch.flights:
+                if ticket in flight.tickets:
+                    epoch.expand(flight)
+                    return

@@ -1,0 +1,111 @@
+"""`OutcomeStream`: the outcomes of one `publish_stream`, in the order of its source, at most a window of them at a time."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+
+import anyio
+import anyio.lowlevel
+
+from warrener._publishing.handles import PublishHandle, leave, outcome_of
+from warrener.errors import PublishError
+from warrener.records import Body, Message, Receipt
+
+__all__ = ["OutcomeStream", "streaming"]
+
+#: Accepts one message, waiting for capacity, or returns the error with which it is refused.
+Accept = Callable[[Body | Message], Awaitable[PublishHandle | PublishError]]
+
+
+class OutcomeStream(AsyncIterator[Receipt | PublishError]):
+    """The outcomes of one `publish_stream`; an error is an item and is not raised.
+
+    An exception of the source is raised behind the outcomes of the messages that came before it.
+    """
+
+    def __init__(self, accept: Accept, window: int) -> None:
+        self._accept = accept
+        self._window = window
+        #: Accepted or refused, and not read yet; in the order of the source.
+        self._items: deque[PublishHandle | PublishError] = deque()
+        self._ended = False
+        self._error: Exception | None = None
+        #: Set when an item was added, or none will be; and when there is room for one.
+        self._news = anyio.Event()
+        self._room = anyio.Event()
+
+    async def feed(self, source: AsyncIterable[Body | Message] | Iterable[Body | Message]) -> None:
+        """Accept the messages of the source, as long as fewer than `window` outcomes are held."""
+        try:
+            if isinstance(source, AsyncIterable):
+                async for message in source:
+                    await self._add(message)
+            else:
+                for message in source:
+                    await self._add(message)
+        except Exception as error:  # noqa: BLE001 - the reader gets it
+            self._error = error
+        finally:
+            if isinstance(source, AsyncGenerator):
+                # A generator that is not read to its end is closed here, and not by the garbage collector.
+                with anyio.CancelScope(shield=True):
+                    await source.aclose()
+        self._ended = True
+        self._news.set()
+
+    async def _add(self, message: Body | Message) -> None:
+        self._items.append(await self._accept(message))
+        self._news.set()
+        while len(self._items) >= self._window:
+            self._room = anyio.Event()
+            await self._room.wait()
+
+    async def __anext__(self) -> Receipt | PublishError:
+        """Wait for the outcome of the next message."""
+        while not self._items:
+            if self._ended:
+                error, self._error = self._error, None
+                await anyio.lowlevel.checkpoint()
+                if error is not None:
+                    raise error
+                raise StopAsyncIteration
+            self._news = anyio.Event()
+            await self._news.wait()
+        item = self._items[0]
+        outcome = item if isinstance(item, PublishError) else await outcome_of(item)
+        self._items.popleft()
+        self._room.set()
+        if isinstance(item, PublishError):
+            await anyio.lowlevel.checkpoint()
+        return outcome
+
+    def leave(self) -> None:
+        """The block has ended: each message without an outcome is cancelled as one of its own."""
+        items, self._items = self._items, deque()
+        for item in items:
+            if isinstance(item, PublishHandle):
+                leave(item)
+
+
+@asynccontextmanager
+async def streaming(
+    accept: Accept, source: AsyncIterable[Body | Message] | Iterable[Body | Message], window: int
+) -> AsyncIterator[OutcomeStream]:
+    """Publish the source beside a body that reads the outcomes. The body's exception is raised without an ExceptionGroup."""
+    if window < 1:
+        raise ValueError(f"window must be the number of outcomes that are held, 1 or more, not {window!r}")
+    stream = OutcomeStream(accept, window)
+    from_body: Exception | None = None
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(stream.feed, source)
+        try:
+            yield stream
+        except Exception as error:  # noqa: BLE001 - raised again behind the task group, without an ExceptionGroup
+            from_body = error
+        finally:
+            tasks.cancel_scope.cancel()
+            stream.leave()
+    if from_body is not None:
+        raise from_body

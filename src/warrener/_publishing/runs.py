@@ -1,0 +1,199 @@
+"""`Run`: the messages of one `publish_many`, the one task that waits for all of them, and their outcomes.
+
+A receipt of a message that went in a flight is made when it is looked at: the run keeps one entry for each row of neighbours
+that were confirmed together.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from operator import itemgetter
+from typing import Any, cast, overload
+
+from warrener._publishing.ledger import Delivery
+from warrener._publishing.ledger.flights import Flight
+from warrener.errors import PublishError, Unconfirmed
+from warrener.records import Envelope, Receipt
+
+__all__ = ["NUMBER", "Outcomes", "Run", "receipt_of"]
+
+#: The part of a code that is the number of an id; the number of the link stands above it (`Flight.code`).
+NUMBER = (1 << 48) - 1
+
+_place = itemgetter(0)
+
+
+def receipt_of(prefix: str, code: int) -> Receipt:
+    """Return the receipt of a message of a flight."""
+    return Receipt(f"{prefix}{code & NUMBER:012x}", 1, False, code >> 48)
+
+
+class Run:
+    """Many messages and the one task that waits for them.
+
+    Their places count from 0 in the order given. Bodies that share an envelope are put in piece by piece, and the sender takes
+    them from there (`bodies`, `at`); all other messages are put in one by one.
+    """
+
+    __slots__ = (
+        "at",
+        "base",
+        "bodies",
+        "confirmed_rows",
+        "deadline",
+        "envelope",
+        "largest",
+        "last",
+        "left",
+        "singles",
+        "waiter",
+    )
+
+    def __init__(self, deadline: float) -> None:
+        self.deadline = deadline
+        self.envelope: Envelope | None = None
+        #: The present piece, the index in it of the next message to accept, and the place of its first message.
+        self.bodies: list[bytes] = []
+        self.at = 0
+        #: The size of its largest body.
+        self.largest = 0
+        self.base = 0
+        #: Whether no piece follows.
+        self.last = False
+        #: Number of accepted messages without an outcome.
+        self.left = 0
+        #: The messages that are accounted for alone, or the errors with which they were refused, by place.
+        self.singles: dict[int, Delivery | PublishError] = {}
+        #: Rows of neighbours that were confirmed in flights: the place of the first one, their number, the first code.
+        self.confirmed_rows: list[tuple[int, int, int]] = []
+        self.waiter: Any = None
+
+    @property
+    def next_place(self) -> int:
+        """The place of the next message to accept."""
+        return self.base + self.at
+
+    @property
+    def unaccepted(self) -> int:
+        """Number of messages of the present piece that are not accepted yet."""
+        return len(self.bodies) - self.at
+
+    def put(self, envelope: Envelope, bodies: list[bytes]) -> None:
+        """Begin a piece; the one before was accepted."""
+        self.base += self.at
+        self.at = 0
+        self.envelope = envelope
+        self.bodies = bodies
+        self.largest = max(map(len, bodies))
+
+    def place_one(self, message: Delivery | PublishError) -> None:
+        """The next message is accounted for alone, or refused."""
+        self.singles[self.next_place] = message
+        if self.unaccepted:
+            self.at += 1
+        else:
+            self.base += 1
+
+    def watch(self, delivery: Delivery) -> None:
+        """Wait for this message too."""
+        if delivery.outcome is None:
+            delivery.waiter = self
+            self.left += 1
+
+    def expanded(self, place: int, delivery: Delivery) -> None:
+        """The message at this place is accounted for alone from now on."""
+        self.singles[place] = delivery
+
+    def confirmed(self, flight: Flight, start: int, stop: int) -> Any:
+        """Messages of a flight are confirmed; return the ticket of the task to wake, or None."""
+        place, count, code = flight.start + start, stop - start, flight.code(start)
+        rows = self.confirmed_rows
+        if rows and rows[-1][0] + rows[-1][1] == place and rows[-1][2] + rows[-1][1] == code:
+            rows[-1] = (rows[-1][0], rows[-1][1] + count, rows[-1][2])
+        else:
+            rows.append((place, count, code))
+        return self.ended(count)
+
+    def ended(self, count: int = 1) -> Any:
+        """Messages have their outcome; return the ticket of the task to wake, or None."""
+        self.left -= count
+        return self.take_waiter() if self.left == 0 and self.last and not self.unaccepted else None
+
+    def take_waiter(self) -> Any:
+        """Return the ticket of the task that waits, if one does; it is to be woken."""
+        waiter, self.waiter = self.waiter, None
+        return waiter
+
+    def receipts(self, prefix: str) -> Iterator[Receipt]:
+        """Return the receipts of the messages that were confirmed in flights."""
+        return (receipt_of(prefix, code + index) for _, count, code in self.confirmed_rows for index in range(count))
+
+    def deliveries(self) -> Iterator[Delivery]:
+        """Return the messages that are accounted for alone."""
+        return (item for item in self.singles.values() if isinstance(item, Delivery))
+
+    def forget(self) -> None:
+        """No task waits for the run any more."""
+        self.waiter = None
+
+
+class Outcomes(Sequence[Receipt | PublishError]):
+    """The outcomes of one `publish_many`, in the order given. A receipt is made when it is looked at."""
+
+    __slots__ = ("_count", "_prefix", "_rows", "_singles")
+
+    def __init__(self, run: Run, prefix: str) -> None:
+        self._count = run.next_place
+        self._prefix = prefix
+        self._rows = sorted(run.confirmed_rows)
+        self._singles = run.singles
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> Receipt | PublishError: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Receipt | PublishError]: ...
+
+    def __getitem__(self, index: int | slice) -> Receipt | PublishError | list[Receipt | PublishError]:
+        places = range(self._count)[index]
+        return self._at(places) if isinstance(places, int) else [self._at(place) for place in places]
+
+    def __iter__(self) -> Iterator[Receipt | PublishError]:
+        place, prefix = 0, self._prefix
+        for start, count, code in self._rows:
+            while place < start:
+                yield self._single(place)
+                place += 1
+            for each in range(code, code + count):
+                yield receipt_of(prefix, each)
+            place += count
+        while place < self._count:
+            yield self._single(place)
+            place += 1
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(cast("Sequence[object]", other))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"<{self._count} outcomes>"
+
+    def _at(self, place: int) -> Receipt | PublishError:
+        row = bisect_right(self._rows, place, key=_place) - 1
+        if row >= 0:
+            start, count, code = self._rows[row]
+            if place < start + count:
+                return receipt_of(self._prefix, code + place - start)
+        return self._single(place)
+
+    def _single(self, place: int) -> Receipt | PublishError:
+        item = self._singles[place]
+        if isinstance(item, PublishError):
+            return item
+        outcome = item.outcome
+        return outcome if outcome is not None else Unconfirmed(item.message_id, "the producer lost track of it")

@@ -1,0 +1,48 @@
+"""How much the outbox holds: when to count it again, and when a backlog is old enough for a line in the log."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+from warrener.outbox.records import OutboxStatus
+
+__all__ = ["Counts"]
+
+_log = logging.getLogger("warrener.outbox")
+
+#: A backlog that is older than this many seconds is reported in the log; then again each time its age has doubled.
+_OLD_BACKLOG = 300.0
+
+
+class Counts:
+    """The newest count of an outbox, and the instant of the next one."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self.newest = OutboxStatus(waiting=0, leased=0, set_aside=0, bytes=0, oldest_age=None)
+        #: Whether this process wrote something since the newest count.
+        self.changed = True
+        self._next = -math.inf
+        self._report_age = _OLD_BACKLOG
+
+    @property
+    def due(self) -> float:
+        """When to count next: other processes write as well, so also where this one wrote nothing."""
+        return self._next + (0.0 if self.changed else 1.0)
+
+    def take(self, counts: OutboxStatus, began: float, now: float) -> None:
+        """Keep a count that was asked for at `began` and came at `now`; log a backlog that is old."""
+        # Counting a large outbox takes long: never more than a twentieth of the time.
+        self._next = now + max(0.1, 20 * (now - began))
+        self.changed = False
+        self.newest = counts
+        age = counts.oldest_age or 0.0
+        if age < _OLD_BACKLOG:
+            self._report_age = _OLD_BACKLOG
+        elif age >= self._report_age:
+            self._report_age = 2 * age
+            _log.warning(
+                "%s: the oldest of %d rows in the outbox has waited %.0f s for its confirm",
+                self._name, counts.backlog, age,
+            )  # fmt: skip

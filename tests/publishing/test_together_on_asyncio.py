@@ -1,0 +1,128 @@
+"""Publishes that wait together, on asyncio: a task is cancelled some time before it runs again and says so."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+import pytest
+
+from warrener import Outcome, Producer, Receipt, open_producer
+from warrener.testing.scripted import Published, ScriptedDriver, lives
+
+URL = "amqp://localhost/"
+
+
+def silence(_message: Published) -> str:
+    """A broker that never answers."""
+    return "silence"
+
+
+def on_asyncio(main: Callable[[Producer, ScriptedDriver], Awaitable[None]], **life: Any) -> ScriptedDriver:
+    """Run `main` with a producer whose link asks for messages only when it is told to."""
+    driver = ScriptedDriver(lives(**life))
+
+    async def run() -> None:
+        async with open_producer(URL, driver=driver) as producer:
+            await producer.wait_connected()
+            handle = producer.publish_nowait(b"first", routing_key="q")
+            driver.link.listener.confirmed(1, 1, False)
+            await handle.wait()
+            driver.link.holds_pulls = True
+            with anyio.fail_after(30):
+                await main(producer, driver)
+
+    asyncio.run(run())
+    return driver
+
+
+async def parked(task: asyncio.Task[Any]) -> None:
+    """Let the task run until it waits."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not task.done()
+
+
+def test_a_cancelled_publish_is_not_sent() -> None:
+    """The link asks after the cancellation and before the task has run."""
+
+    async def main(producer: Producer, driver: ScriptedDriver) -> None:
+        task = asyncio.create_task(producer.publish(b"cancelled", routing_key="q"))
+        handle = producer.publish_nowait(b"other", routing_key="q")
+        await parked(task)
+        task.cancel()
+        driver.link.listener.pull()
+        assert [message.body for message in driver.published] == [b"first", b"other"]
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert producer.counters["cancelled"] == 1
+        driver.link.listener.confirmed(1, 2, False)
+        assert isinstance(await handle.wait(), Receipt)
+
+    on_asyncio(main, answer=silence)
+
+
+def test_a_publish_that_is_cancelled_in_flight_is_told_later() -> None:
+    """Its confirm comes after the cancellation: before the task has run, or after that."""
+
+    async def main(producer: Producer, driver: ScriptedDriver) -> None:
+        told: list[Outcome] = []
+        tasks = [asyncio.create_task(producer.publish(b"%d" % number, routing_key="q")) for number in range(2)]
+        for task in tasks:
+            await parked(task)
+        driver.link.listener.pull()
+        async with producer.outcomes() as outcomes:
+            tasks[0].cancel()
+            driver.link.listener.confirmed(1, 2, False)
+            tasks[1].cancel()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            assert [type(result) for result in results] == [asyncio.CancelledError] * 2
+            driver.link.listener.confirmed(1, 3, False)
+            while len(told) < 2:
+                told += [await anext(outcomes)]
+        assert sorted(outcome.message_id for outcome in told) == sorted(
+            message.message_id for message in driver.published[1:]
+        )
+        assert all(isinstance(outcome.result, Receipt) for outcome in told)
+        assert producer.status().in_flight == 0
+
+    on_asyncio(main, answer=silence)
+
+
+def test_a_scope_that_is_cancelled_after_the_confirm_leaves_the_receipt() -> None:
+    """The wake came first: the publish returns, and the cancellation follows at the next checkpoint."""
+
+    async def main(producer: Producer, driver: ScriptedDriver) -> None:
+        receipts: list[Receipt] = []
+        scope = anyio.CancelScope()
+
+        async def publish() -> None:
+            with scope:
+                receipts.append(await producer.publish(b"x", routing_key="q"))
+
+        task = asyncio.create_task(publish())
+        await parked(task)
+        driver.link.listener.pull()
+        driver.link.listener.confirmed(1, 2, False)
+        scope.cancel()
+        await task
+        assert [type(receipt) for receipt in receipts] == [Receipt]
+
+    on_asyncio(main, answer=silence)
+
+
+def test_a_run_on_asyncio_is_written_together() -> None:
+    """As on Trio."""
+
+    async def main(producer: Producer, driver: ScriptedDriver) -> None:
+        driver.link.holds_pulls = False
+        task = asyncio.create_task(producer.publish_many([b"x"] * 500, routing_key="q"))
+        await parked(task)
+        driver.link.listener.confirmed(1, 501, True)
+        outcomes = await task
+        assert all(isinstance(outcome, Receipt) for outcome in outcomes)
+        assert driver.link.batches[-1] == 500
+
+    on_asyncio(main, answer=silence)
