@@ -79,7 +79,7 @@ def nacked() -> Receipt | PublishError | None:
     return delivery.outcome
 
 
-@tells(Unconfirmed, "the broker refused it (basic.nack), but an earlier attempt was lost without an answer")
+@tells(Unconfirmed, "the broker refused it (basic.nack), but an earlier attempt has no answer")
 def nacked_after_a_lost_attempt() -> Receipt | PublishError | None:
     bench = Bench()
     delivery = lost_once(bench)
@@ -96,7 +96,7 @@ def returned() -> Receipt | PublishError | None:
     return delivery.outcome
 
 
-@tells(Unconfirmed, "the broker returned it: NO_ROUTE [312], but an earlier attempt was lost without an answer")
+@tells(Unconfirmed, "the broker returned it: NO_ROUTE [312], but an earlier attempt has no answer")
 def returned_after_a_lost_attempt() -> Receipt | PublishError | None:
     bench = Bench()
     delivery = lost_once(bench)

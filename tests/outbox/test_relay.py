@@ -63,7 +63,7 @@ async def test_an_outage_is_outlived(path):
         async with relaying(broker, outbox_at(path)) as relay:
             for number in range(20):
                 await relay.enqueue(task(number), key="one")
-            with pytest.raises(OutboxNotFlushed, match="20"):
+            with pytest.raises(OutboxNotFlushed, match=r"still holds \d+ waiting rows"):
                 await relay.wait_flushed(0.05)
             broker.restart()
             await relay.wait_flushed(10)

@@ -362,9 +362,14 @@ def _causes(seen: Evidence, publish: Publish) -> Iterator[bool]:
     yield bool(seen.injector.credible_lies)
     # A return from an exchange of a plugin proves nothing: the plugin may deliver later.
     yield publish.item.address == "delayed" and any(attempt.returned for attempt in publish.attempts)
+    producer = seen.plan.producer
     for attempt in publish.attempts:
         record = seen.trace.links[attempt.link]
         closed = seen.trace.channel_ends.get((attempt.link, attempt.channel))
+        # A policy wrote an overdue message again, and the attempt that was overdue has no answer yet.
+        unanswered = attempt.answered_at is None or attempt.answered_at > ended + TICK
+        waits = unanswered and attempt.at + producer.confirm_timeout <= ended + TICK
+        yield waits and producer.retry is not None and producer.retry.overdue and len(publish.attempts) > 1
         yield any(over is not None and over <= ended + TICK for over in (record.aborted_at, record.ended_at))
         yield closed is not None and closed[0] <= ended + TICK
 

@@ -82,7 +82,7 @@ def nacked(delivery: Delivery, why: str = "") -> PublishError:
     """Return the outcome of a nack without a return; `why` ends the reason."""
     if fold((Verdict.NACKED, earlier(delivery))) is Verdict.NACKED:
         return Nacked(delivery.message_id, f"the broker refused it (basic.nack){why}")
-    reason = "the broker refused it (basic.nack), but an earlier attempt was lost without an answer"
+    reason = "the broker refused it (basic.nack), but an earlier attempt has no answer"
     return Unconfirmed(delivery.message_id, f"{reason}{why}")
 
 
@@ -91,7 +91,7 @@ def unroutable(delivery: Delivery, returned: Returned, *, certain: bool) -> Publ
     why = f"the broker returned it: {printable(returned.reply_text)} [{returned.reply_code}]"
     match fold((Verdict.REJECTED, earlier(delivery))):
         case Verdict.UNKNOWN:
-            return Unconfirmed(delivery.message_id, f"{why}, but an earlier attempt was lost without an answer")
+            return Unconfirmed(delivery.message_id, f"{why}, but an earlier attempt has no answer")
         case Verdict.NACKED:
             return Nacked(delivery.message_id, f"{why}, but an earlier attempt was nacked (basic.nack)")
         case _:
