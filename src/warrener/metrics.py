@@ -45,6 +45,7 @@ _COUNTERS: Mapping[str, tuple[str, str]] = {
     "resent": ("publishes_resent", "Attempts beyond the first, each of a message without an outcome"),
     "suppressed": ("publishes_suppressed", "Further attempts that a retry budget or the share of a destination forbade"),
     "returned": ("publishes_returned", "Messages that the broker returned because no queue took them"),
+    "overdue": ("confirms_overdue", "Messages that waited longer than confirm_timeout while the broker answered others"),
     "late": ("confirms_late", "Confirms that came after the deadline of their publish"),
     "anomalies": ("anomalies", "Answers that a correct broker does not give, such as two confirms of one tag"),
     "state_changes": ("connection_state_changes", "Changes of the connection's state, the machine's finer ones included"),
@@ -189,6 +190,11 @@ class ProducerCollector(Collector):
         yield gauge("warrener_in_flight", "Messages written and not yet confirmed", status.in_flight)
         yield gauge("warrener_buffered", "Messages accepted and not yet written", status.buffered)
         yield gauge("warrener_consecutive_failures", "As the breaker counts them", status.consecutive_failures)
+        yield gauge(
+            "warrener_open_destinations",
+            "Destinations whose own breaker is open, or which have an overdue message",
+            counters.get("open_destinations", 0),
+        )
         yield gauge("warrener_blocked", "1 while the broker blocks publishing", status.blocked)
         yield gauge(
             "warrener_healthy", "1 when connected, not blocked, breaker not open, no confirm overdue", status.healthy

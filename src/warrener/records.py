@@ -470,7 +470,8 @@ class Status:
     heartbeat: float | None
     #: The number of the newest link; 0 before the first.
     link: int
-    #: Destinations whose own circuit breaker is open or half open, at most ten: the last ones that the broker nacked.
+    #: Unhealthy destinations, at most ten: those whose own circuit breaker is open or half open (the last ones that the
+    #: broker nacked), and those with an overdue message.
     open_destinations: tuple[str, ...] = ()
     #: The broker's answer to a declaration of the topology that it refuses; None if it refuses none.
     topology_fault: Fault | None = None

@@ -17,6 +17,7 @@ import warrener
 from warrener import Breaker, Exchange, Message, Producer, PublishRefused, Receipt, open_producer
 from warrener.drivers.base import Lane
 from warrener.errors import Fault, FaultKind
+from warrener.metrics import ProducerCollector
 from warrener.testing.scripted import Published, ScriptedDriver, ScriptedLink, lives, refuses
 
 pytestmark = pytest.mark.trio
@@ -432,6 +433,10 @@ async def test_an_overdue_destination_holds_a_tenth_of_the_capacity(autojump_clo
                 bench.nursery.start_soon(lambda: bench.publish("mute", routing_key="mute"))
             await trio.sleep(6)
             assert bench.producer.counters["overdue"] == 9
+            assert bench.producer.status().open_destinations == ("the default exchange, routing key 'mute'",)
+            found = {each.name: each.samples[0].value for each in ProducerCollector(bench.producer).collect()}
+            assert found["warrener_open_destinations"] == 1
+            assert found["warrener_confirms_overdue"] == 9
             bench.nursery.start_soon(lambda: bench.publish("mute", routing_key="mute"))
             await trio.testing.wait_all_tasks_blocked()
             with pytest.raises(warrener.BufferFull, match="routing key 'mute'"):

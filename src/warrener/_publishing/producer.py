@@ -539,7 +539,7 @@ class Producer(Declaring):
     @property
     def counters(self) -> Mapping[str, int]:
         """Counts since the start, for metrics; accepted = confirmed + rejected + nacked + unknown + pending."""
-        destinations = {"open_destinations": len(self._destinations.open())}
+        destinations = {"open_destinations": len({*self._destinations.open(), *self._ledger.overdue})}
         return {
             **asdict(self._ledger.counters),
             **destinations,

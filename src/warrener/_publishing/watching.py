@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import anyio
 import anyio.lowlevel
 
@@ -13,7 +15,7 @@ from warrener.errors import Fault, FaultKind, GaveUp, ProducerClosed, Unreachabl
 from warrener.machine import states
 from warrener.records import ConnectionState, Endpoint, Status
 
-#: Maximum number of open destinations that a status names; the last ones that were nacked.
+#: Maximum number of unhealthy destinations that a status names; of those that were nacked, the last ones.
 SHOWN = 10
 
 __all__ = ["present_status", "until_connected"]
@@ -52,11 +54,17 @@ def present_status(
         endpoint=_name(supervisor.endpoint),
         heartbeat=None if peer is None else peer.heartbeat,
         link=record.link,
-        open_destinations=tuple(described(each) for each in destinations.open()[-SHOWN:]),
+        open_destinations=_unhealthy(ledger, destinations),
         topology_fault=supervisor.topology.refusal,
         endpoint_position=record.endpoints.current,
         endpoint_failures=tuple(each.failures for each in record.endpoints.records),
     )
+
+
+def _unhealthy(ledger: Ledger, destinations: Destinations) -> tuple[str, ...]:
+    """Return the names of destinations whose breaker is open, and then of those with overdue messages."""
+    shown = dict.fromkeys([*destinations.open()[-SHOWN:], *islice(ledger.overdue, SHOWN)])
+    return tuple(described(each) for each in islice(shown, SHOWN))
 
 
 def _name(endpoint: Endpoint | None) -> str:

@@ -84,8 +84,9 @@ class Ends:
     ) -> tuple[list[Delivery], bool]:
         """The broker closed the channel; return the messages with an outcome, and whether the close is explained.
 
-        A close that a suspect may still explain counts as explained until `unexplained` tells otherwise. The messages up to tag `written` may have been stored; those behind the last one
-        that the broker has checked, up to tag `begun`, may be the cause of the close.
+        A close that a suspect may still explain counts as explained until `unexplained` tells otherwise. The messages up to
+        tag `written` may have been stored; those behind the last one that the broker has checked, up to tag `begun`, may be
+        the cause of the close.
         """
         epoch = self._in_flight.close(channel)
         if epoch is None:
