@@ -294,7 +294,7 @@ class Sender:
 
     def _can_feed(self, run: Run) -> bool:
         envelope = run.envelope
-        if envelope is None or run.largest > self._batching.largest:
+        if envelope is None or run.largest > self._batching.largest or run.deadline <= self.backend.clock():
             return False
         return envelope in self._batching.ready or self._make_ready(envelope)
 
