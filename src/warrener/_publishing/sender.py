@@ -138,10 +138,10 @@ class Sender:
         if link is not None and not self._ended:
             # The link is being replaced. Abort it first: then `written` is final, because nothing more can be written.
             link.abort(fault)
-        self.feed.release()
         written = _nothing if link is None else link.written
         self.settling.settle(self.ledger.ends.link_lost(fault, written))
         self.settling.settle(self.ledger.ends.impatient(fault))
+        self.feed.release()  # behind `link_lost`, after which no envelope is ready
         self.admission.note_flow(stalled=True)
 
     def fail_pending(self, fault: Fault) -> None:
