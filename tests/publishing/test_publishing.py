@@ -281,7 +281,7 @@ async def test_a_channel_close_is_pinned_on_the_guilty_message(autojump_clock: M
             await trio.sleep(1)
             driver.link.close_channel(Lane.MAIN, NO_EXCHANGE)
             while len(outcomes) < 3:
-                await trio.sleep(0.5)  # before a second makes it pass
+                await trio.sleep(0.1)  # before a quarter of a second makes it pass
                 last = driver.published[-1]
                 if last.body == b"guilty" and last.lane is Lane.SUSPECT and b"guilty" not in outcomes:
                     driver.link.close_channel(Lane.SUSPECT, NO_EXCHANGE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 import pytest
@@ -12,7 +12,9 @@ import trio.testing
 from trio.testing import MockClock
 
 from warrener import (
+    BufferFull,
     DeadlineExceeded,
+    GaveUp,
     Nacked,
     Outcome,
     Producer,
@@ -24,7 +26,7 @@ from warrener import (
 )
 from warrener.errors import Fault, FaultKind
 from warrener.records import Lane
-from warrener.testing.scripted import Published, ScriptedDriver, lives
+from warrener.testing.scripted import Published, ScriptedDriver, lives, refuses
 
 URL = "amqp://localhost/"
 
@@ -149,6 +151,37 @@ async def test_a_run_goes_on_after_a_lost_link(autojump_clock: MockClock) -> Non
     assert [message.body for message in driver.links[1].published] == bodies(12)[3:]
 
 
+@pytest.mark.parametrize("delivery", ["at_most_once", "at_least_once"])
+async def test_a_run_ends_when_the_attempts_are_used_up(
+    autojump_clock: MockClock, delivery: Literal["at_most_once", "at_least_once"]
+) -> None:
+    """Long before its deadline: its task does not stay parked behind a link that is lost."""
+    answers = by_body(dict.fromkeys(bodies(9), "silence"))
+    driver = ScriptedDriver(lives(1.0, answer=answers), refuses())
+    async with open_producer(
+        URL, driver=driver, max_in_flight=3, delivery=delivery, backoff_attempts=3, breaker=None
+    ) as producer:
+        await producer.wait_connected()
+        await producer.publish(b"first", routing_key="q")
+        outcomes = await producer.publish_many(bodies(9), routing_key="q", timeout=10_000.0)
+        assert balanced(producer)
+    assert kinds(outcomes) == [Unconfirmed] * 3 + [GaveUp] * 6
+    assert trio.current_time() < 100.0
+
+
+async def test_a_run_behind_a_lost_link_waits_for_capacity_as_others_do(autojump_clock: MockClock) -> None:
+    """The buffer takes what it has room for, and `max_block` limits the wait of the next message."""
+    driver = ScriptedDriver(lives(1.0, answer=by_body(dict.fromkeys(bodies(9), "silence"))), refuses())
+    async with open_producer(
+        URL, driver=driver, max_in_flight=3, max_buffered=2, max_block=5.0, delivery="at_most_once", breaker=None
+    ) as producer:
+        await producer.wait_connected()
+        await producer.publish(b"first", routing_key="q")
+        outcomes = await producer.publish_many(bodies(6), routing_key="q", timeout=500.0)
+        assert balanced(producer)
+    assert kinds(outcomes) == [Unconfirmed] * 3 + [DeadlineExceeded] * 2 + [BufferFull]
+
+
 async def test_the_deadline_of_a_run_ends_each_of_its_messages(autojump_clock: MockClock) -> None:
     """Confirmed; written and not confirmed; never written."""
     driver = ScriptedDriver(lives(answer=by_body(dict.fromkeys(bodies(9)[2:], "silence"))))
@@ -158,6 +191,36 @@ async def test_the_deadline_of_a_run_ends_each_of_its_messages(autojump_clock: M
     assert trio.current_time() >= 5.0
     assert kinds(outcomes) == [Receipt] * 2 + [Unconfirmed] * 3 + [DeadlineExceeded] * 4
     assert len(driver.published) == 5
+
+
+async def test_no_message_of_a_run_is_written_past_its_deadline(mock_clock: MockClock) -> None:
+    """Also where an ack makes room before the timer and the run's task have run: the loop had stood still."""
+    driver = ScriptedDriver(lives(answer=silence))
+    async with open_producer(URL, driver=driver, max_in_flight=3) as producer:
+        await producer.wait_connected()
+        async with trio.open_nursery() as nursery:
+            results: list[Any] = []
+
+            async def publish() -> None:
+                results.extend(await producer.publish_many(bodies(9), routing_key="q", timeout=5.0))
+
+            nursery.start_soon(publish)
+            await trio.testing.wait_all_tasks_blocked()
+            mock_clock.jump(6.0)
+            driver.link.listener.confirmed(1, 3, True)
+        assert len(driver.published) == 3
+        assert kinds(results) == [Receipt] * 3 + [DeadlineExceeded] * 6
+        assert balanced(producer)
+
+
+async def test_a_run_without_time_is_not_written(autojump_clock: MockClock) -> None:
+    """As `publish` with a timeout of 0."""
+    driver = ScriptedDriver()
+    async with open_producer(URL, driver=driver) as producer:
+        await producer.wait_connected()
+        outcomes = await producer.publish_many(bodies(3), routing_key="q", timeout=0.0)
+        assert kinds(outcomes) == [DeadlineExceeded] * 3
+    assert not driver.published
 
 
 async def test_a_cancelled_run_sends_nothing_more_and_tells_what_became_of_the_rest(autojump_clock: MockClock) -> None:

@@ -138,6 +138,81 @@ async def test_an_error_of_the_body_is_raised_alone_and_cancels_what_waits() -> 
         assert producer.counters["cancelled"] == 3
 
 
+async def test_a_reader_that_leaves_takes_no_more_of_the_source() -> None:
+    """A message for which its last read has made room is not published behind the block."""
+    taken: list[bytes] = []
+
+    def source() -> Iterator[bytes]:
+        for number in range(1000):
+            taken.append(b"%d" % number)
+            yield taken[-1]
+
+    driver = ScriptedDriver()
+    async with open_producer(URL, driver=driver) as producer:
+        await producer.wait_connected()
+        async with producer.publish_stream(source(), window=10, routing_key="q") as outcomes:
+            assert isinstance(await anext(outcomes), Receipt)
+        assert len(driver.published) == 10
+        assert len(taken) <= 11
+
+
+async def test_a_message_that_is_let_in_while_the_reader_leaves_is_cancelled() -> None:
+    """It waited for capacity, got it, and its stream ended before its task ran."""
+    driver = ScriptedDriver(lives(answer=lambda _: "silence"))
+    async with open_producer(URL, driver=driver, max_in_flight=1, max_buffered=1) as producer:
+        await producer.wait_connected()
+        async with producer.publish_stream([b"0", b"1", b"2"], routing_key="q"):
+            await anyio.wait_all_tasks_blocked()
+            driver.link.listener.confirmed(1, 1, False)
+        counters = producer.counters
+        assert counters["accepted"] == 3
+        assert (counters["cancelled"], producer.status().buffered, producer.status().in_flight) == (1, 0, 1)
+        driver.link.listener.confirmed(1, 2, False)
+
+
+@pytest.mark.parametrize("body_raises", [False, True])
+async def test_an_error_of_the_close_of_a_source_is_raised_without_a_group(body_raises: bool) -> None:
+    """The body's own error goes first."""
+
+    async def source() -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield b"x"
+        finally:
+            raise OSError("the source could not be closed")
+
+    async with open_producer(URL, driver=ScriptedDriver()) as producer:
+        with pytest.raises(ZeroDivisionError if body_raises else OSError):
+            async with producer.publish_stream(source(), window=3, routing_key="q") as outcomes:
+                await anext(outcomes)
+                if body_raises:
+                    raise ZeroDivisionError
+
+
+async def test_a_cancelled_reader_loses_neither_a_refusal_nor_the_error_of_the_source() -> None:
+    """Both are there when it asks again."""
+
+    def source() -> Iterator[object]:
+        yield "text"
+        raise OSError("the source has ended")
+
+    async def ask() -> None:
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await anext(outcomes)
+
+    async with (
+        open_producer(URL, driver=ScriptedDriver()) as producer,
+        producer.publish_stream(source(), routing_key="q") as outcomes,  # type: ignore[arg-type]
+    ):
+        await anyio.wait_all_tasks_blocked()
+        await ask()
+        assert isinstance(await anext(outcomes), InvalidMessage)
+        await ask()
+        with pytest.raises(OSError, match="the source has ended"):
+            await anext(outcomes)
+
+
 async def test_a_cancelled_reader_can_go_on() -> None:
     """The outcome that it waited for is the next one."""
     driver = ScriptedDriver(lives(latency=0.05))

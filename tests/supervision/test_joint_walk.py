@@ -344,9 +344,9 @@ class Joint(RuleBasedStateMachine):
 
     def keep_time(self) -> None:
         """What the sender's timer does at its instant."""
-        self.sender.settle(self.ledger.expire(self.now))
-        if self.ledger.silent(self.now) and self.sender.number:
-            self.owner.confirm_overdue(self.sender.number)
+        self.sender.settling.settle(self.ledger.expire(self.now))
+        if self.ledger.silent(self.now) and self.sender.settling.number:
+            self.owner.confirm_overdue(self.sender.settling.number)
         self.sender.pump()
         self.drain_mailbox()
 

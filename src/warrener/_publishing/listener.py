@@ -29,18 +29,18 @@ class LinkFacts:
 
     def channel_opened(self, lane: Lane, channel: int) -> None:
         """A channel is open for publishing."""
-        if self._sender.number == self._number:
+        if self._sender.settling.number == self._number:
             self._ledger.channel_opened(lane, channel)
             self._sender.pump()
 
     def channel_closed(self, lane: Lane, channel: int, fault: Fault, written: int) -> None:
         """The broker closed a channel."""
         sender = self._sender
-        if sender.number == self._number:
+        if sender.settling.number == self._number:
             settled, explained = self._ledger.ends.channel_closed(
                 channel, fault, written, sender.begun(channel), sender.backend.clock()
             )
-            sender.settle(settled)
+            sender.settling.settle(settled)
             sender.admission.refuse_waiters()
             sender.keep_sweep()
             if lane is Lane.MAIN and not explained:
@@ -57,8 +57,8 @@ class LinkFacts:
     def confirmed(self, channel: int, tag: int, multiple: bool) -> None:
         """basic.ack."""
         sender = self._sender
-        if sender.number == self._number:
-            sender.settle(self._ledger.answers.confirmed(channel, tag, multiple, sender.backend.clock()))
+        if sender.settling.number == self._number:
+            sender.settling.settle(self._ledger.answers.confirmed(channel, tag, multiple, sender.backend.clock()))
             if self._ledger.ends.doubtful:
                 self._count_unexplained(None)
             if sender.supervisor.wants_confirms:
@@ -68,11 +68,11 @@ class LinkFacts:
     def nacked(self, channel: int, tag: int, multiple: bool) -> None:
         """basic.nack."""
         sender = self._sender
-        if sender.number == self._number:
+        if sender.settling.number == self._number:
             now = sender.backend.clock()
             settled = self._ledger.answers.nacked(channel, tag, multiple, now)
             sender.note_nacks(now)
-            sender.settle(settled)
+            sender.settling.settle(settled)
             if self._ledger.ends.doubtful:
                 self._count_unexplained(None)
             sender.pump()
@@ -80,28 +80,28 @@ class LinkFacts:
     def returned(self, channel: int, returned: Returned) -> None:
         """basic.return with its content."""
         sender = self._sender
-        if sender.number == self._number:
+        if sender.settling.number == self._number:
             sender.returns_log.note(returned, sender.backend.clock())
             self._ledger.answers.returned(channel, returned)
 
     def blocked(self, reason: str) -> None:
         """The broker blocks publishers."""
-        if self._sender.number == self._number:
+        if self._sender.settling.number == self._number:
             self._sender.blocked_log.blocked(reason, self._sender.backend.clock())
             self._sender.supervisor.blocked(self._number)
 
     def unblocked(self) -> None:
         """The broker takes publishes again."""
-        if self._sender.number == self._number:
+        if self._sender.settling.number == self._number:
             self._sender.blocked_log.unblocked()
             self._sender.supervisor.unblocked(self._number)
 
     def pull(self) -> None:
         """The link is about to send."""
-        if self._sender.number == self._number:
+        if self._sender.settling.number == self._number:
             self._sender.pull()
 
     def writable(self) -> None:
         """The link is no longer congested."""
-        if self._sender.number == self._number:
+        if self._sender.settling.number == self._number:
             self._sender.pump()

@@ -82,15 +82,15 @@ class ManyPublishes:
         run, sender = self._run, self._sender
         run.put(envelope, cast("list[bytes]", piece))
         while run.unaccepted:
-            if not sender.feed(run):
+            if not sender.feed.add(run):
                 await self._accept_alone(run.bodies[run.at])
                 continue
-            if not sender.feeds(run):
+            if run not in sender.feed:
                 continue
             with anyio.move_on_after(self._deadline - sender.backend.clock()) as patience:
                 await sender.backend.park(run, Run.forget)
             if patience.cancelled_caught:
-                sender.withdraw(run)
+                sender.feed.withdraw(run)
                 while run.unaccepted:
                     await self._accept_alone(run.bodies[run.at])
 
@@ -150,10 +150,10 @@ class ManyPublishes:
     def _cancel(self) -> None:
         """The caller has left: each accepted message is cancelled as one of its own."""
         run, sender = self._run, self._sender
-        sender.withdraw(run)
+        sender.feed.withdraw(run)
         sender.ledger.batching.expand_run(run)
         for receipt in run.receipts(sender.id_prefix):
-            sender.tell(Outcome(receipt.message_id, receipt))
+            sender.settling.tell(Outcome(receipt.message_id, receipt))
         for delivery in list(run.deliveries()):
             sender.cancelled(delivery)
 

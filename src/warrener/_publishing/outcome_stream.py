@@ -32,6 +32,10 @@ class OutcomeStream(AsyncIterator[Receipt | PublishError]):
         self._items: deque[PublishHandle | PublishError] = deque()
         self._ended = False
         self._error: Exception | None = None
+        #: Whether the block has ended.
+        self._left = False
+        #: What the source raised after that, when it was closed.
+        self.from_close: Exception | None = None
         #: Set when an item was added, or none will be; and when there is room for one.
         self._news = anyio.Event()
         self._room = anyio.Event()
@@ -39,24 +43,34 @@ class OutcomeStream(AsyncIterator[Receipt | PublishError]):
     async def feed(self, source: AsyncIterable[Body | Message] | Iterable[Body | Message]) -> None:
         """Accept the messages of the source, as long as fewer than `window` outcomes are held."""
         try:
-            if isinstance(source, AsyncIterable):
-                async for message in source:
-                    await self._add(message)
+            try:
+                if isinstance(source, AsyncIterable):
+                    async for message in source:
+                        await self._add(message)
+                else:
+                    for message in source:
+                        await self._add(message)
+            finally:
+                if isinstance(source, AsyncGenerator):
+                    # A generator that is not read to its end is closed here, and not by the garbage collector.
+                    with anyio.CancelScope(shield=True):
+                        await source.aclose()
+        except Exception as error:  # noqa: BLE001 - the reader gets it, or the block if there is no reader any more
+            if self._left:
+                self.from_close = error
             else:
-                for message in source:
-                    await self._add(message)
-        except Exception as error:  # noqa: BLE001 - the reader gets it
-            self._error = error
-        finally:
-            if isinstance(source, AsyncGenerator):
-                # A generator that is not read to its end is closed here, and not by the garbage collector.
-                with anyio.CancelScope(shield=True):
-                    await source.aclose()
+                self._error = error
         self._ended = True
         self._news.set()
 
     async def _add(self, message: Body | Message) -> None:
-        self._items.append(await self._accept(message))
+        if self._left:
+            # The task was woken before its scope was cancelled; it goes no further than this.
+            await anyio.lowlevel.checkpoint()
+        item = await self._accept(message)
+        self._items.append(item)
+        if self._left:
+            self.leave()
         self._news.set()
         while len(self._items) >= self._window:
             self._room = anyio.Event()
@@ -66,23 +80,27 @@ class OutcomeStream(AsyncIterator[Receipt | PublishError]):
         """Wait for the outcome of the next message."""
         while not self._items:
             if self._ended:
-                error, self._error = self._error, None
                 await anyio.lowlevel.checkpoint()
+                error, self._error = self._error, None
                 if error is not None:
                     raise error
                 raise StopAsyncIteration
             self._news = anyio.Event()
             await self._news.wait()
         item = self._items[0]
-        outcome = item if isinstance(item, PublishError) else await outcome_of(item)
-        self._items.popleft()
-        self._room.set()
         if isinstance(item, PublishError):
             await anyio.lowlevel.checkpoint()
+            outcome: Receipt | PublishError = item
+        else:
+            outcome = await outcome_of(item)
+        # No await follows: a cancelled reader leaves the outcome for the next one.
+        self._items.popleft()
+        self._room.set()
         return outcome
 
     def leave(self) -> None:
         """The block has ended: each message without an outcome is cancelled as one of its own."""
+        self._left = True
         items, self._items = self._items, deque()
         for item in items:
             if isinstance(item, PublishHandle):
@@ -109,3 +127,5 @@ async def streaming(
             stream.leave()
     if from_body is not None:
         raise from_body
+    if stream.from_close is not None:
+        raise stream.from_close

@@ -192,8 +192,8 @@ class Producer(Declaring):
                     supervisor.finalize()
                     self._report = ClosingReport(
                         confirmed=self._ledger.counters.confirmed,
-                        unconfirmed=tuple(sender.unconfirmed),
-                        not_sent=tuple(sender.not_sent),
+                        unconfirmed=tuple(sender.settling.unconfirmed),
+                        not_sent=tuple(sender.settling.not_sent),
                     )
                     self._streams.end()
         finally:

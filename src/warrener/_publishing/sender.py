@@ -1,7 +1,7 @@
-"""The sender: moves messages from the ledger to the link, and outcomes from the ledger to the publishers.
+"""The sender: moves messages from the ledger to the link.
 
-The ledger decides, the sender acts. It gives the link the messages that the ledger names, wakes the publishers whose
-outcome the ledger has set, and runs the one timer. It starts, pauses and stops on the supervisor's orders
+The ledger decides, the sender acts. It gives the link the messages that the ledger names, and has `Settling` wake the
+publishers whose outcome the ledger has set, and `Timer` look at the times of the messages. It starts, pauses and stops on the supervisor's orders
 (`warrener._supervision.orders`). Only the timer and waiting publishers await. So when a publisher is cancelled, its message
 either has no tag yet or has one; there is no state in between.
 
@@ -11,12 +11,7 @@ overtakes no other.
 
 from __future__ import annotations
 
-import math
-from collections import deque
-from collections.abc import Callable, Sequence
-
-import anyio
-import anyio.lowlevel
+from collections.abc import Callable
 
 from warrener._backend import Backend
 from warrener._ids import ID_LENGTH, IdRange
@@ -27,21 +22,19 @@ from warrener._publishing.ledger.flights import Flight
 from warrener._publishing.ledger.introductions import SUSPECT_PASSES_AFTER
 from warrener._publishing.listener import LinkFacts
 from warrener._publishing.progress import Progress
-from warrener._publishing.runs import Run, receipt_of
+from warrener._publishing.run_feed import RunFeed
+from warrener._publishing.runs import receipt_of
+from warrener._publishing.settling import Settling
+from warrener._publishing.timer import Timer
 from warrener._supervision.supervisor import Supervisor
 from warrener.drivers.base import Lane, Link
-from warrener.errors import Fault, FaultKind, GaveUp, NotSent, ProducerClosed, PublishError, Unconfirmed
+from warrener.errors import Fault, FaultKind, GaveUp, NotSent, ProducerClosed, PublishError
 from warrener.records import Envelope, Outcome, Receipt
 
 __all__ = ["Sender"]
 
-#: A timer that wakes this number of seconds too late was held up: the process slept, or its event loop stood still.
-LATE = 0.01
 #: While bytes of ours wait to leave, the timer looks at them this number of times in `confirm_timeout`.
 LOOKS = 8
-#: After such a wake-up, the reader of the link gets this number of checkpoints before deadlines are kept.
-GRACE = 5
-
 #: A larger body is a publish of its own: beside its bytes, nothing that it costs counts.
 LARGEST = 1024 * 1024
 #: Maximum number of envelopes that are remembered as ready.
@@ -73,9 +66,7 @@ class Sender:
         self._batching = ledger.batching
         #: What the ids of messages in flights begin with.
         self.id_prefix = ledger.batching.batches.prefix
-        #: The runs that have messages to write.
-        self._runs: deque[Run] = deque()
-        self._runs_first = False
+        self.feed = RunFeed(backend, ledger.batching, self._takes, self._ask)
         self.backend = backend
         self.supervisor = supervisor
         self.admission = admission
@@ -83,11 +74,8 @@ class Sender:
         self.returns_log = ReturnsLog(name)
         self.blocked_log = BlockedLog(name)
         self._suppressed_log = SuppressedLog(name)
-        #: The number of the link whose facts count; 0: none.
-        self.number = 0
         self._confirm_timeout = confirm_timeout
-        #: Called with each outcome whose caller has left.
-        self.tell = tell
+        self.settling = Settling(ledger, backend, supervisor, admission, tell)
         self._link: Link | None = None
         #: Whether the driver has ended that link, or is ending it.
         self._ended = True
@@ -96,23 +84,16 @@ class Sender:
         self._pumping = False
         #: Whether the link will call `pull`.
         self._pull_requested = False
-        self._closing = False
-        #: Whether the supervisor waits for the confirms of the messages in flight.
-        self._handing_over = False
         #: Whether the broker refuses the producer for a reason that time does not end.
         self._refused = False
-        self._timer_at = -math.inf
-        self._timer_poke = anyio.Event()
+        self.timer = Timer(backend, self.look)
         self._progress = Progress()
-        #: message_ids of messages that ended without an answer of the broker after closing began.
-        self.unconfirmed: list[str] = []
-        self.not_sent: list[str] = []
 
     # --- the supervisor's orders: see `warrener._supervision.orders` --------------------------------------------------
 
     def expect_link(self, number: int) -> LinkFacts:
         """A dial begins: from now on facts about this link count, and about no other."""
-        self.number = number
+        self.settling.number = number
         self._link = None
         self._pull_requested = False
         self.ledger.begin_link(number)
@@ -130,37 +111,37 @@ class Sender:
 
     def start_publishing(self, number: int) -> None:
         """Write messages on the link; `pump` follows."""
-        if number != self.number or self._link is None:
+        if number != self.settling.number or self._link is None:
             return
         self._accept_after_refusal()
         self.ledger.link_up(number)
         self.ledger.resume(self.backend.clock())
         self._started = True
         self.admission.note_flow(stalled=False)
-        self._poke_timer()
+        self.timer.poke()
 
     def pause_publishing(self, number: int) -> None:
         """Hold messages back; what is in flight stays in flight."""
-        if number != self.number or self._link is None:
+        if number != self.settling.number or self._link is None:
             return
         self._accept_after_refusal()
         self.ledger.link_up(number)
         self.ledger.pause()
         self._started = False
-        self._release_runs()
+        self.feed.release()
         self.admission.note_flow(stalled=True)
 
     def stop_publishing(self, fault: Fault) -> None:
         """The link is lost: end its attempts by the delivery mode."""
-        link, self._link, self._started, self.number = self._link, None, False, 0
-        self._handing_over = False
+        link, self._link, self._started, self.settling.number = self._link, None, False, 0
+        self.settling.handing_over = False
         if link is not None and not self._ended:
             # The link is being replaced. Abort it first: then `written` is final, because nothing more can be written.
             link.abort(fault)
-        self._release_runs()
         written = _nothing if link is None else link.written
-        self.settle(self.ledger.ends.link_lost(fault, written))
-        self.settle(self.ledger.ends.impatient(fault))
+        self.settling.settle(self.ledger.ends.link_lost(fault, written))
+        self.settling.settle(self.ledger.ends.impatient(fault))
+        self.feed.release()  # behind `link_lost`, after which no envelope is ready
         self.admission.note_flow(stalled=True)
 
     def fail_pending(self, fault: Fault) -> None:
@@ -168,25 +149,25 @@ class Sender:
         self.admission.refuse_with(
             lambda message_id: GaveUp(message_id, "the reconnect attempts are used up", last_fault=fault)
         )
-        self.settle(self.ledger.give_up(fault, self.backend.clock()))
+        self.settling.settle(self.ledger.give_up(fault, self.backend.clock()))
 
     def report_settled(self, number: int) -> None:
         """The link is to be handed over: tell the supervisor when no message is in flight on it."""
-        if number == self.number:
-            self._handing_over = True
-            self.settle([])
+        if number == self.settling.number:
+            self.settling.handing_over = True
+            self.settling.settle([])
 
     def refuse_publishing(self, fault: Fault) -> None:
         """The broker refuses the producer for a reason that time does not end: end all pending messages, refuse new ones."""
-        if self._closing:
+        if self.settling.closing:
             return
         self._refused = True
         self.admission.refuse_with(lambda message_id: NotSent(message_id, _REFUSED, last_fault=fault))
-        self.settle(self.ledger.give_up(fault, self.backend.clock(), NotSent, _REFUSED))
+        self.settling.settle(self.ledger.give_up(fault, self.backend.clock(), NotSent, _REFUSED))
 
     def accept_again(self) -> None:
         """A dial begins after the attempts had been used up: accept new messages, unless the broker refuses the producer."""
-        if not self._closing and not self._refused:
+        if not self.settling.closing and not self._refused:
             self.admission.refusal = None
 
     def _accept_after_refusal(self) -> None:
@@ -197,15 +178,15 @@ class Sender:
 
     def stop_accepting(self) -> None:
         """The producer closes: refuse new messages, and tell the supervisor when none is pending."""
-        if self._closing:
+        if self.settling.closing:
             return
-        self._closing = True
+        self.settling.closing = True
         settlement = self.ledger.settlement
         self.admission.refuse_with(
             lambda message_id: ProducerClosed(message_id, "the producer is closing", last_fault=settlement.last_fault)
         )
-        self._release_runs()
-        self.settle([])
+        self.feed.release()
+        self.settling.settle([])
 
     def note_fault(self, fault: Fault | None) -> None:
         """Remember the newest fault, which errors quote."""
@@ -217,7 +198,7 @@ class Sender:
         if self._link is not None:
             # `run()` ended without a LinkLost. The link can still say what it has written.
             self.stop_publishing(Fault(FaultKind.CLOSED, "the producer was closed"))
-        self.settle(self.ledger.close(self.backend.clock()))
+        self.settling.settle(self.ledger.close(self.backend.clock()))
 
     # --- from the ledger to the link --------------------------------------------------------------------------------
 
@@ -239,11 +220,20 @@ class Sender:
             number = batching.join(envelope, body, ticket, timeout, now) if envelope in batching.ready else 0
             if not number:
                 return 0
-        if now + timeout < self._timer_at:
-            self._poke_timer()
+        if now + timeout < self.timer.at:
+            self.timer.poke()
         if not self._pull_requested:
             self._request_pull()
         return number
+
+    def _ask(self) -> None:
+        """Have the link ask for messages, once."""
+        if not self._pull_requested:
+            self._request_pull()
+
+    def _takes(self, envelope: Envelope) -> bool:
+        """Whether messages with this envelope are written together now."""
+        return envelope in self._batching.ready or self._make_ready(envelope)
 
     def _make_ready(self, envelope: Envelope) -> bool:
         """Whether nothing forbids to publish messages with this envelope together with others; remember that."""
@@ -275,48 +265,8 @@ class Sender:
         """There may be room for messages that wait. Those of batches and runs wait until the link asks for them."""
         if self.admission.waiters or self._batching.others_wait:
             self.pump()
-        elif (self._runs or self._batching.batches.count) and not self._pull_requested:
+        elif (self.feed.runs or self._batching.batches.count) and not self._pull_requested:
             self._request_pull()
-
-    # --- runs -------------------------------------------------------------------------------------------------------
-
-    def feed(self, run: Run) -> bool:
-        """Write the messages of the run as the window has room for them, and wake its task when all are accepted.
-
-        False: nothing was done, because the link is not in its usual state. Its task is woken as well if that ends.
-        """
-        if not self._can_feed(run):
-            return False
-        self._runs.append(run)
-        if not self._pull_requested:
-            self._request_pull()
-        return True
-
-    def _can_feed(self, run: Run) -> bool:
-        envelope = run.envelope
-        if envelope is None or run.largest > self._batching.largest:
-            return False
-        return envelope in self._batching.ready or self._make_ready(envelope)
-
-    def feeds(self, run: Run) -> bool:
-        """Whether messages of the run wait to be written together."""
-        return run in self._runs
-
-    def withdraw(self, run: Run) -> None:
-        """Write no more messages of the run."""
-        if run in self._runs:
-            self._runs.remove(run)
-
-    def _release_runs(self) -> None:
-        """Wake the tasks of the runs whose messages cannot go together now."""
-        for run in [each for each in self._runs if not self._can_feed(each)]:
-            self._release(run)
-
-    def _release(self, run: Run) -> None:
-        self._runs.remove(run)
-        waiter = run.take_waiter()
-        if waiter is not None:
-            self.backend.wake(waiter)
 
     def accepted(self, delivery: Delivery, now: float) -> None:
         """A message has just been accepted: write it now if that is possible."""
@@ -343,15 +293,15 @@ class Sender:
                     self._write(now)
         finally:
             self._pumping = False
-        if self._runs:
-            self._release_runs()
+        if self.feed.runs:
+            self.feed.release()
 
     def _write(self, now: float) -> None:
         link, batching = self._link, self._batching
         if link is None:
             return
         self._write_alone(link, now)
-        if batching.batches.count or self._runs:
+        if batching.batches.count or self.feed.runs:
             self._write_batches(link, now)
             if batching.others_wait:
                 self._write_alone(link, now)  # trouble has expanded a batch
@@ -366,7 +316,7 @@ class Sender:
             envelope, message_id, body, token = delivery.envelope, delivery.message_id, delivery.body, delivery.token
             problem = link.validate(envelope, message_id, body, token)
             if problem is not None:
-                self.settle(ledger.refuse(delivery, problem))
+                self.settling.settle(ledger.refuse(delivery, problem))
                 continue
             if not supervisor.breaker_closed and not self.admission.permitted(delivery):
                 break
@@ -375,8 +325,8 @@ class Sender:
             if channel is None:
                 break
             ledger.published(delivery, channel, link.publish(lane, envelope, message_id, body, token), now)
-            if lane is not _MAIN and now + SUSPECT_PASSES_AFTER < self._timer_at:
-                self._poke_timer()
+            if lane is not _MAIN and now + SUSPECT_PASSES_AFTER < self.timer.at:
+                self.timer.poke()
         if ledger.wants_suspect_channel:
             link.open_suspect_channel()
             if not ledger.wants_suspect_channel:
@@ -386,42 +336,22 @@ class Sender:
         batching = self._batching
         if self.backend.leaves_late:
             self._drop_leaving()
+        runs = self.feed
         # Who comes first takes turns, so that neither can take the whole window for ever.
-        self._runs_first = not self._runs_first
-        if self._runs and self._runs_first:
-            self._write_runs(link, now)
+        runs.first = not runs.first
+        if runs.runs and runs.first:
+            runs.write(link, now, self._fly)
         while not link.congested and (flight := batching.next_flight(now)) is not None:
             self._fly(link, flight, now)
-        if self._runs and not self._runs_first:
-            self._write_runs(link, now)
-
-    def _write_runs(self, link: Link, now: float) -> None:
-        """Write messages of runs: one flight of each in turn, while there is room."""
-        runs = self._runs
-        while runs and not link.congested:
-            run = runs[0]
-            if not self._can_feed(run):
-                self._release(run)
-                continue
-            flight = self._batching.next_of_run(run, now)
-            if flight is None:
-                return
-            self._fly(link, flight, now)
-            if run.unaccepted:
-                runs.rotate(-1)
-            elif run.last:
-                runs.popleft()  # its task is woken when all messages have their outcome
-            else:
-                self._release(run)
+        if runs.runs and not runs.first:
+            runs.write(link, now, self._fly)
 
     def _fly(self, link: Link, flight: Flight, now: float) -> None:
         at, count = flight.at, len(flight) - flight.at
         ids = IdRange(flight.prefix, flight.first_number + at, count)
         tag = link.publish_batch(flight.envelopes[at:], ids, flight.bodies[at:])
         self._batching.flown(flight, tag, now)
-        timer_at = self._timer_at
-        if flight.deadline < timer_at or now + self._confirm_timeout < timer_at:
-            self._poke_timer()
+        self.timer.wake_by(min(flight.deadline, now + self._confirm_timeout))
 
     def _drop_leaving(self) -> None:
         """Take back the messages of publishers that are cancelled and have not run since."""
@@ -436,85 +366,13 @@ class Sender:
         """Return the highest tag of the channel of which a byte was given to the transport."""
         return 0 if self._link is None else self._link.begun(channel)
 
-    # --- from the ledger to the publishers --------------------------------------------------------------------------
-
-    def settle(self, settled: Sequence[Delivery]) -> None:
-        """Wake the publishers whose outcome is set, tell late outcomes, and tell the breaker."""
-        destinations = self.admission.destinations
-        for delivery in settled:
-            ticket = delivery.waiter
-            if ticket is not None:
-                delivery.waiter = None
-                if type(ticket) is Run:
-                    ticket = ticket.ended()
-                elif isinstance(ticket, Ticket):
-                    ticket.waiter, ticket = None, ticket.waiter
-                if ticket is not None:
-                    self.backend.wake(ticket)
-            outcome = delivery.outcome
-            if self._closing and type(outcome) is not Receipt:
-                self._note_unanswered(outcome)
-            if delivery.permit is not None:
-                self._use_permit(delivery)
-            if destinations.active:
-                destinations.ended(delivery, self.backend.clock())
-        if self.ledger.settlement.landed:
-            self._land()
-        late = self.ledger.settlement.late
-        if late:
-            while late:
-                self.tell(late.popleft())
-        if self._closing and not self.ledger.pending:
-            self.supervisor.drained()
-        if self._handing_over and not self.ledger.in_flight:
-            self._handing_over = False
-            self.supervisor.settled(self.number)
-
-    def _land(self) -> None:
-        """Wake the publishers of flights."""
-        settlement, wake = self.ledger.settlement, self.backend.wake
-        landed, settlement.landed = settlement.landed, []
-        for flight, start, stop in landed:
-            if flight.run is not None:
-                waiter = flight.run.confirmed(flight, start, stop)
-                if waiter is not None:
-                    wake(waiter)
-                continue
-            code = flight.code(start)
-            for ticket in flight.tickets[start:stop]:
-                ticket.code = code
-                code += 1
-                waiter = ticket.waiter
-                if waiter is not None:
-                    ticket.waiter = None
-                    wake(waiter)
+    # --- publishers -------------------------------------------------------------------------------------------------
 
     def note_nacks(self, now: float) -> None:
         """Tell the breakers about the messages that the broker has just nacked; `settle` follows for those that end."""
-        refused, destinations = self.ledger.answers.refused, self.admission.destinations
-        for delivery in refused:
-            destinations.nacked(delivery, now)
-            if delivery.queue is not None and delivery.permit is not None:
-                self._use_permit(delivery)  # it waits to be written again, and so proves nothing for a while
-        refused.clear()
-        if self.ledger.delayed.due_at() < self._timer_at:
-            self._poke_timer()
+        self.settling.nacked(now)
+        self.timer.wake_by(self.ledger.delayed.due_at())
         self._suppressed_log.note(self.ledger.counters.suppressed, now)
-
-    def _note_unanswered(self, outcome: Receipt | PublishError | None) -> None:
-        if isinstance(outcome, NotSent):
-            self.not_sent.append(outcome.message_id)
-        elif isinstance(outcome, Unconfirmed):
-            self.unconfirmed.append(outcome.message_id)
-
-    def _use_permit(self, delivery: Delivery) -> None:
-        permit, delivery.permit = delivery.permit, None
-        if isinstance(delivery.outcome, Receipt):
-            self.supervisor.confirmed(self.number, permit)
-        else:
-            self.supervisor.released(permit)
-
-    # --- publishers -------------------------------------------------------------------------------------------------
 
     def outcome(self, ticket: Ticket) -> Receipt | PublishError | None:
         """Return the outcome of the ticket's message; None while there is none."""
@@ -531,7 +389,7 @@ class Sender:
         ticket.waiter = None
         if ticket.code:
             receipt = receipt_of(self.id_prefix, ticket.code)
-            self.tell(Outcome(receipt.message_id, receipt))
+            self.settling.tell(Outcome(receipt.message_id, receipt))
         else:
             self.cancelled(self._batching.delivery_of(ticket))
 
@@ -539,60 +397,44 @@ class Sender:
         """The publisher is cancelled: drop a message without a tag, track any other to its outcome."""
         delivery.waiter = None
         if delivery.outcome is not None:
-            self.tell(Outcome(delivery.message_id, delivery.outcome))
+            self.settling.tell(Outcome(delivery.message_id, delivery.outcome))
         else:
             self.ledger.cancel(delivery)
             self.admission.give_back(delivery)
-            self.settle([])
+            self.settling.settle([])
             self.pump()
 
-    # --- the one timer ----------------------------------------------------------------------------------------------
+    # --- time -------------------------------------------------------------------------------------------------------
 
     def _keep_time(self, delivery: Delivery, now: float) -> None:
         """Wake the timer if this message is due before it would wake."""
-        timer_at = self._timer_at
-        if delivery.deadline < timer_at or now + self._confirm_timeout < timer_at:
-            self._poke_timer()
+        self.timer.wake_by(min(delivery.deadline, now + self._confirm_timeout))
 
     def keep_sweep(self) -> None:
         """Wake the timer if the ledger has to search its waiting messages before the timer would wake."""
-        if self.ledger.ends.sweep_at < self._timer_at:
-            self._poke_timer()
-
-    def _poke_timer(self) -> None:
-        self._timer_at = -math.inf
-        self._timer_poke.set()
+        self.timer.wake_by(self.ledger.ends.sweep_at)
 
     async def run_timer(self) -> None:
-        """End messages at their deadline, find overdue ones, and report a silent link. Runs until it is cancelled.
+        """Look at the times of all messages. Runs until it is cancelled."""
+        await self.timer.run()
 
-        A new message wakes the timer only if it is due before the timer would wake. With equal timeouts it never is. So an
-        idle producer has no wake-ups, and a busy one has a few in `confirm_timeout`.
-        """
-        while True:
-            now = self.backend.clock()
-            self.settle(self.ledger.expire(now))
-            self.admission.refuse_waiters()
-            if self._link is not None:
-                if self._progress.made(self._link, self.ledger.tags()):
-                    self.ledger.progressed(now)
-                self.ledger.look(now, self._link.written)
-                self._suppressed_log.note(self.ledger.counters.suppressed, now)
-            if self.ledger.silent(now) and self.number:
-                self.supervisor.confirm_overdue(self.number)
-            self.go_on()
-            wake_at = self.ledger.next_wakeup(now)
-            if self._progress.unfinished:
-                # Bytes of ours wait to leave: look often enough to see when the last one has left.
-                wake_at = min(wake_at, now + self._confirm_timeout / LOOKS)
-            self._timer_at = wake_at
-            self._timer_poke = anyio.Event()
-            with anyio.move_on_after(max(wake_at - self.backend.clock(), 0.0) if wake_at < math.inf else None):
-                await self._timer_poke.wait()
-            if self.backend.clock() > wake_at + LATE:
-                # The broker may have answered meanwhile: its answers are read before deadlines are kept.
-                for _ in range(GRACE):
-                    await anyio.lowlevel.checkpoint()
+    def look(self, now: float) -> float:
+        """End messages at their deadline, find overdue ones, report a silent link; return when to look again."""
+        self.settling.settle(self.ledger.expire(now))
+        self.admission.refuse_waiters()
+        if self._link is not None:
+            if self._progress.made(self._link, self.ledger.tags()):
+                self.ledger.progressed(now)
+            self.ledger.look(now, self._link.written)
+            self._suppressed_log.note(self.ledger.counters.suppressed, now)
+        if self.ledger.silent(now) and self.settling.number:
+            self.supervisor.confirm_overdue(self.settling.number)
+        self.go_on()
+        wake_at = self.ledger.next_wakeup(now)
+        if self._progress.unfinished:
+            # Bytes of ours wait to leave: look often enough to see when the last one has left.
+            wake_at = min(wake_at, now + self._confirm_timeout / LOOKS)
+        return wake_at
 
 
 def _nothing(_channel: int) -> int:

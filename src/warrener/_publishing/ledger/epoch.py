@@ -138,6 +138,8 @@ class Epoch:
             return []
         self.holes.add(tag)
         self.flown -= 1
+        if len(self.holes) > 2 * len(self) + SLACK:
+            self.expand()  # a slow message at the front keeps the answered ones behind it no longer
         return [(flight, index, index + 1)]
 
     def _land_up_to(self, tag: int) -> list[Landed]:

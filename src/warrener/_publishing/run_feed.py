@@ -1,0 +1,88 @@
+"""The run feed: runs that wait to be written, as the window has room for their messages."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from warrener._backend import Backend
+from warrener._publishing.ledger.batching import Batching
+from warrener._publishing.ledger.flights import Flight
+from warrener._publishing.runs import Run
+from warrener.drivers.base import Link
+from warrener.records import Envelope
+
+__all__ = ["RunFeed"]
+
+
+class RunFeed:
+    """The runs that have messages to write, in turn."""
+
+    def __init__(
+        self, backend: Backend, batching: Batching, takes: Callable[[Envelope], bool], ask: Callable[[], None]
+    ) -> None:
+        self._backend = backend
+        self._batching = batching
+        #: Whether messages with an envelope are written together now.
+        self._takes = takes
+        #: Has the link ask for messages.
+        self._ask = ask
+        self.runs: deque[Run] = deque()
+        #: Whether runs are written before the messages of batches this time.
+        self.first = False
+
+    def add(self, run: Run) -> bool:
+        """Write the messages of the run as the window has room for them, and wake its task when all are accepted.
+
+        False: nothing was done, because the link is not in its usual state. Its task is woken as well if that ends.
+        """
+        if not self._can_feed(run):
+            return False
+        self.runs.append(run)
+        self._ask()
+        return True
+
+    def _can_feed(self, run: Run) -> bool:
+        envelope = run.envelope
+        if envelope is None or run.largest > self._batching.largest or run.deadline <= self._backend.clock():
+            return False
+        return self._takes(envelope)
+
+    def __contains__(self, run: Run) -> bool:
+        """Whether messages of the run wait to be written together."""
+        return run in self.runs
+
+    def withdraw(self, run: Run) -> None:
+        """Write no more messages of the run."""
+        if run in self.runs:
+            self.runs.remove(run)
+
+    def release(self) -> None:
+        """Wake the tasks of the runs whose messages cannot go together now."""
+        for run in [each for each in self.runs if not self._can_feed(each)]:
+            self._release(run)
+
+    def _release(self, run: Run) -> None:
+        self.runs.remove(run)
+        waiter = run.take_waiter()
+        if waiter is not None:
+            self._backend.wake(waiter)
+
+    def write(self, link: Link, now: float, fly: Callable[[Link, Flight, float], None]) -> None:
+        """Write messages of runs: one flight of each in turn, while there is room."""
+        runs = self.runs
+        while runs and not link.congested:
+            run = runs[0]
+            if not self._can_feed(run):
+                self._release(run)
+                continue
+            flight = self._batching.next_of_run(run, now)
+            if flight is None:
+                return
+            fly(link, flight, now)
+            if run.unaccepted:
+                runs.rotate(-1)
+            elif run.last:
+                runs.popleft()  # its task is woken when all messages have their outcome
+            else:
+                self._release(run)
