@@ -25,7 +25,7 @@ try:
     from starlette.responses import JSONResponse, PlainTextResponse, Response
     from starlette.routing import Route
 except ModuleNotFoundError:
-    raise ImportError("warrener.http needs starlette: pip install 'warrener[http]'") from None
+    raise ImportError("warrener.http needs starlette: pip install 'warrener[http]'", name="starlette") from None
 
 if TYPE_CHECKING:
     from warrener.metrics import Measured

@@ -24,7 +24,9 @@ try:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
     from prometheus_client.registry import Collector
 except ModuleNotFoundError:
-    raise ImportError("metrics need prometheus_client: pip install 'warrener[metrics]'") from None
+    raise ImportError(
+        "metrics need prometheus_client: pip install 'warrener[metrics]'", name="prometheus_client"
+    ) from None
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

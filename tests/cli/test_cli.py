@@ -95,7 +95,7 @@ def test_serve_without_a_package_says_which_extra(package: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("warrener serve: ")
-    assert "pip install 'warrener[" in done.stderr
+    assert "pip install 'warrener[ml]'" in done.stderr
     assert done.stderr.count("\n") == 1
 
 

@@ -427,3 +427,86 @@ def test_an_ack_of_both_attempts_and_of_flights_between_leaves_no_tag_behind(ret
     bench.ack(8)
     assert [type(bench.outcome(number)) for number in range(7)] == [Receipt] * 7
     assert (ledger.in_flight, ledger.pending, ledger.next_wakeup()) == (0, 0, math.inf)
+
+
+def held(bench: Together) -> tuple[int, int]:
+    """Return the number of messages, and the bytes, that the flights of the main channel hold."""
+    epoch = bench.ledger._in_flight.main
+    assert epoch is not None
+    bodies = [body for flight in epoch.flights for body in flight.bodies]
+    return len(bodies), sum(map(len, bodies))
+
+
+def test_one_slow_message_holds_no_others() -> None:
+    """A broker that has not answered the first of many acks all others one by one."""
+    bench = Together(max_in_flight=1000, max_buffered=1000)
+    slow = bench.accept()
+    bench.write()
+    for number in range(1, 10_001, 100):
+        for _ in range(100):
+            bench.accept()
+        bench.write()
+        for tag in range(number + 1, number + 101):
+            bench.ack(tag)
+        bench.take_landed()
+        bench.now += 0.01
+        messages, size = held(bench)
+        assert size <= 100 * len(b"body")
+        assert messages <= 2 * 1024
+    assert len(bench.flights) == 101
+    assert bench.ledger.in_flight == 1
+    assert bench.ledger.buffered_bytes == bench.ledger._in_flight.size - len(b"body") == 0
+    assert isinstance(bench.outcome(10_000), Receipt)
+    assert bench.outcome(0) is None
+    assert slow is bench.tickets[0]
+    bench.ack(1)
+    assert isinstance(bench.outcome(0), Receipt)
+    assert held(bench) == (0, 0)
+
+
+def test_an_answered_front_holds_no_bytes() -> None:
+    """Nor do messages of a batch that were written before the rest of it."""
+    bench = Together(max_in_flight=6)
+    for _ in range(10):
+        bench.accept()
+    bench.write()
+    bench.ack(4, multiple=True)
+    bench.write()
+    assert bench.flights == [6, 4]
+    assert held(bench)[1] == 6 * len(b"body") == bench.ledger._in_flight.size
+
+
+class Counted(Ticket):
+    """A ticket that counts how often it was compared with another one."""
+
+    __slots__ = ()
+    compared = 0
+
+    def __eq__(self, other: object) -> bool:
+        Counted.compared += 1
+        return self is other
+
+    __hash__ = Ticket.__hash__
+
+
+@pytest.mark.parametrize("newest_first", [False, True])
+def test_many_publishers_that_leave_together_cost_no_square(
+    monkeypatch: pytest.MonkeyPatch, newest_first: bool
+) -> None:
+    """Each has a flight of its own; each message is still confirmed under its own tag."""
+    monkeypatch.setattr("tests.ledger.flying.Ticket", Counted)
+    monkeypatch.setattr(Counted, "compared", 0)
+    bench = Together(max_in_flight=1000, max_buffered=1000)
+    for _ in range(500):
+        bench.publish(1)
+    assert len(bench.flights) == 500
+    numbers = range(500)
+    for number in reversed(numbers) if newest_first else numbers:
+        bench.leave(number)
+    assert Counted.compared <= 500
+    bench.publish(1)
+    bench.ack(501, multiple=True)
+    assert [late.message_id for late in bench.ledger.settlement.late] == [id_of(number) for number in numbers]
+    assert all(isinstance(late.result, Receipt) for late in bench.ledger.settlement.late)
+    assert isinstance(bench.outcome(500), Receipt)
+    assert bench.ledger.in_flight == 0

@@ -156,6 +156,15 @@ def test_a_taken_address_ends_the_start_in_one_line(start_service, dead_url) -> 
     assert [f"warrener serve: cannot listen on {bind}: Address already in use\n"] == service.lines
 
 
+def test_a_host_without_an_address_is_named_with_its_cause(start_service, dead_url) -> None:
+    """The number of a resolver's error is no errno."""
+    service = start_service(dead_url, bind="nosuch.invalid:1")
+    assert 1 == service.wait_end()
+    (line,) = service.lines
+    assert line.startswith("warrener serve: cannot listen on nosuch.invalid:1: ")
+    assert "Unknown error" not in line
+
+
 def test_a_unix_socket_is_served_and_left_clean(start_service, dead_url, tmp_path) -> None:
     """A socket left behind by a killed service is taken over; one that is still served is not; in the end it is gone."""
     path = tmp_path / "service.sock"

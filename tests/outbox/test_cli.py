@@ -68,7 +68,7 @@ def test_retry_and_drop_say_how_many(path, capsys):
     assert run("drop", path, 1, 2) == 1
     assert run("retry", path) == 2
     out, err = capsys.readouterr()
-    assert out.splitlines() == ["1 rows are published again", "1 rows are deleted", "1 rows are deleted"]
+    assert out.splitlines() == ["1 row is published again", "1 row is deleted", "1 row is deleted"]
     assert "1 of 2 IDs" in err
 
 

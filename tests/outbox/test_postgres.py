@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import socket
 import threading
 
 import anyio
@@ -187,6 +188,34 @@ def test_a_server_that_is_not_there_is_said_to_be_so(outbox_dsn, postgresql):
 
     assert error.problem is OutboxProblem.UNREACHABLE
     assert "secret" not in str(error)
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "postgresql://warrener:secr%et@127.0.0.1/x",
+        "postgresql://warrener:an@secret@127.0.0.1/x",
+        "postgresql://warrener:secret/1@127.0.0.1/x",
+        "host=127.0.0.1 password=a secret",
+    ],
+)
+def test_a_malformed_connection_string_is_not_shown(dsn):
+    """libpq's own message quotes the part that it cannot read: the password."""
+    error = problem_of(PostgresOutbox(dsn, connect_timeout=2))
+
+    assert "connection string cannot be read" in str(error)
+    assert "secr" not in str(error)
+
+
+def test_the_cause_is_shown_and_not_the_hint_below_it():
+    """libpq adds an indented question to the cause."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))  # and does not listen
+        port = silent.getsockname()[1]
+        error = problem_of(PostgresOutbox(f"postgresql://warrener@127.0.0.1:{port}/x", connect_timeout=2))
+
+    assert "Connection refused" in str(error)
+    assert "\\t" not in str(error)
 
 
 def test_a_relay_that_is_paused_in_a_transaction_does_not_stop_the_others(open_store, monkeypatch):

@@ -152,6 +152,14 @@ async def test_publish_many_of_bodies_without_a_destination_is_refused(
         assert producer.counters["accepted"] == 0
 
 
+async def test_publish_many_names_a_misspelt_keyword(autojump_clock: MockClock) -> None:
+    """And does not ask for the routing key that was meant by it."""
+    misspelt: Any = {"routng_key": "q"}
+    async with open_producer(URL, driver=ScriptedDriver()) as producer:
+        with pytest.raises(TypeError, match="routng_key"):
+            await producer.publish_many([b"x"], **misspelt)
+
+
 async def test_publish_many_of_messages_takes_no_fields(autojump_clock: MockClock) -> None:
     """Both forms mixed is a TypeError."""
     async with open_producer(URL, driver=ScriptedDriver()) as producer:

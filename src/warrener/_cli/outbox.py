@@ -149,20 +149,24 @@ def _retry(args: argparse.Namespace) -> int:
     if args.all:
         ids = [entry.position for entry in outbox.entries("set_aside", limit=1_000_000, bodies=False)]
     count = outbox.retry(ids) if ids else 0
-    print(f"{count} rows are published again")
-    return 0 if args.all else _found(count, len(ids))
+    print(_rows(count, "published again"))
+    return 0 if args.all else _found(count, len(ids), " that is set aside")
 
 
 def _drop(args: argparse.Namespace) -> int:
     ids = _ids(args)
     count = _at(args).drop(ids)
-    print(f"{count} rows are deleted")
-    return _found(count, len(ids))
+    print(_rows(count, "deleted"))
+    return _found(count, len(ids), "; a row that a relay has claimed is not deleted")
 
 
-def _found(count: int, asked: int) -> int:
+def _rows(count: int, done: str) -> str:
+    return f"1 row is {done}" if count == 1 else f"{count} rows are {done}"
+
+
+def _found(count: int, asked: int, other: str = "") -> int:
     if count < asked:
-        print(f"{asked - count} of {asked} IDs matched no row in a state for this", file=sys.stderr)
+        print(f"{asked - count} of {asked} IDs: there is no such row{other}", file=sys.stderr)
     return int(count < asked)
 
 

@@ -123,6 +123,7 @@ class ManyPublishes:
         sender, run = self._sender, self._run
         called = sender.backend.clock()
         if not self._bodies_allowed and not isinstance(message, Message):
+            Message(b"", **self._fields)  # a keyword that is misspelt is named first: it may be the routing key
             raise InvalidMessage("", "publish_many of bodies needs a routing_key or an exchange for all of them")
         try:
             delivery = self._envelopes.delivery(message, self._deadline, self._fields)

@@ -44,16 +44,20 @@ class RunFeed:
 
     def _can_feed(self, run: Run) -> bool:
         envelope = run.envelope
-        return envelope is not None and run.largest <= self._batching.largest and self._takes(envelope)
+        if envelope is None or run.largest > self._batching.largest or run.deadline <= self._backend.clock():
+            return False
+        return self._takes(envelope)
 
     def __contains__(self, run: Run) -> bool:
         """Whether messages of the run wait to be written together."""
         return run in self.runs
 
     def withdraw(self, run: Run) -> None:
-        """Write no more messages of the run."""
+        """Write no more messages of the run. There may be room for those behind it."""
         if run in self.runs:
             self.runs.remove(run)
+            if self.runs:
+                self._ask()
 
     def release(self) -> None:
         """Wake the tasks of the runs whose messages cannot go together now."""

@@ -40,7 +40,9 @@ try:
     from warrener.ml.history import History
     from warrener.ml.http_server import BACKLOG, ServerCounters, serve_http
     from warrener.ml.logs import configure
-except ModuleNotFoundError as missing:
+except ImportError as missing:  # the extra of this service has what the extras of its parts have
+    if missing.name is None:
+        raise
     raise ImportError(f"the service needs {missing.name}: pip install 'warrener[ml]'") from None
 
 __all__ = ["EXIT_BROKEN", "EXIT_GAVE_UP", "main", "serve"]
@@ -83,7 +85,8 @@ def main(config: str | None = None, *, url: str | None = None, **explicit: Any) 
         print(f"warrener serve: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
+        named = error.errno and not isinstance(error, socket.gaierror)  # whose number is no errno
+        reason = os.strerror(error.errno or 0) if named else error.strerror or str(error)
         print(f"warrener serve: cannot listen on {bind}: {reason}", file=sys.stderr)
         return 1
 

@@ -9,6 +9,7 @@ from typing import Any, LiteralString, TypeAlias
 
 import psycopg
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
 
 from warrener.errors import printable
 from warrener.outbox._postgres_rows import unusable
@@ -17,6 +18,9 @@ from warrener.outbox.errors import OutboxProblem, OutboxUnusable
 __all__ = ["Connection", "Connector", "break_off", "one"]
 
 Connection: TypeAlias = psycopg.Connection[Any]
+
+#: libpq's own words for it quote a part of the string, which can be a part of the password.
+UNREADABLE = "the connection string cannot be read; check its options; in a URL, write %40 for @, %2F for / and %25 for % in the user and the password"
 
 
 class Connector:
@@ -51,6 +55,9 @@ class Connector:
     def _connect(self) -> Connection:
         failures: list[str] = []
         for dsn in self._dsns:
+            if not _readable(dsn):
+                failures.append(UNREADABLE)
+                continue
             try:
                 db = psycopg.connect(
                     dsn,
@@ -78,9 +85,19 @@ class Connector:
         )
 
 
+def _readable(dsn: str) -> bool:
+    """Whether the string has the form of a connection string, and no rest of a password is taken for a host or a port."""
+    try:
+        parts = conninfo_to_dict(dsn)
+    except psycopg.ProgrammingError:
+        return False
+    ports = str(parts.get("port") or "").split(",")
+    return "@" not in str(parts.get("host") or "")[1:] and all(not port or port.isdecimal() for port in ports)
+
+
 def _last_line(error: psycopg.Error) -> str:
-    text = str(error).strip()
-    return printable(text.splitlines()[-1] if text else "no answer", 200)
+    lines = [line for line in str(error).strip().splitlines() if line[:1].strip()]  # an indented line is a hint
+    return printable(lines[-1] if lines else "no answer", 200)
 
 
 def break_off(db: Connection) -> None:

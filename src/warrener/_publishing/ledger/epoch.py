@@ -138,6 +138,8 @@ class Epoch:
             return []
         self.holes.add(tag)
         self.flown -= 1
+        if len(self.holes) > 2 * len(self) + SLACK:
+            self.expand()  # a slow message at the front keeps the answered ones behind it no longer
         return [(flight, index, index + 1)]
 
     def _land_up_to(self, tag: int) -> list[Landed]:
@@ -217,11 +219,11 @@ class Epoch:
             return
         self.flown -= len(made)
         lowest = next(iter(made))
-        if self.outstanding:
+        if not self.outstanding or next(reversed(self.outstanding)) < lowest:
+            self.outstanding |= made
+        else:
             # Deliveries and flights may alternate.
             self.outstanding = dict(sorted((self.outstanding | made).items()))
-        else:
-            self.outstanding = made
         self.lowest = min(self.lowest, lowest)
         self.watched = min(self.watched, lowest - 1)
         if self.open_ids is not None:

@@ -127,14 +127,18 @@ class Flight:
         flight.envelopes, flight.bodies, flight.tickets = self.envelopes[part], self.bodies[part], self.tickets[part]
         flight.run, flight.start = self.run, self.start + self.at
         flight.size = sum(map(len, flight.bodies))
+        self.bodies[part] = [b""] * count
         self.at += count
         self.size -= flight.size
         return flight
 
     def take(self, start: int, stop: int) -> int:
-        """Count the messages of these indexes as answered; return the bytes of their bodies."""
-        whole = start == 0 and stop == len(self.bodies)
-        size = self.size if whole else sum(map(len, self.bodies[start:stop]))
+        """Count the messages of these indexes as answered; return the bytes of their bodies, which are let go."""
+        if start == 0 and stop == len(self.bodies):
+            size, self.size = self.size, 0
+            return size
+        size = sum(map(len, self.bodies[start:stop]))
+        self.bodies[start:stop] = [b""] * (stop - start)
         self.size -= size
         return size
 
