@@ -474,3 +474,39 @@ def test_an_answered_front_holds_no_bytes() -> None:
     bench.write()
     assert bench.flights == [6, 4]
     assert held(bench)[1] == 6 * len(b"body") == bench.ledger._in_flight.size
+
+
+class Counted(Ticket):
+    """A ticket that counts how often it was compared with another one."""
+
+    __slots__ = ()
+    compared = 0
+
+    def __eq__(self, other: object) -> bool:
+        Counted.compared += 1
+        return self is other
+
+    __hash__ = Ticket.__hash__
+
+
+@pytest.mark.parametrize("newest_first", [False, True])
+def test_many_publishers_that_leave_together_cost_no_square(
+    monkeypatch: pytest.MonkeyPatch, newest_first: bool
+) -> None:
+    """Each has a flight of its own; each message is still confirmed under its own tag."""
+    monkeypatch.setattr("tests.ledger.flying.Ticket", Counted)
+    monkeypatch.setattr(Counted, "compared", 0)
+    bench = Together(max_in_flight=1000, max_buffered=1000)
+    for _ in range(500):
+        bench.publish(1)
+    assert len(bench.flights) == 500
+    numbers = range(500)
+    for number in reversed(numbers) if newest_first else numbers:
+        bench.leave(number)
+    assert Counted.compared <= 500
+    bench.publish(1)
+    bench.ack(501, multiple=True)
+    assert [late.message_id for late in bench.ledger.settlement.late] == [id_of(number) for number in numbers]
+    assert all(isinstance(late.result, Receipt) for late in bench.ledger.settlement.late)
+    assert isinstance(bench.outcome(500), Receipt)
+    assert bench.ledger.in_flight == 0

@@ -213,6 +213,28 @@ async def test_no_message_of_a_run_is_written_past_its_deadline(mock_clock: Mock
         assert balanced(producer)
 
 
+async def test_a_run_that_leaves_lets_the_next_one_go_on(autojump_clock: MockClock) -> None:
+    """Its next body was too large for the rest of the window; no ack comes that would ask the other one."""
+    driver = ScriptedDriver(lives(answer=by_body({b"held": "silence"})))
+    async with open_producer(URL, driver=driver, max_in_flight_bytes=100, max_buffered_bytes=100) as producer:
+        await producer.wait_connected()
+        await producer.publish(b"first", routing_key="q")
+        held = producer.publish_nowait(b"held", routing_key="q", timeout=60.0)
+        async with trio.open_nursery() as nursery:
+
+            async def large() -> None:
+                outcomes = await producer.publish_many([b"l" * 100], routing_key="q", timeout=5.0)
+                assert kinds(outcomes) == [DeadlineExceeded]
+
+            nursery.start_soon(large)
+            await trio.testing.wait_all_tasks_blocked()
+            outcomes = await producer.publish_many([b"small"] * 3, routing_key="q", timeout=20.0)
+            assert kinds(outcomes) == [Receipt] * 3
+            assert trio.current_time() < 6.0
+        driver.link.listener.confirmed(1, 2, False)
+        assert isinstance(await held.wait(), Receipt)
+
+
 async def test_a_run_without_time_is_not_written(autojump_clock: MockClock) -> None:
     """As `publish` with a timeout of 0."""
     driver = ScriptedDriver()

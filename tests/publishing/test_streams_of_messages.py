@@ -189,6 +189,30 @@ async def test_an_error_of_the_close_of_a_source_is_raised_without_a_group(body_
                     raise ZeroDivisionError
 
 
+async def test_a_second_reader_at_the_same_time_is_refused() -> None:
+    """Two readers would take the same outcome, and drop the next one."""
+    driver = ScriptedDriver()
+    async with (
+        open_producer(URL, driver=driver) as producer,
+        producer.publish_stream([b"0", b"1", b"2"], routing_key="q") as outcomes,
+    ):
+        await anyio.wait_all_tasks_blocked()
+        results: list[object] = []
+        refused: list[object] = []
+
+        async def read() -> None:
+            try:
+                results.extend([outcome async for outcome in outcomes])
+            except anyio.BusyResourceError as error:
+                refused.append(error)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(read)
+            tasks.start_soon(read)
+    assert len(refused) == 1
+    assert [type(result) for result in results] == [Receipt] * 3
+
+
 async def test_a_cancelled_reader_loses_neither_a_refusal_nor_the_error_of_the_source() -> None:
     """Both are there when it asks again."""
 

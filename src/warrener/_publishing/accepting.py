@@ -1,16 +1,18 @@
-"""`offered` and `accepted`: one message becomes a `PublishHandle`, at once or when there is capacity."""
+"""How one message is accepted: at once or when there is capacity; `published` waits for its outcome as well."""
 
 from __future__ import annotations
 
+import anyio.lowlevel
+
 from warrener._publishing.envelopes import Envelopes
-from warrener._publishing.handles import PublishHandle
+from warrener._publishing.handles import PublishHandle, error_of
 from warrener._publishing.ledger import Delivery
 from warrener._publishing.sender import Sender
 from warrener._retry_rules import RetryRules
-from warrener.errors import PublishError
-from warrener.records import Body, Message, MessageFields
+from warrener.errors import InvalidMessage, PublishError
+from warrener.records import Body, Message, MessageFields, Receipt
 
-__all__ = ["accepted", "offered"]
+__all__ = ["accepted", "offered", "published"]
 
 
 def offered(
@@ -61,3 +63,40 @@ async def accepted(
         return refused
     refusal = None if waiting is None else await sender.admission.wait(waiting)
     return handle if refusal is None else refusal
+
+
+async def published(
+    sender: Sender,
+    envelopes: Envelopes,
+    body: Body | Message,
+    allowed: float,
+    retry: RetryRules | None,
+    fields: MessageFields,
+) -> Receipt:
+    """Publish one message on its own, not in a batch; raise the `PublishError` with which it ends."""
+    backend, admission = sender.backend, sender.admission
+    called = backend.clock()
+    try:
+        delivery = envelopes.delivery(body, called + allowed, fields)
+    except InvalidMessage:
+        await anyio.lowlevel.checkpoint()
+        raise
+    delivery.retry = retry
+    refusal = admission.refused(delivery)
+    if refusal is not None:
+        await anyio.lowlevel.checkpoint()
+        raise refusal
+    if admission.try_accept(delivery):
+        sender.accepted(delivery, called)
+    else:
+        refusal = await admission.wait(delivery)
+        if refusal is not None:
+            raise refusal
+    if delivery.outcome is None:
+        await backend.park(delivery, sender.cancelled)
+    else:
+        await anyio.lowlevel.checkpoint()
+    outcome = delivery.outcome
+    if type(outcome) is Receipt:
+        return outcome
+    raise error_of(outcome)

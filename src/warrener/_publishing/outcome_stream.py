@@ -36,6 +36,7 @@ class OutcomeStream(AsyncIterator[Receipt | PublishError]):
         self._left = False
         #: What the source raised after that, when it was closed.
         self.from_close: Exception | None = None
+        self._reading = anyio.ResourceGuard("reading from")
         #: Set when an item was added, or none will be; and when there is room for one.
         self._news = anyio.Event()
         self._room = anyio.Event()
@@ -77,7 +78,11 @@ class OutcomeStream(AsyncIterator[Receipt | PublishError]):
             await self._room.wait()
 
     async def __anext__(self) -> Receipt | PublishError:
-        """Wait for the outcome of the next message."""
+        """Wait for the outcome of the next message. Only one task may wait at a time (`anyio.BusyResourceError`)."""
+        with self._reading:
+            return await self._next()
+
+    async def _next(self) -> Receipt | PublishError:
         while not self._items:
             if self._ended:
                 await anyio.lowlevel.checkpoint()

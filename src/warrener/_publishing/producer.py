@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 import threading
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
 from typing import Literal, Self, Unpack
@@ -17,19 +17,18 @@ from typing import Literal, Self, Unpack
 import anyio
 import anyio.abc
 import anyio.lowlevel
-from attrs import asdict, evolve
+from attrs import evolve
 
 from warrener._backend import Backend, backend
-from warrener._histogram import RECONNECT_BOUNDS, Histogram
 from warrener._ids import id_prefix, message_ids
-from warrener._publishing.accepting import accepted, offered
+from warrener._publishing.accepting import accepted, offered, published
 from warrener._publishing.assembly import assembled
 from warrener._publishing.declaring import Declaring
 from warrener._publishing.destinations import Destinations
+from warrener._publishing.enqueuing import Enqueuing
 from warrener._publishing.envelopes import (
     PUBLISH_TIMEOUT,
     Envelopes,
-    message_of,
     seconds,
     with_message_fields,
     with_target_fields,
@@ -37,12 +36,13 @@ from warrener._publishing.envelopes import (
 from warrener._publishing.handles import PublishHandle, error_of
 from warrener._publishing.ledger import Ledger, Ticket
 from warrener._publishing.many import ManyPublishes
+from warrener._publishing.observing import Observing
 from warrener._publishing.outcome_stream import OutcomeStream, streaming
 from warrener._publishing.place import Place
 from warrener._publishing.relaying import OutboxLike, RelayLike, running_beside
 from warrener._publishing.running import running
 from warrener._publishing.sender import Sender
-from warrener._publishing.streams import Changes, Outcomes, Streams
+from warrener._publishing.streams import Streams
 from warrener._publishing.targets import Direct, Target
 from warrener._publishing.watching import present_status, until_connected
 from warrener._retry_rules import RetryRules
@@ -53,7 +53,6 @@ from warrener.drivers.base import Driver, Link, Peer
 from warrener.errors import (
     Fault,
     FaultKind,
-    InvalidMessage,
     ProducerClosed,
     PublishError,
     SettingsError,
@@ -68,7 +67,6 @@ from warrener.records import (
     MessageFields,
     Receipt,
     Status,
-    Stored,
     TargetFields,
 )
 from warrener.retry import Retry, retry_rules
@@ -78,7 +76,7 @@ from warrener.tracing import instrument
 __all__ = ["PUBLISH_TIMEOUT", "MessageFields", "Producer", "open_producer", "running"]
 
 
-class Producer(Declaring):
+class Producer(Declaring, Enqueuing, Observing):
     """A supervised publisher with confirms. Run it in a nursery or task group: ``await nursery.start(producer.run)``.
 
     Or run it around a body: ``async with Producer(url) as producer``. `url_or_settings` is an ``amqp://`` or ``amqps://`` URL,
@@ -282,33 +280,8 @@ class Producer(Declaring):
                 if type(outcome) is Receipt:
                     return outcome
                 raise error_of(outcome)
-        called = backend.clock()
-        try:
-            delivery = self._envelopes.delivery(body, called + allowed, fields)
-        except InvalidMessage:
-            await anyio.lowlevel.checkpoint()
-            raise
-        if retry is not None:
-            delivery.retry = retry_rules(retry)
-        admission = sender.admission
-        refusal = admission.refused(delivery)
-        if refusal is not None:
-            await anyio.lowlevel.checkpoint()
-            raise refusal
-        if admission.try_accept(delivery):
-            sender.accepted(delivery, called)
-        else:
-            refusal = await admission.wait(delivery)
-            if refusal is not None:
-                raise refusal
-        if delivery.outcome is None:
-            await backend.park(delivery, sender.cancelled)
-        else:
-            await anyio.lowlevel.checkpoint()
-        outcome = delivery.outcome
-        if type(outcome) is Receipt:
-            return outcome
-        raise error_of(outcome)
+        rules = None if retry is None else retry_rules(retry)
+        return await published(sender, self._envelopes, body, allowed, rules, fields)
 
     @with_message_fields
     async def publish_many(
@@ -400,25 +373,6 @@ class Producer(Declaring):
         The fields are checked and encoded once. Raises `InvalidMessage` for a value that AMQP cannot carry.
         """
         return Target(self, self._direct, exchange, routing_key, fields)
-
-    @with_message_fields
-    async def enqueue(self, body: Body | Message, *, key: str | None = None, **fields: Unpack[MessageFields]) -> Stored:
-        """Store one message in the outbox; return when it is on disk, whether or not a broker is there.
-
-        From then on it is published until the broker confirms it, or set aside for a person. Messages of one `key` are
-        published in the order in which they were stored. If this call is cancelled before the message is on its way to the
-        disk, nothing is stored; if it is cancelled later, it returns `Stored`. Raises `OutboxFull`, `OutboxUnusable`.
-        """
-        relay = self._relay_here()
-        return await relay.enqueue(message_of(body, fields), key=key)
-
-    async def enqueue_and_wait(self, message: Message, *, key: str | None = None, patience: float) -> Receipt | Stored:
-        """Store one message as `enqueue` does; return its receipt if the confirm comes within `patience` seconds."""
-        return await self._relay_here().enqueue_and_wait(message, key=key, patience=patience)
-
-    async def wait_flushed(self, timeout: float = math.inf) -> None:
-        """Wait until each message stored so far is confirmed or set aside; `OutboxNotFlushed` after `timeout` seconds."""
-        await self._relay_here().wait_flushed(timeout)
 
     def _relay_here(self) -> RelayLike:
         if self._outbox is None:
@@ -517,44 +471,6 @@ class Producer(Declaring):
         if handing_over:
             await until_connected(self._supervisor, math.inf)
         return handing_over
-
-    @asynccontextmanager
-    async def changes(self) -> AsyncIterator[Changes]:
-        """Watch the producer: the present `Status` first, then one for each change, until CLOSED.
-
-        At most 256 items wait for the reader; then the oldest one is dropped and counted in ``.missed``.
-        """
-        with self._streams.open(Changes(self.status())) as stream:
-            yield stream
-
-    @asynccontextmanager
-    async def outcomes(self) -> AsyncIterator[Outcomes]:
-        """Outcomes whose callers have left: of cancelled publishes, and answers that came after the deadline.
-
-        At most 1,000 items wait for the reader; then the oldest one is dropped and counted in ``.missed``.
-        """
-        with self._streams.open(Outcomes()) as stream:
-            yield stream
-
-    @property
-    def counters(self) -> Mapping[str, int]:
-        """Counts since the start, for metrics; accepted = confirmed + rejected + nacked + unknown + pending."""
-        destinations = {"open_destinations": len({*self._destinations.open(), *self._ledger.overdue})}
-        return {
-            **asdict(self._ledger.counters),
-            **destinations,
-            **({} if self._supervisor is None else self._supervisor.counts.counters),
-        }
-
-    @property
-    def faults(self) -> Mapping[FaultKind, int]:
-        """Number of dials and links that each kind of fault ended."""
-        return {} if self._supervisor is None else self._supervisor.counts.faults
-
-    @property
-    def reconnect_times(self) -> Histogram:
-        """Seconds from the loss of a link until the next one is up."""
-        return Histogram(RECONNECT_BOUNDS) if self._supervisor is None else self._supervisor.counts.reconnect_times
 
 
 @asynccontextmanager

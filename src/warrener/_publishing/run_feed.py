@@ -53,9 +53,11 @@ class RunFeed:
         return run in self.runs
 
     def withdraw(self, run: Run) -> None:
-        """Write no more messages of the run."""
+        """Write no more messages of the run. There may be room for those behind it."""
         if run in self.runs:
             self.runs.remove(run)
+            if self.runs:
+                self._ask()
 
     def release(self) -> None:
         """Wake the tasks of the runs whose messages cannot go together now."""

@@ -14,6 +14,9 @@ __all__ = ["Batching"]
 
 #: Maximum number of messages of a run in one flight.
 MOST_OF_RUN = 1024
+#: Maximum number of flights that are searched for one message. If there are more, all are expanded: many publishers may leave
+#: together, and a search for each of them would take time with the square of their number.
+FEW = 64
 
 
 class Batching:
@@ -142,6 +145,8 @@ class Batching:
 
     def _expand_flight_of(self, ticket: Ticket) -> None:
         for epoch in self._in_flight.epochs.values():
+            if len(epoch.flights) > FEW:
+                epoch.expand()
             for flight in epoch.flights:
                 if ticket in flight.tickets:
                     epoch.expand(flight)

@@ -219,11 +219,11 @@ class Epoch:
             return
         self.flown -= len(made)
         lowest = next(iter(made))
-        if self.outstanding:
+        if not self.outstanding or next(reversed(self.outstanding)) < lowest:
+            self.outstanding |= made
+        else:
             # Deliveries and flights may alternate.
             self.outstanding = dict(sorted((self.outstanding | made).items()))
-        else:
-            self.outstanding = made
         self.lowest = min(self.lowest, lowest)
         self.watched = min(self.watched, lowest - 1)
         if self.open_ids is not None:
