@@ -85,8 +85,9 @@ def main(config: str | None = None, *, url: str | None = None, **explicit: Any) 
         print(f"warrener serve: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        named = error.errno and not isinstance(error, socket.gaierror)  # whose number is no errno
-        reason = os.strerror(error.errno or 0) if named else error.strerror or str(error)
+        # An error of the resolver has a negative number, which is no errno; `create_server` adds the address to its text.
+        text = (error.strerror or str(error)).partition(" (while")[0]
+        reason = os.strerror(error.errno) if (error.errno or 0) > 0 else text
         print(f"warrener serve: cannot listen on {bind}: {reason}", file=sys.stderr)
         return 1
 
