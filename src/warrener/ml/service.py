@@ -87,7 +87,8 @@ def main(config: str | None = None, *, url: str | None = None, **explicit: Any) 
     except OSError as error:
         # An error of the resolver has a negative number, which is no errno; `create_server` adds the address to its text.
         text = (error.strerror or str(error)).partition(" (while")[0]
-        reason = os.strerror(error.errno) if (error.errno or 0) > 0 else text
+        number = error.errno or 0
+        reason = os.strerror(number) if number > 0 else text
         print(f"warrener serve: cannot listen on {bind}: {reason}", file=sys.stderr)
         return 1
 
