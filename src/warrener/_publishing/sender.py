@@ -1,9 +1,9 @@
 """The sender: moves messages from the ledger to the link.
 
-The ledger decides, the sender acts. It gives the link the messages that the ledger names, and has `Settling` wake the
-publishers whose outcome the ledger has set, and `Timer` look at the times of the messages. It starts, pauses and stops on the supervisor's orders
-(`warrener._supervision.orders`). Only the timer and waiting publishers await. So when a publisher is cancelled, its message
-either has no tag yet or has one; there is no state in between.
+The ledger decides, the sender acts. It gives the link the messages that the ledger names. It has `Settling` wake the
+publishers whose outcome the ledger has set, and `Timer` look at the times of the messages. It starts, pauses and stops on
+the supervisor's orders (`warrener._supervision.orders`). Only the timer and waiting publishers await. So when a publisher
+is cancelled, its message either has no tag yet or has one; there is no state in between.
 
 Invariants: each accepted message wakes its publisher exactly once, or its publisher was cancelled. A message of a batch
 overtakes no other.
@@ -60,8 +60,6 @@ class Sender:
         confirm_timeout: float,
         tell: Callable[[Outcome], None],
     ) -> None:
-        #: The producer's name, for the log.
-        self.name = name
         self.ledger = ledger
         self._batching = ledger.batching
         #: What the ids of messages in flights begin with.
