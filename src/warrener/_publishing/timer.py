@@ -19,7 +19,7 @@ GRACE = 5
 
 
 class Timer:
-    """Calls `look` with the present instant; `look` does what is due, and returns when to call it again."""
+    """Calls `look(now)` again and again. `look` acts on what is due at `now`, and returns the instant of the next call."""
 
     def __init__(self, backend: Backend, look: Callable[[float], float]) -> None:
         self._clock = backend.clock

@@ -33,7 +33,7 @@ _LINK: Final = 48
 
 
 class Ticket:
-    """The one who waits for a message of a flight."""
+    """Links a message of a flight to the publisher that waits for its outcome."""
 
     __slots__ = ("code", "delivery", "waiter")
 
