@@ -15,9 +15,12 @@ publisher needs of the backend is looked up once, when `run()` begins.
 
 from __future__ import annotations
 
+import math
+import sys
 import types
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from functools import partial
+from operator import attrgetter
 from typing import Any, Final, Protocol, TypeVar, cast
 
 import anyio
@@ -25,6 +28,8 @@ import anyio.lowlevel
 import outcome
 import trio
 from sniffio import current_async_library
+
+from warrener._ticket import Ticket
 
 __all__ = ["Backend", "Parked", "backend"]
 
@@ -46,8 +51,12 @@ class Backend(Protocol):
         """The monotonic clock of the running loop, in seconds."""
         ...
 
+    def cancelled(self) -> bool:
+        """Whether the task that runs may be cancelled, so that `checkpoint_if_cancelled` has to say so."""
+        ...
+
     async def checkpoint_if_cancelled(self) -> None:
-        """Raise the backend's cancellation if it is due; otherwise cost next to nothing."""
+        """Raise the backend's cancellation if it is due."""
         ...
 
     def park(self, what: What, on_cancel: Callable[[What], None], /) -> Awaitable[None]:
@@ -61,11 +70,28 @@ class Backend(Protocol):
         """Let the task that holds the ticket go on; once per ticket."""
         ...
 
-    #: Whether a parked task can be cancelled some time before `on_cancel` is called for it.
+    # --- publishers: the same at the price of one message among many
+
+    #: Called with the ticket of a publisher that is cancelled.
+    leave: Callable[[Ticket], None]
+
+    def ticket(self) -> Ticket:
+        """Return a ticket for one message. It is used again once its publisher was woken."""
+        ...
+
+    def wait(self, ticket: Any, /) -> Awaitable[None]:
+        """Park a publisher with the ticket that `ticket` returned; `leave` is called when Cancelled is about to leave."""
+        ...
+
+    def land(self, tickets: Sequence[Ticket], code: int, /) -> None:
+        """Give the messages of these tickets consecutive codes from `code` on, and let the publishers go on that wait."""
+        ...
+
+    #: Whether a parked publisher can be cancelled some time before `leave` is called for it.
     leaves_late: bool
 
-    def leaving(self, ticket: Any, /) -> bool:
-        """Whether the task that holds the ticket is cancelled, and `on_cancel` has not been called yet."""
+    def leaving(self, tickets: Sequence[Ticket], /) -> Sequence[Ticket]:
+        """Return the tickets whose publishers are cancelled, and for which `leave` was not called yet."""
         ...
 
 
@@ -93,15 +119,35 @@ class _Place:
     def __init__(self) -> None:
         self.what: Any = None
         self.on_cancel: Callable[[Any], None] = _ignore
-        # `wait_task_rescheduled` yields its message to Trio's run loop; here it yields the message to us.
-        parking: Any = trio.lowlevel.wait_task_rescheduled(self.abort)  # noqa: ASYNC105 - it is not awaited, see above
-        self.message = parking.send(None)
-        parking.close()
+        self.message = _message(self.abort)
 
     def abort(self, _raise_cancel: object) -> trio.lowlevel.Abort:
         # Trio never calls this once the task was rescheduled, so "woken first" needs no code here.
         self.on_cancel(self.what)
         return trio.lowlevel.Abort.SUCCEEDED
+
+
+class _Seat(Ticket):
+    """The place of one publisher, which is its ticket too."""
+
+    __slots__ = ("_backend", "message")
+
+    def __init__(self, backend: _TrioBackend) -> None:
+        super().__init__()
+        self._backend = backend
+        self.message = _message(self.abort)
+
+    def abort(self, _raise_cancel: object) -> trio.lowlevel.Abort:
+        self._backend.leave(self)
+        return trio.lowlevel.Abort.SUCCEEDED
+
+
+def _message(abort: Callable[[Any], trio.lowlevel.Abort]) -> Any:
+    """Return the message of a task that parks: `wait_task_rescheduled` yields it to Trio's run loop, and here to us."""
+    parking: Any = trio.lowlevel.wait_task_rescheduled(abort)  # noqa: ASYNC105 - it is not awaited, see above
+    message = parking.send(None)
+    parking.close()
+    return message
 
 
 def _ignore(_what: object) -> None: ...
@@ -113,14 +159,29 @@ _PLACES_KEPT: Final = 10_000
 
 class _Trio:
     leaves_late = False
+    leave: Callable[[Ticket], None] = staticmethod(_ignore)
     checkpoint_if_cancelled = staticmethod(trio.lowlevel.checkpoint_if_cancelled)
     wake = staticmethod(partial(trio.lowlevel.reschedule, next_send=_WOKEN))
 
     def __init__(self) -> None:
         self.clock = trio.lowlevel.current_clock().current_time
+        #: Without the detour of the public function, which finds the same method: 0.15 us.
+        runner = getattr(trio.lowlevel.current_task(), "_runner", None)
+        self._reschedule = getattr(runner, "reschedule", trio.lowlevel.reschedule)
 
-    def leaving(self, _ticket: object) -> bool:
-        return False
+    def leaving(self, _tickets: Sequence[Ticket]) -> Sequence[Ticket]:
+        return ()
+
+    @trio.lowlevel.enable_ki_protection
+    def land(self, tickets: Sequence[Ticket], code: int) -> None:
+        reschedule = self._reschedule
+        for ticket in tickets:
+            ticket.code = code
+            code += 1
+            task = ticket.waiter
+            if task is not None:
+                ticket.waiter = None
+                reschedule(task, _WOKEN)
 
 
 class _TrioBackend(_Trio):
@@ -129,6 +190,28 @@ class _TrioBackend(_Trio):
     def __init__(self) -> None:
         super().__init__()
         self._free: list[_Place] = []
+        self._seats: list[_Seat] = []
+
+    def cancelled(self) -> bool:
+        return trio.lowlevel.current_task()._cancel_status.effectively_cancelled  # noqa: SLF001 - see `backend`
+
+    def ticket(self) -> Ticket:
+        seats = self._seats
+        if not seats:
+            return _Seat(self)
+        seat = seats.pop()
+        seat.code = 0
+        seat.delivery = None
+        return seat
+
+    @types.coroutine
+    def wait(self, seat: _Seat, /) -> Generator[object, outcome.Outcome[None], None]:
+        seat.waiter = trio.lowlevel.current_task()
+        woken = yield seat.message
+        if woken is not _WOKEN:
+            woken.unwrap()  # raises Cancelled; the seat is not used again
+        if len(self._seats) < _PLACES_KEPT:
+            self._seats.append(seat)
 
     @types.coroutine
     def park(self, what: What, on_cancel: Callable[[What], None], /) -> Generator[object, outcome.Outcome[None], None]:
@@ -145,7 +228,15 @@ class _TrioBackend(_Trio):
 
 
 class _PublicTrioBackend(_Trio):
-    """Parks with a new message each time: for a Trio whose messages cannot be used again."""
+    """Parks with a new message each time: for a Trio that is not built as `_TrioBackend` takes it to be."""
+
+    ticket = Ticket
+
+    def cancelled(self) -> bool:
+        return trio.current_effective_deadline() == -math.inf
+
+    def wait(self, ticket: Ticket, /) -> Awaitable[None]:
+        return self.park(ticket, self.leave)
 
     async def park(self, what: What, on_cancel: Callable[[What], None], /) -> None:
         what.waiter = trio.lowlevel.current_task()
@@ -164,7 +255,7 @@ def messages_can_be_reused() -> bool:
         fields = cast("dict[str, object]", vars(place.message))
     except Exception:  # noqa: BLE001 - another Trio may raise anything here
         return False
-    return list(fields.values()) == [place.abort]
+    return list(fields.values()) == [place.abort] and hasattr(trio.lowlevel.Task, "_cancel_status")
 
 
 class _Future(Awaitable[None], Protocol):
@@ -185,8 +276,14 @@ class _Loop(Protocol):
     def create_future(self) -> _Future: ...
 
 
+_SCOPE_FACTS: Final = ("_cancel_called", "_shield", "_parent_scope")
+_scope_facts = attrgetter(*_SCOPE_FACTS)
+
+
 class _AsyncioBackend:
     leaves_late = True
+    leave: Callable[[Ticket], None] = staticmethod(_ignore)
+    ticket = Ticket
 
     def __init__(self, token: anyio.lowlevel.EventLoopToken) -> None:
         loop = cast("_Loop", token.native_token)
@@ -194,28 +291,81 @@ class _AsyncioBackend:
         self.checkpoint_if_cancelled = token.backend_class.checkpoint_if_cancelled
         self._create_future = loop.create_future
         self._cancelled = anyio.get_cancelled_exc_class()
+        self._scope_of = scopes_of(token)
+
+    def cancelled(self) -> bool:
+        # The question of `checkpoint_if_cancelled`, without a coroutine: 0.4 us in place of 1.0.
+        if self._scope_of is None:
+            return True
+        scope = self._scope_of()
+        while scope is not None:
+            called, shield, outer = _scope_facts(scope)
+            if called:
+                return True
+            scope = None if shield else outer
+        return False
+
+    async def wait(self, ticket: Ticket, /) -> None:
+        ticket.waiter = future = self._create_future()
+        try:
+            await future
+        except self._cancelled as cancelled:
+            if not _woken(future, cancelled):
+                self.leave(ticket)
+                raise
 
     async def park(self, what: What, on_cancel: Callable[[What], None], /) -> None:
         what.waiter = future = self._create_future()
         try:
             await future
         except self._cancelled as cancelled:
-            # asyncio may cancel a task whose future is done already. If a cancel scope did it, the wake wins, and anyio
-            # delivers the cancellation again at the next checkpoint. A bare `Task.cancel()` is delivered once only, so
-            # swallowing it would leave a task running that its owner believes to be cancelled.
-            woken = future.done() and not future.cancelled()
-            if woken and str(*cancelled.args[:1]).startswith("Cancelled via cancel scope"):
-                return
-            on_cancel(what)
-            raise
+            if not _woken(future, cancelled):
+                on_cancel(what)
+                raise
 
-    def leaving(self, ticket: _Future | None) -> bool:
-        return ticket is not None and ticket.cancelled()
+    def leaving(self, tickets: Sequence[Ticket]) -> Sequence[Ticket]:
+        return [each for each in tickets if each.waiter is not None and each.waiter.cancelled()]
+
+    def land(self, tickets: Sequence[Ticket], code: int) -> None:
+        for ticket in tickets:
+            ticket.code = code
+            code += 1
+            future = ticket.waiter
+            if future is not None:
+                ticket.waiter = None
+                if not future.done():  # as in `wake`
+                    future.set_result(None)
 
     def wake(self, ticket: _Future) -> None:
         # A cancelled task holds its ticket until it runs again; it raises whatever it is told in between.
         if not ticket.done():
             ticket.set_result(None)
+
+
+def _woken(future: _Future, cancelled: BaseException) -> bool:
+    """Whether the task was woken before a cancel scope cancelled it, so that the wake wins.
+
+    asyncio may cancel a task whose future is done already. If a cancel scope did it, anyio delivers the cancellation again at
+    the next checkpoint. A bare `Task.cancel()` is delivered once only, so swallowing it would leave a task running that its
+    owner believes to be cancelled.
+    """
+    woken = future.done() and not future.cancelled()
+    return woken and str(*cancelled.args[:1]).startswith("Cancelled via cancel scope")
+
+
+def scopes_of(token: anyio.lowlevel.EventLoopToken) -> Callable[[], Any] | None:
+    """Return what tells the innermost cancel scope of the running task; None for an anyio that is built in another way."""
+    module: Any = sys.modules[token.backend_class.__module__]
+    states = getattr(module, "_task_states", None)
+    if states is None or not set(_SCOPE_FACTS) <= set(dir(anyio.CancelScope())):
+        return None
+    loop, current_task, find = token.native_token, module.current_task, states.get
+
+    def scope() -> Any:
+        state = find(current_task(loop))
+        return None if state is None else state.cancel_scope
+
+    return scope
 
 
 def backend() -> Backend:

@@ -8,7 +8,7 @@ import math
 import uuid
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Literal, NoReturn, Self, TypeAlias, TypedDict, cast
+from typing import Any, Final, Literal, NoReturn, Self, TypeAlias, TypedDict, cast
 
 from attrs import field, frozen
 
@@ -341,17 +341,65 @@ class Message:
         raise InvalidMessage(self.message_id, reason)
 
 
-@frozen(slots=False)  # cheaper to make, and one is made for each confirm
-class Receipt:
-    """The broker confirmed the message: it holds it as safely as the queues' own settings say (F1, F12)."""
+#: A code has the number of the link above the 48 bits of the id's number.
+LINK_SHIFT: Final = 48
+_NUMBER: Final = (1 << LINK_SHIFT) - 1
 
-    message_id: str
-    #: How often the message was published on the wire.
-    attempts: int
-    #: Whether more than one of those attempts may have reached the broker.
-    possible_duplicate: bool
-    #: The number of the link on which the confirm arrived.
-    link: int
+
+class Receipt(tuple[Any, ...]):
+    """The broker confirmed the message: it holds it as safely as the queues' own settings say (F1, F12).
+
+    It cannot be changed. Two receipts are equal if their four fields are.
+    """
+
+    # One is made for each confirm, and most ids are never read. So the receipt of a message that was written once, together
+    # with others, is the pair of its producer's prefix and a code. This saves 0.6 us of 0.75.
+    __slots__ = ()
+    __match_args__ = ("message_id", "attempts", "possible_duplicate", "link")
+
+    def __new__(cls, message_id: str, attempts: int, possible_duplicate: bool, link: int) -> Self:
+        """Make the receipt of any message."""
+        return tuple.__new__(cls, (message_id, attempts, possible_duplicate, link))
+
+    @property
+    def message_id(self) -> str:
+        """The id of the message."""
+        return self[0] if len(self) == 4 else f"{self[0]}{self[1] & _NUMBER:012x}"
+
+    @property
+    def attempts(self) -> int:
+        """How often the message was published on the wire."""
+        return self[1] if len(self) == 4 else 1
+
+    @property
+    def possible_duplicate(self) -> bool:
+        """Whether more than one of those attempts may have reached the broker."""
+        return len(self) == 4 and self[2]
+
+    @property
+    def link(self) -> int:
+        """The number of the link on which the confirm arrived."""
+        number: int = self[3] if len(self) == 4 else self[1] >> LINK_SHIFT
+        return number
+
+    def _fields(self) -> tuple[str, int, bool, int]:
+        return self.message_id, self.attempts, self.possible_duplicate, self.link
+
+    def __eq__(self, other: object) -> bool:
+        return self._fields() == other._fields() if isinstance(other, Receipt) else NotImplemented
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(self._fields())
+
+    def __repr__(self) -> str:
+        named = zip(self.__match_args__, self._fields(), strict=True)
+        return f"Receipt({', '.join(f'{name}={value!r}' for name, value in named)})"
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, int, bool, int]]:
+        return type(self), self._fields()
 
 
 @frozen

@@ -6,11 +6,12 @@ from typing import Any
 
 from tests.ledger.driving import Bench, returned_of
 from warrener._publishing.ledger import Delivery, Ticket
+from warrener._publishing.ledger.batching import Batching
 from warrener._publishing.ledger.flights import Flight
 from warrener.errors import PublishError
 from warrener.records import Envelope, Lane, Receipt, Returned
 
-__all__ = ["FIRST", "Numbered", "Together", "id_of"]
+__all__ = ["FIRST", "Numbered", "Together", "id_of", "ready"]
 
 FIRST = 1 << 47
 QUEUE = Envelope(routing_key="q")
@@ -19,6 +20,14 @@ QUEUE = Envelope(routing_key="q")
 def id_of(number: int) -> str:
     """Return the id of the message with this number, from 0."""
     return "0" * 20 + f"{FIRST + number:012x}"
+
+
+def ready(batching: Batching, envelope: Envelope) -> bool:
+    """Do what the sender does before the first message of an envelope joins a batch."""
+    batching.ready.discard(envelope)
+    if batching.can_join(envelope):
+        batching.ready.add(envelope)
+    return envelope in batching.ready
 
 
 class Numbered(Bench):
@@ -53,7 +62,7 @@ class Together(Numbered):
     def accept(self, **fields: Any) -> Delivery:
         ticket = Ticket()
         batching = self.ledger.batching
-        if not fields and batching.can_join(QUEUE) and batching.join(QUEUE, b"body", ticket, 60.0, self.now):
+        if not fields and ready(batching, QUEUE) and batching.join(QUEUE, b"body", ticket, 60.0, self.now):
             self.serial += 1
         else:
             batching.batches.numbers(1)

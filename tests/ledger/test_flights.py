@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.ledger.driving import NOT_FOUND
-from tests.ledger.flying import FIRST, QUEUE, Numbered, Together, id_of
+from tests.ledger.flying import FIRST, QUEUE, Numbered, Together, id_of, ready
 from warrener._publishing.ledger import Ticket
 from warrener._retry_rules import RetryRules
 from warrener.errors import DeadlineExceeded, Fault, FaultKind, Nacked, Unconfirmed, Unroutable
@@ -326,6 +326,7 @@ def test_a_flight_has_the_deadline_of_its_first_message() -> None:
     """Later ones join it only while the difference is too small to matter."""
     bench = Together()
     batching = bench.ledger.batching
+    assert ready(batching, QUEUE)
     for _ in range(5):
         assert batching.join(QUEUE, b"body", Ticket(), 60.0, bench.now)
         bench.now += 0.0006
@@ -371,6 +372,7 @@ def test_the_numbers_of_ids_are_given_out_once() -> None:
     """A number that is taken in between ends the batch: ids follow places."""
     bench = Together()
     batching = bench.ledger.batching
+    assert ready(batching, QUEUE)
     assert batching.join(QUEUE, b"body", Ticket(), 60.0, bench.now) == FIRST
     assert batching.batches.numbers(10) == FIRST + 1
     assert batching.join(QUEUE, b"body", Ticket(), 60.0, bench.now) == FIRST + 11
@@ -401,7 +403,7 @@ def test_an_ack_of_both_attempts_and_of_flights_between_leaves_no_tag_behind(ret
     def fly_elsewhere(count: int) -> None:
         for _ in range(count):
             bench.tickets.append(ticket := Ticket())
-            assert ledger.batching.can_join(other)
+            assert ready(ledger.batching, other)
             assert ledger.batching.join(other, b"body", ticket, 200.0, bench.now)
             bench.serial += 1
         assert bench.write() == []

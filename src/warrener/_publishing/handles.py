@@ -10,7 +10,7 @@ from warrener._publishing.sender import Sender
 from warrener.errors import PublishError, printable
 from warrener.records import Receipt
 
-__all__ = ["PublishHandle", "error_of"]
+__all__ = ["PublishHandle", "error_of", "received"]
 
 
 class PublishHandle(Ticket):
@@ -75,6 +75,14 @@ def leave(handle: PublishHandle) -> None:
 
 def _forget_waiter(handle: PublishHandle) -> None:
     handle.waiter = None
+
+
+def received(ticket: Ticket) -> Receipt:
+    """Return the receipt of a message that was expanded, or raise the error with which it ended."""
+    outcome = None if ticket.delivery is None else ticket.delivery.outcome
+    if isinstance(outcome, Receipt):
+        return outcome
+    raise error_of(outcome)
 
 
 def error_of(outcome: Receipt | PublishError | None) -> PublishError:

@@ -16,8 +16,9 @@ import anyio.lowlevel
 
 from warrener._publishing.envelopes import Envelopes
 from warrener._publishing.ledger import Delivery
+from warrener._publishing.ledger.batching import LARGEST
 from warrener._publishing.runs import Outcomes, Run
-from warrener._publishing.sender import LARGEST, Sender
+from warrener._publishing.sender import Sender
 from warrener._retry_rules import RetryRules
 from warrener.errors import DeadlineExceeded, InvalidMessage
 from warrener.records import Body, Envelope, Message, MessageFields, Outcome

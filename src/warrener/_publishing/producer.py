@@ -33,14 +33,15 @@ from warrener._publishing.envelopes import (
     with_message_fields,
     with_target_fields,
 )
-from warrener._publishing.handles import PublishHandle, error_of
-from warrener._publishing.ledger import Ledger, Ticket
+from warrener._publishing.handles import PublishHandle, received
+from warrener._publishing.ledger import Ledger
 from warrener._publishing.many import ManyPublishes
 from warrener._publishing.observing import Observing
 from warrener._publishing.outcome_stream import OutcomeStream, streaming
 from warrener._publishing.place import Place
 from warrener._publishing.relaying import OutboxLike, RelayLike, running_beside
 from warrener._publishing.running import running
+from warrener._publishing.runs import receipt_of
 from warrener._publishing.sender import Sender
 from warrener._publishing.streams import Streams
 from warrener._publishing.targets import Direct, Target
@@ -270,16 +271,18 @@ class Producer(Declaring, Enqueuing, Observing):
         sender, backend = self._sender, self._backend
         if sender is None or backend is None or threading.get_ident() != self._place.thread:
             raise self._not_here()
-        await backend.checkpoint_if_cancelled()
+        if backend.cancelled():
+            await backend.checkpoint_if_cancelled()
         allowed = self._publish_timeout if timeout is PUBLISH_TIMEOUT else seconds(timeout, self._publish_timeout)
         if type(body) is bytes and retry is None and (envelope := self._envelopes.known(fields)) is not None:
-            ticket = Ticket()
-            if sender.join(envelope, body, ticket, allowed):
-                await backend.park(ticket, sender.left)
-                outcome = sender.outcome(ticket)
-                if type(outcome) is Receipt:
-                    return outcome
-                raise error_of(outcome)
+            ticket = backend.ticket()
+            if sender.add(envelope, body, ticket, allowed, backend.clock()) or sender.join(
+                envelope, body, ticket, allowed
+            ):
+                await backend.wait(ticket)
+                if ticket.code:
+                    return receipt_of(sender.id_prefix, ticket.code)
+                return received(ticket)
         rules = None if retry is None else retry_rules(retry)
         return await published(sender, self._envelopes, body, allowed, rules, fields)
 

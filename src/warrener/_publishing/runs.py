@@ -16,17 +16,16 @@ from warrener._publishing.ledger.flights import Flight
 from warrener.errors import PublishError, Unconfirmed
 from warrener.records import Envelope, Receipt
 
-__all__ = ["NUMBER", "Outcomes", "Run", "receipt_of"]
-
-#: The part of a code that is the number of an id; the number of the link stands above it (`Flight.code`).
-NUMBER = (1 << 48) - 1
+__all__ = ["Outcomes", "Run", "receipt_of"]
 
 _place = itemgetter(0)
+#: Makes a receipt without the call of its `__new__`.
+_new = tuple.__new__
 
 
 def receipt_of(prefix: str, code: int) -> Receipt:
     """Return the receipt of a message of a flight."""
-    return Receipt(f"{prefix}{code & NUMBER:012x}", 1, False, code >> 48)
+    return _new(Receipt, (prefix, code))
 
 
 class Run:

@@ -18,6 +18,7 @@ from warrener._ids import ID_LENGTH, IdRange
 from warrener._publishing.admission import Admission
 from warrener._publishing.broker_log import BlockedLog, ReturnsLog, SuppressedLog
 from warrener._publishing.ledger import Delivery, Ledger, Ticket
+from warrener._publishing.ledger.batching import LARGEST
 from warrener._publishing.ledger.flights import Flight
 from warrener._publishing.ledger.introductions import SUSPECT_PASSES_AFTER
 from warrener._publishing.listener import LinkFacts
@@ -35,8 +36,6 @@ __all__ = ["Sender"]
 
 #: While bytes of ours wait to leave, the timer looks at them this number of times in `confirm_timeout`.
 LOOKS = 8
-#: A larger body is a publish of its own: beside its bytes, nothing that it costs counts.
-LARGEST = 1024 * 1024
 #: Maximum number of envelopes that are remembered as ready.
 MOST_READY = 1024
 
@@ -62,6 +61,8 @@ class Sender:
     ) -> None:
         self.ledger = ledger
         self._batching = ledger.batching
+        #: The usual way of a message: see `Batching.add`. 0: take `join`.
+        self.add = ledger.batching.add
         #: What the ids of messages in flights begin with.
         self.id_prefix = ledger.batching.batches.prefix
         self.feed = RunFeed(backend, ledger.batching, self._takes, self._ask)
@@ -69,6 +70,7 @@ class Sender:
         self.supervisor = supervisor
         self.admission = admission
         admission.pump, admission.cancelled = self.pump, self.cancelled
+        backend.leave = self.left
         self.returns_log = ReturnsLog(name)
         self.blocked_log = BlockedLog(name)
         self._suppressed_log = SuppressedLog(name)
@@ -257,13 +259,14 @@ class Sender:
     def pull(self) -> None:
         """The link is about to send."""
         self._pull_requested = False
+        self._batching.batches.close()  # as long as a batch is open, the link will ask for it
         self.pump()
 
     def go_on(self) -> None:
         """There may be room for messages that wait. Those of batches and runs wait until the link asks for them."""
         if self.admission.waiters or self._batching.others_wait:
             self.pump()
-        elif (self.feed.runs or self._batching.batches.count) and not self._pull_requested:
+        elif (self.feed.runs or self._batching.batches.flights) and not self._pull_requested:
             self._request_pull()
 
     def accepted(self, delivery: Delivery, now: float) -> None:
@@ -299,7 +302,7 @@ class Sender:
         if link is None:
             return
         self._write_alone(link, now)
-        if batching.batches.count or self.feed.runs:
+        if batching.batches.flights or self.feed.runs:
             self._write_batches(link, now)
             if batching.others_wait:
                 self._write_alone(link, now)  # trouble has expanded a batch
@@ -347,15 +350,17 @@ class Sender:
     def _fly(self, link: Link, flight: Flight, now: float) -> None:
         at, count = flight.at, len(flight) - flight.at
         ids = IdRange(flight.prefix, flight.first_number + at, count)
-        tag = link.publish_batch(flight.envelopes[at:], ids, flight.bodies[at:])
+        if at:
+            tag = link.publish_batch(flight.envelopes[at:], ids, flight.bodies[at:])
+        else:
+            tag = link.publish_batch(flight.envelopes, ids, flight.bodies)
         self._batching.flown(flight, tag, now)
         self.timer.wake_by(min(flight.deadline, now + self._confirm_timeout))
 
     def _drop_leaving(self) -> None:
         """Take back the messages of publishers that are cancelled and have not run since."""
-        leaving = self.backend.leaving
         for batch in tuple(self._batching.batches.flights):
-            for ticket in [each for each in batch.tickets[batch.at :] if leaving(each.waiter)]:
+            for ticket in self.backend.leaving(batch.tickets[batch.at :] if batch.at else batch.tickets):
                 delivery = self._batching.delivery_of(ticket)
                 delivery.waiter = None
                 self.ledger.cancel(delivery)

@@ -76,22 +76,16 @@ class Settling:
 
     def _land(self) -> None:
         """Wake the publishers of flights."""
-        settlement, wake = self._ledger.settlement, self._backend.wake
+        settlement, backend = self._ledger.settlement, self._backend
         landed, settlement.landed = settlement.landed, []
         for flight, start, stop in landed:
             if flight.run is not None:
                 waiter = flight.run.confirmed(flight, start, stop)
                 if waiter is not None:
-                    wake(waiter)
+                    backend.wake(waiter)
                 continue
-            code = flight.code(start)
-            for ticket in flight.tickets[start:stop]:
-                ticket.code = code
-                code += 1
-                waiter = ticket.waiter
-                if waiter is not None:
-                    ticket.waiter = None
-                    wake(waiter)
+            tickets = flight.tickets
+            backend.land(tickets if stop - start == len(tickets) else tickets[start:stop], flight.code(start))
 
     def nacked(self, now: float) -> None:
         """Tell the breakers about the messages that the broker has just nacked."""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Sequence
+from threading import get_ident
 from typing import TYPE_CHECKING
 
 from attrs import define
 
 from warrener._publishing.envelopes import PUBLISH_TIMEOUT, seconds
-from warrener._publishing.handles import PublishHandle, error_of
-from warrener._publishing.ledger import Ticket
+from warrener._publishing.handles import PublishHandle, received
 from warrener._publishing.place import Place
+from warrener._publishing.runs import receipt_of
 from warrener._publishing.sender import Sender
 from warrener.errors import PublishError
 from warrener.records import Body, Envelope, Message, Receipt, TargetFields
@@ -62,19 +62,22 @@ class Target:
         """Publish one message; as `Producer.publish` does."""
         direct = self._direct
         sender = direct.sender
-        if sender is not None and type(body) is bytes and threading.get_ident() == direct.place.thread:
+        if sender is not None and type(body) is bytes and get_ident() == direct.place.thread:
             backend = sender.backend
-            await backend.checkpoint_if_cancelled()
+            if backend.cancelled():
+                await backend.checkpoint_if_cancelled()
             allowed = direct.publish_timeout
             if timeout is not PUBLISH_TIMEOUT:
                 allowed = seconds(timeout, allowed)
-            ticket = Ticket()
-            if sender.join(self._envelope, body, ticket, allowed):
-                await backend.park(ticket, sender.left)
-                outcome = sender.outcome(ticket)
-                if type(outcome) is Receipt:
-                    return outcome
-                raise error_of(outcome)
+            envelope, ticket = self._envelope, backend.ticket()
+            # The usual way first: `join` would find it too, for 0.3 us more.
+            if sender.add(envelope, body, ticket, allowed, backend.clock()) or sender.join(
+                envelope, body, ticket, allowed
+            ):
+                await backend.wait(ticket)
+                if ticket.code:
+                    return receipt_of(sender.id_prefix, ticket.code)
+                return received(ticket)
         return await self._producer.publish(
             body, timeout=timeout, exchange=self.exchange, routing_key=self.routing_key, **self._fields
         )
@@ -91,7 +94,7 @@ class Target:
         """Accept one message without waiting; as `Producer.publish_nowait` does."""
         direct = self._direct
         sender = direct.sender
-        if sender is not None and type(body) is bytes and threading.get_ident() == direct.place.thread:
+        if sender is not None and type(body) is bytes and get_ident() == direct.place.thread:
             handle = PublishHandle(sender)
             number = sender.join(self._envelope, body, handle, seconds(timeout, direct.publish_timeout))
             if number:

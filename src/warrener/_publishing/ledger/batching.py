@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from warrener._publishing.ledger.delivery import Delivery
-from warrener._publishing.ledger.flights import Batches, Flight, RunLike, Ticket
+from warrener._publishing.ledger.flights import TOGETHER, Batches, Flight, RunLike, Ticket
 from warrener._publishing.ledger.in_flight import InFlight
 from warrener._publishing.ledger.refusals import Refusals
 from warrener._publishing.ledger.settlement import Settlement
@@ -14,6 +14,8 @@ __all__ = ["Batching"]
 
 #: Maximum number of messages of a run in one flight.
 MOST_OF_RUN = 1024
+#: A larger body is a publish of its own: beside its bytes, nothing that it costs counts.
+LARGEST = 1024 * 1024
 #: Maximum number of flights that are searched for one message. If there are more, all are expanded: many publishers may leave
 #: together, and a search for each of them would take time with the square of their number.
 FEW = 64
@@ -55,18 +57,48 @@ class Batching:
             and envelope.exchange in waiting.introductions.covered
         )
 
+    def add(self, envelope: Envelope, body: bytes, ticket: Ticket, timeout: float, now: float) -> int:
+        """Accept one message into the batch that is open; return the number of its id, or 0 if it must `join`.
+
+        This is the way of all messages but the first of a batch. What holds for the batch was asked when it began, so three
+        comparisons are left, and nobody has to be told. It costs 0.4 us; the general way 1.2 us.
+        """
+        batch = self.batches.open
+        if (
+            batch is None
+            or envelope not in self.ready
+            or batch.timeout != timeout
+            or now - batch.accepted_at > TOGETHER
+        ):
+            return 0
+        bodies, size = batch.bodies, batch.size + len(body)
+        count = len(bodies)
+        if count >= batch.most or size > batch.most_size or len(body) > LARGEST:
+            return 0
+        batch.envelopes.append(envelope)
+        bodies.append(body)
+        batch.tickets.append(ticket)
+        batch.size = size
+        return batch.first_number + count
+
     def join(self, envelope: Envelope, body: bytes, ticket: Ticket, timeout: float, now: float) -> int:
-        """Accept one message into the present batch; return the number of its id, or 0 if there is no capacity."""
+        """Accept one message into the present batch or a new one; return the number of its id, or 0: there is no capacity."""
+        number = self.add(envelope, body, ticket, timeout, now)
+        if number:
+            return number
         size, batches, limits = len(body), self.batches, self._waiting.limits
         if size > self._refusals.max_size:
             return 0
+        count, held = batches.count + self._elsewhere, batches.size + self._elsewhere_size
         # What `Waiting.full` asks, with counts that can be too high: it costs 0.4 us, and this 0.1 us.
-        if (
-            batches.count + self._elsewhere >= limits.max_buffered
-            or batches.size + self._elsewhere_size + size > limits.max_buffered_bytes
-        ) and self._waiting.full(size):
+        if (count >= limits.max_buffered or held + size > limits.max_buffered_bytes) and self._waiting.full(size):
             return 0
-        return batches.join(envelope, body, ticket, timeout, now)
+        batch = batches.begin(timeout, now, limits.max_buffered - count, limits.max_buffered_bytes - held)
+        batch.envelopes.append(envelope)
+        batch.bodies.append(body)
+        batch.tickets.append(ticket)
+        batch.size = size
+        return batch.first_number
 
     def next_flight(self, now: float) -> Flight | None:
         """Return messages to write now, under consecutive tags of the main channel; None if there are none.
@@ -136,18 +168,20 @@ class Batching:
     def delivery_of(self, ticket: Ticket) -> Delivery:
         """Return the message of this ticket, which has no outcome, as a delivery."""
         if ticket.delivery is None:
-            if any(ticket in batch.tickets for batch in self.batches.flights):
+            # A ticket may stand for an older message among those that were taken out.
+            if any(ticket in batch.tickets[batch.at :] for batch in self.batches.flights):
                 self.expand()
             if ticket.delivery is None:
                 self._expand_flight_of(ticket)
-        assert ticket.delivery is not None
-        return ticket.delivery
+        delivery: Delivery = ticket.delivery
+        return delivery
 
     def _expand_flight_of(self, ticket: Ticket) -> None:
         for epoch in self._in_flight.epochs.values():
             if len(epoch.flights) > FEW:
                 epoch.expand()
-            for flight in epoch.flights:
-                if ticket in flight.tickets:
+            for flight in tuple(epoch.flights):
+                if ticket in flight.tickets[flight.at :]:
                     epoch.expand(flight)
-                    return
+                    if ticket.delivery is not None:
+                        return

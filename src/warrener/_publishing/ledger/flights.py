@@ -20,7 +20,8 @@ from typing import Any, Final, Protocol
 from warrener._publishing.ledger.deadlines import Deadlines
 from warrener._publishing.ledger.delivery import Delivery
 from warrener._publishing.ledger.queues import WaitingQueue
-from warrener.records import Envelope
+from warrener._ticket import Ticket
+from warrener.records import LINK_SHIFT, Envelope
 
 __all__ = ["TOGETHER", "Batches", "Flight", "Landed", "RunLike", "Ticket"]
 
@@ -28,22 +29,6 @@ __all__ = ["TOGETHER", "Batches", "Flight", "Landed", "RunLike", "Ticket"]
 TOGETHER: Final = 0.001
 #: The numbers of ids begin here, behind those of ids that are made one by one.
 _FIRST_NUMBER: Final = 1 << 47
-#: A code has the number of the link above the 48 bits of the id's number.
-_LINK: Final = 48
-
-
-class Ticket:
-    """Links a message of a flight to the publisher that waits for its outcome."""
-
-    __slots__ = ("code", "delivery", "waiter")
-
-    def __init__(self) -> None:
-        #: Once a flight was confirmed: the number of the link and the number of the id, see `Flight.code`.
-        self.code = 0
-        #: The message, once its flight was expanded.
-        self.delivery: Delivery | None = None
-        #: Opaque: the task that waits.
-        self.waiter: Any = None
 
 
 class RunLike(Protocol):
@@ -80,8 +65,8 @@ class Flight:
     """Messages with one deadline, in a batch or under consecutive tags."""
 
     __slots__ = (
-        "accepted_at", "at", "bodies", "deadline", "envelopes", "first_number", "first_tag", "link", "prefix",
-        "published_at", "run", "size", "start", "tickets", "timeout", "waiting",
+        "accepted_at", "at", "bodies", "deadline", "envelopes", "first_number", "first_tag", "link", "most", "most_size",
+        "prefix", "published_at", "run", "size", "start", "tickets", "timeout", "waiting",
     )  # fmt: skip
 
     def __init__(self, prefix: str, first_number: int, timeout: float, deadline: float, accepted_at: float) -> None:
@@ -101,6 +86,9 @@ class Flight:
         self.at = 0
         #: Bytes of the bodies from there on.
         self.size = 0
+        #: Of a batch that takes more messages: how many it may hold, and how many bytes of bodies.
+        self.most = 0
+        self.most_size = 0
         #: The tag of index 0; 0: not written.
         self.first_tag = 0
         self.link = 0
@@ -114,7 +102,7 @@ class Flight:
 
     def code(self, index: int) -> int:
         """Return what a receipt has to know of the message at this index."""
-        return (self.link << _LINK) + self.first_number + index
+        return (self.link << LINK_SHIFT) + self.first_number + index
 
     def text(self, index: int) -> str:
         """Return the message_id at this index."""
@@ -162,13 +150,14 @@ Landed = tuple[Flight, int, int]
 class Batches:
     """The batches that wait to be written, in the order of acceptance. While there are any, no other new message waits."""
 
-    __slots__ = ("_deadlines", "_gone", "_next_number", "_noted", "count", "flights", "prefix", "size")
+    __slots__ = ("_count", "_deadlines", "_gone", "_next_number", "_noted", "_size", "flights", "open", "prefix")
 
     def __init__(self, deadlines: Deadlines, prefix: str) -> None:
         self.flights: deque[Flight] = deque()
-        #: Number of messages, and bytes of their bodies.
-        self.count = 0
-        self.size = 0
+        #: The last of them, while messages may join it; its messages are not in the counts here yet.
+        self.open: Flight | None = None
+        self._count = 0
+        self._size = 0
         self.prefix = prefix
         self._deadlines = deadlines
         self._next_number = _FIRST_NUMBER
@@ -176,31 +165,38 @@ class Batches:
         self._gone = 0
         self._noted = 0
 
-    def join(self, envelope: Envelope, body: bytes, ticket: Ticket, timeout: float, now: float) -> int:
-        """Add one message; return the number of its id."""
-        flights = self.flights
-        if (
-            not flights
-            or (batch := flights[-1]).timeout != timeout
-            or now - batch.accepted_at > TOGETHER
-            or batch.first_number + len(batch.bodies) != self._next_number
-        ):
-            batch = Flight(self.prefix, self._next_number, timeout, now + timeout, now)
-            flights.append(batch)
-            self._deadlines.add(batch)
-        size = len(body)
-        batch.envelopes.append(envelope)
-        batch.bodies.append(body)
-        batch.tickets.append(ticket)
-        batch.size += size
-        self.size += size
-        self.count += 1
-        number = self._next_number
-        self._next_number = number + 1
-        return number
+    @property
+    def count(self) -> int:
+        """Number of messages."""
+        return self._count if self.open is None else self._count + len(self.open.bodies)
+
+    @property
+    def size(self) -> int:
+        """Bytes of their bodies."""
+        return self._size if self.open is None else self._size + self.open.size
+
+    def begin(self, timeout: float, now: float, most: int, most_size: int) -> Flight:
+        """Begin a batch of at most `most` messages with `most_size` bytes, and return it."""
+        self.close()
+        batch = Flight(self.prefix, self._next_number, timeout, now + timeout, now)
+        batch.most, batch.most_size = most, most_size
+        self._deadlines.add(batch)
+        self.flights.append(batch)
+        self.open = batch
+        return batch
+
+    def close(self) -> None:
+        """Let no more messages join the last batch."""
+        batch, self.open = self.open, None
+        if batch is not None:
+            count = len(batch.bodies)
+            self._count += count
+            self._size += batch.size
+            self._next_number += count
 
     def numbers(self, count: int) -> int:
-        """Return the first of `count` numbers of ids."""
+        """Return the first of `count` numbers of ids. Ids follow places, so no message joins the last batch after it."""
+        self.close()
         number = self._next_number
         self._next_number = number + count
         return number
@@ -213,6 +209,7 @@ class Batches:
 
     def take(self, count: int) -> Flight:
         """Take out the first `count` messages, which stand in the first batch."""
+        self.close()
         batch = self.flights[0]
         if count < len(batch) - batch.at:
             flight = batch.front(count)
@@ -224,6 +221,7 @@ class Batches:
 
     def expand(self, queue: WaitingQueue) -> None:
         """Put all messages into the queue, as deliveries."""
+        self.close()
         flights, self.flights = self.flights, deque()
         for flight in flights:
             flight.waiting = False
@@ -235,6 +233,6 @@ class Batches:
         self._deadlines.forget(len(flights))
 
     def _left(self, count: int, size: int) -> None:
-        self.count -= count
-        self.size -= size
+        self._count -= count
+        self._size -= size
         self._gone += count
