@@ -156,6 +156,11 @@ class Parking:
     def wake(self, delivery: Message) -> None:
         assert delivery.outcome is not None
 
+    def land(self, tickets: list[Ticket], code: int) -> None:
+        for place, ticket in enumerate(tickets):
+            assert ticket.code == 0, "settled twice"
+            ticket.code = code + place
+
 
 @define
 class Owner:
