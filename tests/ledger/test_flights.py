@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from tests.ledger.driving import NOT_FOUND
 from tests.ledger.flying import FIRST, QUEUE, Numbered, Together, id_of
 from warrener._publishing.ledger import Ticket
+from warrener._publishing.ledger.flights import Flight
+from warrener._publishing.runs import Run
 from warrener._retry_rules import RetryRules
 from warrener.errors import DeadlineExceeded, Fault, FaultKind, Nacked, Unconfirmed, Unroutable
 from warrener.records import Envelope, Lane, Receipt
@@ -376,6 +378,16 @@ def test_the_numbers_of_ids_are_given_out_once() -> None:
     assert batching.batches.numbers(10) == FIRST + 1
     assert batching.join(QUEUE, b"body", Ticket(), 60.0, bench.now) == FIRST + 11
     assert [len(batch) for batch in batching.batches.flights] == [1, 1]
+
+
+def test_the_messages_of_a_flight_can_have_ids_of_their_own() -> None:
+    """Each is matched by a token then, which counts as ids do."""
+    flight = Flight("0" * 20, FIRST + 7, 0.0, 60.0, 0.0)
+    flight.envelopes, flight.bodies, flight.ids = [QUEUE] * 2, [b"body"] * 2, ["same", "same"]
+    flight.run, flight.start = Run(60.0), 5
+    deliveries = [flight.delivery(index) for index in range(2)]
+    assert [(each.message_id, each.token) for each in deliveries] == [("same", id_of(7)), ("same", id_of(8))]
+    assert flight.run.singles == {5: deliveries[0], 6: deliveries[1]}
 
 
 def test_nothing_is_left_after_many_flights() -> None:

@@ -43,10 +43,9 @@ class RunFeed:
         return True
 
     def _can_feed(self, run: Run) -> bool:
-        envelope = run.envelope
-        if envelope is None or run.largest > self._batching.largest or run.deadline <= self._backend.clock():
+        if not run.kinds or run.largest > self._batching.largest or run.deadline <= self._backend.clock():
             return False
-        return self._takes(envelope)
+        return all(map(self._takes, run.kinds))
 
     def __contains__(self, run: Run) -> bool:
         """Whether messages of the run wait to be written together."""

@@ -13,6 +13,7 @@ import math
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from itertools import repeat
 
 import anyio
 import anyio.lowlevel
@@ -136,12 +137,20 @@ class ScriptedLink:
         self._news.set()
         return tag
 
-    def publish_batch(self, envelopes: Sequence[Envelope], message_ids: Sequence[str], bodies: Sequence[bytes]) -> int:
+    def publish_batch(
+        self,
+        envelopes: Sequence[Envelope],
+        message_ids: Sequence[str],
+        bodies: Sequence[bytes],
+        tokens: Sequence[str] | None = None,
+    ) -> int:
         """As `Link.publish_batch`."""
         self.batches.append(len(bodies))
         tags = [
-            self.publish(Lane.MAIN, envelope, message_id, body, None)
-            for envelope, message_id, body in zip(envelopes, message_ids, bodies, strict=True)
+            self.publish(Lane.MAIN, envelope, message_id, body, token)
+            for envelope, message_id, body, token in zip(
+                envelopes, message_ids, bodies, tokens or repeat(None, len(bodies)), strict=True
+            )
         ]
         return tags[0]
 

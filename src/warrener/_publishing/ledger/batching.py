@@ -102,7 +102,9 @@ class Batching:
             return None
         count = len(bodies)
         flight = Flight(self.batches.prefix, self.batches.numbers(count), 0.0, run.deadline, now)
-        flight.envelopes = [run.envelope] * count
+        part = slice(run.at, run.at + count)
+        flight.envelopes = [run.envelope] * count if run.envelopes is None else run.envelopes[part]
+        flight.ids = None if run.ids is None else run.ids[part]
         flight.bodies = bodies
         flight.size = sum(map(len, bodies))
         flight.run, flight.start = run, run.next_place
