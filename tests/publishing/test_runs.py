@@ -103,7 +103,7 @@ async def test_a_run_from_a_generator_is_taken_in_pieces(autojump_clock: MockClo
             nursery.start_soon(lambda: producer.publish_many(source(), routing_key="q"))
             await trio.testing.wait_all_tasks_blocked()
             assert read == 1024
-            assert len(driver.published) == 100
+            assert len(driver.published) == 90  # the last tenth is for other destinations
             nursery.cancel_scope.cancel()
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from collections import deque
+from collections.abc import Iterator
 from typing import TypeAlias
 
 from warrener._publishing.ledger.deadlines import Deadlines
 from warrener._publishing.ledger.delivery import Delivery
 from warrener._publishing.ledger.flights import Flight, Landed
 from warrener._publishing.ledger.queues import SLACK
-from warrener.records import Lane, Returned
+from warrener.records import Envelope, Lane, Returned
 
 __all__ = ["Epoch"]
 
@@ -228,6 +229,19 @@ class Epoch:
                 self.index(delivery)
         if self.flights:
             self._skip_holes()
+
+    def held(self) -> Iterator[tuple[Envelope, int, int]]:
+        """Return the outstanding publishes, by envelope: their number, and the bytes of their bodies."""
+        for delivery in self.outstanding.values():
+            yield delivery.envelope, 1, delivery.size
+        for flight in self.flights:
+            at, envelopes, holes = flight.at, flight.envelopes, self.holes
+            if not holes and envelopes.count(envelopes[at]) == len(envelopes):
+                yield envelopes[at], len(envelopes) - at, flight.size
+                continue
+            for index in range(at, len(flight)):
+                if flight.first_tag + index not in holes:
+                    yield envelopes[index], 1, len(flight.bodies[index])
 
     # --- the oldest publish -----------------------------------------------------------------------------------------
 

@@ -59,7 +59,8 @@ from warrener._publishing.ledger.refusals import Refusals
 from warrener._publishing.ledger.resending import Resending
 from warrener._publishing.ledger.settlement import Counters, Settlement
 from warrener._publishing.ledger.shares import Shares
-from warrener._publishing.ledger.waiting import Limits, Waiting
+from warrener._publishing.ledger.waiting import Waiting
+from warrener._publishing.ledger.window import Limits
 from warrener._retry_rules import RetryRules
 from warrener.errors import Fault, GaveUp, InvalidMessage, NotSent, ProducerClosed, PublishError
 from warrener.records import Lane
@@ -368,7 +369,9 @@ class Ledger:
 
         `written(channel)` returns the highest tag that was written there.
         """
-        in_flight = self._in_flight
+        in_flight, window = self._in_flight, self._waiting.window
+        if window.look_at <= now:
+            window.look_at = math.inf
         found = in_flight.find_overdue(now)
         if found:
             self._waiting.ready.clear()
@@ -402,6 +405,7 @@ class Ledger:
             self._in_flight.overdue_at(),
             self.delayed.due_at(),
             self._resending.look_at(),
+            self.place_at,
         )
         instants += [at for at in watched if at > now]
         epoch = self._in_flight.suspect
@@ -442,6 +446,11 @@ class Ledger:
     def buffered_bytes(self) -> int:
         """Bytes of the bodies of those messages."""
         return self._waiting.size
+
+    @property
+    def place_at(self) -> float:
+        """The instant at which to look again for a place in the window, or `math.inf` if only an answer helps."""
+        return self._waiting.window.look_at
 
     @property
     def pending(self) -> int:
