@@ -159,8 +159,7 @@ def test_the_counts_allow_what_an_exact_count_allows(seed: int) -> None:
     open_ones: list[tuple[str, int]] = []
 
     def write() -> None:
-        for each in bench.write():
-            open_ones.append((each.envelope.routing_key, each.tag))
+        open_ones.extend((each.envelope.routing_key, each.tag) for each in bench.write())
 
     for _ in range(300):
         for _ in range(rng.choice((0, 1, 5, 40))):

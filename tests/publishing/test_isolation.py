@@ -474,6 +474,23 @@ async def test_a_burst_to_a_queue_that_does_not_confirm_keeps_the_link(autojump_
             await bench.producer.publish(b"x", routing_key="mute")
 
 
+async def test_a_stream_to_a_queue_that_does_not_confirm_leaves_a_tenth_of_the_buffer(
+    autojump_clock: MockClock,
+) -> None:
+    """Long before `confirm_timeout` it has filled its part of the window, then of the buffer; from then on it is refused."""
+    async with opened(confirm_timeout=30, publish_timeout=60, max_in_flight=100, max_buffered=100) as bench:
+        bench.broker.mute.add("mute")
+        bench.nursery.start_soon(lambda: bench.stream("mute", 50, 20, routing_key="mute"))
+        await bench.stream("good", 10, 25, routing_key="q")
+        await trio.sleep(1)
+        assert len(bench.driver.links) == 1
+        assert good(bench)[-1] <= 0.5
+        assert {type(outcome) for outcome in bench.ended["mute"]} == {warrener.BufferFull}
+        assert len(bench.ended["mute"]) == 1000 - 90 - 90
+        with pytest.raises(warrener.BufferFull, match=r"taken by messages to its destination.*routing key 'mute'"):
+            await bench.producer.publish(b"x", routing_key="mute")
+
+
 async def test_two_streams_that_fill_the_window_are_both_confirmed(autojump_clock: MockClock) -> None:
     """Nothing is wrong with either: the reserve delays no message beyond the time that the window needs."""
     async with opened(max_in_flight=100, max_buffered=5000) as bench:

@@ -16,15 +16,23 @@ class Aside:
         #: Number of messages, and bytes of their bodies.
         self.count = 0
         self.size = 0
+        #: Whether a message of another destination has passed them since.
+        self.passed = False
 
     def _note(self, delivery: Delivery, by: int) -> None:
         self.count += by
         self.size += by * delivery.size
+        self.passed = self.passed and self.count > 0
 
     def has(self, destination: tuple[str, str]) -> bool:
         """Whether messages of this destination were set aside, and wait."""
         queue = self.queues.get(destination)
         return queue is not None and len(queue) > 0
+
+    def held(self, destination: tuple[str, str]) -> tuple[int, int]:
+        """Return how many messages of this destination wait, and the bytes of their bodies."""
+        queue = self.queues.get(destination)
+        return (0, 0) if queue is None else (len(queue), queue.size)
 
     def add(self, destination: tuple[str, str], delivery: Delivery) -> None:
         """Let the message wait behind the others of its destination."""
@@ -44,4 +52,5 @@ class Aside:
             delivery.queue = None
         self.queues.clear()
         self.count = self.size = 0
+        self.passed = False
         return taken

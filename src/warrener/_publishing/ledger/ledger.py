@@ -471,3 +471,7 @@ class Ledger:
     def share_used(self, destination: tuple[str, str], size: int, now: float) -> bool:
         """Whether an unhealthy destination already holds its share of the window or of the buffer."""
         return self._shares.used(destination, size, now)
+
+    def crowds(self, destination: tuple[str, str], size: int) -> bool:
+        """Whether a destination that may take no more of the window already holds nine tenths of the buffer."""
+        return self._waiting.crowds(destination, size)

@@ -12,7 +12,7 @@ from warrener._publishing.ledger.outcomes import refused
 from warrener._publishing.ledger.queues import WaitingQueue
 from warrener._publishing.ledger.refusals import Refusals
 from warrener._publishing.ledger.settlement import Settlement
-from warrener._publishing.ledger.window import Limits, Window
+from warrener._publishing.ledger.window import PART, Limits, Window
 from warrener.errors import DeadlineExceeded
 from warrener.records import Envelope, Lane
 
@@ -70,6 +70,17 @@ class Waiting:
             return True
         held = batches.count + len(unsent.entries) - unsent.dead + introductions.unsent + len(delayed) + aside.count
         return held >= limits.max_buffered or self._closed
+
+    def crowds(self, destination: tuple[str, str], size: int) -> bool:
+        """Whether messages of this destination that others have passed leave less than a tenth of the buffer to the others."""
+        aside, limits = self.aside, self.limits
+        if not aside.passed or limits.max_buffered < PART:
+            return False
+        held, held_size = aside.held(destination)
+        return (
+            held + 1 > limits.max_buffered - limits.max_buffered // PART
+            or held_size + size > limits.max_buffered_bytes - limits.max_buffered_bytes // PART
+        ) and held > 0
 
     def close(self) -> None:
         """Accept nothing more."""
@@ -163,11 +174,13 @@ class Waiting:
             if delivery is not None:
                 delivery.lane = Lane.MAIN
                 if delivery.attempts or self._enters(delivery, now):
+                    self.aside.passed = self.aside.count > 0
                     return delivery
                 if not self._set_aside(queue, delivery, now):
                     return None
         while (delivery := self._routed(self.unsent, now)) is not None:
             if self._enters(delivery, now):
+                self.aside.passed = self.aside.count > 0
                 return delivery
             if not self._set_aside(self.unsent, delivery, now):
                 return None

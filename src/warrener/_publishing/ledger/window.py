@@ -24,7 +24,7 @@ from warrener._publishing.ledger.introductions import Introductions
 from warrener._publishing.ledger.queues import WaitingQueue
 from warrener.records import Envelope
 
-__all__ = ["Limits", "Window"]
+__all__ = ["PART", "Limits", "Window"]
 
 #: The reserve is this part of the window: one tenth. A window of fewer than ten places has none, nor has one of few bytes.
 PART = 10
