@@ -45,8 +45,9 @@ BAD: Final = {
 DELETED: Final = tuple(f"deleted-{number}" for number in range(8))
 DELETED_AT: Final = 5.0
 #: The window of plans in which a burst that would fill it goes to the queue that never confirms, and the size of the burst.
-WINDOW: Final = 100
-BURST: Final = range(90, 131)
+#: Its reserve has places for all messages to the slow queue at once.
+WINDOW: Final = 300
+BURST: Final = range(270, 391)
 #: Messages from this number on belong to a bad destination.
 FIRST_BAD: Final = 3000
 #: Virtual seconds. Calls begin after the first and end before the second; only later may the link have faults.

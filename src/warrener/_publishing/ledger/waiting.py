@@ -160,6 +160,8 @@ class Waiting:
         if in_flight.suspect is not None:
             alone = self.suspects.entries and (self.suspect_first or not self.introductions.waiting)
             delivery = self._next_alone(now) if alone else self._next_introduction(now)
+            if delivery is None and self.suspects.entries and not alone:
+                delivery = self._next_alone(now)  # it was the turn of an introduction whose messages have all left
             if delivery is not None:
                 return delivery
         if in_flight.main is None:
