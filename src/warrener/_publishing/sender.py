@@ -304,7 +304,7 @@ class Sender:
             self._write_batches(link, now)
             if batching.others_wait:
                 self._write_alone(link, now)  # trouble has expanded a batch
-        self.timer.wake_by(self.ledger.place_at)
+        self.timer.wake_by(self.ledger.window.look_at)
 
     def _write_alone(self, link: Link, now: float) -> None:
         """Write the messages that are in no batch."""

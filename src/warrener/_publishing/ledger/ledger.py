@@ -14,8 +14,10 @@ seconds.
 
 *unsent* messages have never had a tag, and *delayed* ones (`resending`) wait after a nack; `max_buffered` and
 `max_buffered_bytes` bound both together. The others keep their place in the in-flight window: in flight + resend +
-suspects ≤ `max_in_flight`. So messages that come back cannot make the memory grow. *resend* goes before *unsent*, both in the order of acceptance. Suspects go one at a time on a
-channel of their own, and so do the first messages to each exchange (`introductions`), while the others pass them.
+suspects ≤ `max_in_flight`. So messages that come back cannot make the memory grow. *resend* goes before *unsent*, both in
+the order of acceptance. An unsent message whose destination may take no more of the window (`window`) is set *aside* after
+a moment, and those to other destinations pass it. Suspects go one at a time on a channel of their own, and so do the first
+messages to each exchange (`introductions`), while the others pass them.
 
 **Tags** belong to an epoch: one link and one channel of it. They count 1, 2, 3 … in it. A fact about a channel that is
 not open changes nothing but a counter.
@@ -113,6 +115,10 @@ class Ledger:
             Limits(max_buffered, max_buffered_bytes, max_in_flight, max_in_flight_bytes),
             id_prefix,
         )
+        #: Its `look_at` is the instant at which to look again for a place.
+        self.window = self._waiting.window
+        #: Whether a destination that may take no more of the window already holds nine tenths of the buffer.
+        self.crowds = self._waiting.crowds
         #: Messages that are accepted and written together.
         self.batching = Batching(self._in_flight, self._waiting, self._refusals, self.settlement)
         #: The nacked messages that wait for their next attempt.
@@ -369,9 +375,8 @@ class Ledger:
 
         `written(channel)` returns the highest tag that was written there.
         """
-        in_flight, window = self._in_flight, self._waiting.window
-        if window.look_at <= now:
-            window.look_at = math.inf
+        in_flight = self._in_flight
+        self.window.looked(now)
         found = in_flight.find_overdue(now)
         if found:
             self._waiting.ready.clear()
@@ -405,7 +410,7 @@ class Ledger:
             self._in_flight.overdue_at(),
             self.delayed.due_at(),
             self._resending.look_at(),
-            self.place_at,
+            self.window.look_at,
         )
         instants += [at for at in watched if at > now]
         epoch = self._in_flight.suspect
@@ -448,11 +453,6 @@ class Ledger:
         return self._waiting.size
 
     @property
-    def place_at(self) -> float:
-        """The instant at which to look again for a place in the window, or `math.inf` if only an answer helps."""
-        return self._waiting.window.look_at
-
-    @property
     def pending(self) -> int:
         """Number of accepted messages without an outcome."""
         return self.buffered + self.in_flight - self.settlement.tombstones
@@ -471,7 +471,3 @@ class Ledger:
     def share_used(self, destination: tuple[str, str], size: int, now: float) -> bool:
         """Whether an unhealthy destination already holds its share of the window or of the buffer."""
         return self._shares.used(destination, size, now)
-
-    def crowds(self, destination: tuple[str, str], size: int) -> bool:
-        """Whether a destination that may take no more of the window already holds nine tenths of the buffer."""
-        return self._waiting.crowds(destination, size)

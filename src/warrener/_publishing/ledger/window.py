@@ -107,6 +107,11 @@ class Window:
         mine = self._held_by.get((envelope.exchange, envelope.routing_key))
         return not self.full and mine is not None and mine.places > 0
 
+    def looked(self, now: float) -> None:
+        """The messages that wait for a place are asked about now."""
+        if self.look_at <= now:
+            self.look_at = math.inf
+
     def has_place(self, size: int, *, beside: Sequence[Delivery] = ()) -> bool:
         """Whether there is a place for one more message, of any destination, when those in `beside` have theirs."""
         held, limits = self._held() + len(beside), self._limits
