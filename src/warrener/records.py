@@ -274,12 +274,12 @@ class Message:
             "mandatory": mandatory,
         }
         object.__setattr__(self, "__dict__", values)
-        # Most messages have a routing key, a body and nothing else; they need no further checks.
+        # Most messages have a routing key, a body, perhaps an id, and nothing else; they need no further checks.
         if not (
             body.__class__ is bytes
             and _is_plain(routing_key)
             and (exchange == "" or _is_plain(exchange))
-            and message_id is None
+            and (message_id is None or _is_plain(message_id))
             and headers is None
             and content_type is None
             and content_encoding is None

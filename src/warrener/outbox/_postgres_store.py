@@ -1,7 +1,7 @@
 """The outbox's tables in PostgreSQL 13 or newer: short transactions, and no trace of them after a rotation.
 
 **Claims.** One advisory lock orders the claims of all relays; it is taken before any row lock, so that no two relays wait
-for each other. A settlement needs no such lock: it begins by renewing the relay's own row, and a relay that ends another
+for each other. A relay that claims only its own new rows shares the lock with others that do. A settlement needs no such lock: it begins by renewing the relay's own row, and a relay that ends another
 one deletes that row first, so exactly one of the two goes on. A relay that is paused, or whose machine is gone, in the
 middle of a transaction would keep its locks: the server ends such a session.
 
@@ -164,7 +164,7 @@ class PostgresStore:
     # --- one transaction --------------------------------------------------------------------------------------------
 
     def transact(self, work: Work, token: str, lease: float) -> Done:
-        """Insert, settle, renew, claim; one commit."""
+        """Do the work; one commit."""
         db = self._connected()
         number: str | None = None
         done: Done | None = None
@@ -186,12 +186,15 @@ class PostgresStore:
     def _work(self, db: Connection, work: Work, token: str, lease: float) -> tuple[Done, str | None]:
         if work.want is not None:
             db.execute(f"SELECT pg_advisory_xact_lock(%s), {_LIMITED}", (_LOCK, str(_PAUSE)))
+        elif work.take:
+            db.execute(f"SELECT pg_advisory_xact_lock_shared(%s), {_LIMITED}", (_LOCK, str(_PAUSE)))
         stored, number = self._insert(db, work.inserts) if work.inserts else ([], None)
         owned, claimed = True, Claimed()
         if work.settlement or work.renew:
             owned = _renew(db, token, lease)
             if owned:
                 self._settle(db, work.settlement, token)
+        claim = _take(db, work.inserts, stored, token, lease) if work.take and owned else None
         if work.want is not None and owned:
             claimed = self._claim(db, work.want, token, lease)
         flushed = None
@@ -199,7 +202,7 @@ class PostgresStore:
             query = "SELECT NOT EXISTS (SELECT 1 FROM warrener_outbox WHERE position <= %s)"
             flushed = one(db, query, (work.flushed_to,))
         status = _count(db) if work.count else None
-        return Done(stored, owned, claimed, status, flushed), number
+        return Done(stored, owned, claimed, claim, status, flushed), number
 
     def _insert(self, db: Connection, rows: Sequence[NewRow]) -> tuple[list[int | OutboxFull], str | None]:
         if time.monotonic() - self._counted_at > _COUNTS_HOLD:
@@ -257,12 +260,12 @@ class PostgresStore:
             time.sleep(0.1)
 
     def _settle(self, db: Connection, settlement: Settlement, token: str) -> None:
-        mine = _held_positions(db, token)
-        gone = [position for position, claim in settlement.confirmed if (claim, position) in mine]
+        mine = _held_positions(db, token, settlement)
+        gone = [position for position, claim in settlement.confirmed if position in mine.get(claim, ())]
         if gone:
             self._deleted += db.execute("DELETE FROM warrener_outbox WHERE position = ANY(%s)", (gone,)).rowcount
         for again in settlement.again:
-            if (again.claim, again.position) in mine:
+            if again.position in mine.get(again.claim, ()):
                 db.execute(
                     "UPDATE warrener_outbox SET attempts = %s, nacks = %s, possible_duplicate = %s, last_error = %s,"
                     " not_before = clock_timestamp() + make_interval(secs => %s) WHERE position = %s",
@@ -271,7 +274,7 @@ class PostgresStore:
                     ),
                 )  # fmt: skip
         for aside in settlement.set_aside:
-            if (aside.claim, aside.position) in mine:
+            if aside.position in mine.get(aside.claim, ()):
                 db.execute(
                     f"WITH gone AS (DELETE FROM warrener_outbox WHERE position = %s RETURNING *)"  # noqa: S608
                     f" INSERT INTO warrener_outbox_set_aside ({_COLUMNS}, set_aside_at, reason, last_error, holds, body)"
@@ -300,15 +303,7 @@ class PostgresStore:
         rows: tuple[Row, ...] = ()
         if gathered.picked:
             positions = sorted(candidate.position for candidate in gathered.picked)
-            claim = one(
-                db,
-                "WITH relay AS ("
-                " INSERT INTO warrener_outbox_relay (token, owner, leased_until)"
-                " VALUES (%s, %s, clock_timestamp() + make_interval(secs => %s))"
-                " ON CONFLICT (token) DO UPDATE SET leased_until = excluded.leased_until)"
-                " INSERT INTO warrener_outbox_claim (token, positions) VALUES (%s, %s::bigint[]) RETURNING claim",
-                (token, this_process(), lease, token, positions),
-            )
+            claim = _new_claim(db, positions, token, lease)
             found = db.execute(
                 "SELECT position, key, attempts, nacks, possible_duplicate, message_id, exchange, routing_key, properties,"
                 " body FROM warrener_outbox WHERE position = ANY(%s) ORDER BY position",
@@ -495,10 +490,40 @@ def _renew(db: Connection, token: str, lease: float) -> bool:
     return renewed.rowcount == 1
 
 
-def _held_positions(db: Connection, token: str) -> frozenset[tuple[int, int]]:
-    """(claim, position) of each row that the relay holds; an order for another row changes nothing."""
-    claims = db.execute("SELECT claim, positions FROM warrener_outbox_claim WHERE token = %s", (token,), binary=True)
-    return frozenset((claim, position) for claim, positions in claims for position in positions)
+def _take(
+    db: Connection, rows: Sequence[NewRow], stored: Sequence[int | OutboxFull], token: str, lease: float
+) -> int | None:
+    """Claim the new rows without a key; return the claim.
+
+    The shared lock keeps the claims of other relays from seeing the rows without this claim.
+    """
+    positions = [
+        position for row, position in zip(rows, stored, strict=True) if row.key is None and isinstance(position, int)
+    ]
+    return _new_claim(db, positions, token, lease) if positions else None
+
+
+def _new_claim(db: Connection, positions: Sequence[int], token: str, lease: float) -> int:
+    claim: int = one(
+        db,
+        "WITH relay AS ("
+        " INSERT INTO warrener_outbox_relay (token, owner, leased_until)"
+        " VALUES (%s, %s, clock_timestamp() + make_interval(secs => %s))"
+        " ON CONFLICT (token) DO UPDATE SET leased_until = excluded.leased_until)"
+        " INSERT INTO warrener_outbox_claim (token, positions) VALUES (%s, %s::bigint[]) RETURNING claim",
+        (token, this_process(), lease, token, positions),
+    )
+    return claim
+
+
+def _held_positions(db: Connection, token: str, settlement: Settlement) -> dict[int, frozenset[int]]:
+    """The rows that the relay holds, by claim, of claims with orders; an order for another row changes nothing."""
+    claims = db.execute(
+        "SELECT claim, positions FROM warrener_outbox_claim WHERE token = %s AND claim = ANY(%s)",
+        (token, settlement.claims_with_orders),
+        binary=True,
+    )
+    return {claim: frozenset(positions) for claim, positions in claims}
 
 
 def _bury_dead_relays(db: Connection, token: str) -> None:
