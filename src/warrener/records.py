@@ -343,7 +343,7 @@ class Message:
 
 @frozen(slots=False)  # cheaper to make, and one is made for each confirm
 class Receipt:
-    """The broker confirmed the message: it holds it as safely as the queues' own settings say (F1, F12)."""
+    """The broker confirmed the message: its queues store it as safely as their own settings say."""
 
     message_id: str
     #: How often the message was published on the wire.
@@ -356,7 +356,7 @@ class Receipt:
 
 @frozen
 class Outcome:
-    """The final word on a publish whose caller had left before it came: cancelled, or past its deadline."""
+    """The outcome of a publish that came after its caller was cancelled, or after its deadline."""
 
     message_id: str
     result: Receipt | PublishError
@@ -399,7 +399,7 @@ class ClosingReport:
     confirmed: int = 0
     #: message_ids that were written and not confirmed: they may or may not have arrived.
     unconfirmed: tuple[str, ...] = ()
-    #: message_ids that were never handed to the network.
+    #: message_ids that were never written.
     not_sent: tuple[str, ...] = ()
 
 

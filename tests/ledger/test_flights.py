@@ -98,6 +98,7 @@ def seen(bench: Numbered) -> dict[str, Any]:
 @example([("some", 4), ("lose", 2), ("up", 0), ("publish", 0)], 4, UNKNOWN)
 @example([("some", 5), ("ack", 2), ("ack", 4), ("ack", 1), ("tick", 3), ("ack all", 5)], 6, UNKNOWN)
 @example([("some", 5), ("cancel", 2), ("ack", 4), ("tick", 7)], 6, NEVER)
+@example([("some", 5), ("some", 2), ("ack", 1), ("ack", 2), ("ack", 3), ("ack", 6)], 4, NEVER)
 @example([("some", 3), ("tick", 2), ("ack", 2), ("tick", 1), ("ack all", 4)], 6, ALL)
 @example([("some", 3), ("tick", 2), ("ack", 2), ("tick", 1), ("bounce", 0), ("ack all", 4)], 6, ALL)
 def test_flights_show_no_difference(operations: list[tuple[str, int]], max_in_flight: int, retry: RetryRules) -> None:

@@ -80,7 +80,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 
 
 def _reporting(run: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
-    """Run an action; an outbox that cannot be used is one line and status 2."""
+    """Run an action and return its exit status; if the outbox cannot be used, print one line and return 2."""
     silence_log()
     try:
         return run(args)
@@ -207,7 +207,7 @@ def _relay(args: argparse.Namespace) -> int:
     async def count() -> None:
         shown: tuple[int, int, int] | None = None
         while True:
-            await trio.sleep(1.0)  # the first count is there
+            await trio.sleep(1.0)  # by then the producer has counted the rows once
             held = producer.status().outbox
             assert held is not None
             now = (held.confirmed, held.backlog, held.set_aside)

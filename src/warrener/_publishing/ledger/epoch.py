@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from collections import deque
-from operator import attrgetter
 from typing import TypeAlias
 
 from warrener._publishing.ledger.deadlines import Deadlines
@@ -18,8 +17,6 @@ __all__ = ["Epoch"]
 
 #: Exchange, routing key, and the message_id or None for any.
 _Address: TypeAlias = "tuple[str, str, str | None]"
-
-_first_tag = attrgetter("first_tag")
 
 
 class Epoch:
@@ -121,7 +118,7 @@ class Epoch:
             return None
         flight = flights[0]
         if tag >= flight.first_tag + len(flight):
-            flight = flights[bisect_right(flights, tag, key=_first_tag) - 1]
+            flight = flights[bisect_right(flights, tag, key=_first_outstanding) - 1]
         return flight if tag < flight.first_tag + len(flight) else None
 
     def land(self, tag: int, multiple: bool) -> list[Landed]:
@@ -338,6 +335,11 @@ class Epoch:
         """
         found = self.open_addresses.pop((returned.exchange, returned.routing_key, returned.message_id), [])
         return [each for each in found if each.epoch is self and each.returned is None]
+
+
+def _first_outstanding(flight: Flight) -> int:
+    """Return the first tag of a flight. The last piece of a batch has an index of its own for it: `at`, and not 0."""
+    return flight.first_tag + flight.at
 
 
 def _superseded(delivery: Delivery) -> bool:
