@@ -122,6 +122,25 @@ def test_new_rows_without_a_key_are_claimed_as_they_are_stored(open_store):
     assert [entry.position for entry in store.entries(None, None, 10, bodies=False)] == [2]
 
 
+def test_orders_and_new_rows_share_a_transaction(open_store):
+    """A claim that has no orders stays as it is; the new rows get a claim of their own."""
+    store = open_store()
+    insert(store, None)
+    (held,) = claim(store)
+    new = [encode(Message(b"new", routing_key="q")) for _ in range(2)]
+    first = store.transact(Work(inserts=new, take=True, renew=True), "relay", LEASE)
+    assert (first.owned, [*first.stored]) == (True, [2, 3])
+    settlement = Settlement(confirmed=((2, first.claim), (1, first.claim)), claims={first.claim: (3,)})
+    second = store.transact(Work(inserts=new, take=True, settlement=settlement), "relay", LEASE)
+
+    assert (second.owned, [*second.stored], second.claim != first.claim) == (True, [4, 5], True)
+    assert [entry.position for entry in store.entries("leased", None, 10, bodies=False)] == [1, 3, 4, 5]
+    rest = {held.claim: (), first.claim: (), second.claim: ()}
+    orders = ((1, held.claim), (3, first.claim), (4, second.claim), (5, second.claim))
+    assert store.transact(Work(settlement=Settlement(confirmed=orders, claims=rest)), "relay", LEASE).owned
+    assert store.entries(None, None, 10, bodies=False) == []
+
+
 def test_a_relay_that_lost_its_lease_takes_no_new_rows(open_store):
     """They are stored all the same, and wait for whichever relay claims them."""
     store, other = open_store(), open_store()

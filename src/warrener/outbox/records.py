@@ -183,7 +183,7 @@ class Settlement:
 
 @frozen
 class Work:
-    """What one transaction does, in this order: insert, settle, renew the lease, take the new rows, claim others."""
+    """What one transaction does: insert, settle and renew the lease, and then claim the new rows or others."""
 
     inserts: Sequence[NewRow] = ()
     #: Claim the new rows that have no key, too. They are as they were given, so they are not read again.
