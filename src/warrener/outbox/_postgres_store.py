@@ -81,7 +81,7 @@ _LIMITED: Final = "set_config('idle_in_transaction_session_timeout', %s, true)"
 _INSERT: Final = f"""
 INSERT INTO warrener_outbox (message_id, key, exchange, routing_key, properties, body)
 SELECT message_id, key, exchange, routing_key, properties, body
-FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %b::bytea[])
+FROM unnest(%b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::bytea[])
      WITH ORDINALITY AS rows (message_id, key, exchange, routing_key, properties, body, n), (SELECT {_LIMITED}) AS limited
 ORDER BY n RETURNING position, transaction::text"""  # noqa: S608 - constants
 _NEW_RELAY: Final = """relay AS (
