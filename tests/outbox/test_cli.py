@@ -79,6 +79,15 @@ def test_stats_counts(path, capsys):
     assert (counts["waiting"], counts["leased"], counts["set_aside"]) == (2, 0, 1)
 
 
+def test_stats_in_words(path, capsys):
+    """An age has a unit."""
+    assert run("stats", path) == 0
+    shown = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert shown[:3] == [["waiting", "2"], ["leased", "0"], ["set", "aside", "1"]]
+    assert shown[-1][-1] == "s"
+    assert len(shown[-1][-2].rpartition(".")[2]) == 1
+
+
 def test_a_value_that_is_not_there_is_a_dash(path, tmp_path, capsys):
     """In words; in JSON it is null."""
     assert run("show", path, 3) == 0
@@ -139,7 +148,7 @@ def test_a_process_that_only_relays(path):
         lines = []
         for line in relay.stdout:
             lines.append(line.split(maxsplit=1)[1])
-            if "1 confirmed, 1 waiting, 1 set aside" in line:
+            if "1 confirmed, 1 waiting, 1 set aside; `warrener outbox ls` shows why" in line:
                 break
         relay.send_signal(signal.SIGTERM)
         relay.communicate(timeout=30)

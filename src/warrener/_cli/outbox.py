@@ -216,7 +216,8 @@ def _relay(args: argparse.Namespace) -> int:
             assert held is not None
             now = (held.confirmed, held.backlog, held.set_aside)
             if now != shown:
-                _say(f"{now[0]:,} confirmed, {now[1]:,} waiting, {now[2]:,} set aside")
+                why = "; `warrener outbox ls` shows why" if held.set_aside else ""
+                _say(f"{now[0]:,} confirmed, {now[1]:,} waiting, {now[2]:,} set aside{why}")
                 shown = now
 
     async def relay() -> None:
@@ -240,6 +241,8 @@ def _say(text: str) -> None:
 
 
 def _print_field(name: str, value: object) -> None:
+    if isinstance(value, float):
+        value = f"{value:.1f} s"
     print(f"{name.replace('_', ' '):<18} {'-' if value is None else value}")
 
 
