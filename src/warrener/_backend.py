@@ -1,9 +1,9 @@
 """Where a publisher waits for its outcome, and the clock it waits by.
 
 One of two library modules that know Trio; the other is the transport of the native driver. A publisher that waits for its
-confirm is parked and rescheduled directly (`trio.lowlevel`): one publish costs one park and one wake, without an event object or a cancel scope. `_Place` says which
-detail of Trio this leans on; a Trio without it gets `_PublicTrioBackend`. On asyncio the same is done with a bare future of
-the running loop. All give the same guarantees:
+confirm is parked and rescheduled directly (`trio.lowlevel`): one publish costs one park and one wake, without an event
+object or a cancel scope. This depends on a detail of Trio that `_Place` describes; where Trio lacks the detail,
+`_PublicTrioBackend` is used. On asyncio a task waits for a future of the running loop. All give the same guarantees:
 
 * a parked task goes on exactly once: by `wake`, or by cancellation, never by both;
 * when cancellation comes first, the task raises it, whether or not a `wake` still follows;
@@ -35,7 +35,7 @@ __all__ = ["Backend", "Parked", "backend"]
 
 
 class Parked(Protocol):
-    """What a task waits for: it keeps the task's ticket."""
+    """An object that a task waits for; it keeps the task's ticket."""
 
     #: The ticket to `Backend.wake` the task with; None while no task waits.
     waiter: Any
@@ -60,9 +60,9 @@ class Backend(Protocol):
         ...
 
     def park(self, what: What, on_cancel: Callable[[What], None], /) -> Awaitable[None]:
-        """Leave a ticket in `what.waiter`, then wait until it is woken.
+        """Leave a ticket in `what.waiter`, then wait until the task is woken.
 
-        When Cancelled is about to leave, `on_cancel(what)` is called first: it forgets the ticket.
+        When the task is cancelled, `on_cancel(what)` is called before Cancelled is raised: it forgets the ticket.
         """
         ...
 
@@ -96,7 +96,7 @@ class Backend(Protocol):
 
 
 class _Woken:
-    """What a rescheduled task is sent: nothing, again and again; an `outcome.Value` may be unwrapped only once."""
+    """The outcome None for each rescheduled task: it may be unwrapped many times, an `outcome.Value` only once."""
 
     __slots__ = ()
 
@@ -259,7 +259,7 @@ def messages_can_be_reused() -> bool:
 
 
 class _Future(Awaitable[None], Protocol):
-    """What is used of an asyncio future."""
+    """The methods of an asyncio future that are used here."""
 
     def done(self) -> bool: ...
 
@@ -269,7 +269,7 @@ class _Future(Awaitable[None], Protocol):
 
 
 class _Loop(Protocol):
-    """What is used of an asyncio event loop, uvloop's included."""
+    """The methods of an asyncio event loop (uvloop's too) that are used here."""
 
     def time(self) -> float: ...
 
@@ -337,7 +337,7 @@ class _AsyncioBackend:
                     future.set_result(None)
 
     def wake(self, ticket: _Future) -> None:
-        # A cancelled task holds its ticket until it runs again; it raises whatever it is told in between.
+        # A cancelled task keeps its ticket until it runs again and raises. Its future is done, so a wake does nothing.
         if not ticket.done():
             ticket.set_result(None)
 
@@ -346,8 +346,8 @@ def _woken(future: _Future, cancelled: BaseException) -> bool:
     """Whether the task was woken before a cancel scope cancelled it, so that the wake wins.
 
     asyncio may cancel a task whose future is done already. If a cancel scope did it, anyio delivers the cancellation again at
-    the next checkpoint. A bare `Task.cancel()` is delivered once only, so swallowing it would leave a task running that its
-    owner believes to be cancelled.
+    the next checkpoint. A `Task.cancel()` without a cancel scope is delivered once only: it is raised, because otherwise the
+    task would go on, although its owner has cancelled it.
     """
     woken = future.done() and not future.cancelled()
     return woken and str(*cancelled.args[:1]).startswith("Cancelled via cancel scope")

@@ -45,7 +45,7 @@ __all__ = [
 
 #: Longest text from a broker that is kept anywhere; AMQP short strings have at most 255 bytes.
 MAX_TEXT = 255
-#: Stands in a text from a broker where the text had our password.
+#: Replaces our password in a text from a broker.
 MASKED = "***"
 
 
@@ -220,7 +220,7 @@ class PublishError(WarrenerError):
     queue, True that a queue may hold it.
     """
 
-    #: The answer of the class; an `Unroutable` or a `PublishRefused` may have its own.
+    #: Whether a queue may hold the message: one value for each class; an `Unroutable` or `PublishRefused` may differ.
     may_have_been_delivered: bool = True
     #: "suppressed": a retry budget, or the share of the destination, has forbidden another attempt. None: nothing did.
     cause: str | None = None

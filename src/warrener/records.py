@@ -274,12 +274,12 @@ class Message:
             "mandatory": mandatory,
         }
         object.__setattr__(self, "__dict__", values)
-        # Most messages have a routing key, a body and nothing else; they need no further checks.
+        # Most messages have a routing key, a body, perhaps an id, and nothing else; they need no further checks.
         if not (
             body.__class__ is bytes
             and _is_plain(routing_key)
             and (exchange == "" or _is_plain(exchange))
-            and message_id is None
+            and (message_id is None or _is_plain(message_id))
             and headers is None
             and content_type is None
             and content_encoding is None
@@ -347,7 +347,7 @@ _NUMBER: Final = (1 << LINK_SHIFT) - 1
 
 
 class Receipt(tuple[Any, ...]):
-    """The broker confirmed the message: it holds it as safely as the queues' own settings say (F1, F12).
+    """The broker confirmed the message: its queues store it as safely as their own settings say.
 
     It cannot be changed. Two receipts are equal if their four fields are.
     """
@@ -404,7 +404,7 @@ class Receipt(tuple[Any, ...]):
 
 @frozen
 class Outcome:
-    """The final word on a publish whose caller had left before it came: cancelled, or past its deadline."""
+    """The outcome of a publish that came after its caller was cancelled, or after its deadline."""
 
     message_id: str
     result: Receipt | PublishError
@@ -447,7 +447,7 @@ class ClosingReport:
     confirmed: int = 0
     #: message_ids that were written and not confirmed: they may or may not have arrived.
     unconfirmed: tuple[str, ...] = ()
-    #: message_ids that were never handed to the network.
+    #: message_ids that were never written.
     not_sent: tuple[str, ...] = ()
 
 

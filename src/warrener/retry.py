@@ -3,8 +3,8 @@
     >>> Retry.at_most_once().fate(Situation.LOST_AFTER_WRITING).error
     'Unconfirmed'
 
-A policy never changes what a producer tells: an outcome is certain or it is not (docs/guarantees.md). It only says whether
-the producer tries again by itself, within the deadline of the message. All values are pure, except that a `Budget` is an
+A policy never changes whether a reported outcome is certain (docs/guarantees.md). It only says whether the
+producer tries again by itself, within the deadline of the message. All values are pure, except that a `Budget` is an
 account: everything that holds the same `Budget` spends from the same tokens.
 """
 
@@ -42,7 +42,7 @@ _CAUSES = frozenset({"unknown", "nacked", "not_sent", "overdue"})
 
 
 class Situation(enum.Enum):
-    """What a message can meet."""
+    """A situation in which the policy decides about a message."""
 
     NO_LINK = "there is no link when publish is called"
     BLOCKED = "the broker blocks publishers when publish is called"
@@ -315,7 +315,7 @@ class Retry:
         )
 
     def explain(self) -> str:
-        """Return a table, one line for each situation: what happens, and what is told."""
+        """Return a table, one line for each situation: what happens, and which error the caller gets."""
         lines = [_explained(situation.value, self.fate(situation)) for situation in Situation]
         return "\n".join(lines)
 

@@ -124,7 +124,7 @@ def _as_destination(destination: object) -> Any:
     if isinstance(destination, str) and destination:
         return Queue(destination)
     if isinstance(destination, Queue):
-        # The binding needs its name, not its definition: two bindings of one queue are equal to what they say.
+        # The binding keeps only the queue's name: bindings that differ only in the queue's definition are equal.
         return destination if destination.is_server_named else Queue(destination.name)
     return Exchange(destination.name) if isinstance(destination, Exchange) else destination
 

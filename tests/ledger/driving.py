@@ -26,6 +26,7 @@ class Bench:
         max_buffered: int = 100,
         max_buffered_bytes: int = 10_000,
         max_in_flight: int = 100,
+        max_in_flight_bytes: int = 64 * 1024 * 1024,
         at_least_once: bool = True,
         retry: RetryRules | None = None,
         confirm_timeout: float = 30.0,
@@ -34,6 +35,7 @@ class Bench:
             max_buffered=max_buffered,
             max_buffered_bytes=max_buffered_bytes,
             max_in_flight=max_in_flight,
+            max_in_flight_bytes=max_in_flight_bytes,
             retry=RetryRules(unknown=at_least_once) if retry is None else retry,
             confirm_timeout=confirm_timeout,
         )

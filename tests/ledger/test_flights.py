@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from tests.ledger.driving import NOT_FOUND
 from tests.ledger.flying import FIRST, QUEUE, Numbered, Together, id_of, ready
 from warrener._publishing.ledger import Ticket
+from warrener._publishing.ledger.flights import Flight
+from warrener._publishing.runs import Run
 from warrener._retry_rules import RetryRules
 from warrener.errors import DeadlineExceeded, Fault, FaultKind, Nacked, Unconfirmed, Unroutable
 from warrener.records import Envelope, Lane, Receipt
@@ -96,6 +98,7 @@ def seen(bench: Numbered) -> dict[str, Any]:
 @example([("some", 4), ("lose", 2), ("up", 0), ("publish", 0)], 4, UNKNOWN)
 @example([("some", 5), ("ack", 2), ("ack", 4), ("ack", 1), ("tick", 3), ("ack all", 5)], 6, UNKNOWN)
 @example([("some", 5), ("cancel", 2), ("ack", 4), ("tick", 7)], 6, NEVER)
+@example([("some", 5), ("some", 2), ("ack", 1), ("ack", 2), ("ack", 3), ("ack", 6)], 4, NEVER)
 @example([("some", 3), ("tick", 2), ("ack", 2), ("tick", 1), ("ack all", 4)], 6, ALL)
 @example([("some", 3), ("tick", 2), ("ack", 2), ("tick", 1), ("bounce", 0), ("ack all", 4)], 6, ALL)
 def test_flights_show_no_difference(operations: list[tuple[str, int]], max_in_flight: int, retry: RetryRules) -> None:
@@ -205,14 +208,15 @@ def test_a_full_window_takes_a_part_of_a_batch() -> None:
 
 def test_a_full_window_of_bytes_takes_what_fits() -> None:
     """One message above the limit goes alone."""
-    bench = Together()
-    bench.ledger._waiting.limits = bench.ledger._waiting.limits.__class__(100, 10_000, 100, 10)
+    bench = Together(max_in_flight_bytes=10)
     bench.publish(5)
     assert bench.flights == [2]
-    bench.ledger._waiting.limits = bench.ledger._waiting.limits.__class__(100, 10_000, 100, 3)
-    bench.ack(2, multiple=True)
+    bench = Together(max_in_flight_bytes=3)
+    bench.publish(5)
+    assert bench.flights == [1]
+    bench.ack(1)
     bench.write()
-    assert bench.flights == [2, 1]
+    assert bench.flights == [1, 1]
 
 
 def test_single_acks_leave_holes() -> None:
@@ -377,6 +381,16 @@ def test_the_numbers_of_ids_are_given_out_once() -> None:
     assert batching.batches.numbers(10) == FIRST + 1
     assert batching.join(QUEUE, b"body", Ticket(), 60.0, bench.now) == FIRST + 11
     assert [len(batch) for batch in batching.batches.flights] == [1, 1]
+
+
+def test_the_messages_of_a_flight_can_have_ids_of_their_own() -> None:
+    """Each is matched by a token then, which counts as ids do."""
+    flight = Flight("0" * 20, FIRST + 7, 0.0, 60.0, 0.0)
+    flight.envelopes, flight.bodies, flight.ids = [QUEUE] * 2, [b"body"] * 2, ["same", "same"]
+    flight.run, flight.start = Run(60.0), 5
+    deliveries = [flight.delivery(index) for index in range(2)]
+    assert [(each.message_id, each.token) for each in deliveries] == [("same", id_of(7)), ("same", id_of(8))]
+    assert flight.run.singles == {5: deliveries[0], 6: deliveries[1]}
 
 
 def test_nothing_is_left_after_many_flights() -> None:

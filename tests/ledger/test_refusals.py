@@ -10,11 +10,11 @@ from attrs import evolve
 
 from warrener._publishing.ledger import Delivery
 from warrener._publishing.ledger.ends import FEW, SWEEP_EVERY
-from warrener._publishing.ledger.introductions import AT_ONCE, PASSES_AFTER
+from warrener._publishing.ledger.introductions import AT_ONCE, PASSES_AFTER, SUSPECT_PASSES_AFTER
 from warrener.errors import Fault, PublishRefused
 from warrener.records import Envelope, Lane, Receipt
 
-from .driving import NOT_FOUND, Bench
+from .driving import INTERNAL, NOT_FOUND, Bench
 
 
 def missing(exchange: str) -> Fault:
@@ -313,6 +313,22 @@ def test_an_exchange_that_exists_is_written_twice_at_most_beside_names_that_do_n
             bench.ack(each.tag, channel=channel)
     assert good.attempts <= 2
     assert closes <= max(place, AT_ONCE)
+
+
+def test_a_suspect_goes_on_when_the_introduction_before_it_has_left() -> None:
+    """They take turns; a message that was cancelled before its introduction takes none."""
+    bench = Bench()
+    bench.publish(2)
+    bench.close_channel(INTERNAL)
+    bench.open(Lane.MAIN)
+    introduce(bench)
+    assert bench.write() == bench.accepted[:1]
+    introduction = bench.accept(exchange="x")
+    assert bench.write() == []
+    assert bench.ledger.cancel(introduction)
+    bench.now += SUSPECT_PASSES_AFTER
+    bench.ledger.look(bench.now, lambda _: 1)
+    assert bench.write() == bench.accepted[1:2]
 
 
 def test_introductions_grow_with_each_that_passes() -> None:

@@ -108,10 +108,12 @@ class MemoryStore:
             if owned:
                 db.relays[token] = now + lease
                 self._settle(work, token, now)
+        taken = [at for row, at in zip(work.inserts, stored, strict=True) if row.key is None and isinstance(at, int)]
+        claim = self._new_claim(taken, token, now + lease) if work.take and owned and taken else None
         if work.want is not None and owned:
             claimed = self._claim(work, token, lease, now)
         flushed = None if work.flushed_to is None else not any(p <= work.flushed_to for p in db.rows)
-        done = Done(stored, owned, claimed, self.status() if work.count else None, flushed)
+        done = Done(stored, owned, claimed, claim, self.status() if work.count else None, flushed)
         failure, self.fail_after = self.fail_after, None
         if failure is not None:
             raise failure
@@ -161,11 +163,16 @@ class MemoryStore:
         rows: list[Row] = []
         if gathered.picked:
             positions = tuple(sorted(candidate.position for candidate in gathered.picked))
-            claim, db.next_claim = db.next_claim, db.next_claim + 1
-            db.claims[claim] = (token, positions)
-            db.relays[token] = now + lease
+            claim = self._new_claim(positions, token, now + lease)
             rows = [_row(claim, position, db.rows[position]) for position in positions]
         return Claimed(tuple(rows), gathered.scanned_to, gathered.more, gathered.unfinished)
+
+    def _new_claim(self, positions: Iterable[int], token: str, until: float) -> int:
+        db = self.database
+        claim, db.next_claim = db.next_claim, db.next_claim + 1
+        db.claims[claim] = (token, tuple(positions))
+        db.relays[token] = until
+        return claim
 
     def release(self, token: str) -> None:
         self.database.claims = {c: held for c, held in self.database.claims.items() if held[0] != token}

@@ -79,6 +79,28 @@ def test_stats_counts(path, capsys):
     assert (counts["waiting"], counts["leased"], counts["set_aside"]) == (2, 0, 1)
 
 
+def test_stats_in_words(path, capsys):
+    """An age has a unit."""
+    assert run("stats", path) == 0
+    shown = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert shown[:3] == [["waiting", "2"], ["leased", "0"], ["set", "aside", "1"]]
+    assert shown[-1][-1] == "s"
+    assert len(shown[-1][-2].rpartition(".")[2]) == 1
+
+
+def test_a_value_that_is_not_there_is_a_dash(path, tmp_path, capsys):
+    """In words; in JSON it is null."""
+    assert run("show", path, 3) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in shown if line.startswith(("key", "reason", "set aside"))] == [
+        ["key", "-"], ["reason", "-"], ["set", "aside", "at", "-"],
+    ]  # fmt: skip
+    run("init", tmp_path / "empty.db")
+    capsys.readouterr()
+    assert run("stats", tmp_path / "empty.db") == 0
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["oldest", "age", "-"]
+
+
 def test_an_outbox_that_cannot_be_used_is_one_line(tmp_path, capsys):
     """With status 2; looking at a file that is not there does not make it."""
     missing = tmp_path / "missing.db"
@@ -123,11 +145,14 @@ def test_a_process_that_only_relays(path):
         broker.declare_queue("q")
         command = [sys.executable, "-m", "warrener", "outbox", "relay", str(path), "--to", broker.url]
         relay = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        lines = []
         for line in relay.stdout:
-            if "1 confirmed, 1 waiting, 1 set aside" in line:
+            lines.append(line.split(maxsplit=1)[1])
+            if "1 confirmed, 1 waiting, 1 set aside; `warrener outbox ls` shows why" in line:
                 break
         relay.send_signal(signal.SIGTERM)
         relay.communicate(timeout=30)
 
         assert relay.returncode == 0
         assert len(broker.messages("q")) == 1
+        assert len(lines) == len(set(lines)), "a line was printed twice"

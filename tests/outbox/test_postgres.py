@@ -482,6 +482,36 @@ async def test_what_is_stored_is_published(outbox_dsn):
 
 
 @pytest.mark.anyio
+async def test_what_this_session_stores_is_a_hint_only_with_a_key(open_store):
+    """The relay knows it already; a row with a key may have to be looked for again. Rows of others are always a hint."""
+    ours, others = open_store(), open_store()
+    hints = []
+
+    async def listen():
+        while True:
+            await ours.wait_hint()
+            hints.append("hint")
+            heard.set()
+
+    def store(into, *keys):
+        return anyio.to_thread.run_sync(insert, into, *keys)
+
+    async with anyio.create_task_group() as tasks:
+        heard = anyio.Event()
+        tasks.start_soon(listen)
+        await heard.wait()  # it listens
+        for _ in range(3):
+            await store(ours, None)
+        for session, keys in ((others, [None]), (ours, ["a"])):
+            heard = anyio.Event()
+            await store(session, *keys)
+            await heard.wait()
+        tasks.cancel_scope.cancel()
+
+    assert len(hints) == 3
+
+
+@pytest.mark.anyio
 async def test_a_restart_of_the_database_is_outlived(outbox_dsn, postgresql):
     """While it is away `enqueue` says so; afterwards everything that was stored is published, in order."""
     stored = []

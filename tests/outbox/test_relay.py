@@ -242,6 +242,59 @@ async def test_calls_that_wait_together_share_a_commit(path):
             assert len([size for size in commits if size]) <= 20
 
 
+async def test_new_rows_are_claimed_in_the_transaction_that_stores_them(path):
+    """Then nothing is read: `enqueue` while the broker is there costs two transactions, its own and that of the delete."""
+    outbox = outbox_at(path, poll_interval=60.0)
+    works = []
+    make = outbox._make_store
+
+    def recorded():
+        store = make()
+        transact = store.transact
+
+        def noting(work, *arguments):
+            works.append(work)
+            return transact(work, *arguments)
+
+        store.transact = noting
+        return store
+
+    outbox._make_store = recorded
+    async with EmbeddedBroker() as broker, relaying(broker, outbox) as relay:
+        await relay._producer.wait_connected()
+        await relay.wait_flushed(10)  # the first claim, which finds nothing
+        works.clear()
+        message = Message(b"1", routing_key="tasks", headers={"of": "the call"})
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(relay.enqueue, message)
+            await anyio.lowlevel.checkpoint()
+            message.headers["of"] = "later"
+            tasks.start_soon(relay.enqueue, task(2))
+        await relay.wait_flushed(10)
+
+        assert sorted(broker.messages("tasks")) == [b"1", b"2"]
+        assert all(work.take for work in works if work.inserts)
+        assert not any(work.want for work in works)
+        assert sum(len(work.settlement.confirmed) for work in works) == 2
+        assert relay.status().confirmed == 2
+
+
+async def test_new_rows_do_not_pass_those_that_wait(path):
+    """While a backlog is there, new rows go their way through a claim as all others."""
+    outbox = outbox_at(path)
+    with sqlite3.connect(path) as db:
+        outbox.create()
+        for number in range(5000):
+            add(db, task(number))
+    db.close()
+    async with EmbeddedBroker() as broker, relaying(broker, outbox) as relay:
+        for number in range(5000, 5005):
+            await relay.enqueue(task(number))
+        await relay.wait_flushed(20)
+
+        assert {int(body) for body in broker.messages("tasks")} == {*range(5005)}
+
+
 async def test_cancelled_before_the_row_is_on_its_way_nothing_is_stored(path):
     """The call raises the cancellation."""
     outbox = outbox_at(path)

@@ -105,6 +105,65 @@ def test_a_relay_whose_lease_ran_out_deletes_nothing(open_store):
     assert store.status().leased == 1
 
 
+def test_new_rows_without_a_key_are_claimed_as_they_are_stored(open_store):
+    """With `take`: under one claim with the lease, and rows with a key or without a place are left out."""
+    store, other = open_store(max_rows=4), open_store()
+    rows = [encode(Message(b"body", routing_key="q"), key) for key in (None, "a", None, None, None)]
+    done = store.transact(Work(inserts=rows, take=True), "relay", LEASE)
+
+    assert [*done.stored[:4]] == [1, 2, 3, 4]
+    assert isinstance(done.stored[4], OutboxFull)
+    assert done.claim is not None
+    assert (store.status().waiting, store.status().leased) == (1, 3)
+    assert positions(claim(other, "other")) == [2]
+    confirmed = tuple((position, done.claim) for position in (1, 3, 4))
+    settlement = Settlement(confirmed=confirmed, claims={done.claim: ()})
+    assert store.transact(Work(settlement=settlement), "relay", LEASE).owned
+    assert [entry.position for entry in store.entries(None, None, 10, bodies=False)] == [2]
+
+
+def test_orders_and_new_rows_share_a_transaction(open_store):
+    """A claim that has no orders stays as it is; the new rows get a claim of their own."""
+    store = open_store()
+    insert(store, None)
+    (held,) = claim(store)
+    new = [encode(Message(b"new", routing_key="q")) for _ in range(2)]
+    first = store.transact(Work(inserts=new, take=True, renew=True), "relay", LEASE)
+    assert (first.owned, [*first.stored]) == (True, [2, 3])
+    settlement = Settlement(confirmed=((2, first.claim), (1, first.claim)), claims={first.claim: (3,)})
+    second = store.transact(Work(inserts=new, take=True, settlement=settlement), "relay", LEASE)
+
+    assert (second.owned, [*second.stored], second.claim != first.claim) == (True, [4, 5], True)
+    assert [entry.position for entry in store.entries("leased", None, 10, bodies=False)] == [1, 3, 4, 5]
+    rest = {held.claim: (), first.claim: (), second.claim: ()}
+    orders = ((1, held.claim), (3, first.claim), (4, second.claim), (5, second.claim))
+    assert store.transact(Work(settlement=Settlement(confirmed=orders, claims=rest)), "relay", LEASE).owned
+    assert store.entries(None, None, 10, bodies=False) == []
+
+
+def test_a_relay_that_lost_its_lease_takes_no_new_rows(open_store):
+    """They are stored all the same, and wait for whichever relay claims them."""
+    store, other = open_store(), open_store()
+    insert(store, None)
+    (row,) = claim(store, "slow", lease=-1.0)
+    claim(other, "other")
+    settlement = Settlement(confirmed=((1, row.claim),))
+    new = [encode(Message(b"new", routing_key="q"))]
+    done = store.transact(Work(inserts=new, take=True, settlement=settlement), "slow", LEASE)
+
+    assert (done.owned, done.claim, [*done.stored]) == (False, None, [2])
+    assert positions(claim(other, "other")) == [2]
+
+
+def test_without_a_new_row_to_take_there_is_no_claim(open_store):
+    """Only keyed rows: none is taken."""
+    store = open_store()
+    assert (
+        store.transact(Work(inserts=[encode(Message(b"", routing_key="q"), "a")], take=True), "r", LEASE).claim is None
+    )
+    assert positions(claim(store)) == [1]
+
+
 def test_a_claim_whose_answer_was_lost_is_ended(open_store):
     """The relay does not know it, and nothing of it was published: the next claim takes its rows, unflagged."""
     store = open_store()

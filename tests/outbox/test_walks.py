@@ -6,6 +6,8 @@ published. Order: the first deliveries of a key come in the order of its commits
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from attrs import define, evolve, field
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -15,7 +17,7 @@ from tests.outbox.memory import Database, MemoryStore
 from warrener.errors import DeadlineExceeded, Nacked, PublishError, Unconfirmed, Unroutable
 from warrener.outbox._decisions import RelayPolicy, Run, Window
 from warrener.outbox._rows import encode
-from warrener.outbox.records import Settlement, Work
+from warrener.outbox.records import NewRow, Row, Settlement, Work
 from warrener.records import Message, Receipt
 
 LEASE = 30.0
@@ -42,10 +44,11 @@ class Relay:
     runs: list[Run] = field(factory=list)
     scan_from: int = 0
 
-    def transact(self, now: float) -> None:
-        want = self.window.want(self.scan_from)
+    def transact(self, now: float, new: Sequence[NewRow] = ()) -> None:
+        want = None if new else self.window.want(self.scan_from)
         settlement = self.window.orders() if self.window.has_orders else Settlement()
-        work = Work(settlement=settlement, renew=len(self.window) > 0, want=want)
+        take = bool(new) and self.window.can_take(new)
+        work = Work(new, take=take, settlement=settlement, renew=len(self.window) > 0, want=want)
         done = self.store.transact(work, self.token, LEASE)
         if not done.owned:
             self.window.lost()
@@ -53,8 +56,13 @@ class Relay:
             return
         if settlement:
             self.window.written(settlement)
-        if settlement or work.renew or done.claimed.rows:
+        if settlement or work.renew or done.claimed.rows or done.claim is not None:
             self.window.leased_until = now + LEASE
+        if done.claim is not None:
+            taken = ((row, at) for row, at in zip(new, done.stored, strict=True) if row.key is None)
+            self.window.take_new(
+                Row(at, done.claim, None, Message(b"", message_id=row.message_id)) for row, at in taken
+            )
         if want is not None:
             self.window.take(done.claimed, want)
             self.scan_from = done.claimed.scanned_to if done.claimed.more else 0
@@ -121,6 +129,26 @@ class Walk(RuleBasedStateMachine):
             self.kill(which)
         except AnswerLost:
             pass  # committed, and the relay goes on without knowing it
+
+    @rule(
+        which=st.integers(0, 2),
+        keys=st.lists(KEYS, min_size=1, max_size=4),
+        crash=st.sampled_from([None, "after", "answer"]),
+    )
+    def enqueue(self, which, keys, crash):
+        """The relay stores rows of its own process, and takes those without a key at once."""
+        relay = self.relays[which]
+        rows = [encode(Message(b"", routing_key="q"), key) for key in keys]
+        first = self.database.next_position
+        self.committed |= {row.message_id: (first + at, row.key) for at, row in enumerate(rows)}
+        if crash is not None:
+            relay.store.fail_after = Crash() if crash == "after" else AnswerLost()
+        try:
+            relay.transact(self.now, rows)
+        except Crash:
+            self.kill(which)
+        except AnswerLost:
+            pass
 
     @rule(which=st.integers(0, 2), answers=st.lists(ANSWERS, min_size=1, max_size=4))
     def turn(self, which, answers):

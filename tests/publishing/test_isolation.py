@@ -445,6 +445,64 @@ async def test_an_overdue_destination_holds_a_tenth_of_the_capacity(autojump_clo
         good(bench)
 
 
+@pytest.mark.parametrize("how", ["publish", "nowait", "many"])
+async def test_a_burst_to_a_queue_that_does_not_confirm_keeps_the_link(autojump_clock: MockClock, how: str) -> None:
+    """It would fill the window before its queue is known to be bad: a tenth is kept for the others, and the link stays."""
+    async with opened(confirm_timeout=5, publish_timeout=60, max_in_flight=100, max_buffered=200) as bench:
+        bench.broker.mute.add("mute")
+        await bench.publish("first", routing_key="q")
+        most = 0
+        for _ in range(180):
+            if how == "publish":
+                bench.nursery.start_soon(lambda: bench.publish("mute", routing_key="mute"))
+            elif how == "nowait":
+                bench.producer.publish_nowait(b"mute", routing_key="mute")
+        if how == "many":
+            bench.nursery.start_soon(lambda: bench.producer.publish_many([b"mute"] * 180, routing_key="mute"))
+        await trio.sleep(0.1)
+        for _ in range(300):
+            bench.nursery.start_soon(lambda: bench.publish("good", routing_key="q"))
+            await trio.sleep(0.1)
+            most = max(most, bench.producer.status().in_flight)
+        await trio.sleep(1)
+        assert len(bench.driver.links) == 1
+        assert 90 <= most <= 100
+        took = good(bench)
+        assert took[-1] <= 0.5
+        assert took[len(took) * 95 // 100] <= 3 * bench.broker.latency
+        with pytest.raises(warrener.BufferFull, match="routing key 'mute'"):
+            await bench.producer.publish(b"x", routing_key="mute")
+
+
+async def test_a_stream_to_a_queue_that_does_not_confirm_leaves_a_tenth_of_the_buffer(
+    autojump_clock: MockClock,
+) -> None:
+    """Long before `confirm_timeout` it has filled its part of the window, then of the buffer; from then on it is refused."""
+    async with opened(confirm_timeout=30, publish_timeout=60, max_in_flight=100, max_buffered=100) as bench:
+        bench.broker.mute.add("mute")
+        bench.nursery.start_soon(lambda: bench.stream("mute", 50, 20, routing_key="mute"))
+        await bench.stream("good", 10, 25, routing_key="q")
+        await trio.sleep(1)
+        assert len(bench.driver.links) == 1
+        assert good(bench)[-1] <= 0.5
+        assert {type(outcome) for outcome in bench.ended["mute"]} == {warrener.BufferFull}
+        assert len(bench.ended["mute"]) == 1000 - 90 - 90
+        with pytest.raises(warrener.BufferFull, match=r"taken by messages to its destination.*routing key 'mute'"):
+            await bench.producer.publish(b"x", routing_key="mute")
+
+
+async def test_two_streams_that_fill_the_window_are_both_confirmed(autojump_clock: MockClock) -> None:
+    """Nothing is wrong with either: the reserve delays no message beyond the time that the window needs."""
+    async with opened(max_in_flight=100, max_buffered=5000) as bench:
+        for _ in range(1000):
+            bench.nursery.start_soon(lambda: bench.publish("good", routing_key="a"))
+            bench.nursery.start_soon(lambda: bench.publish("good", routing_key="b"))
+        await trio.sleep(3)
+        assert len(good(bench)) == 2000
+        # 90 messages in a `latency`, and the last one has its answer after another.
+        assert good(bench)[-1] <= (2000 / 90 + 2) * bench.broker.latency
+
+
 async def test_a_link_that_answers_nothing_is_replaced(autojump_clock: MockClock) -> None:
     """Neither ack nor nack for confirm_timeout, while messages wait: as before."""
     async with opened(confirm_timeout=5) as bench:

@@ -44,6 +44,10 @@ BAD: Final = {
 #: The exchanges that are deleted, and the virtual second at which that happens.
 DELETED: Final = tuple(f"deleted-{number}" for number in range(8))
 DELETED_AT: Final = 5.0
+#: The window of plans in which a burst that would fill it goes to the queue that never confirms, and the size of the burst.
+#: Its reserve has places for all messages to the slow queue at once.
+WINDOW: Final = 300
+BURST: Final = range(270, 391)
 #: Messages from this number on belong to a bad destination.
 FIRST_BAD: Final = 3000
 #: Virtual seconds. Calls begin after the first and end before the second; only later may the link have faults.
@@ -68,6 +72,9 @@ def beside(seed: int) -> Plan:
         for call in _bad_calls(rng, kind, number):
             calls.append(call)
             number += len(call.messages)
+    if "mute" in kinds and (burst := stream(seed, "burst")).random() < 0.5:
+        producer = evolve(producer, max_in_flight=WINDOW)
+        calls += _burst(burst, number)
     faults = [*_lost_dials(rng)]
     faults += [
         Fault(rng.uniform(FAULTS_FROM, ENDS_AT), rng.choice(_TROUBLES), 2.0, 50) for _ in range(rng.randint(0, 3))
@@ -145,6 +152,20 @@ def _bad_calls(rng: random.Random, kind: str, number: int) -> Iterator[Call]:
         return
     for item in items:
         yield Call(rng.uniform(BEGIN, END), "publish", (item,), timeout)
+
+
+def _burst(rng: random.Random, number: int) -> Iterator[Call]:
+    """As many messages at once as the window has places, to a queue that has been healthy until then."""
+    at, how, timeout = (
+        rng.uniform(BEGIN, END - 2.0),
+        rng.choice(("publish", "many", "run", "nowait")),
+        rng.choice((12.0, 25.0, 60.0)),
+    )
+    items = [Item(number + index, 20, "mute") for index in range(rng.choice(BURST))]
+    if how == "publish":
+        yield from (Call(at, "publish", (item,), timeout) for item in items)
+    else:
+        yield Call(at, how, tuple(items), timeout)
 
 
 def _calls_to_deleted(rng: random.Random, number: int) -> Iterator[Call]:

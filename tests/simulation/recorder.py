@@ -90,14 +90,20 @@ class RecordingLink:
         self._note(lane, tag, message_id, body, token)
         return tag
 
-    def publish_batch(self, envelopes: Sequence[Envelope], message_ids: Sequence[str], bodies: Sequence[bytes]) -> int:
+    def publish_batch(
+        self,
+        envelopes: Sequence[Envelope],
+        message_ids: Sequence[str],
+        bodies: Sequence[bytes],
+        tokens: Sequence[str] | None = None,
+    ) -> int:
         """Hand over messages under consecutive tags."""
         self._record.flights += 1
         if len(bodies) > 1:
             self._record.together += len(bodies)
-        first = self._link.publish_batch(envelopes, message_ids, bodies)
+        first = self._link.publish_batch(envelopes, message_ids, bodies, tokens)
         for tag, (message_id, body) in enumerate(zip(message_ids, bodies, strict=True), first):
-            self._note(Lane.MAIN, tag, message_id, body, None)
+            self._note(Lane.MAIN, tag, message_id, body, None if tokens is None else tokens[tag - first])
         return first
 
     def request_pull(self) -> None:

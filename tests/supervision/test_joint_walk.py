@@ -133,7 +133,9 @@ class ScriptedLink:
     def request_pull(self) -> None:
         self.wants_to_pull = True
 
-    def publish_batch(self, envelopes: list[Envelope], message_ids: Any, bodies: list[bytes]) -> int:
+    def publish_batch(
+        self, envelopes: list[Envelope], message_ids: Any, bodies: list[bytes], _tokens: Any = None
+    ) -> int:
         assert len(envelopes) == len(message_ids) == len(bodies) > 0
         tags = [self.publish(Lane.MAIN, QUEUE, message_id, b"body", None) for message_id in message_ids]
         return tags[0]

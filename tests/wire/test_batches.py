@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -53,11 +54,37 @@ def test_a_batch_is_a_loop(groups: Sequence[tuple[Envelope, int, int]], first: i
     assert batch.publish_batch(envelopes, ids, bodies) == len(bodies) + 1
 
 
-def test_a_large_batch_is_written_in_parcels() -> None:
+own_ids = st.sampled_from(["0" * 32, "é" * 16, "é" * 32, "", "short", "x" * 255])
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(ENVELOPES), sizes, st.integers(1, 40), own_ids), min_size=1, max_size=8),
+    st.sampled_from([1 << 47, (1 << 47) + 4090, 4095]),
+)
+def test_a_batch_with_tokens_is_a_loop(groups: Sequence[tuple[Envelope, int, int, str]], first: int) -> None:
+    """Any envelopes, sizes and ids; tokens as a range."""
+    envelopes = [envelope for envelope, _, count, _ in groups for _ in range(count)]
+    bodies = [bytes([at % 256]) * size for at, (_, size, count, _) in enumerate(groups) for _ in range(count)]
+    ids = [own for _, _, count, own in groups for _ in range(count)]
+    tokens = IdRange(PREFIX, first, len(bodies))
+    one, batch = channel(), channel()
+    for envelope, message_id, body, token in zip(envelopes, ids, bodies, tokens, strict=True):
+        one.publish(envelope, message_id, body, token)
+    assert batch.publish_batch(envelopes, ids, bodies, tokens) == 1
+    assert batch.last_tag == one.last_tag == len(bodies)
+    assert taken(batch) == taken(one)
+    assert batch.written == batch.begun == len(bodies)
+    assert batch.publish_batch(envelopes, ids, bodies, tokens) == len(bodies) + 1
+
+
+@pytest.mark.parametrize("with_tokens", [False, True])
+def test_a_large_batch_is_written_in_parcels(with_tokens: bool) -> None:
     """`written` grows with each parcel, and never beyond the bytes that were taken."""
     publisher = channel(131_072)
     count, size = 1000, 300
-    publisher.publish_batch([ENVELOPES[0]] * count, IdRange(PREFIX, 1, count), [bytes(size)] * count)
+    ids = IdRange(PREFIX, 1, count)
+    tokens = {"tokens": ids} if with_tokens else {}
+    publisher.publish_batch([ENVELOPES[0]] * count, ids[:] if with_tokens else ids, [bytes(size)] * count, **tokens)
     seen, length = 0, 0
     steps: list[int] = []
     while data := publisher.outgoing.take():

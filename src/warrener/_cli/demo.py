@@ -1,4 +1,4 @@
-"""``warrener demo``: publish ML tasks through a broker that is killed, blocked and left, then account for every message.
+"""``warrener demo``: kill and block a broker while ML tasks are published, then account for every message.
 
 Several Trio tasks publish at a steady rate, each message under its own id. The broker is killed while messages are in
 flight, comes back, and raises a memory alarm. In the end the producer is closed while the tasks go on publishing. Then

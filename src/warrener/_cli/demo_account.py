@@ -1,4 +1,4 @@
-"""The demo's account: what the publishers were told, held against what another client found in the queues.
+"""The demo's account: compares the publishers' outcomes with the messages that another client found in the queues.
 
 The account balances only if every call has exactly one outcome, every confirmed message is in a queue, every message in a
 queue was published, no message that was reported as not delivered is in a queue, and every duplicate was flagged as a

@@ -57,7 +57,7 @@ class OutboxAccount:
 
     @property
     def unreported(self) -> int:
-        """Number of messages that were stored in the moment of a kill: nobody was told, and they are published too."""
+        """Number of messages that were stored just before a kill, which came before their ids were printed."""
         return len(self.found.keys() - self.stored)
 
     def faults(self) -> list[str]:

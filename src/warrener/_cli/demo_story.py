@@ -43,7 +43,7 @@ SHORTENED: Mapping[str, Any] = {
 
 
 class Story:
-    """Runs the producer and its publishers, and does to the broker what the demo shows."""
+    """Runs the producer and its publishers, and kills, restarts and blocks the broker."""
 
     def __init__(self, broker: DemoBroker, view: View, driver: str) -> None:
         settings = Settings.resolve(broker.url, environ={}, topology=topology(), name="warrener demo", **SHORTENED)
@@ -94,7 +94,7 @@ class Story:
         view.say(f"publishing faster, until {ENOUGH_IN_FLIGHT} messages are in flight")
         burst = 0
         while producer.status().in_flight < ENOUGH_IN_FLIGHT:
-            burst += 50  # a burst that grows exceeds at some time the number that a fast broker confirms meanwhile
+            burst += 50  # in the end a burst is larger than the number that a fast broker confirms in the meantime
             for _ in range(burst):
                 publishers.start_soon(self._submit, "burst")
             # Long enough for the broker to receive some, too short for it to confirm all.

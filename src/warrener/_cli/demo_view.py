@@ -87,7 +87,7 @@ class _Lines:
 
 
 def open_view(*, plain: bool, table: bool = True) -> AbstractContextManager[View]:
-    """Return the live table, or plain lines where there is no rich, no terminal, or `plain` is set; or lines alone."""
+    """Return the live table; plain lines if `plain` is set, `table` is False, or rich or a terminal is missing."""
     if plain or not table or not sys.stdout.isatty():
         return nullcontext(_Lines())
     try:

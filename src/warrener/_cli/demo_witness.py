@@ -1,8 +1,8 @@
 """The demo's independent client: it empties the queues and counts how often each message id was in them, and how often flagged.
 
 It shares no code with the producer: it uses aiormq on asyncio, in its own process. ``python -m
-warrener._cli.demo_witness QUEUE…`` reads ``RABBITMQ_URL`` and prints one JSON object: message id to the
-number of its copies, and of those with the header of a possible duplicate.
+warrener._cli.demo_witness QUEUE…`` reads ``RABBITMQ_URL`` and prints one JSON object: for each
+message id the number of its copies, and the number of copies with the header of a possible duplicate.
 """
 
 from __future__ import annotations

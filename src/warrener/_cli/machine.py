@@ -49,7 +49,8 @@ MISMATCH = Fault(FaultKind.TOPOLOGY, "PRECONDITION_FAILED", reply_code=406, enti
 NO_ANSWER = Fault(FaultKind.LOOKUP, "endpoints() did not answer")
 NO_EXCHANGE = Fault(FaultKind.CHANNEL_CLOSED, "NOT_FOUND", reply_code=404)
 
-#: One endpoint that failed once, the same with another endpoint that is ready, the second one, and one that works.
+#: One endpoint that failed once; two endpoints, of which the other one is ready; two endpoints that both failed, with
+#: the second one current; one endpoint that works.
 ONE = Endpoints((EndpointRecord(1, AT - 20, LOST, 1),), tried=frozenset({0}))
 TWO = Endpoints((ONE.record, EndpointRecord()), (0, 1), tried=frozenset({0}))
 SECOND = Endpoints((EndpointRecord(1, AT + 10, PASSWORD, 1), ONE.record), (1, 0), 1, frozenset({0, 1}))

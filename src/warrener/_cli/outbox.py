@@ -80,7 +80,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 
 
 def _reporting(run: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
-    """Run an action; an outbox that cannot be used is one line and status 2."""
+    """Run an action and return its exit status; if the outbox cannot be used, print one line and return 2."""
     silence_log()
     try:
         return run(args)
@@ -135,7 +135,7 @@ def _show(args: argparse.Namespace) -> int:
     else:
         for entry in entries:
             for name, value in _fields(entry, body=args.body).items():
-                print(f"{name.replace('_', ' '):<18} {printable(value, 2000) if isinstance(value, str) else value}")
+                _print_field(name, printable(value, 2000) if isinstance(value, str) else value)
             print()
     return _found(len(entries), len(ids))
 
@@ -176,7 +176,7 @@ def _stats(args: argparse.Namespace) -> int:
         print(json.dumps(_counts(status)))
     else:
         for name, value in _counts(status).items():
-            print(f"{name.replace('_', ' '):<18} {value}")
+            _print_field(name, value)
     return 0
 
 
@@ -199,20 +199,25 @@ def _relay(args: argparse.Namespace) -> int:
         return 2
 
     async def show() -> None:
+        shown = ""
         async with producer.changes() as changes:
             async for status in changes:
                 fault = f": {status.last_fault}" if status.last_fault is not None else ""
-                _say(f"{status.connection_state.value} {status.endpoint}{fault}")
+                line = f"{status.connection_state.value} {status.endpoint}{fault}"
+                if line != shown:  # the states of the connection are finer than its five names
+                    _say(line)
+                    shown = line
 
     async def count() -> None:
         shown: tuple[int, int, int] | None = None
         while True:
-            await trio.sleep(1.0)  # the first count is there
+            await trio.sleep(1.0)  # by then the producer has counted the rows once
             held = producer.status().outbox
             assert held is not None
             now = (held.confirmed, held.backlog, held.set_aside)
             if now != shown:
-                _say(f"{now[0]:,} confirmed, {now[1]:,} waiting, {now[2]:,} set aside")
+                why = "; `warrener outbox ls` shows why" if held.set_aside else ""
+                _say(f"{now[0]:,} confirmed, {now[1]:,} waiting, {now[2]:,} set aside{why}")
                 shown = now
 
     async def relay() -> None:
@@ -233,6 +238,12 @@ def _relay(args: argparse.Namespace) -> int:
 
 def _say(text: str) -> None:
     print(f"{datetime.now().astimezone():%H:%M:%S} {text}", flush=True)
+
+
+def _print_field(name: str, value: object) -> None:
+    if isinstance(value, float):
+        value = f"{value:.1f} s"
+    print(f"{name.replace('_', ' '):<18} {'-' if value is None else value}")
 
 
 def _age(entry: Entry) -> str:

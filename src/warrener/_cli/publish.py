@@ -125,7 +125,7 @@ async def publish(plan: Plan) -> int:
 
 
 def _held(plan: Plan) -> AbstractContextManager[object]:
-    """Return the lock of the run; without ``--resume`` there is nothing that another run could use."""
+    """Return the lock of the ``--resume`` file; without ``--resume``, a context manager that locks nothing."""
     if plan.resume is None:
         return nullcontext()
     _check_folder(plan.resume, "--resume")
@@ -171,7 +171,7 @@ async def _tell(run: Run, plan: Plan) -> int:
 
 
 def _check_files(plan: Plan, place: Place) -> None:
-    """Find out beforehand what would otherwise be found out in the middle."""
+    """Check the paths before anything is published, so that a wrong path does not end the run in the middle."""
     for path in plan.paths:
         if path != "-" and not Path(path).exists():
             raise Refused(f"{path} is not there")

@@ -4,9 +4,9 @@ Both are regular files that only their owner can read. A path that is a symbolic
 overwritten. A file is created exclusively, and one run holds it at a time.
 
 A crash at any point loses nothing. The place is replaced in one step, after its bytes are on the disk. It moves past a
-message only when the message was confirmed, or is part of the place itself as a line that is to be appended: such lines are
-first written with the place and then appended to the other file. A later run appends what a crash left out. The file of
-the unconfirmed messages is never cut.
+message when the message was confirmed. It also moves past a message that was not confirmed, because the place then
+holds the message's line: such lines are first written with the place and then appended to the other file. After a
+crash, a later run appends the lines that are missing. The file of the unconfirmed messages is never cut.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def reason(error: OSError) -> str:
 
 
 def _open(path: Path, flags: int) -> int:
-    """Open a regular file, and nothing through a link."""
+    """Open a regular file; refuse a path that is a symbolic link."""
     try:
         descriptor = os.open(path, flags | _EVERY_OPEN, 0o600)
     except OSError as error:
@@ -54,7 +54,7 @@ def _open(path: Path, flags: int) -> int:
 
 
 def _sync_folder(path: Path) -> None:
-    """Have the name of a file on the disk, too; some file systems cannot."""
+    """Sync the folder of a file, so that its name is on the disk, too; some file systems cannot sync a folder."""
     descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -176,7 +176,7 @@ class PlaceFile:
         return place
 
     def save(self, place: Place) -> None:
-        """Replace the file by one with this place, which is on the disk before; raises OSError."""
+        """Write this place to a new file, sync the new file, then replace the old one by it; raises OSError."""
         new = self._path.with_name(f"{self._path.name}.new")
         new.unlink(missing_ok=True)  # left by a crash; a link is removed and not followed
         descriptor = _open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
@@ -215,10 +215,10 @@ class UnconfirmedFile:
         os.fsync(descriptor)
 
     def complete(self, lines: bytes, size: int) -> None:
-        """Append those of `lines` that are not there; an earlier run was to append them when the file had this size."""
+        """Append those of `lines` that an earlier run did not append; before that run the file had `size` bytes."""
         descriptor = self._opened()
         there = os.pread(descriptor, len(lines), size)
-        if lines.startswith(there):  # nothing, a part or all of them: nobody else has written since
+        if lines.startswith(there):  # none, a part or all of the lines: no other program wrote here
             _write(descriptor, lines[len(there) :])
             os.fsync(descriptor)
             return

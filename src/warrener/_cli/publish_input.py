@@ -63,7 +63,7 @@ class Piece:
     digest: bytes
     #: Bytes of input that it took, its line end included.
     size: int
-    #: Where the piece behind it begins: the file, the number of its line, and the bytes before it.
+    #: Where the next piece begins: the file, the number of its line, and the bytes before it.
     path: str
     next_line: int
     offset: int
@@ -71,7 +71,7 @@ class Piece:
 
 @frozen
 class Target:
-    """Where messages go that do not say so themselves."""
+    """The destination and the content type of messages that do not name their own."""
 
     exchange: str = ""
     routing_key: str | None = None
@@ -135,7 +135,7 @@ def described(message: Message, error: PublishError, where: str) -> str:
     except UnicodeDecodeError:
         body = {"body_base64": base64.b64encode(message.body).decode()}
     remarks = {"error": str(error), "may_have_been_delivered": error.may_have_been_delivered, "from": where}
-    # What options can set is always there: an empty exchange is a value, too, and wins over them.
+    # The line always has the fields that options can set, so that its values (an empty exchange, too) win over options.
     target = {name: getattr(message, name) for name in ("exchange", "routing_key", "content_type")}
     return json.dumps({**target, **given, **body, **remarks})
 

@@ -27,7 +27,7 @@ class Plan:
     timeout: float = math.inf
     #: How many messages may be without an outcome.
     window: int = 1000
-    #: So many messages may fail; one more ends the run.
+    #: Maximum number of messages that may fail; one more ends the run.
     tolerated: int = 100
     #: Where to write down what was not confirmed; None: a name that says which run it was.
     unconfirmed: Path | None = None

@@ -111,7 +111,8 @@ class Run:
         elif named:
             self._unconfirmed.create()
         if self._place_file is not None:
-            self._place_file.save(self.place)  # the ids of a run that is killed at once are those of the next
+            # The file holds the run's id, so if this run is killed, the next one makes the same message ids.
+            self._place_file.save(self.place)
 
     def close_files(self) -> None:
         """Close the file of the messages that were not confirmed."""
@@ -196,7 +197,7 @@ class Run:
         self._news.set()
 
     async def _wait(self) -> None:
-        # Never both tasks at once: one waits for capacity, and then the other has an outcome to take.
+        # The two tasks never wait here together: `read` waits only while messages are pending, `settle` while none is.
         self._news = anyio.Event()
         await self._news.wait()
 
@@ -227,7 +228,8 @@ class Run:
         if self._place_file is not None and isinstance(outcome, GaveUp | ProducerClosed):
             self._left.append((item, outcome))
             return
-        # The place moves past the messages that were left when it moves past a later one; so they are written down.
+        # The place cannot leave out a message. It moves past this one, so the earlier messages that were left for the
+        # next run are now written down as not confirmed.
         left, self._left = self._left, []
         for earlier, error in left:
             self._keep(earlier, error)
@@ -247,7 +249,7 @@ class Run:
                 self.stop_reading(f"more than {self._plan.tolerated} messages were not confirmed (--max-unconfirmed)")
 
     def _keep(self, item: _Pending, error: PublishError) -> None:
-        """Take down a message that was not confirmed; `_note` writes it."""
+        """Make the line of a message that was not confirmed; `_note` writes the line to the file."""
         progress = self.progress
         progress.errors[type(error).__name__] += 1
         progress.reasons.setdefault(type(error).__name__, error.reason)
@@ -282,7 +284,7 @@ class Run:
                 print(f"not confirmed, and not written down: {where}", file=sys.stderr)
 
     async def _end_place(self) -> None:
-        """Take the lines out of the place that are in their file: whoever takes that file away gets no second one."""
+        """Save the place without the lines that were appended, so that no later run appends them to a new file."""
         if self._lines_noted and not self._stuck and self._place_file is not None:
             try:
                 await anyio.to_thread.run_sync(self._place_file.save, self.place)

@@ -107,6 +107,12 @@ class Admission:
             return refusal
         destination = of(delivery)
         unhealthy = destination in ledger.overdue or (destinations.active and destinations.is_open(delivery))
+        if ledger.crowds(destination, delivery.size):
+            return BufferFull(
+                delivery.message_id,
+                "most of the buffer and of the in-flight window are taken by messages to its destination, which wait for the "
+                f"broker's answers ({described(destination)})",
+            )
         if unhealthy and ledger.share_used(destination, delivery.size, now):
             return BufferFull(
                 delivery.message_id,

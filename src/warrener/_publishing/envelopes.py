@@ -8,11 +8,12 @@ Headers are never compared: `{"x": 1}` equals `{"x": True}` in Python and differ
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any, Final, TypeVar, cast
 
 from warrener._publishing.ledger import Delivery
+from warrener.errors import InvalidMessage
 from warrener.records import Body, Envelope, Message, MessageFields, TargetFields
 
 __all__ = ["PUBLISH_TIMEOUT", "Envelopes", "message_of", "seconds", "with_message_fields", "with_target_fields"]
@@ -83,6 +84,22 @@ class Envelopes:
         if fields.get("headers"):
             return self._of_message(Message(b"", **fields))
         return self.known(fields) or self._of_fields(fields)
+
+    def few(self, messages: Sequence[Message], most: int) -> list[Envelope] | None:
+        """Return the envelopes of messages; None if there are more than `most` different ones, or one is refused."""
+        envelopes: list[Envelope] = []
+        kinds: set[Envelope] = set()
+        try:
+            for message in messages:
+                envelope = self._of_message(message)
+                envelopes.append(envelope)
+                if envelope not in kinds:
+                    kinds.add(envelope)
+                    if len(kinds) > most:
+                        return None
+        except InvalidMessage:
+            return None
+        return envelopes
 
     def _of_fields(self, fields: MessageFields) -> Envelope:
         envelope = self._of_message(Message(b"", **fields))

@@ -1,7 +1,7 @@
 """`ManyPublishes`: accepts the messages of one `publish_many`, as capacity comes free.
 
-Bodies that share their fields are written together while the link is healthy: the sender takes as many as the window has room
-for, again and again, while this call waits once. In any other state, and for messages with fields of their own, each one is
+Bodies that share their fields, and messages with few envelopes, are written together while the link is healthy: the sender takes as many as the window has room
+for, again and again, while this call waits once. In any other state, and for messages with headers of their own, each one is
 accepted alone.
 """
 
@@ -28,6 +28,8 @@ __all__ = ["ManyPublishes"]
 
 #: Number of messages that are accepted one by one before other tasks run.
 STRIDE = 128
+#: A piece of messages with more envelopes is accepted one by one: each envelope is asked about before each flight.
+MOST_KINDS = 64
 #: Number of messages that are taken at a time from an iterable that is no list and no tuple.
 PIECE = 1024
 
@@ -75,16 +77,14 @@ class ManyPublishes:
         return Outcomes(run, self._sender.id_prefix)
 
     async def _accept(self, piece: list[Body | Message]) -> None:
-        envelope = self._shared_envelope(piece)
-        if envelope is None:
+        if not self._put_together(piece):
             for message in piece:
                 await self._accept_alone(message)
             return
         run, sender = self._run, self._sender
-        run.put(envelope, cast("list[bytes]", piece))
         while run.unaccepted:
             if not sender.feed.add(run):
-                await self._accept_alone(run.bodies[run.at])
+                await self._accept_alone(piece[run.at])
                 continue
             if run not in sender.feed:
                 continue
@@ -93,11 +93,36 @@ class ManyPublishes:
             if patience.cancelled_caught:
                 sender.feed.withdraw(run)
                 while run.unaccepted:
-                    await self._accept_alone(run.bodies[run.at])
+                    await self._accept_alone(piece[run.at])
+
+    def _put_together(self, piece: list[Body | Message]) -> bool:
+        """Put the messages into the run if they can be written together."""
+        if self._retry is not None or not piece:
+            return False
+        if type(piece[0]) is Message and not self._fields:
+            return self._put_own(piece)
+        envelope = self._shared_envelope(piece)
+        if envelope is None:
+            return False
+        self._run.put(envelope, cast("list[bytes]", piece))
+        return True
+
+    def _put_own(self, piece: list[Body | Message]) -> bool:
+        if any(type(each) is not Message for each in piece):
+            return False
+        messages = cast("list[Message]", piece)
+        ids, bodies = [each.message_id for each in messages], [each.body for each in messages]
+        if max(map(len, bodies)) > LARGEST or not all(ids):
+            return False
+        envelopes = self._envelopes.few(messages, MOST_KINDS)
+        if envelopes is None:
+            return False
+        self._run.put_own(envelopes, ids, bodies)
+        return True
 
     def _shared_envelope(self, piece: list[Body | Message]) -> Envelope | None:
         """Return the envelope of bodies that can be written together."""
-        if not self._bodies_allowed or self._retry is not None or not piece or "message_id" in self._fields:
+        if not self._bodies_allowed or "message_id" in self._fields:
             return None
         if any(type(body) is not bytes for body in piece) or max(map(len, cast("list[bytes]", piece))) > LARGEST:
             return None

@@ -14,6 +14,9 @@ from warrener.records import Envelope
 
 __all__ = ["RunFeed"]
 
+#: Maximum number of runs that others pass in one turn; the next turn begins behind them.
+MOST_PASSED = 64
+
 
 class RunFeed:
     """The runs that have messages to write, in turn."""
@@ -43,10 +46,9 @@ class RunFeed:
         return True
 
     def _can_feed(self, run: Run) -> bool:
-        envelope = run.envelope
-        if envelope is None or run.largest > self._batching.largest or run.deadline <= self._backend.clock():
+        if not run.kinds or run.largest > self._batching.largest or run.deadline <= self._backend.clock():
             return False
-        return self._takes(envelope)
+        return all(map(self._takes, run.kinds))
 
     def __contains__(self, run: Run) -> bool:
         """Whether messages of the run wait to be written together."""
@@ -72,15 +74,19 @@ class RunFeed:
 
     def write(self, link: Link, now: float, fly: Callable[[Link, Flight, float], None]) -> None:
         """Write messages of runs: one flight of each in turn, while there is room."""
-        runs = self.runs
-        while runs and not link.congested:
+        runs, passed = self.runs, 0
+        while len(runs) > passed and passed < MOST_PASSED and not link.congested:
             run = runs[0]
             if not self._can_feed(run):
                 self._release(run)
                 continue
             flight = self._batching.next_of_run(run, now)
             if flight is None:
-                return
+                if not self._batching.others_pass(run):
+                    return
+                passed += 1
+                runs.rotate(-1)
+                continue
             fly(link, flight, now)
             if run.unaccepted:
                 runs.rotate(-1)

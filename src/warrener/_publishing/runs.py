@@ -7,9 +7,10 @@ that were confirmed together.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from itertools import chain
 from operator import itemgetter
-from typing import Any, cast, overload
+from typing import Any, TypeAlias, cast, overload
 
 from warrener._publishing.ledger import Delivery
 from warrener._publishing.ledger.flights import Flight
@@ -23,9 +24,22 @@ _place = itemgetter(0)
 _new = tuple.__new__
 
 
+#: Neighbours that were confirmed in a flight: the place of the first one, their number, the first code, and their
+#: message_ids, if callers chose them.
+ConfirmedRow: TypeAlias = "tuple[int, int, int, list[str] | None]"
+
+
 def receipt_of(prefix: str, code: int) -> Receipt:
     """Return the receipt of a message of a flight."""
     return _new(Receipt, (prefix, code))
+
+
+def _receipts_of(row: ConfirmedRow, prefix: str) -> Iterator[Receipt]:
+    _, count, code, ids = row
+    if ids is None:
+        return (receipt_of(prefix, each) for each in range(code, code + count))
+    link = code >> 48
+    return (Receipt(message_id, 1, False, link) for message_id in ids)
 
 
 class Run:
@@ -42,6 +56,9 @@ class Run:
         "confirmed_rows",
         "deadline",
         "envelope",
+        "envelopes",
+        "ids",
+        "kinds",
         "largest",
         "last",
         "left",
@@ -51,7 +68,12 @@ class Run:
 
     def __init__(self, deadline: float) -> None:
         self.deadline = deadline
+        #: The envelope of the present piece, or one for each of its messages, and all envelopes that it has.
         self.envelope: Envelope | None = None
+        self.envelopes: list[Envelope] | None = None
+        self.kinds: Collection[Envelope] = ()
+        #: The message_ids of the present piece, if callers chose them.
+        self.ids: list[str] | None = None
         #: The present piece, the index in it of the next message to accept, and the place of its first message.
         self.bodies: list[bytes] = []
         self.at = 0
@@ -64,8 +86,8 @@ class Run:
         self.left = 0
         #: The messages that are accounted for alone, or the errors with which they were refused, by place.
         self.singles: dict[int, Delivery | PublishError] = {}
-        #: Rows of neighbours that were confirmed in flights: the place of the first one, their number, the first code.
-        self.confirmed_rows: list[tuple[int, int, int]] = []
+        #: Rows of neighbours that were confirmed in flights.
+        self.confirmed_rows: list[ConfirmedRow] = []
         self.waiter: Any = None
 
     @property
@@ -82,9 +104,14 @@ class Run:
         """Begin a piece; the one before was accepted."""
         self.base += self.at
         self.at = 0
-        self.envelope = envelope
+        self.envelope, self.envelopes, self.kinds, self.ids = envelope, None, (envelope,), None
         self.bodies = bodies
         self.largest = max(map(len, bodies))
+
+    def put_own(self, envelopes: list[Envelope], ids: list[str], bodies: list[bytes]) -> None:
+        """Begin a piece of messages, each with an envelope and a message_id of its own; the one before was accepted."""
+        self.put(envelopes[0], bodies)
+        self.envelopes, self.kinds, self.ids = envelopes, set(envelopes), ids
 
     def place_one(self, message: Delivery | PublishError) -> None:
         """The next message is accounted for alone, or refused."""
@@ -108,10 +135,12 @@ class Run:
         """Messages of a flight are confirmed; return the ticket of the task to wake, or None."""
         place, count, code = flight.start + start, stop - start, flight.code(start)
         rows = self.confirmed_rows
-        if rows and rows[-1][0] + rows[-1][1] == place and rows[-1][2] + rows[-1][1] == code:
-            rows[-1] = (rows[-1][0], rows[-1][1] + count, rows[-1][2])
+        if flight.ids is not None:
+            rows.append((place, count, code, flight.ids[start:stop]))
+        elif rows and rows[-1][0] + rows[-1][1] == place and rows[-1][2] + rows[-1][1] == code and rows[-1][3] is None:
+            rows[-1] = (rows[-1][0], rows[-1][1] + count, rows[-1][2], None)
         else:
-            rows.append((place, count, code))
+            rows.append((place, count, code, None))
         return self.ended(count)
 
     def ended(self, count: int = 1) -> Any:
@@ -126,7 +155,7 @@ class Run:
 
     def receipts(self, prefix: str) -> Iterator[Receipt]:
         """Return the receipts of the messages that were confirmed in flights."""
-        return (receipt_of(prefix, code + index) for _, count, code in self.confirmed_rows for index in range(count))
+        return chain.from_iterable(_receipts_of(row, prefix) for row in self.confirmed_rows)
 
     def deliveries(self) -> Iterator[Delivery]:
         """Return the messages that are accounted for alone."""
@@ -145,7 +174,7 @@ class Outcomes(Sequence[Receipt | PublishError]):
     def __init__(self, run: Run, prefix: str) -> None:
         self._count = run.next_place
         self._prefix = prefix
-        self._rows = sorted(run.confirmed_rows)
+        self._rows = sorted(run.confirmed_rows, key=_place)
         self._singles = run.singles
 
     def __len__(self) -> int:
@@ -163,13 +192,12 @@ class Outcomes(Sequence[Receipt | PublishError]):
 
     def __iter__(self) -> Iterator[Receipt | PublishError]:
         place, prefix = 0, self._prefix
-        for start, count, code in self._rows:
-            while place < start:
+        for row in self._rows:
+            while place < row[0]:
                 yield self._single(place)
                 place += 1
-            for each in range(code, code + count):
-                yield receipt_of(prefix, each)
-            place += count
+            yield from _receipts_of(row, prefix)
+            place += row[1]
         while place < self._count:
             yield self._single(place)
             place += 1
@@ -185,8 +213,10 @@ class Outcomes(Sequence[Receipt | PublishError]):
     def _at(self, place: int) -> Receipt | PublishError:
         row = bisect_right(self._rows, place, key=_place) - 1
         if row >= 0:
-            start, count, code = self._rows[row]
+            start, count, code, ids = self._rows[row]
             if place < start + count:
+                if ids is not None:
+                    return Receipt(ids[place - start], 1, False, code >> 48)
                 return receipt_of(self._prefix, code + place - start)
         return self._single(place)
 

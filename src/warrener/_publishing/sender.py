@@ -40,8 +40,9 @@ LOOKS = 8
 MOST_READY = 1024
 
 _MAIN = Lane.MAIN
-#: An id of the usual length, for the check of an envelope.
-_ANY_ID = "0" * ID_LENGTH
+#: An id and a token for the check of an envelope: no message of a flight has longer ones.
+_LONGEST_ID = "0" * 255
+_ANY_TOKEN = "0" * ID_LENGTH
 _REFUSED = "the broker refuses this producer"
 
 
@@ -244,7 +245,7 @@ class Sender:
             return False
         if admission.destinations.wants_outcomes(envelope):
             return False
-        if link.validate(envelope, _ANY_ID, b"", None) is not None:
+        if link.validate(envelope, _LONGEST_ID, b"", _ANY_TOKEN) is not None:
             return False
         if len(batching.ready) >= MOST_READY:
             batching.ready.clear()
@@ -306,6 +307,7 @@ class Sender:
             self._write_batches(link, now)
             if batching.others_wait:
                 self._write_alone(link, now)  # trouble has expanded a batch
+        self.timer.wake_by(self.ledger.window.look_at)
 
     def _write_alone(self, link: Link, now: float) -> None:
         """Write the messages that are in no batch."""
@@ -350,10 +352,10 @@ class Sender:
     def _fly(self, link: Link, flight: Flight, now: float) -> None:
         at, count = flight.at, len(flight) - flight.at
         ids = IdRange(flight.prefix, flight.first_number + at, count)
-        if at:
+        if flight.ids is None:
             tag = link.publish_batch(flight.envelopes[at:], ids, flight.bodies[at:])
         else:
-            tag = link.publish_batch(flight.envelopes, ids, flight.bodies)
+            tag = link.publish_batch(flight.envelopes[at:], flight.ids[at:], flight.bodies[at:], ids)
         self._batching.flown(flight, tag, now)
         self.timer.wake_by(min(flight.deadline, now + self._confirm_timeout))
 

@@ -144,11 +144,17 @@ class Link(Protocol):
         """
         ...
 
-    def publish_batch(self, envelopes: Sequence[Envelope], message_ids: Sequence[str], bodies: Sequence[bytes]) -> int:
+    def publish_batch(
+        self,
+        envelopes: Sequence[Envelope],
+        message_ids: Sequence[str],
+        bodies: Sequence[bytes],
+        tokens: Sequence[str] | None = None,
+    ) -> int:
         """Append messages for MAIN's open channel, in this order; return the tag of the first. Tags are consecutive.
 
-        The three sequences have the same length, 1 or more; no message has a token. The owner has called `validate` for a
-        message of each envelope with an id of the same length. A loop of `publish` is a correct implementation.
+        The sequences have the same length, 1 or more. The owner has called `validate` for a message of each envelope, with an
+        id and a token that are at least as long. A loop of `publish` is a correct implementation.
         """
         ...
 

@@ -5,8 +5,8 @@ It runs under `warrener serve`, and mounted in any ASGI program, on Trio or asyn
 * 202 means that the broker has confirmed the task. Every other answer says whether a queue may hold the task all the same.
 * Each request ends within ``request_timeout``, whatever the broker does. One body has at most ``max_body`` bytes; all
   bodies that are held have together at most ``max_held``.
-* The Content-Type must be application/json. A web page of another origin can send plain text without a question of the
-  browser; it cannot send JSON so.
+* The Content-Type must be application/json. A web page of another origin can send plain text without a CORS
+  preflight request, but no JSON.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class Guard:
-    """An ASGI app that answers what is not admitted, and passes everything else to `app`.
+    """An ASGI app that refuses each request that is not admitted, and passes the others to `app`.
 
     `any_host`: over a Unix socket no browser comes, and the Host means nothing.
     """

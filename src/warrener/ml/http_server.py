@@ -5,9 +5,10 @@ other. It offers neither HTTP/2 in clear text nor, as configured here, upgrades 
 bounds that uvicorn lacks: a time for the head, a time for a body that nobody reads, and a maximum number of connections.
 
 When there are too many connections, the server closes those that have waited longest for their clients: for a head, for
-the rest of a body, or for an answer to be read. So a client that only waits cannot keep others out. Too many are more than
-`max_connections`, and more than the process has file descriptors for, whatever else holds them: the kernel gives a new
-connection the lowest free number, so a number near the limit says that few are left.
+the rest of a body, or for an answer to be read. So a client that only waits cannot keep others out. There are too many
+connections when there are more than `max_connections`, or when the process has few file descriptors left. The server
+sees the latter by the descriptor of a new connection: the kernel gives the lowest free number, so a number near the
+limit means that few are left.
 
 The bytes of the connections are handled in turns (`warrener.ml.turns`), so no connection holds up another for long.
 """
@@ -179,7 +180,7 @@ class _Connection(H11Protocol):
 
     def on_response_complete(self) -> None:
         if self.conn.trailing_data[0]:
-            self._head_began = self.loop.time()  # of the request behind this one
+            self._head_began = self.loop.time()  # of the next request
         super().on_response_complete()
         self.waiting_since = self.loop.time()
         self._end_if_ended()
@@ -280,7 +281,7 @@ def evict(connections: Iterable[object], allowed: int, counters: ServerCounters)
         for other in connections
         if isinstance(other, _Connection) and other.waits_for_client and not other.transport.is_closing()
     ]
-    # Some at once: a crowd of new connections costs no search for each of them.
+    # Several are closed at once, so that a crowd of new connections does not cost a search for each of them.
     longest = heapq.nsmallest(max(1, allowed // 8), waiting, key=lambda other: (other.has_data, other.waiting_since))
     for other in longest:
         counters.evicted += 1
@@ -313,7 +314,8 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         for listener in sockets or ():
-            listener.listen(BACKLOG)  # asyncio accepts as many in one step as it lets wait, so it was given fewer
+            # asyncio accepts up to its own backlog in one step, so that one is small; the kernel may keep BACKLOG.
+            listener.listen(BACKLOG)
         self._tell_started()
 
 
@@ -337,7 +339,7 @@ def _tell_of_files(settings: ServerSettings) -> None:
 
 
 def _reporter(connections: Iterable[object], counters: ServerCounters) -> Callable[..., None]:
-    """Return what logs asyncio's reports of its sockets, and helps where no file descriptor is left for a connection."""
+    """Return an exception handler of the loop: it logs, and closes connections if no file descriptor is left."""
 
     def report(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
@@ -381,7 +383,7 @@ async def serve_http(
         except Exception as error:  # noqa: BLE001 - the producer and the tasks in flight go on
             log.error("the HTTP server ended: %r", _only(error))  # noqa: TRY400
         finally:
-            # A server that fails does not close what it accepts from. Its connections go on.
+            # A server that fails does not close its listening sockets, so they are closed here. Its connections go on.
             for accepter in server.servers:
                 accepter.close()
             accepting.close()

@@ -101,7 +101,7 @@ class RateLimit(logging.Filter):
         self._seen: dict[str, tuple[float, int]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Return whether the record passes; add how many did not before it."""
+        """Return whether the record passes; add to its text the number of records that were left out before it."""
         now, kind = self._clock(), str(record.msg)
         since, suppressed = self._seen.get(kind, (-QUIET, 0))
         if now < since + QUIET:

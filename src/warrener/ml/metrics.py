@@ -1,8 +1,7 @@
 """Prometheus metrics of the ML producer, by the names of the system that it replaces, so that its dashboards go on.
 
-Unlike there, each is really emitted, a call is counted once, an unknown outcome has a status of its own, and no label
-holds free text. Breaker activations, one of the five numbers that operators were told to watch, are
-``ml_producer_circuit_breaker_trips_total``.
+Each call is counted once, an unknown outcome has a status of its own, and no label holds free text. Breaker
+activations, one of the five numbers that operators were told to watch, are ``ml_producer_circuit_breaker_trips_total``.
 """
 
 from __future__ import annotations

@@ -43,7 +43,8 @@ def decoded(body: bytes | bytearray) -> object:
 
 
 def _integer(text: str) -> int:
-    # A function of Python lets another thread run, which the parser does not; and the cost of digits grows with their square.
+    # json's C parser calls this Python function, so other threads can run in between; the parser alone lets none run.
+    # And the number of digits is limited, because the cost of converting them grows with its square.
     if len(text) > DIGITS:
         raise InvalidPayload("the body", f"must not hold a number of more than {DIGITS} characters")
     return int(text)

@@ -174,7 +174,7 @@ def _json_object(path: str) -> _Check:
 
 
 def _items(path: str, value: object) -> Iterable[object]:
-    """Return what is inside a JSON value, one level down; refuse what JSON cannot say."""
+    """Return the values directly inside a JSON value; refuse a value that JSON cannot hold."""
     if isinstance(value, Mapping):
         pairs = cast("Mapping[object, object]", value)
         for key in pairs:
@@ -217,7 +217,7 @@ class SummarizeContent:
 
 @frozen(kw_only=True)
 class SummarizeOptions:
-    """How to summarise; what is None is left to the worker."""
+    """How to summarise; for a field that is None, the worker chooses."""
 
     provider: str | None = field(default=None, validator=_text("options.provider", longest=255, optional=True))
     model: str | None = field(default=None, validator=_text("options.model", longest=255, optional=True))
@@ -256,7 +256,7 @@ class TranscribeContent:
 
 @frozen(kw_only=True)
 class TranscribeOptions:
-    """How to transcribe; what is None is left to the worker."""
+    """How to transcribe; for a field that is None, the worker chooses."""
 
     language: str | None = field(default=None, validator=_text("options.language", longest=35, optional=True))
     normalize: bool = field(default=True, validator=_flag("options.normalize"))
@@ -296,7 +296,7 @@ class EmbedContent:
 
 @frozen(kw_only=True)
 class EmbedOptions:
-    """How to embed; what is None is left to the worker."""
+    """How to embed; for a field that is None, the worker chooses."""
 
     embedding_type: Literal["content", "summary", "composite"] = field(
         default="content", validator=_one_of("options.embedding_type", ("content", "summary", "composite"))
@@ -464,7 +464,7 @@ def _records(kind: type[_P], value: object, path: str) -> tuple[_P, ...]:
 
 
 def _shown(key: object) -> str:
-    """Return a key as text for people; one that nobody would see, like the empty one, in quotes."""
+    """Return a key as text for people; an empty or blank key is put in quotes."""
     text = printable(key, 64)
     return text if text.strip() else f'"{text}"'
 
@@ -492,7 +492,7 @@ def from_keywords(kind: type[_P], keywords: Mapping[str, object]) -> _P:
 def wire_form(payload: Payload, backend: Callable[[Backend | None], Backend]) -> dict[str, object]:
     """Return the Celery kwargs of `payload`; `backend` decides for options that name none.
 
-    What is None is left out, but ``options`` is always there, with its backend.
+    A field that is None is left out, but ``options`` is always there, with its backend.
     """
     if isinstance(payload, EmbedBatch):
         return {"tasks": [wire_form(task, backend) for task in payload.tasks]}

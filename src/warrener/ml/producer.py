@@ -70,7 +70,7 @@ class MLProducer:
     """Publishes ML tasks; a component of a nursery (``await nursery.start(ml.run)``) or an ``async with`` block.
 
     `settings` None: `MLSettings.load()`. `driver` and `producer_options` go to the `Producer` (``breaker=None`` …).
-    A ready `producer` may be given instead; then its topology is the caller's affair. Raises `SettingsError`.
+    A ready `producer` may be given instead; then the caller chooses its topology. Raises `SettingsError`.
     """
 
     def __init__(
@@ -218,10 +218,10 @@ class MLProducer:
     ) -> Receipt:
         """Publish one task; return when the broker has confirmed it. The receipt's ``message_id`` is the task id.
 
-        `backend` wins over the payload's own options, those over the preferences of the settings. `task_id` is a UUID
-        for a caller that may ask again: the same id on a second try lets workers recognise a duplicate. `timeout` is
-        seconds from the call (default: the producer's ``publish_timeout``). `trace` is the W3C trace context of the
-        caller, ``traceparent`` and perhaps ``tracestate``.
+        `backend` wins over the payload's own options, and these win over the preferences of the settings. `task_id` is
+        a UUID for a caller that may ask again: the same id on a second try lets workers recognise a duplicate.
+        `timeout` is seconds from the call (default: the producer's ``publish_timeout``). `trace` is the W3C trace
+        context of the caller, ``traceparent`` and perhaps ``tracestate``.
 
         Raises `InvalidPayload`, naming the field, before anything is sent; else a `PublishError`.
         """

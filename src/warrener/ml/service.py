@@ -1,8 +1,8 @@
 """The service: one task group that holds the producer, the HTTP server and the signals.
 
-The producer and the server fail apart. A server that ends is started again while the tasks in flight get their outcome. A
-producer that cannot go on ends the process: health says so, the waiting clients are answered, and the exit status tells the
-process manager what to do.
+A failure of the server does not end the producer. A server that ends is started again while the tasks in flight get
+their outcome. A producer that cannot go on ends the process: health says so, the waiting clients are answered, and the
+exit status tells the process manager what to do.
 
 SIGTERM (or SIGINT) shuts down within ``shutdown_timeout``: the service accepts no more connections, the accepted tasks get
 their outcome, and the link is closed. A second signal aborts. SIGHUP dials at once, also after the producer gave up.

@@ -65,7 +65,7 @@ _BACKEND = one_of(*BACKENDS)
 
 @frozen(kw_only=True)
 class MLSettings(ServerSettings):
-    """Everything the ML producer and its service are told; durations are float seconds.
+    """All settings of the ML producer and its service; durations are float seconds.
 
     Make it with `MLSettings.load`, or directly. Raises `SettingsError`, which names the setting and shows no secret.
     """

@@ -31,7 +31,7 @@ def topology(exchange: str = DEFAULT_EXCHANGE, *, dead_letter: bool = False) -> 
         return _declarations(exchange, arguments)
     letters = f"{exchange}.dlx"
     return (
-        # First of all: a queue may only name an exchange that will take its letters.
+        # These come first, so that the dead-letter exchange and its queue exist before a queue names the exchange.
         Exchange(letters, "topic"),
         Queue(letters, arguments={"x-queue-type": "quorum"}),
         Binding(source=letters, destination=letters, routing_key="#"),

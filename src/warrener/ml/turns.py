@@ -1,11 +1,12 @@
 """Turns: which connection's bytes are handled next, and how many in one pass of the event loop.
 
-Handling the bytes of a connection can be expensive: four kilobytes are 700 chunks of one byte each, or 40 requests. If the loop
-handled all connections one after the other, a client that has just asked for the liveness of the service would wait for
-all of them. So the loop handles bytes for at most `SLICE` seconds and `TURNS` connections, and then does everything else
-that it has to do. A turn may begin a request, whose cost shows only afterwards. When a pass of the loop takes longer than
-`LONG`, the next one has half as many turns; when it does not, one more. A connection that has cost little has its turn before one that has cost much, and of two that cost the
-same, the one that asked last: when there is more to do than time, recent clients are answered, and the others are late.
+Handling the bytes of a connection can be expensive: four kilobytes are 700 chunks of one byte each, or 40 requests. If
+the loop handled all connections one after the other, a client that has just asked for the liveness of the service would
+wait for all of them. So the loop handles bytes for at most `SLICE` seconds and `TURNS` connections, and then does
+everything else that it has to do. A turn may begin a request, whose cost shows only afterwards. When a pass of the loop
+takes longer than `LONG`, the next one has half as many turns; when it does not, one more. A connection that has cost
+little has its turn before one that has cost much. Of two connections that cost the same, the one that asked last has
+its turn first. So when the work is more than the time allows, recent clients are answered, and the others are late.
 
 This is start-time fair queueing. A connection's turn has a virtual start: the end of its turn before, or the virtual time
 of the queue if that is later. So a connection saves up nothing while it is silent, and pays nothing after a pause.
@@ -52,13 +53,13 @@ class Turns:
     _asked: int = 0
     #: The virtual time: the start of the turn that was given last.
     _now: float = 0.0
-    #: What was used of this pass.
+    #: The seconds and the turns that this pass has used, and its maximum number of turns.
     _seconds: float = 0.0
     _turns: int = 0
     _allowed: int = TURNS
     #: Whether a connection has its turn at this moment.
     _giving: bool = False
-    #: When this pass began, if there is a next one.
+    #: The instant at which this pass began, and whether the next pass is scheduled.
     _began: float = 0.0
     _scheduled: bool = False
 

@@ -36,7 +36,7 @@ from warrener.errors import (
     Unroutable,
     printable,
 )
-from warrener.outbox.records import Again, Candidate, Claimed, Row, SetAside, Settlement, Want
+from warrener.outbox.records import Again, Candidate, Claimed, NewRow, Row, SetAside, Settlement, Want
 from warrener.records import Receipt
 
 __all__ = ["Gathered", "Reader", "RelayPolicy", "Run", "Verdict", "Window", "choose", "gather", "verdict"]
@@ -299,8 +299,20 @@ class Window:
         for key in want.keys:
             self._run_out.pop(key, None)
         self._unfinished |= claimed.unfinished
+        self._hold(claimed.rows)
+
+    def can_take(self, rows: Sequence[NewRow]) -> bool:
+        """Whether there is room for new rows, beside those that are held."""
+        size = self._size + sum(len(row.body) for row in rows)
+        return len(self._held) + len(rows) <= self.policy.window and size <= self.policy.window_bytes
+
+    def take_new(self, rows: Iterable[Row]) -> None:
+        """Hold new rows without a key, which were claimed in the transaction that stored them."""
+        self._hold(rows)
+
+    def _hold(self, rows: Iterable[Row]) -> None:
         heads: list[Row] = []
-        for row in claimed.rows:
+        for row in rows:
             self._held[row.position] = _Held(row)
             self._claims.setdefault(row.claim, set()).add(row.position)
             if row.key is None:
@@ -396,6 +408,9 @@ class Window:
 
     def _judge(self, held: _Held, outcome: Receipt | PublishError, now: float) -> None:
         row, policy = held.row, self.policy
+        if type(outcome) is Receipt:
+            self._confirm(row, duplicate=outcome.possible_duplicate or row.possible_duplicate)
+            return
         match verdict(row, outcome, policy):
             case "confirmed":
                 assert isinstance(outcome, Receipt)

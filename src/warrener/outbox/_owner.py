@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+from functools import cache
 from pathlib import Path
 
 __all__ = ["has_ended", "this_process"]
@@ -12,7 +13,12 @@ __all__ = ["has_ended", "this_process"]
 
 def this_process() -> str:
     """Return this process as text: its machine, boot, namespace of process ids, id and start."""
-    return json.dumps({"host": socket.gethostname(), **_place(), "pid": os.getpid(), "started": _started(os.getpid())})
+    return _named(os.getpid())
+
+
+@cache
+def _named(pid: int) -> str:
+    return json.dumps({"host": socket.gethostname(), **_place(), "pid": pid, "started": _started(pid)})
 
 
 def has_ended(owner: str) -> bool:

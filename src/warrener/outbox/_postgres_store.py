@@ -1,7 +1,8 @@
 """The outbox's tables in PostgreSQL 13 or newer: short transactions, and no trace of them after a rotation.
 
 **Claims.** One advisory lock orders the claims of all relays; it is taken before any row lock, so that no two relays wait
-for each other. A settlement needs no such lock: it begins by renewing the relay's own row, and a relay that ends another
+for each other. A relay that claims only its own new rows shares the lock with others that do; it keeps a claim of another relay
+from seeing these rows without their claim. A settlement needs no such lock: it begins by renewing the relay's own row, and a relay that ends another
 one deletes that row first, so exactly one of the two goes on. A relay that is paused, or whose machine is gone, in the
 middle of a transaction would keep its locks: the server ends such a session.
 
@@ -19,7 +20,7 @@ back at once, whatever old snapshots other sessions hold; VACUUM could not.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Final, LiteralString
 
@@ -77,6 +78,16 @@ FROM warrener_outbox o
 WHERE (o.key IS NULL OR {_NOT_HELD})"""  # noqa: S608 - constants
 #: The server ends this session if its process says nothing for so long in the middle of the transaction.
 _LIMITED: Final = "set_config('idle_in_transaction_session_timeout', %s, true)"
+_INSERT: Final = f"""
+INSERT INTO warrener_outbox (message_id, key, exchange, routing_key, properties, body)
+SELECT message_id, key, exchange, routing_key, properties, body
+FROM unnest(%b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::bytea[])
+     WITH ORDINALITY AS rows (message_id, key, exchange, routing_key, properties, body, n), (SELECT {_LIMITED}) AS limited
+ORDER BY n RETURNING position, transaction::text"""  # noqa: S608 - constants
+_NEW_RELAY: Final = """relay AS (
+    INSERT INTO warrener_outbox_relay (token, owner, leased_until)
+    VALUES (%s, %s, clock_timestamp() + make_interval(secs => %s))
+    ON CONFLICT (token) DO UPDATE SET leased_until = excluded.leased_until)"""
 _TAKEN: Final = "SELECT unnest(positions) FROM warrener_outbox_claim"
 
 
@@ -91,6 +102,10 @@ class PostgresStore:
         self._max_bytes = max_bytes
         self._db: Connection | None = None
         self._listener: Connection | None = None
+        #: The server's process that serves `_db`, or did so last.
+        self._own_pid = 0
+        #: Whether this session has stored a row with a key since the newest hint.
+        self._stored_keys = False
         self._closed = False
         self._counted: tuple[int, int] = (0, 0)
         self._counted_at = -1e9
@@ -105,7 +120,7 @@ class PostgresStore:
         self._closed = False
         with self._connector.made() as db:
             _check(db)
-        self._db = db
+        self._db, self._own_pid = db, db.info.backend_pid
 
     def close(self) -> None:
         """Disconnect."""
@@ -144,15 +159,27 @@ class PostgresStore:
             except OutboxUnusable:
                 await anyio.sleep(1.0)
             return  # a row may have come before
-        await anyio.wait_readable(self._listener.fileno())
         try:
-            self._listener.pgconn.consume_input()
-            while self._listener.pgconn.notifies() is not None:
-                pass
+            while not self._heard_of_others(self._listener):
+                await anyio.wait_readable(self._listener.fileno())
+                self._listener.pgconn.consume_input()
         except psycopg.Error:
             self._listener.close()
             self._listener = None
             await anyio.sleep(0.2)
+
+    def _heard_of_others(self, listener: Connection) -> bool:
+        """Whether another session has stored a row, or this one a row with a key.
+
+        The relay knows what this session stores; but a row with a key may have to wait for other transactions, so it is
+        looked for again.
+        """
+        heard = False
+        while (notification := listener.pgconn.notifies()) is not None:
+            heard = heard or self._stored_keys or notification.be_pid != self._own_pid
+        if heard:
+            self._stored_keys = False
+        return heard
 
     def _listen(self) -> None:
         with self._connector.made() as db:
@@ -164,7 +191,7 @@ class PostgresStore:
     # --- one transaction --------------------------------------------------------------------------------------------
 
     def transact(self, work: Work, token: str, lease: float) -> Done:
-        """Insert, settle, renew, claim; one commit."""
+        """Do the work; one commit."""
         db = self._connected()
         number: str | None = None
         done: Done | None = None
@@ -186,12 +213,16 @@ class PostgresStore:
     def _work(self, db: Connection, work: Work, token: str, lease: float) -> tuple[Done, str | None]:
         if work.want is not None:
             db.execute(f"SELECT pg_advisory_xact_lock(%s), {_LIMITED}", (_LOCK, str(_PAUSE)))
-        stored, number = self._insert(db, work.inserts) if work.inserts else ([], None)
+        elif work.take:
+            db.execute(f"SELECT pg_advisory_xact_lock_shared(%s), {_LIMITED}", (_LOCK, str(_PAUSE)))
         owned, claimed = True, Claimed()
         if work.settlement or work.renew:
-            owned = _renew(db, token, lease)
-            if owned:
-                self._settle(db, work.settlement, token)
+            mine = _renew(db, work.settlement, token, lease)
+            owned = mine is not None
+            if mine is not None:
+                self._settle(db, work.settlement, token, mine)
+        taker = (token, this_process(), lease) if work.take and owned else None
+        stored, number, claim = self._insert(db, work.inserts, taker) if work.inserts else ([], None, None)
         if work.want is not None and owned:
             claimed = self._claim(db, work.want, token, lease)
         flushed = None
@@ -199,9 +230,15 @@ class PostgresStore:
             query = "SELECT NOT EXISTS (SELECT 1 FROM warrener_outbox WHERE position <= %s)"
             flushed = one(db, query, (work.flushed_to,))
         status = _count(db) if work.count else None
-        return Done(stored, owned, claimed, status, flushed), number
+        return Done(stored, owned, claimed, claim, status, flushed), number
 
-    def _insert(self, db: Connection, rows: Sequence[NewRow]) -> tuple[list[int | OutboxFull], str | None]:
+    def _insert(
+        self, db: Connection, rows: Sequence[NewRow], taker: tuple[str, str, float] | None
+    ) -> tuple[list[int | OutboxFull], str | None, int | None]:
+        """Insert the rows; the taker (its token, owner and lease) claims those without a key.
+
+        Returns what became of each, the number of the transaction, and the claim.
+        """
         if time.monotonic() - self._counted_at > _COUNTS_HOLD:
             counts = _count(db)
             self._counted = (counts.backlog + counts.set_aside, counts.bytes)
@@ -218,7 +255,7 @@ class PostgresStore:
             accepted.append(row)
         self._counted = (held, size)
         if not accepted:
-            return answers, None
+            return answers, None, None
         columns = [
             [row.message_id for row in accepted],
             [row.key for row in accepted],
@@ -227,15 +264,19 @@ class PostgresStore:
             [row.properties for row in accepted],
             [row.body for row in accepted],
         ]
-        found = db.execute(
-            "INSERT INTO warrener_outbox (message_id, key, exchange, routing_key, properties, body)"  # noqa: S608
-            " SELECT message_id, key, exchange, routing_key, properties, body"
-            " FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %b::bytea[])"
-            " WITH ORDINALITY AS rows (message_id, key, exchange, routing_key, properties, body, n),"
-            f" (SELECT {_LIMITED}) AS limited ORDER BY n RETURNING position, transaction::text",
-            [*columns, str(_PAUSE)],
-        ).fetchall()
-        return [found[one][0] if isinstance(one, int) else one for one in answers], found[0][1]
+        self._stored_keys = self._stored_keys or any(row.key is not None for row in accepted)
+        if taker is None:
+            found = db.execute(f"{_INSERT}, NULL", [*columns, str(_PAUSE)]).fetchall()
+        else:
+            token, owner, lease = taker
+            found = db.execute(
+                f"WITH new AS ({_INSERT}, key), {_NEW_RELAY}, taken AS ("  # noqa: S608
+                " INSERT INTO warrener_outbox_claim (token, positions) SELECT %s, array_agg(position ORDER BY position)"
+                " FROM new WHERE key IS NULL HAVING count(*) > 0 RETURNING claim)"
+                " SELECT position, transaction, (SELECT claim FROM taken) FROM new",
+                [*columns, str(_PAUSE), token, owner, lease, token],
+            ).fetchall()
+        return [found[one][0] if isinstance(one, int) else one for one in answers], found[0][1], found[0][2]
 
     def _was_committed(self, number: str) -> bool:
         """Ask, over a new connection, what became of a transaction. `OutboxUnusable` where nobody can tell."""
@@ -256,13 +297,17 @@ class PostgresStore:
                 )
             time.sleep(0.1)
 
-    def _settle(self, db: Connection, settlement: Settlement, token: str) -> None:
-        mine = _held_positions(db, token)
-        gone = [position for position, claim in settlement.confirmed if (claim, position) in mine]
-        if gone:
-            self._deleted += db.execute("DELETE FROM warrener_outbox WHERE position = ANY(%s)", (gone,)).rowcount
+    def _settle(self, db: Connection, settlement: Settlement, token: str, mine: Mapping[int, frozenset[int]]) -> None:
+        gone = [position for position, claim in settlement.confirmed if position in mine.get(claim, ())]
+        ended = [claim for claim, positions in settlement.claims.items() if not positions]
+        if gone or ended:
+            self._deleted += db.execute(
+                "WITH ended AS (DELETE FROM warrener_outbox_claim WHERE claim = ANY(%s::bigint[]) AND token = %s)"
+                " DELETE FROM warrener_outbox WHERE position = ANY(%s::bigint[])",
+                (ended, token, gone),
+            ).rowcount
         for again in settlement.again:
-            if (again.claim, again.position) in mine:
+            if again.position in mine.get(again.claim, ()):
                 db.execute(
                     "UPDATE warrener_outbox SET attempts = %s, nacks = %s, possible_duplicate = %s, last_error = %s,"
                     " not_before = clock_timestamp() + make_interval(secs => %s) WHERE position = %s",
@@ -271,7 +316,7 @@ class PostgresStore:
                     ),
                 )  # fmt: skip
         for aside in settlement.set_aside:
-            if (aside.claim, aside.position) in mine:
+            if aside.position in mine.get(aside.claim, ()):
                 db.execute(
                     f"WITH gone AS (DELETE FROM warrener_outbox WHERE position = %s RETURNING *)"  # noqa: S608
                     f" INSERT INTO warrener_outbox_set_aside ({_COLUMNS}, set_aside_at, reason, last_error, holds, body)"
@@ -287,9 +332,6 @@ class PostgresStore:
                     "UPDATE warrener_outbox_claim SET positions = %s::bigint[] WHERE claim = %s AND token = %s",
                     (list(positions), claim, token),
                 )
-        ended = [claim for claim, positions in settlement.claims.items() if not positions]
-        if ended:
-            db.execute("DELETE FROM warrener_outbox_claim WHERE claim = ANY(%s) AND token = %s", (ended, token))
 
     def _claim(self, db: Connection, want: Want, token: str, lease: float) -> Claimed:
         _bury_dead_relays(db, token)
@@ -302,10 +344,7 @@ class PostgresStore:
             positions = sorted(candidate.position for candidate in gathered.picked)
             claim = one(
                 db,
-                "WITH relay AS ("
-                " INSERT INTO warrener_outbox_relay (token, owner, leased_until)"
-                " VALUES (%s, %s, clock_timestamp() + make_interval(secs => %s))"
-                " ON CONFLICT (token) DO UPDATE SET leased_until = excluded.leased_until)"
+                f"WITH {_NEW_RELAY}"  # noqa: S608
                 " INSERT INTO warrener_outbox_claim (token, positions) VALUES (%s, %s::bigint[]) RETURNING claim",
                 (token, this_process(), lease, token, positions),
             )
@@ -485,20 +524,21 @@ def _has_rows(db: Connection, table: str) -> bool:
     return bool(one(db, sql.SQL("SELECT EXISTS (SELECT 1 FROM {})").format(sql.Identifier(table)), ()))
 
 
-def _renew(db: Connection, token: str, lease: float) -> bool:
-    """Prolong the lease; False where another relay has ended it."""
-    renewed = db.execute(
-        "UPDATE warrener_outbox_relay SET leased_until = clock_timestamp() + make_interval(secs => %s)"  # noqa: S608
-        f" FROM (SELECT {_LIMITED}) AS limited WHERE token = %s",
-        (lease, str(_PAUSE), token),
-    )
-    return renewed.rowcount == 1
+def _renew(db: Connection, settlement: Settlement, token: str, lease: float) -> dict[int, frozenset[int]] | None:
+    """Prolong the lease; None where another relay has ended it.
 
-
-def _held_positions(db: Connection, token: str) -> frozenset[tuple[int, int]]:
-    """(claim, position) of each row that the relay holds; an order for another row changes nothing."""
-    claims = db.execute("SELECT claim, positions FROM warrener_outbox_claim WHERE token = %s", (token,), binary=True)
-    return frozenset((claim, position) for claim, positions in claims for position in positions)
+    Returns the rows that the relay holds, by claim, of claims with orders: an order for another row changes nothing.
+    """
+    claims = db.execute(
+        "WITH relay AS ("  # noqa: S608
+        " UPDATE warrener_outbox_relay SET leased_until = clock_timestamp() + make_interval(secs => %s)"
+        f" FROM (SELECT {_LIMITED}) AS limited WHERE token = %s RETURNING token)"
+        " SELECT claim, positions FROM relay"
+        " LEFT JOIN warrener_outbox_claim AS c ON c.token = relay.token AND c.claim = ANY(%s::bigint[])",
+        (lease, str(_PAUSE), token, settlement.claims_with_orders),
+        binary=True,
+    ).fetchall()
+    return {claim: frozenset(positions) for claim, positions in claims if claim is not None} if claims else None
 
 
 def _bury_dead_relays(db: Connection, token: str) -> None:

@@ -12,7 +12,7 @@ import logging
 import math
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -25,12 +25,12 @@ from warrener._backend import Backend, backend
 from warrener.errors import ProducerClosed, PublishError
 from warrener.outbox._counts import Counts
 from warrener.outbox._decisions import RelayPolicy, Run, Window
-from warrener.outbox._rows import encode, flagged
+from warrener.outbox._rows import decode, encode, flagged
 from warrener.outbox._store import Store
 from warrener.outbox._store_health import STORE_RETRY, StoreHealth
 from warrener.outbox._store_thread import StoreThread
 from warrener.outbox.errors import OutboxError, OutboxNotFlushed, OutboxProblem, OutboxUnusable
-from warrener.outbox.records import Done, NewRow, OutboxStatus, Settlement, Stored, Want, Work
+from warrener.outbox.records import Done, NewRow, OutboxStatus, Row, Settlement, Stored, Want, Work
 from warrener.records import ConnectionState, Message, Receipt, Status
 
 __all__ = ["Publisher", "Relay"]
@@ -74,6 +74,7 @@ class _Pending:
     """One call of `enqueue`."""
 
     row: NewRow
+    message: Message
     #: Whether the row is on its way to the disk; from here on cancelling takes nothing back.
     taken: bool = False
     result: int | OutboxError | None = None
@@ -125,6 +126,8 @@ class Relay:
         #: Whether a hint came since the newest claim was asked for; it may be about rows that the claim did not see.
         self._hinted = False
         self._down_since: float | None = None
+        #: Whether the connection may have changed since it was looked at.
+        self._link_news = True
         self._renew_at = math.inf
         self._thread = StoreThread(store)
         self._health = StoreHealth(producer.name)
@@ -202,7 +205,7 @@ class Relay:
                 raise ProducerClosed(row.message_id, "the producer is closed; the message was not stored")
             raise RuntimeError("the producer is not running: enqueue() needs `await nursery.start(producer.run)` first")
         await parking.checkpoint_if_cancelled()
-        pending = _Pending(row)
+        pending = _Pending(row, message)
         self._pending.append(pending)
         self._wake()
         try:
@@ -294,30 +297,40 @@ class Relay:
                 tasks.start_soon(self._publish, run, tasks)
 
     def _follow_link(self, now: float) -> None:
-        status = self._producer.status()
-        if status.connection_state is ConnectionState.CONNECTED and not status.blocked:
-            if self._down_since is not None:
+        if self._link_news:
+            self._link_news = False
+            status = self._producer.status()
+            up = status.connection_state is ConnectionState.CONNECTED and not status.blocked
+            if not up and self._down_since is None:
+                self._down_since = now
+            elif up and self._down_since is not None:
                 self._down_since = None
                 self._rows_may_wait = True
-        elif self._down_since is None:
-            self._down_since = now
-        elif len(self._window) and not self._window.flights and now - self._down_since >= _GIVE_BACK_AFTER:
+        if self._down_since is None:
+            return
+        if len(self._window) and not self._window.flights and now - self._down_since >= _GIVE_BACK_AFTER:
             self._window.release_unsent()
 
     def _next_work(self, now: float) -> tuple[Work | None, list[_Pending]]:
         pending = self._take_pending()
         failing = self._health.failure is not None
-        work = Work(inserts=[one.row for one in pending])
+        rows = [one.row for one in pending]
         # A failed store is tried again at its time, by the relay's part and by each enqueue apart from one another:
         # a full disk that refuses a row must not hold up the deletes that make room.
-        if now >= self._health.retry_at and not (failing and pending):
+        if now < self._health.retry_at or (failing and pending):
+            work = Work(inserts=rows)
+        else:
             want: Want | None = None
-            if self._rows_may_wait and self._down_since is None and not self._stopping:
+            relaying = self._down_since is None and not self._stopping
+            if relaying and self._rows_may_wait:
                 want = self._window.want(self._scan_from)
+            # New rows pass none that wait: those are claimed first.
+            take = relaying and not self._rows_may_wait and bool(rows) and self._window.can_take(rows)
             if want is not None:
                 self._rows_may_wait = self._hinted = False
-            work = evolve(
-                work,
+            work = Work(
+                inserts=rows,
+                take=take,
                 settlement=self._window.orders() if self._window.has_orders else Settlement(),
                 renew=now >= self._renew_at and len(self._window) > 0,
                 want=want,
@@ -360,10 +373,13 @@ class Relay:
         for one, answer in zip(pending, done.stored, strict=True):
             self._answer(one, answer)
             self._full = not isinstance(answer, int)
-            self._rows_may_wait = True
+            if done.claim is None or one.row.key is not None:
+                self._rows_may_wait = True
         if pending or work.settlement or done.claimed.rows:
             self._counts.changed = True
         self._apply(work, done, began)
+        if done.claim is not None:
+            self._window.take_new(_taken(done.claim, pending))
 
     def _apply(self, work: Work, done: Done, began: float) -> None:
         if not done.owned:
@@ -380,7 +396,7 @@ class Relay:
             self._report(work.settlement)
             self._window.written(work.settlement)
             self._flush_due = bool(self._flush_waiters)
-        if work.settlement or work.renew or done.claimed.rows:
+        if work.settlement or work.renew or done.claimed.rows or done.claim is not None:
             self._window.leased_until = began + self._policy.lease
             self._renew_at = began + self._policy.lease / 4
         if work.want is not None:
@@ -448,6 +464,7 @@ class Relay:
     async def _watch_link(self) -> None:
         async with self._producer.changes() as changes:
             async for _ in changes:
+                self._link_news = True
                 self._wake()
 
     async def _watch_outcomes(self) -> None:
@@ -460,6 +477,7 @@ class Relay:
         while True:
             await anyio.sleep(self._poll_interval)
             self._hint()
+            self._link_news = True
             self._flush_due = bool(self._flush_waiters)  # another relay may have published the rows
             self._wake()
 
@@ -485,6 +503,25 @@ class Relay:
         ticket, pending.waiter = pending.waiter, None
         if ticket is not None and self._backend is not None:
             self._backend.wake(ticket)
+
+
+def _taken(claim: int, pending: Sequence[_Pending]) -> Iterator[Row]:
+    """Return the rows that were claimed as they were stored."""
+    for one in pending:
+        row, message, position = one.row, one.message, one.result
+        if row.key is None and isinstance(position, int):
+            if message.headers or not message.message_id:  # headers may have been changed since
+                yield _read(claim, position, row)
+            else:
+                yield Row(position, claim, None, message)
+
+
+def _read(claim: int, position: int, row: NewRow) -> Row:
+    try:
+        message = decode(row.message_id, row.exchange, row.routing_key, row.properties, row.body)
+    except ValueError as error:
+        return Row(position, claim, None, None, problem=str(error))
+    return Row(position, claim, None, message)
 
 
 def _forget_waiter(pending: _Pending) -> None:

@@ -200,7 +200,7 @@ class SQLiteStore:
     # --- one transaction --------------------------------------------------------------------------------------------
 
     def transact(self, work: Work, token: str, lease: float) -> Done:
-        """Insert, settle, renew, claim; one commit."""
+        """Do the work; one commit."""
         db = self._connected()
         with self._errors(), _transaction(db):
             stored = self._insert(db, work.inserts) if work.inserts else ()
@@ -209,6 +209,7 @@ class SQLiteStore:
                 owned = _renew(db, token, lease)
                 if owned:
                     self._settle(db, work.settlement, token)
+            claim = _take(db, work.inserts, stored, token, lease) if work.take and owned else None
             if work.want is not None and owned:
                 claimed = self._claim(db, work.want, token, lease)
             flushed = None
@@ -216,7 +217,7 @@ class SQLiteStore:
                 query = "SELECT NOT EXISTS (SELECT 1 FROM warrener_outbox WHERE position <= ?)"
                 flushed = bool(db.execute(query, (work.flushed_to,)).fetchone()[0])
             status = self._count(db) if work.count else None
-        return Done(stored=stored, owned=owned, claimed=claimed, status=status, flushed=flushed)
+        return Done(stored, owned, claimed, claim, status, flushed)
 
     def _insert(self, db: sqlite3.Connection, rows: Sequence[NewRow]) -> list[int | OutboxFull]:
         held, size = self._totals(db)
@@ -254,11 +255,11 @@ class SQLiteStore:
         return self._counted
 
     def _settle(self, db: sqlite3.Connection, settlement: Settlement, token: str) -> None:
-        mine = _held_positions(db, token)
-        gone = [(position,) for position, claim in settlement.confirmed if (claim, position) in mine]
-        if gone:
+        mine = _held_positions(db, token, settlement)
+        gone = json.dumps([position for position, claim in settlement.confirmed if position in mine.get(claim, ())])
+        if settlement.confirmed:
             self._counted = self._less(db, gone)
-            db.executemany("DELETE FROM warrener_outbox WHERE position = ?", gone)
+            db.execute("DELETE FROM warrener_outbox WHERE position IN (SELECT value FROM json_each(?))", (gone,))
         now = time.time()
         db.executemany(
             "UPDATE warrener_outbox SET attempts = ?, nacks = ?, possible_duplicate = ?, not_before = ?, last_error = ?"
@@ -266,11 +267,11 @@ class SQLiteStore:
             [
                 (a.attempts, a.nacks, a.possible_duplicate, a.delay and now + a.delay, a.error, a.position)
                 for a in settlement.again
-                if (a.claim, a.position) in mine
+                if a.position in mine.get(a.claim, ())
             ],
         )
         for aside in settlement.set_aside:
-            if (aside.claim, aside.position) in mine:
+            if aside.position in mine.get(aside.claim, ()):
                 db.execute(
                     f"INSERT INTO warrener_outbox_set_aside ({_COLUMNS}, set_aside_at, reason, last_error, holds, body)"  # noqa: S608
                     " SELECT position, message_id, key, exchange, routing_key, properties, stored_at, ?, ?, ?, ?, ?, ?,"
@@ -281,14 +282,14 @@ class SQLiteStore:
         for claim, positions in settlement.claims.items():
             _keep_claim(db, token, claim, positions)
 
-    def _less(self, db: sqlite3.Connection, gone: list[tuple[int]]) -> tuple[int, int] | None:
+    def _less(self, db: sqlite3.Connection, gone: str) -> tuple[int, int] | None:
         counted = self._counted
         if counted is None:
             return None
-        marks = ",".join("?" * len(gone))
         rows, size = db.execute(
-            f"SELECT count(*), coalesce(sum(length(body)), 0) FROM warrener_outbox WHERE position IN ({marks})",  # noqa: S608
-            [position for (position,) in gone],
+            "SELECT count(*), coalesce(sum(length(body)), 0) FROM warrener_outbox"
+            " WHERE position IN (SELECT value FROM json_each(?))",
+            (gone,),
         ).fetchone()
         return counted[0] - rows, counted[1] - size
 
@@ -303,15 +304,7 @@ class SQLiteStore:
         rows: list[Row] = []
         if gathered.picked:
             positions = sorted(candidate.position for candidate in gathered.picked)
-            db.execute(
-                "INSERT INTO warrener_outbox_relay (token, owner, leased_until) VALUES (?, ?, ?)"
-                " ON CONFLICT (token) DO UPDATE SET leased_until = excluded.leased_until",
-                (token, this_process(), time.time() + lease),
-            )
-            claim = db.execute(
-                "INSERT INTO warrener_outbox_claim (token, positions) VALUES (?, ?)", (token, json.dumps(positions))
-            ).lastrowid
-            assert claim is not None
+            claim = _new_claim(db, positions, token, lease)
             query = """SELECT position, key, attempts, nacks, possible_duplicate, message_id, exchange, routing_key, properties, body
                        FROM warrener_outbox WHERE position IN (SELECT value FROM json_each(?)) ORDER BY position"""
             rows = [row_of(claim, values) for values in db.execute(query, (json.dumps(positions),))]
@@ -479,10 +472,37 @@ def _renew(db: sqlite3.Connection, token: str, lease: float) -> bool:
     return db.execute("UPDATE warrener_outbox_relay SET leased_until = ? WHERE token = ?", (until, token)).rowcount == 1
 
 
-def _held_positions(db: sqlite3.Connection, token: str) -> frozenset[tuple[int, int]]:
-    """(claim, position) of each row that the relay holds; an order for another row changes nothing."""
-    claims = db.execute("SELECT claim, positions FROM warrener_outbox_claim WHERE token = ?", (token,))
-    return frozenset((claim, position) for claim, positions in claims for position in json.loads(positions))
+def _take(
+    db: sqlite3.Connection, rows: Sequence[NewRow], stored: Sequence[int | OutboxFull], token: str, lease: float
+) -> int | None:
+    """Claim the new rows without a key; return the claim."""
+    positions = [
+        position for row, position in zip(rows, stored, strict=True) if row.key is None and isinstance(position, int)
+    ]
+    return _new_claim(db, positions, token, lease) if positions else None
+
+
+def _new_claim(db: sqlite3.Connection, positions: Sequence[int], token: str, lease: float) -> int:
+    db.execute(
+        "INSERT INTO warrener_outbox_relay (token, owner, leased_until) VALUES (?, ?, ?)"
+        " ON CONFLICT (token) DO UPDATE SET leased_until = excluded.leased_until",
+        (token, this_process(), time.time() + lease),
+    )
+    claim = db.execute(
+        "INSERT INTO warrener_outbox_claim (token, positions) VALUES (?, ?)", (token, json.dumps(positions))
+    ).lastrowid
+    assert claim is not None
+    return claim
+
+
+def _held_positions(db: sqlite3.Connection, token: str, settlement: Settlement) -> dict[int, frozenset[int]]:
+    """The rows that the relay holds, by claim, of claims with orders; an order for another row changes nothing."""
+    claims = db.execute(
+        "SELECT claim, positions FROM warrener_outbox_claim WHERE token = ?"
+        " AND claim IN (SELECT value FROM json_each(?))",
+        (token, json.dumps(settlement.claims_with_orders)),
+    )
+    return {claim: frozenset(json.loads(positions)) for claim, positions in claims}
 
 
 def _keep_claim(db: sqlite3.Connection, token: str, claim: int, positions: Sequence[int]) -> None:

@@ -171,15 +171,23 @@ class Settlement:
     #: The positions that each changed claim still holds; none: the claim ends.
     claims: Mapping[int, tuple[int, ...]] = field(factory=dict[int, tuple[int, ...]])
 
+    @property
+    def claims_with_orders(self) -> list[int]:
+        """The claims whose rows are written to."""
+        claims = {claim for _, claim in self.confirmed}
+        return list(claims.union((each.claim for each in self.again), (each.claim for each in self.set_aside)))
+
     def __bool__(self) -> bool:
         return bool(self.confirmed or self.again or self.set_aside or self.claims)
 
 
 @frozen
 class Work:
-    """What one transaction does, in this order: insert, settle, renew the lease, claim."""
+    """What one transaction does: insert, settle and renew the lease, and then claim the new rows or others."""
 
     inserts: Sequence[NewRow] = ()
+    #: Claim the new rows that have no key, too. They are as they were given, so they are not read again.
+    take: bool = False
     settlement: Settlement = field(factory=Settlement)
     renew: bool = False
     want: Want | None = None
@@ -198,6 +206,8 @@ class Done:
     #: False: another relay took over this relay's claims; the settlement was not written.
     owned: bool = True
     claimed: Claimed = field(factory=Claimed)
+    #: The claim of the new rows that were taken; None: none was.
+    claim: int | None = None
     status: OutboxStatus | None = None
     #: The answer to `flushed_to`.
     flushed: bool | None = None

@@ -85,13 +85,13 @@ class Way:
 
 @define(eq=False)
 class Line:
-    """Carries bytes from `source` to `sink` as the faults of its way have it; holds `window` bytes at most."""
+    """Carries bytes from `source` to `sink` with the faults of `way`; holds at most `window` bytes."""
 
     way: Way
     source: SocketStream | MemoryStream
     sink: SocketStream | MemoryStream
     window: int
-    #: Ends the whole connection: called when the cut is reached, with whether by a reset.
+    #: Ends the whole connection when the cut is reached; True: by a reset.
     end: Callable[[bool], None]
     signal: Signal = field(factory=Signal)
     #: (when the bytes are due, the bytes); b"" is the end of the stream.

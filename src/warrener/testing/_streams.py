@@ -1,8 +1,8 @@
 """Byte streams for the test tools: TCP sockets that can be reset, and bounded pipes in memory.
 
-anyio's own socket streams close politely; a test wants the impolite ends as well: a RST instead of a FIN, a port that
-refuses and that no other program can take, half-closed directions. And anyio has no in-memory byte
-stream with a bounded window, which is how a peer with a full receive buffer behaves.
+anyio's own socket streams only close in order. A test also needs a RST instead of a FIN, a port that refuses and that
+no other program can take, and half-closed directions. And anyio has no in-memory byte stream with a bounded window,
+which is how a peer with a full receive buffer behaves.
 
 Both streams are `anyio.abc.ByteStream`s with one method more: `close_now`, a plain function, so that a fault happens at
 one instant and not at some checkpoint.
@@ -112,8 +112,8 @@ async def connect(host: str, port: int) -> SocketStream:
 class Port:
     """One TCP port on one address, that listens or refuses.
 
-    While it refuses, a socket stays bound to it: no other program can be given the port, and a client that redials it cannot
-    be given it as its own source port and so connect to itself.
+    While the port refuses, a socket stays bound to it. So no other program can get the port. And a client that redials
+    cannot get this port as its own source port, which would connect the client to itself.
     """
 
     def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
@@ -183,7 +183,7 @@ class Port:
 
 
 class _Direction:
-    """One way of a memory stream."""
+    """One direction of a memory stream."""
 
     def __init__(self, window: int) -> None:
         self.window = window

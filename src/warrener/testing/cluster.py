@@ -24,7 +24,7 @@ __all__ = ["PrivateCluster"]
 
 
 class PrivateCluster:
-    """One cluster, from entering the block to leaving it; its data go with it."""
+    """One cluster, from the start of the ``with`` body to its end, which deletes its data."""
 
     def __init__(
         self, size: int = 3, *, extra_config: str = "", start_timeout: float = 120.0, root: Path | None = None

@@ -1,7 +1,7 @@
 """A PostgreSQL of one's own: for a test or a benchmark; never a system service.
 
 ``with PrivatePostgreSQL() as server:`` runs Debian's (or any) PostgreSQL from a temporary folder, on a port of its own on
-127.0.0.1 and a socket in that folder. It is ready when it answers a query's first message. Then the faults: `kill`,
+127.0.0.1 and a socket in that folder. It is ready when it accepts a client's start-up message. Then the faults: `kill`,
 `restart`, `freeze`.
 
 *Nothing is left behind, in every way in which the owner can end.* The same watchdog as that of `PrivateRabbitMQ` reads a

@@ -1,4 +1,4 @@
-"""`FaultProxy`: a TCP proxy that misbehaves to order, between a client and any broker.
+"""`FaultProxy`: a TCP proxy between a client and any broker, with faults that a test controls.
 
 Each fault is a plain function. It is in force from the instant of its call, on open connections and on later ones;
 `heal` ends all faults. Directions are seen from the client: ``"up"`` carries the bytes that the client sends, ``"down"``
@@ -64,7 +64,7 @@ class FaultProxy:
     """
 
     def __init__(self, target: str | tuple[str, int], *, window: int = 65536) -> None:
-        """Make a proxy; it serves inside its block. `window` bytes a direction are held at most."""
+        """Make a proxy; it serves while its ``async with`` body runs. `window` bytes a direction are held at most."""
         self.loop_thread = LoopThread()
         self._template = target if isinstance(target, str) and "://" in target else None
         self._target = _address(target)

@@ -8,11 +8,12 @@ and virtual hosts.
 What must stay true:
 
 - *Nothing is left behind, also when the owner is killed.* The broker and its epmd live in one process group. A watchdog
-  (`_watchdog.py`) outside of it reads a pipe that only the owner holds open; at its end, be it by `close`, by an exit in
-  the middle of everything or by SIGKILL, it kills the group and removes the folder. There is no other clean-up path.
-- *The ports stay free while the broker is down.* They are taken from below the range that the kernel gives to outgoing
-  connections: a client that redials a dead port inside that range can be given the very port as its own and connect to
-  itself, and the broker could not come back.
+  (`_watchdog.py`) outside of the group reads a pipe that only the owner holds open. The pipe ends by `close`, by any
+  exit of the owner or by SIGKILL; then the watchdog kills the group and removes the folder. There is no other clean-up
+  path.
+- *The ports stay free while the broker is down.* They are below the range of ports that the kernel gives to outgoing
+  connections. A client that redials a dead port inside that range can get this port as its own source port; then it
+  connects to itself, and the broker cannot come back.
 - *Commands are cheap.* `rabbitmqctl` starts an Erlang machine, one to three seconds each. The broker is started with its
   Erlang shell on standard input instead (``RABBITMQ_ALLOW_INPUT``), and `eval` is one line there: about a
   millisecond. The functions called are those that rabbitmqctl itself calls. `ctl` is rabbitmqctl, for the rest.
@@ -98,7 +99,8 @@ def rabbitmq_bin() -> Path:
 class PrivateRabbitMQ:
     """One broker, its folder and its ports, from entering the block to leaving it.
 
-    Leaving kills the broker: its data go with the folder. `stop` is there for tests of an orderly shutdown.
+    The end of the ``with`` body kills the broker and deletes its data. `stop` is there for tests of an orderly
+    shutdown.
     """
 
     def __init__(
@@ -189,7 +191,7 @@ class PrivateRabbitMQ:
             return
         assert self._bin is not None
         self._console.write_bytes(b"")
-        # Appending: a helper of the killed broker may still say its last word, at no offset but the end.
+        # Appending: a helper of the killed broker may still write a line; it goes to the end and overwrites nothing.
         with self._console.open("ab") as console:
             broker = subprocess.Popen(
                 self._command(self._bin / "rabbitmq-server"),
@@ -525,7 +527,7 @@ class PrivateRabbitMQ:
         return path if self._root is None else Path("/", path.relative_to(self._root))
 
     def _brought_in(self, path: Path) -> Path:
-        """The path of a file for the broker to read, copied to where it can."""
+        """The path at which the broker can read a file: in a chroot, the path of a copy."""
         if self._root is None:
             return path
         copy = self._folder / path.name
@@ -534,7 +536,7 @@ class PrivateRabbitMQ:
         return self._inside(copy)
 
     def _describe(self) -> dict[str, str]:
-        """Write the broker's files; returns the environment that keeps it and rabbitmqctl to them."""
+        """Write the broker's files; returns the environment that makes the broker and rabbitmqctl use them."""
         folder = self._inside(self._folder)
         config = [
             f"listeners.tcp.1 = 127.0.0.1:{self.port}",

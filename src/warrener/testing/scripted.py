@@ -13,6 +13,7 @@ import math
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from itertools import repeat
 
 import anyio
 import anyio.lowlevel
@@ -136,12 +137,20 @@ class ScriptedLink:
         self._news.set()
         return tag
 
-    def publish_batch(self, envelopes: Sequence[Envelope], message_ids: Sequence[str], bodies: Sequence[bytes]) -> int:
+    def publish_batch(
+        self,
+        envelopes: Sequence[Envelope],
+        message_ids: Sequence[str],
+        bodies: Sequence[bytes],
+        tokens: Sequence[str] | None = None,
+    ) -> int:
         """As `Link.publish_batch`."""
         self.batches.append(len(bodies))
         tags = [
-            self.publish(Lane.MAIN, envelope, message_id, body, None)
-            for envelope, message_id, body in zip(envelopes, message_ids, bodies, strict=True)
+            self.publish(Lane.MAIN, envelope, message_id, body, token)
+            for envelope, message_id, body, token in zip(
+                envelopes, message_ids, bodies, tokens or repeat(None, len(bodies)), strict=True
+            )
         ]
         return tags[0]
 
@@ -164,7 +173,7 @@ class ScriptedLink:
             self.open_channel(Lane.SUSPECT)
 
     def begun(self, channel: int) -> int:
-        """As `Link.begun`: nothing is begun and not written."""
+        """As `Link.begun`: here every begun tag is also written."""
         return self.written(channel)
 
     #: As `Link.bytes_left`; a test may set it.
@@ -220,7 +229,7 @@ class ScriptedLink:
             raise LinkDown(self.life.secret)
 
     def abort(self, fault: Fault) -> None:
-        """End the link now; the same as the peer's doing, for a test."""
+        """End the link now, as if the peer had ended it."""
         if self._fault is None:
             self._fault = fault
             self._scope.cancel()
@@ -245,7 +254,7 @@ class ScriptedLink:
 
     @asynccontextmanager
     async def living(self) -> AsyncIterator[None]:
-        """Live by the script around the block; at its end raises one `LinkDown`, without an ExceptionGroup, as every driver does."""
+        """Follow the script while the body runs; at its end raise one `LinkDown` without an ExceptionGroup."""
         raised: Exception | None = None
         async with anyio.create_task_group() as tasks:
             self._scope = tasks.cancel_scope

@@ -104,7 +104,7 @@ def permits() -> st.SearchStrategy[Permit]:
 
 
 def policies() -> st.SearchStrategy[Policy]:
-    """Every kind of policy: breaker on and off, giving up and not, staying and raising."""
+    """Every kind of policy: with and without a breaker, a limit of attempts, and ``when_exhausted="raise"``."""
     return st.builds(
         Policy,
         backoff=backoffs(),

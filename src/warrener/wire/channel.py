@@ -155,11 +155,19 @@ class Publisher:
             outgoing.cut()
         return tag
 
-    def publish_batch(self, envelopes: Sequence[Envelope], message_ids: Sequence[str], bodies: Sequence[bytes]) -> int:
-        """Append the frames of messages without tokens, in order; return the tag of the first."""
+    def publish_batch(
+        self,
+        envelopes: Sequence[Envelope],
+        message_ids: Sequence[str],
+        bodies: Sequence[bytes],
+        tokens: Sequence[str] | None = None,
+    ) -> int:
+        """Append the frames of messages, in order; return the tag of the first."""
         first, count = self.last_tag + 1, len(bodies)
         if self.state is not _READY:
             self._publish_nothing(count)
+        elif tokens is not None:
+            self._publish_with_tokens(envelopes, message_ids, bodies, tokens[:])
         elif type(message_ids) is IdRange:
             self._publish_range(envelopes, message_ids, bodies)
         else:
@@ -211,6 +219,42 @@ class Publisher:
             self.last_tag += min(each, count - at)
             if len(outgoing.pending) >= PARCEL:
                 outgoing.cut()
+
+    def _publish_with_tokens(
+        self, envelopes: Sequence[Envelope], ids: Sequence[str], bodies: Sequence[bytes], tokens: Sequence[str]
+    ) -> None:
+        """Append messages with an id and a token each, joined in parcels of about the usual size."""
+        largest = self.frame_max - OVERHEAD
+        envelope, size = None, -1
+        before = between = after = end = b""
+        pieces: list[bytes] = []
+        length = each = 0
+        for its_envelope, message_id, body, token in zip(envelopes, ids, bodies, tokens, strict=True):
+            raw_id, raw_token = message_id.encode(), token.encode()
+            if not len(raw_id) == _ID_SIZE == len(raw_token) or len(body) > largest:
+                self._append_joined(pieces)
+                length = 0
+                self.publish(its_envelope, message_id, body, token)
+                continue
+            if its_envelope is not envelope or len(body) != size:
+                envelope, size = its_envelope, len(body)
+                known = self._with_token.get(envelope, {}).get(size)
+                before, between, after, end = known or self._remember(self._with_token, envelope, size, token)
+                each = len(before) + len(between) + len(after) + len(end) + 2 * _ID_SIZE + size
+            pieces += (before, raw_token, between, raw_id, after, body, end)
+            length += each
+            if length >= PARCEL:
+                self._append_joined(pieces)
+                length = 0
+        self._append_joined(pieces)
+
+    def _append_joined(self, pieces: list[bytes]) -> None:
+        """Append messages, seven pieces each, and clear the list."""
+        self.outgoing.pending += b"".join(pieces)
+        self.last_tag += len(pieces) // 7
+        pieces.clear()
+        if len(self.outgoing.pending) >= PARCEL:
+            self.outgoing.cut()
 
     def _publish_nothing(self, count: int = 1) -> int:
         if self.state is not ChannelState.CLOSED:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import repeat
+
 from warrener._publishing.ledger.delivery import Delivery
 from warrener._publishing.ledger.flights import TOGETHER, Batches, Flight, RunLike, Ticket
 from warrener._publishing.ledger.in_flight import InFlight
@@ -128,13 +130,18 @@ class Batching:
         `flown` must follow.
         """
         in_flight, waiting = self._in_flight, self._waiting
-        count = min(run.unaccepted, MOST_OF_RUN)
-        bodies = run.bodies[run.at : run.at + waiting.room(run.bodies[run.at : run.at + count])]
-        if not bodies or not in_flight.publishing or in_flight.paused or in_flight.main is None:
+        if not in_flight.publishing or in_flight.paused or in_flight.main is None:
+            return None
+        bodies = run.bodies[run.at : run.at + min(run.unaccepted, MOST_OF_RUN)]
+        room = waiting.window.room(bodies)
+        bodies = bodies[: room or waiting.window.room_in_reserve(repeat(run.envelope), bodies, now)]
+        if not bodies:
             return None
         count = len(bodies)
         flight = Flight(self.batches.prefix, self.batches.numbers(count), 0.0, run.deadline, now)
-        flight.envelopes = [run.envelope] * count
+        part = slice(run.at, run.at + count)
+        flight.envelopes = [run.envelope] * count if run.envelopes is None else run.envelopes[part]
+        flight.ids = None if run.ids is None else run.ids[part]
         flight.bodies = bodies
         flight.size = sum(map(len, bodies))
         flight.run, flight.start = run, run.next_place
@@ -143,6 +150,10 @@ class Batching:
         self._settlement.counters.accepted += count
         self._settlement.deadlines.add(flight)
         return flight
+
+    def others_pass(self, run: RunLike) -> bool:
+        """Whether other runs may go on although this one had no room: it waits because of its own destination."""
+        return self._waiting.window.stops(run.envelope)
 
     def expand_run(self, run: RunLike) -> None:
         """Make deliveries of the messages of a run that are in flight."""

@@ -5,21 +5,19 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from collections import deque
-from operator import attrgetter
+from collections.abc import Iterator
 from typing import TypeAlias
 
 from warrener._publishing.ledger.deadlines import Deadlines
 from warrener._publishing.ledger.delivery import Delivery
 from warrener._publishing.ledger.flights import Flight, Landed
 from warrener._publishing.ledger.queues import SLACK
-from warrener.records import Lane, Returned
+from warrener.records import Envelope, Lane, Returned
 
 __all__ = ["Epoch"]
 
 #: Exchange, routing key, and the message_id or None for any.
 _Address: TypeAlias = "tuple[str, str, str | None]"
-
-_first_tag = attrgetter("first_tag")
 
 
 class Epoch:
@@ -121,7 +119,7 @@ class Epoch:
             return None
         flight = flights[0]
         if tag >= flight.first_tag + len(flight):
-            flight = flights[bisect_right(flights, tag, key=_first_tag) - 1]
+            flight = flights[bisect_right(flights, tag, key=_first_outstanding) - 1]
         return flight if tag < flight.first_tag + len(flight) else None
 
     def land(self, tag: int, multiple: bool) -> list[Landed]:
@@ -232,6 +230,19 @@ class Epoch:
         if self.flights:
             self._skip_holes()
 
+    def held(self) -> Iterator[tuple[Envelope, int, int]]:
+        """Return the outstanding publishes, by envelope: their number, and the bytes of their bodies."""
+        for delivery in self.outstanding.values():
+            yield delivery.envelope, 1, delivery.size
+        for flight in self.flights:
+            at, envelopes, holes = flight.at, flight.envelopes, self.holes
+            if not holes and envelopes.count(envelopes[at]) == len(envelopes):
+                yield envelopes[at], len(envelopes) - at, flight.size
+                continue
+            for index in range(at, len(flight)):
+                if flight.first_tag + index not in holes:
+                    yield envelopes[index], 1, len(flight.bodies[index])
+
     # --- the oldest publish -----------------------------------------------------------------------------------------
 
     def oldest_at(self) -> float | None:
@@ -338,6 +349,11 @@ class Epoch:
         """
         found = self.open_addresses.pop((returned.exchange, returned.routing_key, returned.message_id), [])
         return [each for each in found if each.epoch is self and each.returned is None]
+
+
+def _first_outstanding(flight: Flight) -> int:
+    """Return the first tag of a flight. The last piece of a batch has an index of its own for it: `at`, and not 0."""
+    return flight.first_tag + flight.at
 
 
 def _superseded(delivery: Delivery) -> bool:

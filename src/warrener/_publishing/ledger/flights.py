@@ -9,7 +9,7 @@ Trouble *expands* a flight: each message becomes a `Delivery`, and everything go
 A nack, a return, the end of a channel or a link, a deadline, a message that is overdue, and a caller who leaves are trouble.
 
 Invariants: ids count in the order of acceptance and tags in the order of writing, so the place of a message in its flight
-gives both. Nothing is ever removed from a flight: a message that has to leave expands it.
+gives both; ids that callers chose stand in a list. Nothing is ever removed from a flight: a message that has to leave expands it.
 """
 
 from __future__ import annotations
@@ -38,6 +38,9 @@ class RunLike(Protocol):
     #: Bodies, and the index of the next one to accept.
     bodies: list[bytes]
     at: int
+    #: The message_id of each body, and its envelope, if the messages have their own; see `Flight.ids`.
+    ids: list[str] | None
+    envelopes: list[Envelope] | None
     deadline: float
     #: Number of accepted messages without an outcome.
     left: int
@@ -65,8 +68,8 @@ class Flight:
     """Messages with one deadline, in a batch or under consecutive tags."""
 
     __slots__ = (
-        "accepted_at", "at", "bodies", "deadline", "envelopes", "first_number", "first_tag", "link", "most", "most_size",
-        "prefix", "published_at", "run", "size", "start", "tickets", "timeout", "waiting",
+        "accepted_at", "at", "bodies", "deadline", "envelopes", "first_number", "first_tag", "ids", "link", "most",
+        "most_size", "prefix", "published_at", "run", "size", "start", "tickets", "timeout", "waiting",
     )  # fmt: skip
 
     def __init__(self, prefix: str, first_number: int, timeout: float, deadline: float, accepted_at: float) -> None:
@@ -82,6 +85,9 @@ class Flight:
         #: The run that the messages belong to, and the place of the first of them in it.
         self.run: RunLike | None = None
         self.start = 0
+        #: The message_ids, if callers chose them. Another message in flight may have the same one. So each message has a token,
+        #: which counts as the ids of other flights do, and a return is matched by it.
+        self.ids: list[str] | None = None
         #: The index of the first message that was not taken out: written from a batch, or answered.
         self.at = 0
         #: Bytes of the bodies from there on.
@@ -106,6 +112,9 @@ class Flight:
 
     def text(self, index: int) -> str:
         """Return the message_id at this index."""
+        return self._numbered(index) if self.ids is None else self.ids[index]
+
+    def _numbered(self, index: int) -> str:
         return f"{self.prefix}{self.first_number + index:012x}"
 
     def front(self, count: int) -> Flight:
@@ -132,7 +141,8 @@ class Flight:
 
     def delivery(self, index: int) -> Delivery:
         """Return the message at this index as a delivery of its own."""
-        delivery = Delivery(self.envelopes[index], self.bodies[index], self.text(index), self.deadline)
+        token = None if self.ids is None else self._numbered(index)
+        delivery = Delivery(self.envelopes[index], self.bodies[index], self.text(index), self.deadline, token)
         if self.run is not None:
             delivery.waiter = self.run
             self.run.expanded(self.start + index, delivery)

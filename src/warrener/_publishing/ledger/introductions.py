@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections import deque
 
 from warrener._publishing.ledger.delivery import Delivery
-from warrener._publishing.ledger.queues import WaitingQueue
+from warrener._publishing.ledger.queues import CountedQueue, WaitingQueue
 
 __all__ = ["AT_ONCE", "PASSES_AFTER", "SUSPECT_PASSES_AFTER", "Introductions", "passes_at"]
 
@@ -41,37 +41,6 @@ def passes_at(delivery: Delivery, clock_floor: float) -> float:
     return max(delivery.published_at, clock_floor) + (SUSPECT_PASSES_AFTER if delivery.alone else PASSES_AFTER)
 
 
-class IntroductionQueue(WaitingQueue):
-    """The messages that wait for one introduction, counted in `Introductions` as well."""
-
-    __slots__ = ("_all",)
-
-    def __init__(self, all_queues: Introductions) -> None:
-        super().__init__()
-        self._all = all_queues
-
-    def append(self, delivery: Delivery) -> None:
-        """Put the message behind all others."""
-        super().append(delivery)
-        self._all.count(delivery, 1)
-
-    def put_back(self, deliveries: list[Delivery]) -> None:
-        """Put the messages, in their order, in front of all others."""
-        super().put_back(deliveries)
-        for delivery in deliveries:
-            self._all.count(delivery, 1)
-
-    def take_head(self) -> None:
-        """Remove the first entry."""
-        self._all.count(self.entries[0], -1)
-        super().take_head()
-
-    def remove(self, delivery: Delivery) -> None:
-        """Remove one live entry."""
-        self._all.count(delivery, -1)
-        super().remove(delivery)
-
-
 class Introductions:
     """Which exchanges are covered on this link, and the messages that wait until theirs is."""
 
@@ -86,7 +55,7 @@ class Introductions:
         self.unsent_size = 0
         self.tagged = 0
         self.tagged_size = 0
-        self._queues: dict[Key, IntroductionQueue] = {}
+        self._queues: dict[Key, CountedQueue] = {}
         #: Keys whose messages wait for their introduction.
         self._to_introduce: deque[Key] = deque()
         #: Keys that are covered, and whose messages wait for the main channel.
@@ -138,10 +107,10 @@ class Introductions:
             waiting.remove(key)
             waiting.appendleft(key)
 
-    def _queue(self, key: Key) -> IntroductionQueue:
+    def _queue(self, key: Key) -> CountedQueue:
         queue = self._queues.get(key)
         if queue is None:
-            queue = self._queues[key] = IntroductionQueue(self)
+            queue = self._queues[key] = CountedQueue(self.count)
             (self.opened if self.covers(key) else self._to_introduce).append(key)
             if key in self._known:
                 self._put_first(key)

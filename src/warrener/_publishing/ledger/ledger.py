@@ -14,8 +14,10 @@ seconds.
 
 *unsent* messages have never had a tag, and *delayed* ones (`resending`) wait after a nack; `max_buffered` and
 `max_buffered_bytes` bound both together. The others keep their place in the in-flight window: in flight + resend +
-suspects ≤ `max_in_flight`. So messages that come back cannot make the memory grow. *resend* goes before *unsent*, both in the order of acceptance. Suspects go one at a time on a
-channel of their own, and so do the first messages to each exchange (`introductions`), while the others pass them.
+suspects ≤ `max_in_flight`. So messages that come back cannot make the memory grow. *resend* goes before *unsent*, both in
+the order of acceptance. An unsent message whose destination may take no more of the window (`window`) is set *aside* after
+a moment, and those to other destinations pass it. Suspects go one at a time on a channel of their own, and so do the first
+messages to each exchange (`introductions`), while the others pass them.
 
 **Tags** belong to an epoch: one link and one channel of it. They count 1, 2, 3 … in it. A fact about a channel that is
 not open changes nothing but a counter.
@@ -59,7 +61,8 @@ from warrener._publishing.ledger.refusals import Refusals
 from warrener._publishing.ledger.resending import Resending
 from warrener._publishing.ledger.settlement import Counters, Settlement
 from warrener._publishing.ledger.shares import Shares
-from warrener._publishing.ledger.waiting import Limits, Waiting
+from warrener._publishing.ledger.waiting import Waiting
+from warrener._publishing.ledger.window import Limits
 from warrener._retry_rules import RetryRules
 from warrener.errors import Fault, GaveUp, InvalidMessage, NotSent, ProducerClosed, PublishError
 from warrener.records import Lane
@@ -112,6 +115,10 @@ class Ledger:
             Limits(max_buffered, max_buffered_bytes, max_in_flight, max_in_flight_bytes),
             id_prefix,
         )
+        #: Its `look_at` is the instant at which to look again for a place.
+        self.window = self._waiting.window
+        #: Whether a destination that may take no more of the window already holds nine tenths of the buffer.
+        self.crowds = self._waiting.crowds
         #: Messages that are accepted and written together.
         self.batching = Batching(self._in_flight, self._waiting, self._refusals, self.settlement)
         #: The nacked messages that wait for their next attempt.
@@ -369,6 +376,7 @@ class Ledger:
         `written(channel)` returns the highest tag that was written there.
         """
         in_flight = self._in_flight
+        self.window.looked(now)
         found = in_flight.find_overdue(now)
         if found:
             self._waiting.ready.clear()
@@ -402,6 +410,7 @@ class Ledger:
             self._in_flight.overdue_at(),
             self.delayed.due_at(),
             self._resending.look_at(),
+            self.window.look_at,
         )
         instants += [at for at in watched if at > now]
         epoch = self._in_flight.suspect

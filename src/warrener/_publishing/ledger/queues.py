@@ -1,12 +1,13 @@
-"""`WaitingQueue`: messages that wait to be written, first in, first out."""
+"""`WaitingQueue`: messages that wait to be written, first in, first out; `CountedQueue`: one of several."""
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 from warrener._publishing.ledger.delivery import Delivery
 
-__all__ = ["SLACK", "WaitingQueue"]
+__all__ = ["SLACK", "CountedQueue", "WaitingQueue"]
 
 #: A structure that deletes lazily may hold this many dead entries beyond the number of its live ones.
 SLACK = 64
@@ -84,3 +85,34 @@ class WaitingQueue:
         if self.dead > len(self) + SLACK:
             self.entries = deque(self.live())
             self.dead = 0
+
+
+class CountedQueue(WaitingQueue):
+    """One of several queues that are counted together: `count(delivery, by)` is told of each message that comes or leaves."""
+
+    __slots__ = ("_count",)
+
+    def __init__(self, count: Callable[[Delivery, int], None]) -> None:
+        super().__init__()
+        self._count = count
+
+    def append(self, delivery: Delivery) -> None:
+        """Put the message behind all others."""
+        super().append(delivery)
+        self._count(delivery, 1)
+
+    def put_back(self, deliveries: list[Delivery]) -> None:
+        """Put the messages, in their order, in front of all others."""
+        super().put_back(deliveries)
+        for delivery in deliveries:
+            self._count(delivery, 1)
+
+    def take_head(self) -> None:
+        """Remove the first entry."""
+        self._count(self.entries[0], -1)
+        super().take_head()
+
+    def remove(self, delivery: Delivery) -> None:
+        """Remove one live entry."""
+        self._count(delivery, -1)
+        super().remove(delivery)

@@ -155,7 +155,7 @@ class Resending:
         epoch, envelope = delivery.epoch, delivery.envelope
         if epoch is None or epoch.checked < delivery.tag:
             return False
-        if not self._waiting.has_place(delivery.size, beside=again):
+        if not self._waiting.window.has_place(delivery.size, beside=again):
             return False
         if self._shares.used((envelope.exchange, envelope.routing_key), delivery.size, now):
             return False

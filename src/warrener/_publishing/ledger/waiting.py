@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from attrs import frozen
-
+from warrener._publishing.ledger.aside import Aside
 from warrener._publishing.ledger.delayed import Delayed
 from warrener._publishing.ledger.delivery import Delivery
 from warrener._publishing.ledger.flights import Batches, Flight
@@ -15,20 +12,14 @@ from warrener._publishing.ledger.outcomes import refused
 from warrener._publishing.ledger.queues import WaitingQueue
 from warrener._publishing.ledger.refusals import Refusals
 from warrener._publishing.ledger.settlement import Settlement
+from warrener._publishing.ledger.window import PART, Limits, Window
 from warrener.errors import DeadlineExceeded
 from warrener.records import Envelope, Lane
 
-__all__ = ["Limits", "Waiting"]
+__all__ = ["Waiting"]
 
-
-@frozen
-class Limits:
-    """How many messages, and how many bytes of bodies, may wait and may be in flight."""
-
-    max_buffered: int
-    max_buffered_bytes: int
-    max_in_flight: int
-    max_in_flight_bytes: int
+#: Seconds for which a message that gets no place, because of its destination, keeps those behind it.
+PATIENCE = 0.25
 
 
 class Waiting:
@@ -37,6 +28,7 @@ class Waiting:
     *batches*: never had a tag, and go to the main channel together. *unsent*: never had a tag; batches and unsent messages
     never wait at the same time. *resend*: had a tag. *suspects*: had one on a channel that the broker closed; each goes alone.
     *introductions*: to exchanges that are not covered on this link. *delayed*: were nacked, and wait for an instant.
+    *aside*: never had a tag; their destination may take no more of the window (`window`), and younger messages pass them.
     """
 
     def __init__(
@@ -51,6 +43,11 @@ class Waiting:
         self.suspects = WaitingQueue()
         self.introductions = Introductions()
         self.delayed = Delayed(limits.max_buffered, limits.max_buffered_bytes)
+        self.aside = Aside()
+        self.window = Window(limits, in_flight, self.introductions, self.resend, self.suspects)
+        #: The message that waits at the head for a place because of its destination (of a batch, its number), and since when.
+        self._first: Delivery | int | None = None
+        self._first_since = 0.0
         #: Whether the next message on the suspects' channel is a suspect, if one waits. Suspects and introductions take turns.
         self.suspect_first = True
         #: Destinations of which a suspect was not answered: further suspects of theirs go behind all others.
@@ -67,37 +64,40 @@ class Waiting:
     def full(self, size: int) -> bool:
         """Whether there is no capacity now for a body of `size` bytes. Always true once closed."""
         unsent, introductions, delayed, limits = self.unsent, self.introductions, self.delayed, self.limits
-        batches = self.batches
-        held_size = batches.size + unsent.size + introductions.unsent_size + delayed.size
+        batches, aside = self.batches, self.aside
+        held_size = batches.size + unsent.size + introductions.unsent_size + delayed.size + aside.size
         if held_size + size > limits.max_buffered_bytes:
             return True
-        held = batches.count + len(unsent.entries) - unsent.dead + introductions.unsent + len(delayed)
+        held = batches.count + len(unsent.entries) - unsent.dead + introductions.unsent + len(delayed) + aside.count
         return held >= limits.max_buffered or self._closed
+
+    def crowds(self, destination: tuple[str, str], size: int) -> bool:
+        """Whether messages of this destination that others have passed leave less than a tenth of the buffer to the others."""
+        aside, limits = self.aside, self.limits
+        if not aside.passed or limits.max_buffered < PART:
+            return False
+        held, held_size = aside.held(destination)
+        return (
+            held + 1 > limits.max_buffered - limits.max_buffered // PART
+            or held_size + size > limits.max_buffered_bytes - limits.max_buffered_bytes // PART
+        ) and held > 0
 
     def close(self) -> None:
         """Accept nothing more."""
         self._closed = True
-
-    def window_full(self, size: int) -> bool:
-        """Whether a message without a place in the window has to wait for an answer. One above the limit goes alone."""
-        return not self.has_place(size)
-
-    def has_place(self, size: int, *, beside: Sequence[Delivery] = ()) -> bool:
-        """Whether the window has a place for one more message, when those in `beside` have theirs."""
-        introductions, in_flight, limits = self.introductions, self._in_flight, self.limits
-        held = len(in_flight) + len(self.resend) + len(self.suspects) + introductions.tagged + len(beside)
-        if held >= limits.max_in_flight:
-            return False
-        held_size = in_flight.size + self.resend.size + self.suspects.size + introductions.tagged_size
-        held_size += sum(each.size for each in beside)
-        return held == 0 or held_size + size <= limits.max_in_flight_bytes
 
     # --- batches ----------------------------------------------------------------------------------------------------
 
     @property
     def clear(self) -> bool:
         """Whether no message waits that has to be written before a new one."""
-        return not (self.unsent.entries or self.resend.entries or self.suspects.entries or self.introductions.opened)
+        return not (
+            self.unsent.entries
+            or self.resend.entries
+            or self.suspects.entries
+            or self.introductions.opened
+            or self.aside.count
+        )
 
     def expand_batches(self) -> None:
         """Let each message of a batch wait by itself."""
@@ -116,21 +116,32 @@ class Waiting:
             self.expand_batches()
             return None
         self._settlement.counters.accepted += batches.new()
-        count = self.room(batch.bodies[batch.at :] if batch.at else batch.bodies, batch.size)
+        count = self.window.room(batch.bodies[batch.at :] if batch.at else batch.bodies, batch.size)
+        count = count or self._room_in_reserve(batch, now)
         return batches.take(count) if count else None
 
-    def room(self, bodies: list[bytes], size: int | None = None) -> int:
-        """Return how many of these messages, of `size` bytes together, the window has room for."""
-        introductions, in_flight, limits = self.introductions, self._in_flight, self.limits
-        held = len(in_flight) + introductions.tagged
-        count = min(len(bodies), limits.max_in_flight - held)
-        if count <= 0:
-            return 0
-        left = limits.max_in_flight_bytes - in_flight.size - introductions.tagged_size
-        if (sum(map(len, bodies)) if size is None else size) <= left:
+    def _room_in_reserve(self, batch: Flight, now: float) -> int:
+        """Return how many messages of the first batch get a place of the reserve; if the others can pass, it is expanded."""
+        count = self.window.room_in_reserve(batch.envelopes[batch.at :], batch.bodies[batch.at :], now)
+        envelope = batch.envelopes[batch.at]
+        if count or not self.window.stops(envelope) or not self._has_waited(batch.first_number + batch.at, now):
             return count
-        # One message above the limit goes alone.
-        return _fitting(bodies, count, left) or (1 if held == 0 else 0)
+        first = _destination(envelope)
+        if any(
+            _destination(each) != first for batch in self.batches.flights for each in {*batch.envelopes[batch.at :]}
+        ):
+            self.expand_batches()
+            self._first = self.unsent.head()
+        return 0
+
+    def _has_waited(self, first: Delivery | int, now: float) -> bool:
+        """Whether this message has waited long enough at the head, so that others may pass it."""
+        if first != self._first:
+            self._first, self._first_since = first, now
+        until = self._first_since + PATIENCE
+        if now < until:
+            self.window.look_at = min(self.window.look_at, until)
+        return now >= until
 
     # --- which message is next --------------------------------------------------------------------------------------
 
@@ -149,6 +160,8 @@ class Waiting:
         if in_flight.suspect is not None:
             alone = self.suspects.entries and (self.suspect_first or not self.introductions.waiting)
             delivery = self._next_alone(now) if alone else self._next_introduction(now)
+            if delivery is None and self.suspects.entries and not alone:
+                delivery = self._next_alone(now)  # it was the turn of an introduction whose messages have all left
             if delivery is not None:
                 return delivery
         if in_flight.main is None:
@@ -156,22 +169,63 @@ class Waiting:
         delivery = self._routed(self.resend, now)
         if delivery is not None:
             return delivery
+        if self.aside.count and (delivery := self._first_aside(now)) is not None:
+            return delivery if self.window.has_place(delivery.size) else None
         while (queue := self.introductions.ready()) is not None:
             delivery = self._unexpired(queue, now)
             if delivery is not None:
                 delivery.lane = Lane.MAIN
-                return None if not delivery.attempts and self.window_full(delivery.size) else delivery
-        delivery = self._routed(self.unsent, now)
-        if delivery is not None:
-            return None if self.window_full(delivery.size) else delivery
+                if delivery.attempts or self._enters(delivery, now):
+                    self.aside.passed = self.aside.count > 0
+                    return delivery
+                if not self._set_aside(queue, delivery, now):
+                    return None
+        while (delivery := self._routed(self.unsent, now)) is not None:
+            if self._enters(delivery, now):
+                self.aside.passed = self.aside.count > 0
+                return delivery
+            if not self._set_aside(self.unsent, delivery, now):
+                return None
         if in_flight.suspect is not None and not self.suspects.entries:
             return self._next_introduction(now)
+        return None
+
+    def _enters(self, delivery: Delivery, now: float) -> bool:
+        return not self.aside.has(_destination(delivery.envelope)) and self.window.enters(delivery, now)
+
+    def _set_aside(self, queue: WaitingQueue, delivery: Delivery, now: float) -> bool:
+        """Let younger messages pass the head of the queue, which gets no place. False: it has to wait there."""
+        destination = _destination(delivery.envelope)
+        # Once some messages are passed, the others need not wait for each further destination.
+        passes = self.window.stops(delivery.envelope) and (self.aside.count or self._has_waited(delivery, now))
+        if not (passes or self.aside.has(destination)):
+            return False
+        queue.take_head()
+        self.aside.add(destination, delivery)
+        return True
+
+    def _first_aside(self, now: float) -> Delivery | None:
+        """Return the first message that was set aside and gets a place now, or waits for bytes and may not be passed again."""
+        if self.window.full:
+            return None
+        for destination, queue in list(self.aside.queues.items()):
+            while (delivery := self._unexpired(queue, now)) is not None:
+                if not self.window.enters(delivery, now) and self.window.stops(delivery.envelope):
+                    break
+                key = self.key(delivery)
+                if key is None:
+                    delivery.lane = Lane.MAIN
+                    return delivery
+                queue.take_head()
+                self.introductions.add(key, delivery)
+            else:
+                del self.aside.queues[destination]
         return None
 
     def _take_due(self, now: float) -> None:
         """Let the delayed messages whose instant has come be written next, as far as the window has places."""
         taken: list[Delivery] = []
-        while (delivery := self.delayed.due(now)) is not None and self.has_place(delivery.size, beside=taken):
+        while (delivery := self.delayed.due(now)) is not None and self.window.has_place(delivery.size, beside=taken):
             self.delayed.remove(delivery)
             taken.append(delivery)
         self.put_back(taken)
@@ -202,7 +256,7 @@ class Waiting:
         while (queue := self.introductions.due()) is not None:
             delivery = self._unexpired(queue, now)
             if delivery is not None and not (self._refusals.new and self.refuse_if_new(delivery, self.ended)):
-                if not delivery.attempts and self.window_full(delivery.size):
+                if not delivery.attempts and not self.window.has_place(delivery.size):
                     return None
                 delivery.lane = Lane.SUSPECT
                 return delivery
@@ -231,7 +285,7 @@ class Waiting:
                 resend.append(delivery)
             else:
                 introduced.setdefault(key, []).append(delivery)
-        self.suspects.put_back([each for each in suspects if _destination(each) not in self._slow])
+        self.suspects.put_back([each for each in suspects if _destination(each.envelope) not in self._slow])
         for each in suspects:
             if each.queue is None:
                 self.suspects.append(each)
@@ -241,7 +295,7 @@ class Waiting:
 
     def unanswered(self, suspect: Delivery) -> None:
         """A suspect has passed without an answer: let others of its destination go behind those that may be answered."""
-        self._slow.add(_destination(suspect))
+        self._slow.add(_destination(suspect.envelope))
         if len(self.suspects):
             self.put_back(self.suspects.take_all())
         else:
@@ -251,17 +305,18 @@ class Waiting:
         """A new link begins: exchanges have to be introduced again, and messages that come back wait for that."""
         self.introductions.new_link()
         self.put_back(self.resend.take_all())
+        self.unsent.put_back(self.aside.take_all())
 
     def live(self) -> list[Delivery]:
         """Return all messages that wait, those that come back first."""
         self.expand_batches()
         back = [*self.suspects.live(), *self.resend.live(), *self.introductions.live()]
-        return [*back, *self.delayed.live(), *self.unsent.live()]
+        return [*back, *self.aside.live(), *self.delayed.live(), *self.unsent.live()]
 
     def __len__(self) -> int:
         """Number of messages that wait."""
         back = len(self.resend) + len(self.suspects) + len(self.introductions) + len(self.delayed)
-        return self.batches.count + len(self.unsent) + back
+        return self.batches.count + len(self.unsent) + self.aside.count + back
 
     @property
     def size(self) -> int:
@@ -270,6 +325,7 @@ class Waiting:
         return (
             self.batches.size
             + self.unsent.size
+            + self.aside.size
             + self.resend.size
             + self.suspects.size
             + self.delayed.size
@@ -308,14 +364,5 @@ class Waiting:
         return delivery
 
 
-def _destination(delivery: Delivery) -> tuple[str, str]:
-    return delivery.envelope.exchange, delivery.envelope.routing_key
-
-
-def _fitting(bodies: list[bytes], count: int, size: int) -> int:
-    """Return how many of the first `count` messages fit into `size` bytes together."""
-    for number in range(count):
-        size -= len(bodies[number])
-        if size < 0:
-            return number
-    return count
+def _destination(envelope: Envelope) -> tuple[str, str]:
+    return envelope.exchange, envelope.routing_key

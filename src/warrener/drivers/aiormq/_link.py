@@ -8,6 +8,7 @@ reads. Reports reach the owner through `TaskEndpoint`, which keeps the link's ow
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 from warrener.drivers.aiormq._encoding import OVERHEAD, header_size
@@ -91,11 +92,19 @@ class AiormqLink:
         self._wake()
         return channel[1]
 
-    def publish_batch(self, envelopes: Sequence[Envelope], message_ids: Sequence[str], bodies: Sequence[bytes]) -> int:
+    def publish_batch(
+        self,
+        envelopes: Sequence[Envelope],
+        message_ids: Sequence[str],
+        bodies: Sequence[bytes],
+        tokens: Sequence[str] | None = None,
+    ) -> int:
         """Append messages to the pump's queue, one by one; return the first tag."""
         tags = [
-            self.publish(Lane.MAIN, envelope, message_id, body, None)
-            for envelope, message_id, body in zip(envelopes, message_ids, bodies, strict=True)
+            self.publish(Lane.MAIN, envelope, message_id, body, token)
+            for envelope, message_id, body, token in zip(
+                envelopes, message_ids, bodies, tokens or repeat(None, len(bodies)), strict=True
+            )
         ]
         return tags[0]
 

@@ -117,12 +117,18 @@ class NativeLink:
             self._have_sent()
         return tag
 
-    def publish_batch(self, envelopes: Sequence[Envelope], message_ids: Sequence[str], bodies: Sequence[bytes]) -> int:
+    def publish_batch(
+        self,
+        envelopes: Sequence[Envelope],
+        message_ids: Sequence[str],
+        bodies: Sequence[bytes],
+        tokens: Sequence[str] | None = None,
+    ) -> int:
         """Append messages with consecutive tags to the pending bytes; return the first tag."""
         publisher = self._channels.main
         if publisher is None:
             raise RuntimeError("the link has no open channel for the main lane")
-        tag = publisher.publish_batch(envelopes, message_ids, bodies)
+        tag = publisher.publish_batch(envelopes, message_ids, bodies, tokens)
         writer = self._writer
         if publisher.outgoing.backlog >= HIGH_WATER:
             writer.full = True

@@ -27,7 +27,7 @@ ARGUMENTS: Final = {
         "x-queue-type", "x-quorum-initial-group-size", "x-delivery-limit", "x-message-ttl", "x-queue-leader-locator",
     ),
 }  # fmt: skip
-#: What streams know besides.
+#: Further arguments that only streams know.
 _STREAMS: Final = ("x-max-age", "x-stream-max-segment-size-bytes", "x-initial-cluster-size")
 
 INTEGERS: Final = frozenset(

@@ -656,7 +656,7 @@ class Channel:
         return bind
 
     def _unbind_known_queue(self, source: str, kind: str, name: str, key: str, arguments: dict[str, Any]) -> None:
-        # To unbind a missing queue, or a binding that is not there, is no error, whoever has the queue.
+        # A missing queue or binding is no error here, even if the queue is exclusive to another connection.
         if name in self.vhost.queues and self.vhost.is_bound(source, kind, name, key, arguments):
             self.vhost.queue(name, self.connection.number)
             self.vhost.unbind(source, kind, name, key, arguments)
@@ -734,7 +734,7 @@ def _requeue(held: Iterable[Held]) -> None:
 
 
 def _pump(released: Iterable[Held]) -> None:
-    """Let the queues go on whose consumers have room again, and those of the same channel under a common limit."""
+    """Resume the queues of these messages, and all queues of a channel whose consumers share one prefetch limit."""
     queues: dict[Queue, None] = {}
     for one in released:
         queues[one.queue] = None

@@ -108,7 +108,8 @@ class Framer:
     def protocol_header(self) -> bytes | None:
         """Take the eight bytes that open a connection (AMQP 0-9-1, 4.2.2), or None until they are there.
 
-        What cannot become ``AMQP`` any more is handed out at once, however short: a broker does not wait for the rest.
+        Bytes that do not begin as ``AMQP`` does are returned at once, even fewer than eight: a broker waits for no
+        more.
         """
         start = bytes(self._residue[:8])
         if len(start) < 8 and b"AMQP".startswith(start[:4]):
@@ -238,7 +239,7 @@ _METHODS: dict[int, type[base.Frame]] = dict(commands.INDEX_MAPPING)
 
 
 def _name(cls: type[base.Frame]) -> str:
-    """Return how the rest calls a method: `basic.publish`, `exchange.declare_ok`; pamqp says `Exchange.DeclareOk`."""
+    """Return the name of a method in this package, such as `exchange.declare_ok`; pamqp says `Exchange.DeclareOk`."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.name).lower()
 
 

@@ -5,8 +5,8 @@ The rules are those of RabbitMQ's channel process, as its source (3.10) has them
 * queues answer with messages to the channel, which wait in its mailbox among the client's methods;
 * after each method, and when the mailbox runs empty, the channel *flushes*: it sends everything that has been settled
   since the last flush, acks before nacks (F4);
-* in one flush, tags below every tag still unconfirmed, and below every tag of the other sign, go out as one ``multiple``
-  up to the highest of them; the others go out one by one, ascending;
+* in one flush, the acked tags below every tag still unconfirmed and below every nacked tag go out as one ``multiple``
+  up to the highest of them; the nacked tags likewise, below every acked tag; the others go out one by one, ascending;
 * a single ack is never ``multiple``.
 
 So a return may be followed by the confirms of other messages before its own ack comes (F3). In RabbitMQ timing decides how many
@@ -100,7 +100,7 @@ class Confirms(Generic[QueueKey]):
 
     @property
     def pending(self) -> int:
-        """How many tags no ack or nack was sent for."""
+        """Number of tags for which no ack or nack was sent."""
         return len(self._unconfirmed) + len(self._confirmed) + len(self._rejected)
 
     def take(self, count: int) -> None:

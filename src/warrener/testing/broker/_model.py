@@ -11,7 +11,7 @@ Theory of the queue. A publish is *enqueued* (it is in the queue, and in the log
 * quorum queue: each message is safe on enqueue, persistent or not ("enqueued" means "at a majority" here); acked in the same
   batches;
 * while `stalled` (a quorum queue that lost its leader), nothing is enqueued and nothing settled: new publishes are held,
-  and is lost in a crash;
+  and a crash loses them;
 * a deleted queue acks its unsettled publishes (F1), a classic queue process that dies nacks them though the synced part
   stays (F2).
 """
@@ -61,12 +61,12 @@ class Refusal(Exception):
 
     @property
     def soft(self) -> bool:
-        """Whether it costs the channel only."""
+        """Whether the refusal closes only the channel, and not the connection."""
         return self.code in SOFT
 
 
 def precondition_failed(text: str) -> Refusal:
-    """Return the refusal that most disagreements end in."""
+    """Return the refusal 406, for a request that contradicts the state of the broker."""
     return Refusal(406, text)
 
 
@@ -640,7 +640,7 @@ class Vhost:
         return count
 
     def bind(self, source: str, kind: str, destination: str, key: str, arguments: dict[str, Any]) -> None:
-        """Bind a queue or an exchange to an exchange; binding twice is once."""
+        """Bind a queue or an exchange to an exchange; a second equal binding changes nothing."""
         exchange = self.exchange(source)
         if kind == "exchange":
             self.exchange(destination)
@@ -729,7 +729,9 @@ class Vhost:
         return True
 
     def dead_letter(self, source: Queue, message: Message, reason: str, target: str, key: str | None) -> None:
-        """Publish a dead message on, with the ``x-death`` header; not round in a circle without a rejection.
+        """Publish a dead message to `target`, with the ``x-death`` header.
+
+        A queue that held the message before gets it again only if a consumer has rejected it.
 
         `key`: the queue's own routing key for dead letters, where it has one.
         """

@@ -6,8 +6,9 @@ The behaviour that clients see, as in RabbitMQ 3.10 unless said otherwise:
   closes without a word; Close/Close-Ok in either direction, crossed ones included (I30).
 * Channels process methods one after another: checks, return, route, settle later. A refusal with a soft code closes the
   channel, after which neither its publishes nor its confirms are looked at (F5); other refusals close the connection.
-* An alarm stops no client until a publish's header or body frame arrives; then connection.blocked goes out (to clients that
-  know it) and the connection is not read any more, our own heartbeats go on, and the client's silence is not counted (F7).
+* An alarm stops a client only when a publish's header or body frame arrives. Then connection.blocked goes out (to
+  clients that know it), and the connection is not read any more. The broker's heartbeats go on, and the client's
+  silence is not counted (F7).
 * Heartbeats: one is sent after T/2 without output; the client is dropped, without a Close, when two checks at intervals
   of T in a row have seen nothing from it, that is after 2T to 3T (F8).
 
@@ -270,7 +271,7 @@ class Connection:
             version_major=0,
             version_minor=9,
             server_properties={
-                "product": "RabbitMQ",  # clients know what to expect by it
+                "product": "RabbitMQ",  # clients choose their behaviour by this name
                 "version": "3.10.0",
                 "platform": "warrener's embedded broker, not for production",
                 "capabilities": capabilities,

@@ -124,9 +124,9 @@ class EmbeddedBroker:
     ``with EmbeddedBroker.in_thread() as broker`` beside synchronous code; clients connect to `url`, or in memory with
     `connect`. It behaves as RabbitMQ 3.10 does, with its reply codes and texts; docs/testing.md lists the differences.
 
-    Leaving the block raises `ProtocolViolated` when a client sent illegal bytes, unless ``strict=False``, or unless
-    another error leaves the block. With `rng` and without TCP (``listen=False``), everything that happens depends on
-    the seed, the order of the tasks and the clock alone.
+    When a client sent illegal bytes, the end of the body raises `ProtocolViolated`; it does not with ``strict=False``,
+    or when the body itself raises an error. With `rng` and without TCP (``listen=False``), everything that happens
+    depends on the seed, the order of the tasks and the clock alone.
     """
 
     def __init__(
@@ -143,12 +143,12 @@ class EmbeddedBroker:
         listen: bool = True,
         delayed_messages: bool = False,
     ) -> None:
-        """Make a broker; it serves inside its block.
+        """Make a broker; it serves while its ``async with`` body runs.
 
-        `tuning` is what it proposes to clients; `rng`, where given, draws the points at which confirms are flushed
-        and the waits for a sync; `coalescing` draws the former another way. `sync_interval` (seconds) is the longest
-        that a persistent message in a classic queue, or any message in a quorum queue, waits for its ack. `tls` serves TLS.
-        `delayed_messages` adds the exchange type ``x-delayed-message`` of RabbitMQ's plugin.
+        `tuning` is what it proposes to clients; `rng`, where given, draws the points at which confirms are flushed and
+        the waits for a sync; `coalescing`, where given, decides these points in place of `rng`. `sync_interval` is the
+        maximum in seconds that a persistent message in a classic queue, or any message in a quorum queue, waits for its
+        ack. `tls` serves TLS. `delayed_messages` adds the exchange type ``x-delayed-message`` of RabbitMQ's plugin.
         """
         self.tuning = tuning if tuning is not None else Tuning()
         self.strict = strict
@@ -614,7 +614,7 @@ class EmbeddedBroker:
 
     @runs_in_loop
     def restart(self) -> None:
-        """Come back after `crash` or `stop`, on the same port; from a running broker, stop first."""
+        """Come back after `crash` or `stop`, on the same port; a running broker is stopped first."""
         if self._up:
             self.stop()
         self._start()
