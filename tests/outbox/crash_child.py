@@ -15,6 +15,7 @@ from warrener.outbox import OutboxFull, OutboxNotFlushed, OutboxUnusable, Postgr
 
 #: Rows of one key are stored one after the other; four tasks at once store rows.
 KEYS = 8
+NO_KEY = "-"
 TASKS = 4
 #: Rows in the outbox, at most, and seconds between two rows of a task: a short life relays about as many as it stores.
 MOST = 2_000
@@ -30,16 +31,18 @@ def outbox_at(place, max_rows=MOST):
 async def store(producer, say, life, task):
     number = task
     while True:
-        key = f"k{task * (KEYS // TASKS) + number // TASKS % (KEYS // TASKS)}"
+        turn = number // TASKS
+        # Every second row has no key: it is claimed in the transaction that stores it.
+        key = f"k{task * (KEYS // TASKS) + turn // 2 % (KEYS // TASKS)}" if turn % 2 else None
         message_id = f"{life}-{number}"
         try:
             stored = await producer.enqueue(
-                b"%d" % number, routing_key="crash", key=key, message_id=message_id, correlation_id=key
+                b"%d" % number, routing_key="crash", key=key, message_id=message_id, correlation_id=key or NO_KEY
             )
         except (OutboxFull, OutboxUnusable):
             await anyio.sleep(0.05)
             continue
-        say(f"stored {life} {number} {key} {stored.position}")
+        say(f"stored {life} {number} {key or NO_KEY} {stored.position}")
         number += TASKS
         await anyio.sleep(PAUSE)
 

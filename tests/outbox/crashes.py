@@ -25,7 +25,7 @@ import pika
 from attrs import define, field
 
 from tests.outbox import crash_child
-from tests.outbox.crash_child import outbox_at
+from tests.outbox.crash_child import NO_KEY, outbox_at
 from warrener import Message
 from warrener.outbox import PostgresOutbox
 from warrener.outbox._rows import DUPLICATE_HEADER, encode
@@ -79,6 +79,8 @@ class Account:
         for one in dict.fromkeys(one for one, _, _ in self.found):
             life, number = map(int, one.split("-"))
             key = keys[one]
+            if key == NO_KEY:
+                continue
             wrong += (life, number) < last.get(key, (-1, -1))
             last[key] = max((life, number), last.get(key, (-1, -1)))
         return wrong
