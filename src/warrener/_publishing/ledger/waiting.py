@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 from warrener._publishing.ledger.aside import Aside
 from warrener._publishing.ledger.delayed import Delayed
 from warrener._publishing.ledger.delivery import Delivery
@@ -12,7 +14,7 @@ from warrener._publishing.ledger.outcomes import refused
 from warrener._publishing.ledger.queues import WaitingQueue
 from warrener._publishing.ledger.refusals import Refusals
 from warrener._publishing.ledger.settlement import Settlement
-from warrener._publishing.ledger.window import PART, Limits, Window
+from warrener._publishing.ledger.window import COUNT_LASTS, PART, Limits, Window
 from warrener.errors import DeadlineExceeded
 from warrener.records import Envelope, Lane
 
@@ -45,9 +47,16 @@ class Waiting:
         self.delayed = Delayed(limits.max_buffered, limits.max_buffered_bytes)
         self.aside = Aside()
         self.window = Window(limits, in_flight, self.introductions, self.resend, self.suspects)
-        #: The message that waits at the head for a place because of its destination (of a batch, its number), and since when.
+        #: The message at the head that waits for a place because of its destination (of a batch, its number), the instant
+        #: of the next look that counts, and the number of looks before others pass it.
         self._first: Delivery | int | None = None
-        self._first_since = 0.0
+        self._first_until = 0.0
+        self._first_looks = 0
+        #: The number of the first message of a batch that got no place, the places that were taken then, and how long that counts.
+        self._refused = self._refused_taken = 0
+        self._refused_until = 0.0
+        #: The messages of batches below this number have the destination of the first one.
+        self._seen = 0
         #: Whether the next message on the suspects' channel is a suspect, if one waits. Suspects and introductions take turns.
         self.suspect_first = True
         #: Destinations of which a suspect was not answered: further suspects of theirs go behind all others.
@@ -122,26 +131,48 @@ class Waiting:
 
     def _room_in_reserve(self, batch: Flight, now: float) -> int:
         """Return how many messages of the first batch get a place of the reserve; if the others can pass, it is expanded."""
-        count = self.window.room_in_reserve(batch.envelopes[batch.at :], batch.bodies[batch.at :], now)
-        envelope = batch.envelopes[batch.at]
-        if count or not self.window.stops(envelope) or not self._has_waited(batch.first_number + batch.at, now):
+        at = batch.at
+        number = batch.first_number + at
+        # The link asks with each new message. If no place came free since, the answer is the same, at least for a moment.
+        if number == self._refused and self.window.taken == self._refused_taken and now < self._refused_until:
+            return 0
+        count = self.window.room_in_reserve(islice(batch.envelopes, at, None), islice(batch.bodies, at, None), now)
+        if count:
             return count
-        first = _destination(envelope)
-        if any(
-            _destination(each) != first for batch in self.batches.flights for each in {*batch.envelopes[batch.at :]}
-        ):
+        envelope = batch.envelopes[at]
+        if not self.window.stops(envelope):
+            return 0
+        if not self._has_waited(number, now):
+            self._refused, self._refused_taken = number, self.window.taken
+            self._refused_until = min(self._first_until, now + COUNT_LASTS)
+        elif self._others_wait(number, _destination(envelope)):
             self.expand_batches()
             self._first = self.unsent.head()
         return 0
 
+    def _others_wait(self, number: int, destination: tuple[str, str]) -> bool:
+        """Whether messages to another destination stand in batches behind this one. Each message is looked at once."""
+        seen = max(self._seen, number)
+        for batch in reversed(self.batches.flights):
+            self._seen = max(self._seen, batch.first_number + len(batch))
+            new = {*batch.envelopes[max(seen - batch.first_number, 0) :]}
+            if any(_destination(each) != destination for each in new):
+                return True
+            if batch.first_number <= seen:
+                break
+        return False
+
     def _has_waited(self, first: Delivery | int, now: float) -> bool:
         """Whether this message has waited long enough at the head, so that others may pass it."""
         if first != self._first:
-            self._first, self._first_since = first, now
-        until = self._first_since + PATIENCE
-        if now < until:
-            self.window.look_at = min(self.window.look_at, until)
-        return now >= until
+            self._first, self._first_until, self._first_looks = first, now + PATIENCE / 2, 2
+        # Two looks of the timer: if the program was busy for that time, it reads the answers that have arrived in between.
+        looked_at = self.window.looked_at
+        if self._first_looks and looked_at >= self._first_until:
+            self._first_until, self._first_looks = looked_at + PATIENCE / 2, self._first_looks - 1
+        if self._first_looks:
+            self.window.look_at = min(self.window.look_at, self._first_until)
+        return not self._first_looks
 
     # --- which message is next --------------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ from warrener._publishing.ledger.introductions import Introductions
 from warrener._publishing.ledger.queues import WaitingQueue
 from warrener.records import Envelope
 
-__all__ = ["PART", "Limits", "Window"]
+__all__ = ["COUNT_LASTS", "PART", "Limits", "Window"]
 
 #: The reserve is this part of the window: one tenth. A window of fewer than ten places has none, nor has one of few bytes.
 PART = 10
@@ -71,8 +71,12 @@ class Window:
         self._open = limits.max_in_flight - limits.max_in_flight // PART
         size = limits.max_in_flight_bytes
         self._open_size = size if size < FEW_BYTES else size - size // PART
+        #: Places that were taken at the last call of `room`.
+        self.taken = 0
         #: When to ask again for a message that was refused a place of the reserve; `math.inf` if only an answer helps.
         self.look_at = math.inf
+        #: When that happened for the last time.
+        self.looked_at = -math.inf
         #: What each destination held at `_counted_at`, and what it took of the reserve since.
         self._held_by: dict[tuple[str, str], _Held] = {}
         self._counted_at = -math.inf
@@ -109,6 +113,7 @@ class Window:
 
     def looked(self, now: float) -> None:
         """The messages that wait for a place are asked about now."""
+        self.looked_at = now
         if self.look_at <= now:
             self.look_at = math.inf
 
@@ -124,7 +129,7 @@ class Window:
     def room(self, bodies: list[bytes], size: int | None = None) -> int:
         """Return for how many of these messages, of `size` bytes together, there are open places."""
         introductions, in_flight = self._introductions, self._in_flight
-        held = len(in_flight) + introductions.tagged
+        self.taken = held = len(in_flight) + introductions.tagged
         count = min(len(bodies), self._open - held)
         if count <= 0:
             return 0
@@ -153,7 +158,7 @@ class Window:
         self._take(delivery.envelope, delivery.size, 1)
         return True
 
-    def room_in_reserve(self, envelopes: Iterable[Envelope], bodies: Sequence[bytes], now: float) -> int:
+    def room_in_reserve(self, envelopes: Iterable[Envelope], bodies: Iterable[bytes], now: float) -> int:
         """Return how many of these messages, the first ones, get a place now."""
         held, held_size = self._held(), self._held_size()
         if held >= self._limits.max_in_flight:
@@ -161,13 +166,15 @@ class Window:
         if self._outdated(now):
             self._count(now)
         self._last = None
-        for number, (envelope, body) in enumerate(zip(envelopes, bodies, strict=False)):
+        number = 0
+        for envelope, body in zip(envelopes, bodies, strict=False):
             size = len(body)
             if not self._admits(envelope, size, held + number, held_size, now, may_count=not number):
-                return number
+                break
             held_size += size
             self._take(envelope, size, 1)
-        return len(bodies)
+            number += 1
+        return number
 
     def _admits(
         self, envelope: Envelope, size: int, held: int, held_size: int, now: float, *, may_count: bool = True
