@@ -20,8 +20,8 @@ import sys
 import types
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from functools import partial
-from operator import attrgetter
 from typing import Any, Final, Protocol, TypeVar, cast
+from weakref import ref
 
 import anyio
 import anyio.lowlevel
@@ -276,10 +276,6 @@ class _Loop(Protocol):
     def create_future(self) -> _Future: ...
 
 
-_SCOPE_FACTS: Final = ("_cancel_called", "_shield", "_parent_scope")
-_scope_facts = attrgetter(*_SCOPE_FACTS)
-
-
 class _AsyncioBackend:
     leaves_late = True
     leave: Callable[[Ticket], None] = staticmethod(_ignore)
@@ -291,18 +287,23 @@ class _AsyncioBackend:
         self.checkpoint_if_cancelled = token.backend_class.checkpoint_if_cancelled
         self._create_future = loop.create_future
         self._cancelled = anyio.get_cancelled_exc_class()
-        self._scope_of = scopes_of(token)
+        self._loop = token.native_token
+        self._current_task = _anyio_on_asyncio(token).current_task
+        self._states = scope_states(token)
 
     def cancelled(self) -> bool:
-        # The question of `checkpoint_if_cancelled`, without a coroutine: 0.4 us in place of 1.0.
-        if self._scope_of is None:
+        # The question of `checkpoint_if_cancelled`, without a coroutine and without calls: 0.3 us in place of 1.0.
+        states = self._states
+        if states is None:
             return True
-        scope = self._scope_of()
+        state = states.get(ref(self._current_task(self._loop)))
+        scope = None if state is None else state.cancel_scope
         while scope is not None:
-            called, shield, outer = _scope_facts(scope)
-            if called:
+            if scope._cancel_called:  # noqa: SLF001 - here and below: see `scope_states`
                 return True
-            scope = None if shield else outer
+            if scope._shield:  # noqa: SLF001
+                return False
+            scope = scope._parent_scope  # noqa: SLF001
         return False
 
     async def wait(self, ticket: Ticket, /) -> None:
@@ -353,19 +354,16 @@ def _woken(future: _Future, cancelled: BaseException) -> bool:
     return woken and str(*cancelled.args[:1]).startswith("Cancelled via cancel scope")
 
 
-def scopes_of(token: anyio.lowlevel.EventLoopToken) -> Callable[[], Any] | None:
-    """Return what tells the innermost cancel scope of the running task; None for an anyio that is built in another way."""
-    module: Any = sys.modules[token.backend_class.__module__]
-    states = getattr(module, "_task_states", None)
-    if states is None or not set(_SCOPE_FACTS) <= set(dir(anyio.CancelScope())):
-        return None
-    loop, current_task, find = token.native_token, module.current_task, states.get
+def _anyio_on_asyncio(token: anyio.lowlevel.EventLoopToken) -> Any:
+    """Return anyio's module for asyncio, which runs already."""
+    return sys.modules[token.backend_class.__module__]
 
-    def scope() -> Any:
-        state = find(current_task(loop))
-        return None if state is None else state.cancel_scope
 
-    return scope
+def scope_states(token: anyio.lowlevel.EventLoopToken) -> Any:
+    """Return what anyio keeps of each task, by a weak reference to it; None for an anyio that is built in another way."""
+    states = getattr(_anyio_on_asyncio(token), "_task_states", None)
+    known = {"_cancel_called", "_shield", "_parent_scope"} <= set(dir(anyio.CancelScope()))
+    return getattr(states, "data", None) if known else None
 
 
 def backend() -> Backend:

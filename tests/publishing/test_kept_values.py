@@ -183,3 +183,38 @@ async def test_the_report_counts_every_confirm_since_run_began(autojump_clock: M
         for _ in range(3):
             await producer.publish(b"x", routing_key="q")
         assert (await producer.aclose()).confirmed == 3
+
+
+@pytest.mark.parametrize("name", ["mandatory", "persistent"])
+async def test_a_flag_is_not_taken_for_its_equal(name: str) -> None:
+    """Behind messages with the same fields, 1 is refused where True was accepted."""
+    async with open_producer(URL, driver=ScriptedDriver(lives())) as producer:
+        await producer.wait_connected()
+        flags: Any = {name: True}
+        for _ in range(3):
+            await producer.publish(b"body", routing_key="q", **flags)
+        for wrong in (1, 1.0):
+            flags[name] = wrong
+            with pytest.raises(warrener.InvalidMessage):
+                await producer.publish(b"body", routing_key="q", **flags)
+        flags[name] = False
+        await producer.publish(b"body", routing_key="q", **flags)
+
+
+async def test_a_value_that_cannot_be_compared_is_refused() -> None:
+    """As one that cannot be hashed."""
+
+    class Incomparable(str):
+        __slots__ = ()
+
+        def __eq__(self, other: object) -> bool:
+            raise ValueError("the truth value of this is ambiguous")
+
+        __hash__ = str.__hash__
+
+    async with open_producer(URL, driver=ScriptedDriver(lives())) as producer:
+        await producer.wait_connected()
+        for _ in range(2):
+            await producer.publish(b"body", routing_key="q")
+        with pytest.raises(warrener.InvalidMessage):
+            await producer.publish(b"body", routing_key=[Incomparable("q")])  # type: ignore[arg-type]

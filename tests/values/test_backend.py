@@ -167,7 +167,7 @@ async def test_a_publisher_goes_on_once_and_its_ticket_is_used_again(parking: An
 async def test_a_cancelled_task_knows_it(parking: Any, monkeypatch: pytest.MonkeyPatch, another_anyio: bool) -> None:
     """In its own scope and in those around it, up to a shield; an anyio that is built in another way is asked itself."""
     if another_anyio:
-        monkeypatch.setattr(_backend, "scopes_of", lambda _token: None)
+        monkeypatch.setattr(_backend, "scope_states", lambda _token: None)
     parked: Backend = parking()
 
     async def raises() -> bool:
@@ -194,4 +194,4 @@ async def test_a_cancelled_task_knows_it(parking: Any, monkeypatch: pytest.Monke
 async def test_this_anyio_says_in_which_scope_a_task_is(anyio_backend_name: str) -> None:
     """When this fails, another anyio keeps its scopes elsewhere: each publish asks anyio then, which costs 0.6 us."""
     if anyio_backend_name == "asyncio":
-        assert _backend.scopes_of(anyio.lowlevel.current_token()) is not None
+        assert _backend.scope_states(anyio.lowlevel.current_token()) is not None
