@@ -38,7 +38,8 @@ suspects, and each is sent alone.
 
 **Deadlines and cancellation** end the caller's wait; the tag stays. A message in flight without a caller keeps its
 place until the broker answers or the epoch ends. It is never sent again. Its final outcome goes to `Settlement.late`:
-one `Outcome` for each message that was cancelled after it got a tag, or that was `Unconfirmed` at its deadline while in flight.
+one `Outcome` for each message that was cancelled after it got a tag, or that was `Unconfirmed` at its deadline while in
+flight.
 
 Invariants: an outcome is set once. CONFIRMED only by an ack of the tag with no return that is, or may be, about it.
 REJECTED only if each attempt is certain. accepted = confirmed + rejected + nacked + unknown + pending after every call.
@@ -403,7 +404,7 @@ class Ledger:
     def next_wakeup(self, now: float = -math.inf) -> float:
         """Return the instant at which to call `expire` and `look` and to ask `silent` next, or `math.inf`.
 
-        With `now`, an instant for `look` or `silent` counts only if it is later. So a silent link causes no further call.
+        With `now`, an instant for `look` or `silent` counts only if it is later. A silent link causes no further call.
         """
         if self._waiting.ended:
             return -math.inf
