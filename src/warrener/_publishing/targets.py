@@ -24,12 +24,12 @@ __all__ = ["Direct", "Target"]
 
 @define
 class Direct:
-    """What lets the targets of a producer publish without its calls."""
+    """The parts of a producer with which its targets publish directly, without its methods."""
 
     place: Place
     #: The producer's own.
     publish_timeout: float
-    #: None before `run()` begins, and where each publish is traced.
+    #: None before `run()` begins, and if publishes are traced.
     sender: Sender | None = None
 
 
