@@ -42,6 +42,7 @@ ROOMS = {
     "records": "values",
     "topology": "values",
     "_ids": "values",
+    "_ticket": "values",
     "_properties": "values",
     "_retry_rules": "values",
     "_histogram": "values",

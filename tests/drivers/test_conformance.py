@@ -365,6 +365,20 @@ async def test_equal_message_ids_are_told_apart_by_token(
         assert await link.get(queue_name, 10) == [b"1", b"3"]
 
 
+async def test_a_batch_with_tokens_is_told_apart_too(
+    driver: Driver, endpoint: Endpoint, listener: RecordingReports, queue_name: str
+) -> None:
+    """Consecutive tags, equal ids, and each return with the token of its own message."""
+    async with driver.open(endpoint, options(), listener) as link, queue(link, queue_name) as envelope:
+        nowhere = Envelope(routing_key="nowhere")
+        envelopes, ids, bodies = [envelope, nowhere] * 3, ["same"] * 6, [b"%d" % number for number in range(6)]
+        tokens = [f"{number:032x}" for number in range(6)]
+        assert link.publish_batch(envelopes, ids, bodies, tokens) == 1
+        await listener.until(lambda: len(listener.settled()) == 6)
+        assert [returned.token for _, returned in listener.of("returned")] == tokens[1::2]
+        assert await link.get(queue_name, 10) == bodies[::2]
+
+
 async def test_a_full_queue_nacks(
     driver: Driver, endpoint: Endpoint, listener: RecordingReports, queue_name: str
 ) -> None:

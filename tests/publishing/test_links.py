@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -94,6 +95,25 @@ async def test_a_key_has_its_own_link(autojump_clock: MockClock) -> None:
             for number in numbers:
                 homes.setdefault(number % 20, set()).add(link.number)
         assert all(len(links) == 1 for links in homes.values())
+
+
+@pytest.mark.trio
+async def test_a_target_sends_each_key_on_its_link(autojump_clock: MockClock) -> None:
+    """By all its calls, and on the same link as the producer's own calls."""
+    driver = ScriptedDriver(lives())
+    async with open_producer(URL, driver=driver, links=3) as producer:
+        await settled(producer)
+        target = producer.to(routing_key="q")
+        for number in range(12):
+            body, key = b"%d" % number, f"customer-{number}"
+            await producer.publish(body, routing_key="q", key=key)
+            await target.publish(body, key=key)
+            await target.publish_nowait(body, key=key).wait()
+            await target.publish_many([body, body], key=key)
+    for link in driver.links:
+        assert link.published
+        counts = Counter(message.body for message in link.published)
+        assert set(counts.values()) == {5}
 
 
 @pytest.mark.trio

@@ -23,9 +23,9 @@ def offered(
     retry: RetryRules | None,
     fields: MessageFields,
 ) -> tuple[PublishHandle, Delivery | None]:
-    """Accept one message, which has `allowed` seconds; return its handle, and the message itself if there is no capacity.
+    """Accept one message with a timeout of `allowed` seconds; return its handle.
 
-    Raises the `PublishError` with which it is refused.
+    If there is no capacity, return the message too. Raises the `PublishError` with which it is refused.
     """
     handle = PublishHandle(sender)
     if type(body) is bytes and retry is None and (envelope := envelopes.known(fields)) is not None:

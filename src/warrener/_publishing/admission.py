@@ -2,7 +2,7 @@
 
 Each question is asked once, when publish is called: is the producer closing? Did it give up? Does the circuit breaker let
 the message in? Is there capacity? A message that finds no capacity waits, first come, first served; `max_block` limits
-that wait only while there is no link or the broker blocks publishers. Accepted messages are never asked again.
+that wait only while there is no link or the broker blocks publishers. An accepted message is not checked again.
 
 Invariant: if a waiter leaves, or capacity comes free, the waiters at the head that fit are accepted at once.
 """
@@ -49,7 +49,8 @@ class Admission:
         #: Why nothing is accepted any more; None while messages are accepted.
         self.refusal: Callable[[str], PublishError] | None = None
         self.waiters: deque[CapacityWaiter] = deque()
-        #: Both set once by the sender: `let_in` and write what it accepted; the publisher of an accepted message has left.
+        #: Both are set once by the sender. `pump` accepts waiters and writes messages; `cancelled` is called when the
+        #: publisher of an accepted message has left.
         self.pump: Callable[[], None]
         self.cancelled: Callable[[Delivery], None]
         self.destinations = destinations
@@ -57,7 +58,7 @@ class Admission:
         self._backend = backend
         self._supervisor = supervisor
         self._max_block = max_block
-        #: The sweeps of the ledger that the waiters have followed.
+        #: Number of sweeps of the ledger (`Ends.sweeps`) when the waiters were last checked.
         self._sweeps = 0
         #: Since when no message can be written (no link, or blocked); None while messages can be written.
         self._stalled_since: float | None = backend.clock()
@@ -65,7 +66,10 @@ class Admission:
     # --- new messages -----------------------------------------------------------------------------------------------
 
     def refused(self, delivery: Delivery) -> PublishError | None:
-        """Ask everything but capacity. None: the message may be accepted, and holds a permit if the breaker is half open."""
+        """Check everything except the capacity; return the error for a message that is refused.
+
+        None: the message may be accepted, and holds a permit if the breaker is half open.
+        """
         if self.refusal is not None:
             return self.refusal(delivery.message_id)
         if not self._ledger.fits(delivery.size):
@@ -121,7 +125,7 @@ class Admission:
         return destinations.refusal(delivery, now) if destinations.active else None
 
     def refuse_waiters(self) -> None:
-        """The broker has refused targets: refuse the waiters whose messages they are about, once for each sweep of the ledger."""
+        """The broker has refused targets: refuse the waiters whose messages belong to them, once for each sweep."""
         sweeps, self._sweeps = self._sweeps, self._ledger.ends.sweeps
         if sweeps == self._sweeps or not self.waiters:
             return

@@ -64,7 +64,7 @@ class Destinations:
         )
 
     def ended(self, delivery: Delivery, now: float) -> None:
-        """A message has its outcome; a nack was told before."""
+        """A message has its outcome. If the broker nacked it, `nacked` was called before."""
         destination, permit = self._of(delivery), delivery.destination_permit
         confirmed = type(delivery.outcome) is Receipt
         if confirmed and now - delivery.published_at > self._slow:

@@ -36,7 +36,7 @@ _FLAGS: Final = frozenset({"mandatory", "persistent"})
 
 
 def _are_flags(fields: MessageFields) -> bool:
-    """Whether the flags are True or False: 1 equals True and is no flag."""
+    """Whether the flags are True or False. The number 1 equals True, but is no valid flag."""
     named: Mapping[str, object] = fields
     return all(type(named.get(name, True)) is bool for name in _FLAGS)
 
@@ -46,7 +46,7 @@ class Envelopes:
 
     def __init__(self, new_id: Callable[[], str]) -> None:
         self._new_id = new_id
-        #: By the items of the keywords: text, which is equal only to the same text, and the two flags.
+        #: Envelopes by the items of the keywords. Text equals only the same text; `_are_flags` checks the two flags.
         self._by_text: dict[tuple[Any, ...], Envelope] = {}
         #: The fields that were found last, which nobody changes, and their envelope.
         self._last_fields: MessageFields | None = None
@@ -134,7 +134,7 @@ def message_of(body: Body | Message, fields: MessageFields) -> Message:
 
 
 def seconds(timeout: float, default: float) -> float:
-    """Return the seconds that a call's `timeout` means. Raises TypeError or ValueError for a timeout that is none."""
+    """Return the seconds that a call's `timeout` means. Raises TypeError or ValueError for an invalid one."""
     if timeout is PUBLISH_TIMEOUT:
         return default
     if isinstance(timeout, bool) or not isinstance(timeout, int | float):

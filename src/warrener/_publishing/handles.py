@@ -20,7 +20,7 @@ class PublishHandle(Ticket):
 
     def __init__(self, sender: Sender) -> None:
         super().__init__()
-        #: For the library: who tells the outcome.
+        #: For the library: the sender that knows the outcome.
         self.owner = sender
         self._message_id: int | str = ""
 
@@ -28,7 +28,7 @@ class PublishHandle(Ticket):
         return f"<PublishHandle {printable(self.message_id)} settled={self.settled}>"
 
     def accepted(self, message_id: int | str) -> None:
-        """The message has this id, or this number of an id of a flight."""
+        """Note the message_id, or in a flight the number from which the message_id is made."""
         self._message_id = message_id
 
     @property

@@ -67,7 +67,7 @@ def _share(settings: Settings, number: int) -> Settings:
 
 
 class _Upward(Streams):
-    """The streams of a member: what happens there is told to the readers of the whole producer."""
+    """The streams of a member: its changes and outcomes go to the readers of the whole producer."""
 
     def __init__(self, whole: Streams, status: Callable[[], Status]) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class _Member(Producer):
 
     @property
     def report(self) -> ClosingReport:
-        """What the end of the link has left."""
+        """The closing report of this link."""
         return self._report
 
 
@@ -185,7 +185,7 @@ class LinkedProducer(Producer):
             try:
                 for member in self._members:
                     await tasks.start(run, member)
-            except RuntimeError:  # it ended before it had started; its own error is raised below
+            except RuntimeError:  # `run()` ended before it had started; its own error is raised below
                 if failure is None:
                     raise
             else:

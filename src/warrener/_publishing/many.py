@@ -178,7 +178,7 @@ class ManyPublishes:
         return None
 
     def _cancel(self) -> None:
-        """The caller has left: each accepted message is cancelled as one of its own."""
+        """The caller has left: each accepted message is cancelled as if it had been published alone."""
         run, sender = self._run, self._sender
         sender.feed.withdraw(run)
         sender.ledger.batching.expand_run(run)

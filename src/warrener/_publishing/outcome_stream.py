@@ -34,10 +34,10 @@ class OutcomeStream(AsyncIterator[Receipt | PublishError]):
         self._error: Exception | None = None
         #: Whether the block has ended.
         self._left = False
-        #: What the source raised after that, when it was closed.
+        #: The exception that the source raised after the end of the body.
         self.from_close: Exception | None = None
         self._reading = anyio.ResourceGuard("reading from")
-        #: Set when an item was added, or none will be; and when there is room for one.
+        #: `_news` is set when an item was added or the source has ended, `_room` when there is room for one more item.
         self._news = anyio.Event()
         self._room = anyio.Event()
 
@@ -66,7 +66,7 @@ class OutcomeStream(AsyncIterator[Receipt | PublishError]):
 
     async def _add(self, message: Body | Message) -> None:
         if self._left:
-            # The task was woken before its scope was cancelled; it goes no further than this.
+            # The body ended after this task was woken: the checkpoint raises the cancellation; no message is accepted.
             await anyio.lowlevel.checkpoint()
         item = await self._accept(message)
         self._items.append(item)
@@ -104,7 +104,7 @@ class OutcomeStream(AsyncIterator[Receipt | PublishError]):
         return outcome
 
     def leave(self) -> None:
-        """The block has ended: each message without an outcome is cancelled as one of its own."""
+        """The body has ended: each message without an outcome is cancelled as if it had been published alone."""
         self._left = True
         items, self._items = self._items, deque()
         for item in items:

@@ -139,7 +139,7 @@ class Producer(Declaring, Enqueuing, Observing):
             self._split()
 
     def _split(self) -> None:
-        """Make the parts of a producer with several links; one with one link is whole."""
+        """Make the parts of a producer with several links; with one link there is nothing to do."""
 
     def __repr__(self) -> str:
         return f"<Producer {self.name!r} {self.status().endpoint} {self.connection_state.value}>"
@@ -200,7 +200,7 @@ class Producer(Declaring, Enqueuing, Observing):
             finished.set()
 
     def _begin(self) -> anyio.Event:
-        """Note that the producer runs here; return what is set when it has ended."""
+        """Note that the producer runs here; return the event that is set when it has ended."""
         if self._run_called:
             why = "it was closed before it ran" if self._finished is None else "run() may be called once"
             raise RuntimeError(f"this producer cannot run: {why}; make another Producer")
@@ -404,7 +404,7 @@ class Producer(Declaring, Enqueuing, Observing):
         self._place.check()
         await until_connected(supervisor, self._publish_timeout)
         link = supervisor.live_link
-        if link is None:  # lost between the two lines
+        if link is None:  # the link was lost after the wait had ended
             raise Unreachable(supervisor.record.last_fault or Fault(FaultKind.CONNECTION_LOST, "the link was lost"))
         return supervisor.topology, link
 
@@ -439,8 +439,8 @@ class Producer(Declaring, Enqueuing, Observing):
     async def wait_connected(self, timeout: float = math.inf) -> None:
         """Wait until messages can be written: the link is up, and the broker does not block publishers.
 
-        Raises a `ConnectError` at once for a refusal that time does not mend (credentials, vhost, TLS, protocol, topology),
-        `Unreachable` after `timeout` seconds, `GaveUp` if the attempts are used up, `ProducerClosed`.
+        Raises a `ConnectError` at once for a lasting refusal (credentials, vhost, TLS, protocol, topology). Raises
+        `Unreachable` after `timeout` seconds, `GaveUp` if the attempts are used up, `ProducerClosed` after a close.
         """
         if self._supervisor is None:
             raise self._not_here()

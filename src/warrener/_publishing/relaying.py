@@ -22,7 +22,7 @@ class RelayLike(Protocol):
         ...
 
     def stop(self) -> None:
-        """Accept and claim nothing more; `run` returns when everything known is written down."""
+        """Accept and claim nothing more; `run` returns when each known outcome is stored."""
         ...
 
     async def enqueue(self, message: Message, *, key: str | None = None) -> Stored:
@@ -38,7 +38,7 @@ class RelayLike(Protocol):
         ...
 
     def status(self) -> OutboxStatus:
-        """The outbox as it was counted last."""
+        """The counts of the outbox, from the last time they were taken."""
         ...
 
 
@@ -76,7 +76,7 @@ async def running_beside(relay: RelayLike | None) -> AsyncIterator[None]:
         async with anyio.create_task_group() as tasks:
             try:
                 await tasks.start(run)
-            except RuntimeError:  # it ended before it had started; its own error is raised below
+            except RuntimeError:  # `run()` ended before it had started; its own error is raised below
                 if from_relay is None:
                     raise
             else:

@@ -37,7 +37,8 @@ class RunFeed:
     def add(self, run: Run) -> bool:
         """Write the messages of the run as the window has room for them, and wake its task when all are accepted.
 
-        False: nothing was done, because the link is not in its usual state. Its task is woken as well if that ends.
+        False: nothing was done, because the link is not in its usual state. If that state
+        ends later, the task of the run is woken.
         """
         if not self._can_feed(run):
             return False

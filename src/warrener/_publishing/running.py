@@ -25,7 +25,7 @@ async def running(producer: Producer) -> AsyncIterator[Producer]:
 
 @contextmanager
 def _one_task() -> Iterator[None]:
-    """Explain the error of a task group that another task leaves than the one that entered it."""
+    """Explain the RuntimeError of a task group that one task enters and another task leaves."""
     entered = anyio.get_current_task().id
     try:
         yield
@@ -86,8 +86,8 @@ async def _running(producer: Producer) -> AsyncIterator[None]:
         try:
             raise from_body
         finally:
-            # `raise` sets the context to the error that the caller of this generator handles, which is `from_body` itself
-            # as it was before the scope. Set it to the cause that a reader wants to see.
+            # `raise` sets the context of the error to the one that the caller of this generator is handling. Set it to
+            # the cause that a reader wants to see.
             from_body.__context__ = context
     if from_run is not None:
         raise from_run

@@ -216,7 +216,7 @@ class Sender:
         now = self.backend.clock()
         number = batching.join(envelope, body, ticket, timeout, now)
         if not number:
-            # What waits only for the link to ask for it leaves capacity.
+            # Some messages wait only until the link asks for them: write them now, which can make capacity.
             self.pump()
             number = batching.join(envelope, body, ticket, timeout, now) if envelope in batching.ready else 0
             if not number:
@@ -237,7 +237,7 @@ class Sender:
         return envelope in self._batching.ready or self._make_ready(envelope)
 
     def _make_ready(self, envelope: Envelope) -> bool:
-        """Whether nothing forbids to publish messages with this envelope together with others; remember that."""
+        """Whether messages with this envelope can be published together with others; if so, remember the envelope."""
         link, admission, batching = self._link, self.admission, self._batching
         if not self._started or link is None or admission.waiters or admission.refusal is not None:
             return False
@@ -333,14 +333,14 @@ class Sender:
         if ledger.wants_suspect_channel:
             link.open_suspect_channel()
             if not ledger.wants_suspect_channel:
-                self._write(now)  # a link without a wire has opened it at once
+                self._write(now)  # a link without a socket has opened the channel at once
 
     def _write_batches(self, link: Link, now: float) -> None:
         batching = self._batching
         if self.backend.leaves_late:
             self._drop_leaving()
         runs = self.feed
-        # Who comes first takes turns, so that neither can take the whole window for ever.
+        # Runs and batches take turns to be first, so that neither can take the whole window for ever.
         runs.first = not runs.first
         if runs.runs and runs.first:
             runs.write(link, now, self._fly)

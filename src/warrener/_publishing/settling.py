@@ -43,7 +43,7 @@ class Settling:
         self.not_sent: list[str] = []
 
     def settle(self, settled: Sequence[Delivery]) -> None:
-        """Wake the publishers whose outcome is set, tell late outcomes, and tell the breaker."""
+        """Wake the publishers whose outcome is set, pass late outcomes to `tell`, report outcomes to the breakers."""
         destinations = self._admission.destinations
         for delivery in settled:
             ticket = delivery.waiter
@@ -93,7 +93,7 @@ class Settling:
         for delivery in refused:
             destinations.nacked(delivery, now)
             if delivery.queue is not None and delivery.permit is not None:
-                self._use_permit(delivery)  # it waits to be written again, and so proves nothing for a while
+                self._use_permit(delivery)  # it waits for its next attempt; another message can be the probe now
         refused.clear()
 
     def _note_unanswered(self, outcome: Receipt | PublishError | None) -> None:

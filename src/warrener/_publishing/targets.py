@@ -24,12 +24,12 @@ __all__ = ["Direct", "Target"]
 
 @define
 class Direct:
-    """What lets the targets of a producer publish without its calls."""
+    """The parts of a producer with which its targets publish directly, without its methods."""
 
     place: Place
     #: The producer's own.
     publish_timeout: float
-    #: None before `run()` begins, and where each publish is traced.
+    #: None before `run()` begins, and if publishes are traced.
     sender: Sender | None = None
 
 
@@ -58,8 +58,8 @@ class Target:
     def __repr__(self) -> str:
         return f"<Target exchange={self.exchange!r} routing_key={self.routing_key!r} of {self._producer.name!r}>"
 
-    async def publish(self, body: Body, *, timeout: float = PUBLISH_TIMEOUT) -> Receipt:
-        """Publish one message; as `Producer.publish` does."""
+    async def publish(self, body: Body, *, key: str | None = None, timeout: float = PUBLISH_TIMEOUT) -> Receipt:
+        """Publish one message; as `Producer.publish` does, with the `key` of this message."""
         direct = self._direct
         sender = direct.sender
         if sender is not None and type(body) is bytes and get_ident() == direct.place.thread:
@@ -79,18 +79,18 @@ class Target:
                     return receipt_of(sender.id_prefix, ticket.code)
                 return received(ticket)
         return await self._producer.publish(
-            body, timeout=timeout, exchange=self.exchange, routing_key=self.routing_key, **self._fields
+            body, key=key, timeout=timeout, exchange=self.exchange, routing_key=self.routing_key, **self._fields
         )
 
     async def publish_many(
-        self, bodies: Iterable[Body], *, timeout: float = PUBLISH_TIMEOUT
+        self, bodies: Iterable[Body], *, key: str | None = None, timeout: float = PUBLISH_TIMEOUT
     ) -> Sequence[Receipt | PublishError]:
         """Publish many messages, pipelined; as `Producer.publish_many` does."""
         return await self._producer.publish_many(
-            bodies, timeout=timeout, exchange=self.exchange, routing_key=self.routing_key, **self._fields
+            bodies, key=key, timeout=timeout, exchange=self.exchange, routing_key=self.routing_key, **self._fields
         )
 
-    def publish_nowait(self, body: Body, *, timeout: float = PUBLISH_TIMEOUT) -> PublishHandle:
+    def publish_nowait(self, body: Body, *, key: str | None = None, timeout: float = PUBLISH_TIMEOUT) -> PublishHandle:
         """Accept one message without waiting; as `Producer.publish_nowait` does."""
         direct = self._direct
         sender = direct.sender
@@ -101,5 +101,5 @@ class Target:
                 handle.accepted(number)
                 return handle
         return self._producer.publish_nowait(
-            body, timeout=timeout, exchange=self.exchange, routing_key=self.routing_key, **self._fields
+            body, key=key, timeout=timeout, exchange=self.exchange, routing_key=self.routing_key, **self._fields
         )

@@ -14,7 +14,7 @@ __all__ = ["Timer"]
 
 #: A timer that wakes this number of seconds too late was held up: the process slept, or its event loop stood still.
 LATE = 0.01
-#: After such a wake-up, the reader of the link gets this number of checkpoints before deadlines are kept.
+#: After such a wake-up, the reader of the link gets this number of checkpoints before deadlines are checked.
 GRACE = 5
 
 
@@ -36,8 +36,9 @@ class Timer:
     def wake_by(self, at: float) -> None:
         """Look again no later than at this instant.
 
-        A new message wakes the timer only if it is due before the timer would wake. With equal timeouts it never is. So an
-        idle producer has no wake-ups, and a busy one has a few in `confirm_timeout`.
+        A new message wakes the timer only if it is due before the timer would wake. With equal timeouts, a
+        new message is never due before that. So an idle producer has no wake-ups, and a busy one has a few in
+        `confirm_timeout`.
         """
         if at < self.at:
             self.poke()
@@ -50,6 +51,6 @@ class Timer:
             with anyio.move_on_after(max(wake_at - self._clock(), 0.0) if wake_at < math.inf else None):
                 await self._poke.wait()
             if self._clock() > wake_at + LATE:
-                # The broker may have answered meanwhile: its answers are read before deadlines are kept.
+                # The broker may have answered meanwhile: its answers are read before deadlines are checked.
                 for _ in range(GRACE):
                     await anyio.lowlevel.checkpoint()

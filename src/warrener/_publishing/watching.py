@@ -97,7 +97,7 @@ async def until_connected(supervisor: Supervisor, timeout: float) -> None:
 
 
 def _connected(supervisor: Supervisor) -> bool:
-    """Whether messages can be written now. Raises if waiting for that is in vain."""
+    """Whether messages can be written now. Raises if it is useless to wait for a connection."""
     record = supervisor.record
     fault = record.last_fault
     if isinstance(record.state, (states.Closed, states.Closing)) or record.draining:

@@ -20,9 +20,9 @@ __all__ = ["LinkTask"]
 
 
 class LinkTask:
-    """One link. It posts `LinkOpened` and `TopologyRestored`, and by ending one of `DialFailed`, `LinkLost`, `LinkClosed`.
+    """One link. It posts `LinkOpened` and `TopologyRestored`; its end is `DialFailed`, `LinkLost` or `LinkClosed`.
 
-    When the last one is posted, the driver's block has been left, so the socket is closed.
+    When the end is posted, the driver's block has been left, so the socket is closed.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class LinkTask:
             self.link.abort(fault)
 
     async def run(self, driver: Driver, endpoint: Endpoint, options: LinkOptions, topology: LiveTopology) -> None:
-        """Live from the dial to the end of the block. The caller posts the end (`ending`) when it has noted it."""
+        """Live from the dial to the end of the block. Then the caller counts the end (`ending`) and posts it."""
         listener = self._publishing.expect_link(self.number)
         try:
             with self._whole:

@@ -76,7 +76,7 @@ class Logins:
         self._source = source
         self._timeout = timeout
         self._clock = clock
-        #: Told of a renewal that failed and is tried again.
+        #: Called with the fault of a renewal that failed and is tried again.
         self._failed = failed
         #: Has the link handed over to the same endpoint.
         self._replace_link = replace_link

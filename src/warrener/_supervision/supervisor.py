@@ -76,7 +76,7 @@ class _ChangeLog:
         self._blocked_lines = LogLimit()
 
     def wants(self, before: states.State, after: states.State, now: float) -> bool:
-        """Whether the change has a line."""
+        """Whether a log line is written for this change of state."""
         if not isinstance(before, states.Up) or not isinstance(after, states.Up) or before.blocked is after.blocked:
             return True
         if left_out := self._blocked_lines.left_out(now):
@@ -188,7 +188,7 @@ class Supervisor:
         return self._endpoints.at(self.record.endpoints.current)
 
     async def _discover(self, link: int) -> Callable[[], events.Event]:
-        """Ask the program for the endpoints; return how the answer is taken."""
+        """Ask the program for the endpoints; return a function that takes the answer and makes its event."""
         try:
             found = await self._endpoints.ask(self._options.connect_timeout)
         except LinkDown as down:
@@ -346,7 +346,7 @@ class Supervisor:
         self._tasks.start_soon(self._guarded, self._live, task, self._endpoints.dialed(endpoint), options)
 
     async def _live(self, task: LinkTask, endpoint: Endpoint, options: LinkOptions) -> None:
-        """Run one link; when it has ended, count and post how."""
+        """Run one link; when it has ended, count its end and post the event of it."""
         try:
             await task.run(self._driver, endpoint, options, self.topology)
         finally:
@@ -404,7 +404,7 @@ class Supervisor:
         return breaker is not None and permit.generation == breaker.generation
 
     def confirmed(self, link: int, permit: Permit | None) -> None:
-        """The broker acked a message. Without a permit, one event is posted until the record has changed."""
+        """The broker acked a message. Without a permit, only the first one since the record changed is posted."""
         if permit is None:
             if self._confirm_posted:
                 return
@@ -484,7 +484,7 @@ class Supervisor:
         return task.link if task is not None and isinstance(self.record.state, states.Up) else None
 
     def watch(self, watcher: _Watcher) -> Callable[[], None]:
-        """Call `watcher` (a plain, quick function) after each change of state; returns how to stop."""
+        """Call `watcher` (a plain, quick function) after each change of state; return a function that ends this."""
         self._watchers.append(watcher)
         return lambda: self._watchers.remove(watcher)
 

@@ -44,6 +44,6 @@ def discovery_failed(record: Record, fault: Fault, at: float, policy: Policy) ->
     if record.endpoints.queue:
         known = next_record(record, at, last_fault=fault, endpoints=begin_pass(record.endpoints, at))
         return dial(known, attempts=attempts, fault=fault)
-    # The pass has used up a number: a late answer to it changes nothing.
+    # The pass has used up a link number: a late answer with that number changes nothing.
     failed = next_record(record, at, attempts=attempts)
     return retry(failed, fault, at, policy, failure=True, link=record.state.link + 1)

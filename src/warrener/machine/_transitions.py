@@ -20,7 +20,7 @@ Invariants:
 * Every event has an answer. An event that makes no sense in a state changes nothing.
 * Old numbers change nothing. Each event about a link or its timers carries the number of the link. The check stands once,
   at the top of `transition`; below it, an event with a link is about the present link.
-* Time does not run backwards. An event that is older than the last one is treated as if it had happened with it.
+* Time does not run backwards. An event with an older `at` is handled at the record's instant.
 * `Closed` is final. `GaveUp` ends only by `ReconnectRequested` or `StopRequested`.
 * One link at a time. `Dial` is ordered only if there is no link, and every dial ends with exactly one of `DialFailed`,
   `LinkLost` and `LinkClosed`.
@@ -238,7 +238,7 @@ def _while_up(record: Record, state: states.Up, event: events.Event, at: float, 
             sender = effects.PausePublishing(state.link) if blocked else effects.StartPublishing(state.link)
             return Step(next_record(record, at, after), (sender, effects.Announce(state, after)))
         case events.ConfirmOverdue():
-            # A blocked broker fails nothing: it owes no confirms. If it is silent, missing heartbeats show it.
+            # A missing confirm of a blocked broker is no failure. If the broker is silent, missing heartbeats show it.
             return Step(record) if state.blocked else drop(record, state, _OVERDUE, at, policy, failure=True)
         case events.ChannelClosed(fault=fault):
             return channel_closed(record, state, fault, at, policy)

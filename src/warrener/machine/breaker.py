@@ -4,9 +4,9 @@ The breaker refuses new calls only: it never delays a dial, because the backoff 
 a user gives is a closed breaker. There are three states:
 
 * *closed*: every call is admitted. Failures in a row are counted, and an ack sets the count to 0. The breaker opens when
-  the count reaches `threshold`. With `rate`, it opens instead when at least `threshold` results of a window are failures,
-  and these are at least that part of all results of the window: the last `over` results, or those of the last `within`
-  seconds.
+  the count reaches `threshold`. With `rate`, a window of results counts instead: the last `over` results, or those
+  of the last `within` seconds. The breaker opens when the window has at least `threshold` failures, and the failures
+  are at least the part `rate` of its results.
 * *open*: no call is admitted until `cooldown` seconds after the opening. Failures are still counted; they do not make
   the cooldown longer.
 * *half open*: at most `probes` calls are admitted at once, each with a permit; such a call is a *probe*. The ack of a

@@ -153,7 +153,7 @@ def endpoint_failed(endpoints: Endpoints, fault: Fault, backoff: Backoff, at: fl
     address = before.address if proven and not fault.orderly else before.address + 1
     after = EndpointRecord(failures, retry_at, fault, address)
     queue = (*(index for index in endpoints.queue if index != endpoints.current), endpoints.current)
-    # A proven link was the success of its pass: what follows is a new one, in which the endpoint that failed was tried.
+    # A proven link has ended its pass with success. Its loss begins a new pass, in which this endpoint counts as tried.
     tried = frozenset((endpoints.current,)) if proven else endpoints.tried
     return Endpoints(_replaced(endpoints, after), queue, endpoints.current, tried)
 

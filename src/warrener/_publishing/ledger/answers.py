@@ -51,7 +51,7 @@ class Answers:
             delivery.epoch = None
             size += delivery.size
             if delivery.waiting and delivery.returned is None and not delivery.ambiguous:
-                # The usual case: the work of `Settlement.answer`, without its questions.
+                # The usual case: this does the same as `Settlement.answer`, without its checks.
                 delivery.outcome = Receipt(delivery.message_id, delivery.attempts, delivery.attempts > 1, link)
                 delivery.waiting = False
                 confirmed += 1
@@ -99,7 +99,7 @@ class Answers:
         return settled
 
     def returned(self, channel: int, returned: Returned) -> None:
-        """basic.return. It settles nothing by itself; the confirm that follows does, or the end of the epoch.
+        """basic.return. It gives no message its outcome; the confirm that follows does, or the end of the epoch.
 
         A return that fits no single attempt makes no message `Unroutable`. Attempts that it may be about are in doubt: an
         ack of theirs ends as `Unconfirmed`.

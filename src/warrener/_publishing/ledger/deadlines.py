@@ -30,9 +30,9 @@ class Deadlines:
     """All waiting messages with a finite deadline, in order of deadline.
 
     Messages with the same timeout come in order of deadline and go to a deque, at O(1). A message whose deadline is
-    earlier than the last one of the deque goes to a heap. An entry dies where it stands (`Delivery.waiting` turns False).
-    Dead entries are dropped when they reach the front, and all at once when they outnumber the live ones. So at most
-    2 × (waiting messages) + `SLACK` entries are held.
+    earlier than the last one of the deque goes to a heap. An entry whose message no longer waits is dead; it keeps its
+    place. Dead entries are dropped when they reach the front, and all at once when they outnumber the live ones. So at
+    most 2 × (waiting messages) + `SLACK` entries are held.
     """
 
     __slots__ = ("_heap", "_live", "_run", "_serial")

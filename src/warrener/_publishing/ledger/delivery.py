@@ -18,7 +18,7 @@ __all__ = ["Delivery"]
 class Delivery:
     """One accepted publish. Once it is accepted, only the ledger changes it; everybody else reads it."""
 
-    # The fields that most messages never change are defaults of the class: making a message costs a store for each other one.
+    # A field that most messages never change is a default of the class. Each other field costs one store per message.
     __slots__ = (
         "__dict__", "attempts", "body", "deadline", "envelope", "epoch", "message_id", "outcome", "published_at", "size",
         "tag", "token", "waiter", "waiting",

@@ -111,7 +111,8 @@ class Ends:
                     self.doubtful -= 1
                 for delivery in epoch.outstanding.values():
                     if delivery.alone and delivery.tag <= written:
-                        delivery.suspected -= 1  # another message was the cause, so this was no attempt alone
+                        # Another message was the cause, so this attempt is not counted as one made alone.
+                        delivery.suspected -= 1
         late: set[Delivery] = set() if explained else _acquit_passed(seen)
         again = _end_epoch(epoch, written, fault, self._rules, self._settlement, settled)
         if not explained:
@@ -250,7 +251,8 @@ def _end_epoch(
 def _acquit_passed(seen: list[Delivery]) -> set[Delivery]:
     """Return the suspects that go behind the others. Their attempts do not count as alone.
 
-    They closed nothing for a second, so the cause is probably one that was written later. If it goes first, it is alone.
+    The broker had time to close the channel because of them, and did not: the cause is probably a suspect that was
+    written later. That suspect is written first now, and so is alone on its channel.
     """
     passed = {each for each in seen if each.passed and each.alone}
     if len(passed) == len(seen):

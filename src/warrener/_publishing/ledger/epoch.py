@@ -23,8 +23,8 @@ _Address: TypeAlias = "tuple[str, str, str | None]"
 class Epoch:
     """One open publishing channel of the present link: its tags, and the publishes that wait for an answer.
 
-    Tags count 1, 2, 3 … within an epoch. `multiple` covers the outstanding tags up to its own; the pointer to the lowest
-    outstanding tag keeps that, and finding the oldest publish, at O(1) per message.
+    Tags count 1, 2, 3 … within an epoch. An answer with `multiple` covers the outstanding tags up to its own. The
+    pointer to the lowest outstanding tag makes this, and the search for the oldest publish, O(1) per message.
 
     A tag is outstanding as a delivery or in a flight, never in both. The first message of the first flight is outstanding.
     """
@@ -137,7 +137,7 @@ class Epoch:
         self.holes.add(tag)
         self.flown -= 1
         if len(self.holes) > 2 * len(self) + SLACK:
-            self.expand()  # a slow message at the front keeps the answered ones behind it no longer
+            self.expand()  # or one slow message keeps the answered ones behind it in memory
         return [(flight, index, index + 1)]
 
     def _land_up_to(self, tag: int) -> list[Landed]:

@@ -107,7 +107,7 @@ class Flight:
         return len(self.bodies)
 
     def code(self, index: int) -> int:
-        """Return what a receipt has to know of the message at this index."""
+        """Return the number of the link and the number of the id, for the receipt of the message at this index."""
         return (self.link << LINK_SHIFT) + self.first_number + index
 
     def text(self, index: int) -> str:
@@ -130,7 +130,7 @@ class Flight:
         return flight
 
     def take(self, start: int, stop: int) -> int:
-        """Count the messages of these indexes as answered; return the bytes of their bodies, which are let go."""
+        """Count the messages of these indexes as answered; drop their bodies and return the number of bytes."""
         if start == 0 and stop == len(self.bodies):
             size, self.size = self.size, 0
             return size

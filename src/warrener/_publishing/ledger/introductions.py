@@ -101,7 +101,7 @@ class Introductions:
 
     def _put_first(self, key: Key) -> None:
         waiting = self._to_introduce
-        if waiting and waiting[-1] == key:  # as a new one is
+        if waiting and waiting[-1] == key:  # a key that was just added stands last
             waiting.rotate(1)
         elif key in waiting:
             waiting.remove(key)

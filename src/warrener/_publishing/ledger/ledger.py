@@ -1,8 +1,8 @@
 """The ledger: decides what becomes of each accepted publish. Pure: no I/O, no clock, no randomness, no await.
 
-The sender feeds it facts (a confirm, a return, a closed channel, a lost link, the time). Each fact answers with the
-messages that got their outcome by it. `Ledger.next` names the message to write next. Time enters as `now`, in monotonic
-seconds.
+The sender feeds it facts (a confirm, a return, a closed channel, a lost link, the time). The method for each fact
+returns the messages that got their outcome by it. `Ledger.next` names the message to write next. Time enters as `now`,
+in monotonic seconds.
 
 **Places.** A message waits in a queue (`waiting`), is in flight (`in_flight`), or has its outcome (`settlement`)::
 
@@ -36,9 +36,10 @@ target that wait; the rest are sent again. If two or more publishes of the targe
 guilty one may have been stored: then `may_have_been_delivered` is True. Otherwise all publishes that were begun become
 suspects, and each is sent alone.
 
-**Deadlines and cancellation** take the caller away, not the tag. A message in flight without a caller keeps its place
-until the broker answers or the epoch ends. It is never sent again. Its final outcome goes to `Settlement.late`: one
-`Outcome` for each message that was cancelled after it got a tag, or that was `Unconfirmed` at its deadline while in flight.
+**Deadlines and cancellation** end the caller's wait; the tag stays. A message in flight without a caller keeps its
+place until the broker answers or the epoch ends. It is never sent again. Its final outcome goes to `Settlement.late`:
+one `Outcome` for each message that was cancelled after it got a tag, or that was `Unconfirmed` at its deadline while in
+flight.
 
 Invariants: an outcome is set once. CONFIRMED only by an ack of the tag with no return that is, or may be, about it.
 REJECTED only if each attempt is certain. accepted = confirmed + rejected + nacked + unknown + pending after every call.
@@ -158,7 +159,10 @@ class Ledger:
         return None if fault is None else refused(delivery, fault, from_memory=True)
 
     def remembered(self, delivery: Delivery, now: float) -> PublishError | None:
-        """Return the error from a remembered refusal for a message that waits to be accepted. It asks for no probe."""
+        """Return the error from a remembered refusal for a message that waits to be accepted.
+
+        Unlike `refusal`, this does not make the message a probe.
+        """
         fault = self._refusals.answers(delivery, now)
         return None if fault is None else refused(delivery, fault, from_memory=True)
 
@@ -174,7 +178,7 @@ class Ledger:
         self.rules.standard_exchanges = known | {exchange} if standard else known - {exchange}
 
     def accept(self, delivery: Delivery) -> None:
-        """Take the message over. The caller has asked `full` at this instant."""
+        """Accept the message. The caller has asked `full` at this instant."""
         self._waiting.expand_batches()
         self.settlement.accept(delivery)
         if delivery.retry is not None:
@@ -266,7 +270,7 @@ class Ledger:
         settled: list[Delivery] = []
         if delivery.queue is not None:
             delivery.queue.remove(delivery)
-            # The fault of an earlier link has nothing to do with it.
+            # The fault of an earlier link is not the reason, so the error does not quote it.
             self.settlement.end_unwritten(delivery, InvalidMessage, reason, None, settled)
         return settled
 
@@ -345,14 +349,14 @@ class Ledger:
         kind: type[NotSent] = GaveUp,
         reason: str = "the attempts to reconnect are used up",
     ) -> list[Delivery]:
-        """No further link: messages that were never written end as `kind`, those that may have been as `Unconfirmed`."""
+        """End every message: as `kind` if it was never written, as `Unconfirmed` if it may have been written."""
         return self._end_all(kind, reason, fault, now)
 
     def close(self, now: float, fault: Fault | None = None) -> list[Delivery]:
         """End every message, and accept no more.
 
-        Messages that were never written end as `ProducerClosed`, those that may have been as `Unconfirmed`. If a link can
-        still say how much was written, call `link_lost` first: it tells the two apart.
+        A message ends as `ProducerClosed` if it was never written, as `Unconfirmed` if it may have been written. If a
+        link can still say how much was written, call `link_lost` first: it finds the messages that were not written.
         """
         self._waiting.expand_batches()
         self._waiting.close()
@@ -400,7 +404,7 @@ class Ledger:
     def next_wakeup(self, now: float = -math.inf) -> float:
         """Return the instant at which to call `expire` and `look` and to ask `silent` next, or `math.inf`.
 
-        With `now`, a `silent` that is true already is not announced again.
+        With `now`, an instant for `look` or `silent` counts only if it is later. A silent link causes no further call.
         """
         if self._waiting.ended:
             return -math.inf

@@ -107,7 +107,7 @@ def unroutable(delivery: Delivery, returned: Returned, *, certain: bool) -> Publ
 
 
 def refused(delivery: Delivery, fault: Fault, *, from_memory: bool = False) -> PublishRefused:
-    """Return the outcome of a message that the broker has refused, or from memory: has refused others like it."""
+    """Return the outcome of a refused message; `from_memory`: the broker has refused another one like it."""
     why = "the broker has just refused a message for the same reason" if from_memory else "the broker refused it"
     return PublishRefused(
         delivery.message_id,

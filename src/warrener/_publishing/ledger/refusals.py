@@ -1,15 +1,15 @@
 """Refusals: which publishes the close of a channel is about, and what is remembered of it.
 
-A channel.close names no delivery tag. But RabbitMQ's text names the exchange that does not exist or may not be written to,
-the topic that may not be written to, the size that is too large, or the property that it does not take, with its value
-(a user_id that is not the connection's user, an expiration). `named` compares the text with the publishes that were
-outstanding. A refusal of an exchange, a topic or a property is remembered for `refusal_memory` seconds. Meanwhile one
-message a second may be written to it, as a probe on the suspects' channel; all others are refused from memory and no byte
-of them is written. A probe that the broker answers ends the memory, and so does a new link. The largest size that the
-broker takes is remembered until the next link.
+A channel.close names no delivery tag. But RabbitMQ's text names the cause. It is an exchange that does not exist or may
+not be written to, a topic that may not be written to, a size that is too large, or a property with its value. An
+example is a user_id that is not the connection's user, or an invalid expiration. `named` compares the text with the
+publishes that were outstanding. A refusal of an exchange, a topic or a property is remembered for `refusal_memory`
+seconds. Meanwhile one message a second may be written to it, as a probe on the suspects' channel; all others are
+refused from memory and no byte of them is written. A probe that the broker answers ends the memory, and so does a new
+link. The largest size that the broker takes is remembered until the next link.
 
-When two different values of one *family* are remembered (topics of one exchange, values of one property), the family is
-*distrusted*: each further value of it that the broker has not taken since is met first on the suspects' channel. So a
+The topics of one exchange are a *family*, and so are the values of one property. When two values of a family are
+remembered, the family is *distrusted*: the first message with each further value goes to the suspects' channel. So a
 stream of different user_ids that are all refused does not close the main channel for each.
 """
 
@@ -179,9 +179,9 @@ class Refusals:
         self._distrusted: set[Family] = set()
         self._trusted: dict[tuple[str, str], None] = {}
         self._too_large: Fault | None = None
-        #: The largest size that the broker takes, as far as it has told.
+        #: The largest size that the broker takes; infinite until it refuses a size.
         self.max_size: float = math.inf
-        #: Whether the refusal of any exchange, topic or property is remembered, so that each message has to ask `of`.
+        #: Whether the refusal of any exchange, topic or property is remembered: then `of` is called for each message.
         self.active = False
 
     def remember(self, target: Target, fault: Fault, now: float) -> None:
@@ -218,7 +218,7 @@ class Refusals:
         return None
 
     def answers(self, delivery: Delivery, now: float) -> Fault | None:
-        """Return the refusal that is remembered for this message. It asks for no probe."""
+        """Return the refusal that is remembered for this message. Unlike `of`, this does not make it a probe."""
         if delivery.size > self.max_size:
             return self._too_large
         remembered = (self._by_target.get(target) for target in self._targets(delivery.envelope))
@@ -232,7 +232,9 @@ class Refusals:
         return next((each.fault for each in found if each is not None), None)
 
     def doubt(self, envelope: Envelope) -> tuple[str, str] | None:
-        """Return the key under which the message has to be introduced although its exchange is covered; None: it has not.
+        """Return the key under which a message has to be introduced although its exchange is covered.
+
+        None: an introduction is not necessary.
 
         A refusal of exactly this exchange and routing key, or of one of its properties, is remembered, or is to be expected.
         """

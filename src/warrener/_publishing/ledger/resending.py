@@ -125,7 +125,7 @@ class Resending:
         return self._look_at if self._candidates else math.inf
 
     def look(self, found: list[Delivery], now: float) -> None:
-        """Let the overdue messages that may be written again wait for that; `found` are overdue from now on."""
+        """Note the overdue messages `found`, and queue each overdue message that may be written again now."""
         self.tell_tokens(now)
         for delivery in found:
             if self._rules.retry_of(delivery).overdue and delivery.waiting:
@@ -151,7 +151,7 @@ class Resending:
         return delivery.alone or (rules.attempts is not None and delivery.attempts >= rules.attempts)
 
     def _can_go(self, delivery: Delivery, again: list[Delivery], now: float) -> bool:
-        """Whether the message can be written again now, and its budget has paid for that."""
+        """Whether the message can be written again now; if so, tokens of its budget are spent."""
         epoch, envelope = delivery.epoch, delivery.envelope
         if epoch is None or epoch.checked < delivery.tag:
             return False
@@ -167,7 +167,7 @@ class Resending:
         return False
 
     def _leave_in_flight(self, delivery: Delivery) -> None:
-        """Let the present attempt of the message wait for its answer without the message."""
+        """Split off the present attempt: it waits for its answer, while the message can be written again."""
         epoch = delivery.epoch
         assert epoch is not None
         earlier = epoch.outstanding[delivery.tag] = delivery.as_earlier()

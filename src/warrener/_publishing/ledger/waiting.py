@@ -325,7 +325,7 @@ class Waiting:
             self.introductions.put_back(key, group)
 
     def unanswered(self, suspect: Delivery) -> None:
-        """A suspect has passed without an answer: let others of its destination go behind those that may be answered."""
+        """The broker has not answered a suspect in time: other suspects of its destination go behind all others."""
         self._slow.add(_destination(suspect.envelope))
         if len(self.suspects):
             self.put_back(self.suspects.take_all())

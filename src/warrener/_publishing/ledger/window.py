@@ -123,7 +123,7 @@ class Window:
             self.look_at = math.inf
 
     def has_place(self, size: int, *, beside: Sequence[Delivery] = ()) -> bool:
-        """Whether there is a place for one more message, of any destination, when those in `beside` have theirs."""
+        """Whether there is a place for one more message, of any destination, after each in `beside` got one."""
         held, limits = self._held() + len(beside), self._limits
         if held >= limits.max_in_flight:
             return False
