@@ -26,6 +26,8 @@ from warrener.records import Body, Envelope, Message, MessageFields, Outcome
 __all__ = ["ManyPublishes"]
 
 
+#: The types of bodies that can be written together.
+_BODIES = {bytes}
 #: Number of messages that are accepted one by one before other tasks run.
 STRIDE = 128
 #: A piece of messages with more envelopes is accepted one by one: each envelope is asked about before each flight.
@@ -101,10 +103,15 @@ class ManyPublishes:
             return False
         if type(piece[0]) is Message and not self._fields:
             return self._put_own(piece)
-        envelope = self._shared_envelope(piece)
+        # One call of C for all types, and one for all sizes: 0.05 us a message.
+        if not self._bodies_allowed or "message_id" in self._fields or set(map(type, piece)) != _BODIES:
+            return False
+        bodies = cast("list[bytes]", piece)
+        largest = max(map(len, bodies))
+        envelope = self._shared_envelope() if largest <= LARGEST else None
         if envelope is None:
             return False
-        self._run.put(envelope, cast("list[bytes]", piece))
+        self._run.put(envelope, bodies, largest)
         return True
 
     def _put_own(self, piece: list[Body | Message]) -> bool:
@@ -112,20 +119,17 @@ class ManyPublishes:
             return False
         messages = cast("list[Message]", piece)
         ids, bodies = [each.message_id for each in messages], [each.body for each in messages]
-        if max(map(len, bodies)) > LARGEST or not all(ids):
+        largest = max(map(len, bodies))
+        if largest > LARGEST or not all(ids):
             return False
         envelopes = self._envelopes.few(messages, MOST_KINDS)
         if envelopes is None:
             return False
-        self._run.put_own(envelopes, ids, bodies)
+        self._run.put_own(envelopes, ids, bodies, largest)
         return True
 
-    def _shared_envelope(self, piece: list[Body | Message]) -> Envelope | None:
+    def _shared_envelope(self) -> Envelope | None:
         """Return the envelope of bodies that can be written together."""
-        if not self._bodies_allowed or "message_id" in self._fields:
-            return None
-        if any(type(body) is not bytes for body in piece) or max(map(len, cast("list[bytes]", piece))) > LARGEST:
-            return None
         try:
             return self._envelopes.shared(self._fields)
         except InvalidMessage:

@@ -100,17 +100,17 @@ class Run:
         """Number of messages of the present piece that are not accepted yet."""
         return len(self.bodies) - self.at
 
-    def put(self, envelope: Envelope, bodies: list[bytes]) -> None:
-        """Begin a piece; the one before was accepted."""
+    def put(self, envelope: Envelope, bodies: list[bytes], largest: int) -> None:
+        """Begin a piece, whose largest body has `largest` bytes; the one before was accepted."""
         self.base += self.at
         self.at = 0
         self.envelope, self.envelopes, self.kinds, self.ids = envelope, None, (envelope,), None
         self.bodies = bodies
-        self.largest = max(map(len, bodies))
+        self.largest = largest
 
-    def put_own(self, envelopes: list[Envelope], ids: list[str], bodies: list[bytes]) -> None:
+    def put_own(self, envelopes: list[Envelope], ids: list[str], bodies: list[bytes], largest: int) -> None:
         """Begin a piece of messages, each with an envelope and a message_id of its own; the one before was accepted."""
-        self.put(envelopes[0], bodies)
+        self.put(envelopes[0], bodies, largest)
         self.envelopes, self.kinds, self.ids = envelopes, set(envelopes), ids
 
     def place_one(self, message: Delivery | PublishError) -> None:

@@ -361,8 +361,21 @@ class Sender:
 
     def _drop_leaving(self) -> None:
         """Take back the messages of publishers that are cancelled and have not run since."""
-        for batch in tuple(self._batching.batches.flights):
-            for ticket in self.backend.leaving(batch.tickets[batch.at :] if batch.at else batch.tickets):
+        batches, leaving = self._batching.batches.flights, self.backend.leaving
+        # If nobody among those leaves that can be written now, the others wait: with a full window they would be asked for
+        # each answer again.
+        left = self._batching.places
+        for batch in batches:
+            if left <= 0:
+                return
+            front = batch.tickets[batch.at : batch.at + left]
+            if leaving(front):
+                break
+            left -= len(front)
+        else:
+            return
+        for batch in tuple(batches):
+            for ticket in leaving(batch.tickets[batch.at :]):
                 delivery = self._batching.delivery_of(ticket)
                 delivery.waiter = None
                 self.ledger.cancel(delivery)

@@ -134,17 +134,19 @@ class Batching:
         if not in_flight.publishing or in_flight.paused or in_flight.main is None:
             return None
         bodies = run.bodies[run.at : run.at + min(run.unaccepted, MOST_OF_RUN)]
-        room = waiting.window.room(bodies)
-        bodies = bodies[: room or waiting.window.room_in_reserve(repeat(run.envelope), bodies, now)]
-        if not bodies:
+        size, window = sum(map(len, bodies)), waiting.window
+        count = window.room(bodies, 0, size) or window.room_in_reserve(repeat(run.envelope), bodies, now)
+        if not count:
             return None
-        count = len(bodies)
+        if count < len(bodies):
+            bodies = bodies[:count]
+            size = sum(map(len, bodies))
         flight = Flight(self.batches.prefix, self.batches.numbers(count), 0.0, run.deadline, now)
         part = slice(run.at, run.at + count)
         flight.envelopes = [run.envelope] * count if run.envelopes is None else run.envelopes[part]
         flight.ids = None if run.ids is None else run.ids[part]
         flight.bodies = bodies
-        flight.size = sum(map(len, bodies))
+        flight.size = size
         flight.run, flight.start = run, run.next_place
         run.at += count
         run.left += count
@@ -166,6 +168,11 @@ class Batching:
     def largest(self) -> float:
         """The size of the largest body that can be accepted."""
         return min(self._waiting.limits.max_buffered_bytes, self._refusals.max_size)
+
+    @property
+    def places(self) -> int:
+        """At least the number of messages that can be written now."""
+        return self._waiting.window.free
 
     @property
     def others_wait(self) -> bool:

@@ -126,7 +126,7 @@ class Waiting:
             self.expand_batches()
             return None
         self._settlement.counters.accepted += batches.new()
-        count = self.window.room(batch.bodies[batch.at :] if batch.at else batch.bodies, batch.size)
+        count = self.window.room(batch.bodies, batch.at, batch.size)
         count = count or self._room_in_reserve(batch, now)
         return batches.take(count) if count else None
 

@@ -99,6 +99,11 @@ class Window:
         return self._in_flight.size + self._resend.size + self._suspects.size + self._introductions.tagged_size
 
     @property
+    def free(self) -> int:
+        """At least the number of messages that can get a place."""
+        return self._limits.max_in_flight - len(self._in_flight)
+
+    @property
     def full(self) -> bool:
         """Whether no message can get a place."""
         return self._held() >= self._limits.max_in_flight
@@ -126,18 +131,18 @@ class Window:
         # One message above the limit goes alone.
         return held == 0 or held_size + size <= limits.max_in_flight_bytes
 
-    def room(self, bodies: list[bytes], size: int | None = None) -> int:
-        """Return for how many of these messages, of `size` bytes together, there are open places."""
+    def room(self, bodies: list[bytes], at: int, size: int) -> int:
+        """Return for how many of the messages from this index on, of `size` bytes together, there are open places."""
         introductions, in_flight = self._introductions, self._in_flight
         self.taken = held = len(in_flight) + introductions.tagged
-        count = min(len(bodies), self._open - held)
+        count = min(len(bodies) - at, self._open - held)
         if count <= 0:
             return 0
         left = self._open_size - in_flight.size - introductions.tagged_size
-        if (sum(map(len, bodies)) if size is None else size) <= left:
+        if size <= left:
             return count
         # One message above the limit goes alone.
-        return _fitting(bodies, count, left) or (1 if held == 0 else 0)
+        return _fitting(bodies, at, count, left) or (1 if held == 0 else 0)
 
     # --- the reserve ------------------------------------------------------------------------------------------------
 
@@ -246,10 +251,10 @@ class Window:
         self._last = None
 
 
-def _fitting(bodies: list[bytes], count: int, size: int) -> int:
-    """Return how many of the first `count` messages fit into `size` bytes together."""
+def _fitting(bodies: list[bytes], at: int, count: int, size: int) -> int:
+    """Return how many of `count` messages from this index on fit into `size` bytes together."""
     for number in range(count):
-        size -= len(bodies[number])
+        size -= len(bodies[at + number])
         if size < 0:
             return number
     return count
