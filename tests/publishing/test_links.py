@@ -117,6 +117,21 @@ async def test_a_target_sends_each_key_on_its_link(autojump_clock: MockClock) ->
 
 
 @pytest.mark.trio
+async def test_all_links_together_stay_within_the_limits(autojump_clock: MockClock) -> None:
+    """A share is rounded down: three links of a producer with 10 in flight have 9, not 12."""
+    driver = ScriptedDriver(lives(answer=silence))
+    async with open_producer(URL, driver=driver, links=3, max_in_flight=10, max_buffered=20) as producer:
+        await settled(producer)
+        with pytest.raises(warrener.BufferFull):
+            for _ in range(100):
+                producer.publish_nowait(b"x", routing_key="q")
+        await trio.testing.wait_all_tasks_blocked()
+        status = producer.status()
+        assert (status.in_flight, status.buffered) == (9, 18)
+        producer.abort()
+
+
+@pytest.mark.trio
 async def test_one_call_of_publish_many_stays_on_one_link(autojump_clock: MockClock) -> None:
     """Its messages keep their order."""
     driver = ScriptedDriver(lives())

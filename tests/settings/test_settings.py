@@ -329,6 +329,8 @@ def test_what_the_query_may_not_say(query: str, words: list[str]) -> None:
         ({"topology": 3}, ["topology"]),
         ({"topology": ["queue"]}, ["topology", "str"]),
         ({"topology": [Queue.server_named(), Queue.server_named()]}, ["topology", "one server-named queue"]),
+        ({"links": 4, "max_in_flight": 3}, ["max_in_flight is 3", "links=4", "at least 4"]),
+        ({"links": 2, "max_buffered": 1}, ["max_buffered is 1", "links=2"]),
         ({"require_tls": True}, ["require_tls", "plain text"]),
     ],
 )

@@ -73,6 +73,10 @@ class Evidence:
         self.workload = run.workload
         self.publishes = list(run.trace.publishes.values())
         self.links = list(run.trace.links.values())
+        #: The links of each member of the producer, in the order of their dials.
+        self.members: dict[int, list[LinkRecord]] = {}
+        for record in self.links:
+            self.members.setdefault(record.member, []).append(record)
         self.by_hash = {_hash(publish.body): publish for publish in self.publishes}
         link_of = {wire.source: wire.link for wire in run.network.wires if wire.source is not None}
         #: By number of the message: (instant, broker, queue, link) of each enqueue.
@@ -148,7 +152,7 @@ def confirmed_is_stored(seen: Evidence) -> Iterator[str]:
         if not isinstance(receipt, Receipt) or seen.lied_to(publish):
             continue
         acked = [each for each in publish.attempts if each.answer == "ack" and not each.returned]
-        attempt = next((each for each in acked if each.link == receipt.link), None)
+        attempt = next((each for each in acked if seen.trace.links[each.link].own_number == receipt.link), None)
         if attempt is None:
             yield f"{_name(publish)} is confirmed on link {receipt.link}, where no ack came for it"
             continue
@@ -434,6 +438,18 @@ def order_is_kept(seen: Evidence) -> Iterator[str]:
             yield f"{_name(publish)} arrived before it was published"
 
 
+def links_are_apart(seen: Evidence) -> Iterator[str]:
+    """S12: of several links, a message stays on the one that took it, and all messages of a key are on one (S7: in order)."""
+    homes: dict[str, int] = {}
+    for publish in seen.publishes:
+        members = {seen.trace.links[attempt.link].member for attempt in publish.attempts}
+        if len(members) > 1:
+            yield f"{_name(publish)} was written on the links {sorted(members)}"
+        for member in members if publish.call.key is not None else ():
+            if homes.setdefault(publish.call.key or "", member) != member:
+                yield f"{_name(publish)} of {publish.call.key!r} was written on link {member}, not {homes[publish.call.key or '']}"
+
+
 def _passed_in_reserve(seen: Evidence, one: Attempt, other: Attempt) -> bool:
     """Whether a message passed an older one of another destination while nine tenths of the window were taken."""
     window = seen.plan.producer.max_in_flight
@@ -453,11 +469,16 @@ def dials_keep_their_distance(seen: Evidence) -> Iterator[str]:
 
     With several endpoints it lies between two passes: within a pass there is no delay, and at most one dial for each endpoint.
     """
+    for links in seen.members.values():
+        yield from _dials_of(seen, links)
+
+
+def _dials_of(seen: Evidence, links: list[LinkRecord]) -> Iterator[str]:
     plan = seen.plan.producer
     backoff = Backoff(initial=plan.initial, cap=plan.cap, attempts=plan.attempts, jitter=plan.jitter)
     attempt = 0
-    endpoints, at_once = len({record.port for record in seen.links}), 0
-    for record, following in itertools.pairwise(seen.links):
+    endpoints, at_once = len({record.port for record in links}), 0
+    for record, following in itertools.pairwise(links):
         if record.ended_at is None or record.ended_at > following.at + TICK:
             yield f"link {following.number} was dialed while link {record.number} was there"
             continue
@@ -485,14 +506,19 @@ def dials_keep_their_distance(seen: Evidence) -> Iterator[str]:
 
 def endpoints_take_turns(seen: Evidence) -> Iterator[str]:
     """S8: an endpoint that has just failed is not dialed again while another one is ready; none is forgotten."""
+    for links in seen.members.values():
+        yield from _turns_of(seen, links)
+
+
+def _turns_of(seen: Evidence, links: list[LinkRecord]) -> Iterator[str]:
     plan = seen.plan.producer
     backoff = Backoff(initial=plan.initial, cap=plan.cap, attempts=plan.attempts, jitter=plan.jitter)
-    ports = {record.port for record in seen.links}
+    ports = {record.port for record in links}
     failures = dict.fromkeys(ports, 0)
     ready_at = dict.fromkeys(range(FIRST_PORT, FIRST_PORT + seen.plan.brokers), -math.inf)
     if not seen.plan.several_endpoints or len(ready_at) < 2:
         return
-    for record, following in itertools.pairwise(seen.links):
+    for record, following in itertools.pairwise(links):
         ours = record.fault is None or record.fault.kind is FaultKind.CLOSED
         if record.ended_at is None or ours:
             continue
@@ -547,7 +573,7 @@ def limits_hold(seen: Evidence) -> Iterator[str]:
             yield f"{at:.1f}: {status.in_flight} in flight, {plan.max_in_flight} allowed"
         if status.in_flight + status.buffered > plan.max_buffered + plan.max_in_flight:
             yield f"{at:.1f}: {status.buffered} buffered beside {status.in_flight} in flight"
-    if run.peak_tasks > MOST_TASKS:
+    if run.peak_tasks > MOST_TASKS * run.plan.links:
         yield f"the producer had {run.peak_tasks} tasks"
     for wire in seen.network.wires:
         if wire.client_closed_at is None:
@@ -671,6 +697,7 @@ CHECKS: Final[dict[str, Callable[[Evidence], Iterator[str]]]] = {
     "S8 budgets hold": budgets_hold,
     "S9 limits": limits_hold,
     "S11 counters and secrets": counters_are_true,
+    "S12 links are apart": links_are_apart,
     "R12 dead peers are noticed": dead_peers_are_noticed,
     "R18 every byte is legal": every_byte_is_legal,
     "I40 it recovers": it_recovers,

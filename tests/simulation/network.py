@@ -22,7 +22,7 @@ import trio
 from anyio.abc import ByteStream
 
 from tests.simulation.schedule import NetworkPlan
-from tests.simulation.trace import Trace
+from tests.simulation.trace import DIALED, Trace
 from warrener.drivers._dial import Dialed, dial
 from warrener.records import Endpoint
 from warrener.testing._streams import MemoryStream, memory_stream_pair
@@ -265,8 +265,7 @@ class Network:
         self, endpoint: Endpoint, /, *, require_tls: bool, ssl_context: ssl.SSLContext | None, first_address: int
     ) -> Dialed[ByteStream]:
         """Connect; what the native driver calls."""
-        self._dials += 1
-        dials = self._dials
+        dials = self._dials = DIALED.get(self._dials + 1)
         first = len(self.wires)
         fates: list[str] = []
 
@@ -302,7 +301,7 @@ class Network:
             self._trace.see("dial: black hole first, then another")
         elif fates[0] == "refuse":
             self._trace.see("dial: refused first, then another")
-        self._trace.note(f"link {self._dials}: wires {first + 1} to {len(self.wires)}")
+        self._trace.note(f"link {dials}: wires {first + 1} to {len(self.wires)}")
         return dialed
 
     async def _connect(self, address: str, fate: str) -> ByteStream:
@@ -319,7 +318,7 @@ class Network:
             place, broker = self._brokers[address]
             far = await broker.connect(self.plan.window)
             source = (place, broker.clients[-1].number)
-        wire = Wire(len(self.wires) + 1, self._dials, source, self.plan, inner, far)
+        wire = Wire(len(self.wires) + 1, DIALED.get(self._dials), source, self.plan, inner, far)
         wire.client = ClientEnd(near, wire, self._trace)
         self.wires.append(wire)
         self._prepare(wire, fate)

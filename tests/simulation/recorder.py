@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager
 
-from tests.simulation.trace import Attempt, LinkRecord, Trace
+from tests.simulation.trace import DIALED, Attempt, LinkRecord, Trace
 from warrener.drivers.base import Driver, Lane, Link, LinkDown, LinkListener, LinkOptions, Peer
 from warrener.errors import Fault, FaultKind
 from warrener.records import Endpoint, Envelope, Returned
@@ -45,7 +45,11 @@ class RecordingDriver:
         self.opened += 1
         number = self.opened
         trace = self._trace
-        record = trace.links[number] = LinkRecord(number, trace.clock(), endpoint.port)
+        _, _, member = options.connection_name.partition("#")
+        own_number = 1 + sum(each.member == int(member or 0) for each in trace.links.values())
+        record = LinkRecord(number, trace.clock(), endpoint.port, int(member or 0), own_number)
+        trace.links[number] = record
+        DIALED.set(number)
         recording = RecordingListener(listener, trace, record, chatty=self._chatty)
         trace.note(f"link {number}: dial")
         try:

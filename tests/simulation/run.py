@@ -26,7 +26,7 @@ from tests.simulation.recorder import RecordingDriver
 from tests.simulation.schedule import FRAME_MAX, LARGEST, Call, Item, Plan, ProducerPlan, RetryPlan, stream
 from tests.simulation.trace import Trace
 from tests.simulation.workload import Workload, describe
-from warrener import Budget, ClosingReport, Producer, Retry, Status
+from warrener import Budget, ClosingReport, ConnectionState, Producer, Retry, Status
 from warrener._settings.settings import Settings
 from warrener.drivers.native import NativeDriver
 from warrener.errors import CircuitOpen, ConnectError, PublishError
@@ -189,6 +189,7 @@ def settings_of(whole: Plan, password: str) -> Settings:
         write_stall_timeout=plan.write_stall_timeout,
         frame_timeout=plan.frame_timeout,
         max_inbound_body=plan.max_inbound_body,
+        links=whole.links,
     )
 
 
@@ -398,10 +399,19 @@ class _Program:
         assert run.network is not None
         while True:
             status = self._producer.status()
-            run.statuses.append((trio.current_time(), status, run.network.holds(status.link)))
+            run.statuses.append((trio.current_time(), status, self._holds(status)))
             self._weigh(status)
             run.peak_tasks = max(run.peak_tasks, _count_tasks(self._nursery))
             await trio.sleep(2.7)
+
+    def _holds(self, status: Status) -> bool:
+        """Whether each link that is said to be up has a connection."""
+        network, trace = self._run.network, self._run.trace
+        assert network is not None
+        members = enumerate(status.links, 1) if status.links else ((0, status),)
+        up = [(place, each.link) for place, each in members if each.connection_state is ConnectionState.CONNECTED]
+        records = [trace.link_of(place, number) for place, number in up]
+        return all(record is not None and network.holds(record.number) for record in records)
 
     def _weigh(self, status: Status) -> None:
         counters = self._producer.counters

@@ -129,6 +129,8 @@ class Call:
     #: Cancel after this many checkpoints of a neighbour task, or after these seconds; None: never.
     cancel_ticks: int | None = None
     cancel_after: float | None = None
+    #: The key that chooses one of several links.
+    key: str | None = None
 
 
 @frozen
@@ -233,6 +235,8 @@ class Plan:
     several_endpoints: bool = False
     #: The brokers share their queues: a message that one of them has is not in another one's queue as well.
     shared_queues: bool = False
+    #: How many links the producer has.
+    links: int = 1
 
     @property
     def messages(self) -> int:
@@ -258,6 +262,10 @@ def draw(seed: int) -> Plan:
     ending: Ending = "close" if mode == "liveness" or quiet else rng.choice(endings)
     producer = producer_of(seed, mode, quiet=quiet)
     calls = _workload(seed, duration, producer, from_=healed_at + 1 if early else 0.0, quiet=quiet)
+    links = stream(seed, "links").choice((1, 1, 1, 1, 1, 1, 2, 3, 4))
+    links = min(links, producer.max_in_flight, producer.max_buffered)
+    if links > 1:
+        calls = tuple(_with_keys(seed, calls))
     faults = () if quiet else _faults(seed, min(duration, healed_at), calls, hostile=hostile)
     if producer.at_least_once and not quiet:
         producer = evolve(producer, retry=_retry_of(seed))
@@ -283,7 +291,15 @@ def draw(seed: int) -> Plan:
         chatty=rng.random() < 0.2,
         calls=calls,
         faults=faults,
+        links=links,
     )
+
+
+def _with_keys(seed: int, calls: tuple[Call, ...]) -> Iterator[Call]:
+    """Half of the calls have one of five keys."""
+    rng = stream(seed, "keys")
+    for call in calls:
+        yield evolve(call, key=f"customer {rng.randrange(5)}") if rng.random() < 0.5 else call
 
 
 def calm(calls: tuple[Call, ...], faults: tuple[Fault, ...] = (), *, seed: int = 0, at_least_once: bool = True) -> Plan:

@@ -68,7 +68,7 @@ def sent_twice_at_most_once(run: Run) -> None:
 def not_flagged(run: Run) -> None:
     result = first(run).result
     assert isinstance(result, Receipt)
-    first(run).result = evolve(result, attempts=2)
+    first(run).result = Receipt(result.message_id, 2, result.possible_duplicate, result.link)
 
 
 def without_outcome(run: Run) -> None:
@@ -215,6 +215,18 @@ def beyond_the_budget(run: Run) -> None:
     first(run).attempts *= 2
 
 
+def written_on_another_link(run: Run) -> None:
+    run.trace.links[9] = evolve(run.trace.links[1], number=9, member=1)
+    first(run).attempts.append(evolve(first(run).attempts[0], link=9))
+
+
+def key_on_two_links(run: Run) -> None:
+    run.trace.links[9] = evolve(run.trace.links[1], number=9, member=1)
+    for link, publish in zip((1, 9), run.trace.publishes.values(), strict=False):
+        publish.call = evolve(publish.call, key="customer")
+        publish.attempts[0].link = link
+
+
 FALSIFIED: list[tuple[str, Callable[[Run], None]]] = [
     ("S1 confirmed is stored", unstored),
     ("S1 confirmed is stored", lost_in_a_crash),
@@ -252,6 +264,8 @@ FALSIFIED: list[tuple[str, Callable[[Run], None]]] = [
     ("S11 counters and secrets", miscounted),
     ("S11 counters and secrets", up_without_a_link),
     ("S11 counters and secrets", told_the_password),
+    ("S12 links are apart", written_on_another_link),
+    ("S12 links are apart", key_on_two_links),
     ("R12 dead peers are noticed", held_through("silence")),
     ("R12 dead peers are noticed", held_through("unfinished")),
     ("R12 dead peers are noticed", held_through("stalled")),

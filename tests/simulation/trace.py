@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 from attrs import define, field, frozen
@@ -13,8 +14,10 @@ from warrener.drivers.base import Lane
 from warrener.errors import Fault, Nacked, PublishError
 from warrener.records import Receipt
 
-__all__ = ["Attempt", "Event", "LinkRecord", "Publish", "Trace", "Verdict", "verdict"]
+__all__ = ["DIALED", "Attempt", "Event", "LinkRecord", "Publish", "Trace", "Verdict", "verdict"]
 
+#: The number of the link that a task dials: several links may be dialed at once.
+DIALED: ContextVar[int] = ContextVar("DIALED")
 #: How a publish ended: "confirmed", "rejected", "nacked", "unknown".
 Verdict = str
 
@@ -95,6 +98,9 @@ class LinkRecord:
     at: float
     #: Which endpoint it was dialed to.
     port: int = 0
+    #: Of a producer with several links: which of them it is, from 1; 0 where there is one. Each numbers its own from 1.
+    member: int = 0
+    own_number: int = 0
     #: When the handshake and the declarations were done.
     opened_at: float | None = None
     declared_at: float | None = None
@@ -129,6 +135,12 @@ class Trace:
         self.channel_ends: dict[tuple[int, int], tuple[float, int | None]] = {}
         #: What was seen on the way, by name; `coverage` turns these into rows.
         self.seen: set[str] = set()
+
+    def link_of(self, member: int, own_number: int) -> LinkRecord | None:
+        """Return the link that a member of the producer gave this number."""
+        return next(
+            (each for each in self.links.values() if (each.member, each.own_number) == (member, own_number)), None
+        )
 
     def note(self, what: str) -> None:
         """Add a line."""

@@ -86,9 +86,13 @@ class Workload:
             try:
                 retry = self._retry(call)
                 if call.how == "to":
-                    receipt = await self._producer.to(**fields).publish(publish.body, timeout=call.timeout)
+                    receipt = await self._producer.to(**fields).publish(
+                        publish.body, key=call.key, timeout=call.timeout
+                    )
                 else:
-                    receipt = await self._producer.publish(publish.body, timeout=call.timeout, retry=retry, **fields)
+                    receipt = await self._producer.publish(
+                        publish.body, key=call.key, timeout=call.timeout, retry=retry, **fields
+                    )
                 self._end(publish, receipt)
             except PublishError as error:
                 self._end(publish, error)
@@ -111,7 +115,9 @@ class Workload:
 
         with trio.CancelScope() as scope:
             self._arrange_cancel(call, scope, tasks)
-            results = await self._producer.publish_many(messages(), timeout=call.timeout, retry=self._retry(call))
+            results = await self._producer.publish_many(
+                messages(), key=call.key, timeout=call.timeout, retry=self._retry(call)
+            )
             for publish, result in zip(begun, results, strict=True):
                 self._end(publish, result)
             return
@@ -122,7 +128,7 @@ class Workload:
         with trio.CancelScope() as scope:
             self._arrange_cancel(call, scope, tasks)
             results = await self._producer.publish_many(
-                [publish.body for publish in begun], timeout=call.timeout, **_fields(call.messages[0])
+                [publish.body for publish in begun], key=call.key, timeout=call.timeout, **_fields(call.messages[0])
             )
             for publish, result in zip(begun, results, strict=True):
                 self._end(publish, result)
@@ -135,7 +141,7 @@ class Workload:
                 publish = self._begin(item, call)
                 try:
                     handle = self._producer.publish_nowait(
-                        publish.body, timeout=call.timeout, retry=self._retry(call), **_fields(item)
+                        publish.body, key=call.key, timeout=call.timeout, retry=self._retry(call), **_fields(item)
                     )
                 except PublishError as error:
                     self._end(publish, error)

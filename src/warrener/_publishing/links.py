@@ -25,7 +25,7 @@ from warrener._publishing.producer import Producer
 from warrener._publishing.relaying import running_beside
 from warrener._publishing.streams import Streams
 from warrener._retry_rules import RetryRules
-from warrener._settings.settings import Settings
+from warrener._settings.settings import SHARED_LIMITS, Settings
 from warrener._supervision.topology import LiveTopology
 from warrener.drivers.base import Link, Peer
 from warrener.errors import FaultKind, ProducerClosed, PublishError, WarrenerError
@@ -59,10 +59,8 @@ _NAME = 200
 
 def _share(settings: Settings, number: int) -> Settings:
     """Return the settings of one link: its share of the capacity, and a name of its own."""
-    shares = {
-        limit: math.ceil(getattr(settings, limit) / settings.links)
-        for limit in ("max_buffered", "max_buffered_bytes", "max_in_flight", "max_in_flight_bytes")
-    }
+    # Rounded down, so that all links together stay within the limit; `Settings` refuses a limit below the number of links.
+    shares = {limit: getattr(settings, limit) // settings.links for limit in SHARED_LIMITS}
     return evolve(settings, links=1, name=f"{settings.name[:_NAME]}#{number}", **shares)
 
 

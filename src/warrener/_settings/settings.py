@@ -18,7 +18,7 @@ import ssl
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypedDict, Unpack
+from typing import Any, Final, Literal, TypeAlias, TypedDict, Unpack
 
 import attrs
 from attrs import Factory, field, frozen
@@ -57,6 +57,7 @@ from warrener.topology import Binding, Declaration, Exchange, Queue
 
 __all__ = [
     "RULES",
+    "SHARED_LIMITS",
     "BreakerScope",
     "Delivery",
     "EndpointOrder",
@@ -67,6 +68,9 @@ __all__ = [
     "WhenExhausted",
     "endpoint_from_url",
 ]
+
+#: Limits of a producer, of which each of several links has an equal share.
+SHARED_LIMITS: Final = ("max_buffered", "max_buffered_bytes", "max_in_flight", "max_in_flight_bytes")
 
 Delivery: TypeAlias = Literal["at_least_once", "at_most_once"]
 WhenExhausted: TypeAlias = Literal["stay", "raise"]
@@ -310,6 +314,12 @@ class Settings:
             raise SettingsError(
                 f"links is {self.links}, but topology holds a server-named or exclusive queue, which belongs to one connection"
             )
+        for limit in SHARED_LIMITS:
+            if getattr(self, limit) < self.links:
+                raise SettingsError(
+                    f"{limit} is {getattr(self, limit)}, which is too few for links={self.links}: each link gets an equal share; "
+                    f"raise {limit} to at least {self.links}, or lower links"
+                )
         if self.confirm_timeout > self.publish_timeout:
             raise SettingsError(
                 f"confirm_timeout ({self.confirm_timeout:g} s) is longer than publish_timeout ({self.publish_timeout:g} s), "
