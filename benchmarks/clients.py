@@ -84,11 +84,11 @@ def _warrener(
     return client
 
 
-def _warrener_many(load: Load) -> Meter:
-    """publish_many of bodies, in runs of `in_flight`, two at a time so that the pipeline never runs empty."""
+def _warrener_many(load: Load, size: int = 0) -> Meter:
+    """publish_many of `size` bodies, or of half of those in flight, two at a time so that the pipeline never runs empty."""
     from warrener import open_producer
 
-    meter, bodies = Meter(load), [bytes(load.size)] * (load.in_flight // 2)
+    meter, bodies = Meter(load), [bytes(load.size)] * (size or load.in_flight // 2)
 
     async def runs(target: Any) -> None:
         while not meter.done:
@@ -273,6 +273,7 @@ CLIENTS: dict[str, Callable[[Load], Meter]] = {
     "warrener Target, asyncio": _warrener("asyncio", "native", target=True),
     "warrener Target, uvloop": _warrener("asyncio", "native", target=True, use_uvloop=True),
     "warrener publish_many, Trio": _warrener_many,
+    "warrener publish_many of 1,000, Trio": partial(_warrener_many, size=1000),
     "warrener on aiormq, Trio": _warrener("trio", "aiormq"),
     "warrener on aiormq, asyncio": _warrener("asyncio", "aiormq"),
     "pika SelectConnection, pipelined": _pika_select,

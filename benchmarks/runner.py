@@ -58,6 +58,7 @@ LINEUP: dict[str, float] = {
     "warrener Target, asyncio": 1,
     "warrener Target, uvloop": 1,
     "warrener publish_many, Trio": 1,
+    "warrener publish_many of 1,000, Trio": 1,
     AMQPLIB: 1,
     MANAGER: 1,
     "pika SelectConnection, pipelined": 1,

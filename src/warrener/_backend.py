@@ -159,11 +159,11 @@ _PLACES_KEPT: Final = 10_000
 
 class _Trio:
     leaves_late = False
-    leave: Callable[[Ticket], None] = staticmethod(_ignore)
     checkpoint_if_cancelled = staticmethod(trio.lowlevel.checkpoint_if_cancelled)
     wake = staticmethod(partial(trio.lowlevel.reschedule, next_send=_WOKEN))
 
     def __init__(self) -> None:
+        self.leave: Callable[[Ticket], None] = _ignore
         self.clock = trio.lowlevel.current_clock().current_time
         #: Without the detour of the public function, which finds the same method: 0.15 us.
         runner = getattr(trio.lowlevel.current_task(), "_runner", None)
@@ -193,7 +193,8 @@ class _TrioBackend(_Trio):
         self._seats: list[_Seat] = []
 
     def cancelled(self) -> bool:
-        return trio.lowlevel.current_task()._cancel_status.effectively_cancelled  # noqa: SLF001 - see `backend`
+        task: Any = trio.lowlevel.current_task()
+        return bool(task._cancel_status.effectively_cancelled)  # noqa: SLF001 - see `backend`
 
     def ticket(self) -> Ticket:
         seats = self._seats
@@ -278,11 +279,11 @@ class _Loop(Protocol):
 
 class _AsyncioBackend:
     leaves_late = True
-    leave: Callable[[Ticket], None] = staticmethod(_ignore)
     ticket = Ticket
 
     def __init__(self, token: anyio.lowlevel.EventLoopToken) -> None:
         loop = cast("_Loop", token.native_token)
+        self.leave: Callable[[Ticket], None] = _ignore
         self.clock = loop.time
         self.checkpoint_if_cancelled = token.backend_class.checkpoint_if_cancelled
         self._create_future = loop.create_future

@@ -359,7 +359,7 @@ class Receipt(tuple[Any, ...]):
 
     def __new__(cls, message_id: str, attempts: int, possible_duplicate: bool, link: int) -> Self:
         """Make the receipt of any message."""
-        return tuple.__new__(cls, (message_id, attempts, possible_duplicate, link))
+        return super().__new__(cls, (message_id, attempts, possible_duplicate, link))
 
     @property
     def message_id(self) -> str:

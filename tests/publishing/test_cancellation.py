@@ -89,7 +89,7 @@ def test_ten_thousand_publishers_cancelled_at_random_leave_nothing() -> None:
     async def main() -> None:
         rng = random.Random(4)
         driver = ScriptedDriver(lives(answer=silence))
-        async with open_producer(URL, driver=driver) as producer, trio.open_nursery() as nursery:
+        async with open_producer(URL, driver=driver, max_in_flight=12_000) as producer, trio.open_nursery() as nursery:
             await producer.wait_connected()
             scopes = [trio.CancelScope() for _ in range(10_000)]
 

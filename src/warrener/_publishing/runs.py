@@ -7,7 +7,7 @@ that were confirmed together.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import chain
 from operator import itemgetter
 from typing import Any, TypeAlias, cast, overload
@@ -21,7 +21,7 @@ __all__ = ["Outcomes", "Run", "receipt_of"]
 
 _place = itemgetter(0)
 #: Makes a receipt without the call of its `__new__`.
-_new = tuple.__new__
+_new: Callable[[type[Receipt], tuple[str, int]], Receipt] = cast("Any", tuple).__new__
 
 
 #: Neighbours that were confirmed in a flight: the place of the first one, their number, the first code, and their

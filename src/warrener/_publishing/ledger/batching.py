@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import repeat
+from typing import cast
 
 from warrener._publishing.ledger.delivery import Delivery
 from warrener._publishing.ledger.flights import TOGETHER, Batches, Flight, RunLike, Ticket
@@ -191,8 +192,7 @@ class Batching:
                 self.expand()
             if ticket.delivery is None:
                 self._expand_flight_of(ticket)
-        delivery: Delivery = ticket.delivery
-        return delivery
+        return cast("Delivery", ticket.delivery)
 
     def _expand_flight_of(self, ticket: Ticket) -> None:
         for epoch in self._in_flight.epochs.values():

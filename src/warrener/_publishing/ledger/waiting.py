@@ -53,7 +53,8 @@ class Waiting:
         self._first_until = 0.0
         self._first_looks = 0
         #: The number of the first message of a batch that got no place, the places that were taken then, and how long that counts.
-        self._refused = self._refused_taken = 0
+        self._refused = 0
+        self._refused_taken: int = 0
         self._refused_until = 0.0
         #: The messages of batches below this number have the destination of the first one.
         self._seen = 0
