@@ -50,7 +50,7 @@ def add_parser(commands: Commands) -> None:
 formats
   lines      each line is a message; empty lines are skipped
   jsonl      the same, and each line must be JSON; content type application/json
-  messages   each line is an object: body (text) or body_base64, routing_key, headers, ...; as in the file of --unconfirmed
+  messages   each line is an object: body (text) or body_base64, routing_key, headers, ...; --unconfirmed writes such lines
   files      each file is a message; a folder stands for all files below it
 
 exit status  0 all confirmed, 1 not all, 2 wrong arguments or input, 130 interrupted (begun messages have an outcome)
@@ -91,7 +91,7 @@ The broker is RABBITMQ_URL, or --url, which other users of this machine can see.
     add("--url", help="the broker (default: RABBITMQ_URL)")
     add_driver(parser)
     add("--plain", action="store_true", help="plain lines even where rich is installed")
-    add("--quiet", action="store_true", help="print only if a message is not confirmed, or on an error")
+    add("--quiet", action="store_true", help="print only if a message is not confirmed, or the run ends early")
     parser.set_defaults(run=_run, parser=parser)
 
 

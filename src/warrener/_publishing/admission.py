@@ -122,8 +122,8 @@ class Admission:
         if unhealthy and ledger.share_used(destination, delivery.size, now):
             return BufferFull(
                 delivery.message_id,
-                "the breaker of its destination is open, or a confirm from it is overdue; until this ends, the destination may use "
-                f"only its share of the capacity, and this share is used up ({described(destination)})",
+                "the breaker of its destination is open, or a confirm from it is overdue; until this ends, the destination "
+                f"may use only its share of the capacity, and this share is used up ({described(destination)})",
             )
         return destinations.refusal(delivery, now) if destinations.active else None
 

@@ -465,7 +465,7 @@ class EmbeddedBroker:
 
     @runs_in_loop
     def kill_queue(self, name: str, vhost: str = "/") -> None:
-        """End a queue's process abnormally: its unconfirmed publishes are nacked, its synced messages stay (a nacked message may be stored)."""
+        """End a queue's process abnormally: its unconfirmed publishes are nacked, though its synced messages stay."""
         self._queue(name, vhost).die()
 
     @runs_in_loop
