@@ -272,6 +272,10 @@ def draw(seed: int) -> Plan:
         if producer.retry is not None and producer.retry.overdue:
             faults = _by_instant((*faults, *_mute_queues(seed, min(duration, healed_at))))
     ends_at = duration if ending == "close" else _ending_instant(seed, duration, calls)
+    network, brokers = network_of(seed, quiet=quiet), stream(seed, "brokers").choice((1, 1, 1, 1, 1, 2, 2, 3))
+    # Each address has an equal part of `connect_timeout`. A handshake takes some ten round trips.
+    least = brokers * 20 * network.latency * (1 + network.jitter)
+    producer = evolve(producer, connect_timeout=max(producer.connect_timeout, least))
     if mode == "safety" and ending == "close under load":
         faults += _crossing(seed, ends_at)
     return Plan(
@@ -283,8 +287,8 @@ def draw(seed: int) -> Plan:
         ending=ending,
         ends_at=ends_at,
         producer=producer,
-        network=network_of(seed, quiet=quiet),
-        brokers=stream(seed, "brokers").choice((1, 1, 1, 1, 1, 2, 2, 3)),
+        network=network,
+        brokers=brokers,
         several_endpoints=stream(seed, "endpoints").random() < 0.6,
         shared_queues=stream(seed, "shared queues").random() < 0.5,
         sync_interval=rng.choice((0.0, 0.05, 0.2)),
