@@ -50,7 +50,10 @@ _COUNTERS: Mapping[str, tuple[str, str]] = {
     "overdue": ("confirms_overdue", "Messages that waited longer than confirm_timeout while the broker answered others"),
     "late": ("confirms_late", "Confirms that came after the deadline of their publish"),
     "anomalies": ("anomalies", "Answers that a correct broker does not give, such as two confirms of one tag"),
-    "state_changes": ("connection_state_changes", "Changes of the connection's state, the machine's finer ones included"),
+    "state_changes": (
+        "connection_state_changes",
+        "Changes of the connection's state, also those between two internal states of one public state",
+    ),
     "reconnect_attempts": ("reconnection_attempts", "Dials after the first one"),
     "breaker_trips": ("circuit_breaker_trips", "How often the circuit breaker opened"),
     "dials_failed": ("dials_failed", "Dials that ended without a link"),
@@ -191,7 +194,11 @@ class ProducerCollector(Collector):
             yield counter(f"warrener_{name}", text, counters.get(key, 0))
         yield gauge("warrener_in_flight", "Messages written and not yet confirmed", status.in_flight)
         yield gauge("warrener_buffered", "Messages accepted and not yet written", status.buffered)
-        yield gauge("warrener_consecutive_failures", "As the breaker counts them", status.consecutive_failures)
+        yield gauge(
+            "warrener_consecutive_failures",
+            "Failures in a row, as the breaker counts them",
+            status.consecutive_failures,
+        )
         yield gauge(
             "warrener_open_destinations",
             "Destinations whose own breaker is open, or which have an overdue message",

@@ -20,7 +20,7 @@ def test_a_balanced_account_has_no_faults() -> None:
     ("change", "fault"),
     [
         ({"found": {"a": (1, 0)}}, "1 stored messages lost"),
-        ({"found": {"a": (1, 0), "b": (3, 1)}}, "1 copies without the header"),
+        ({"found": {"a": (1, 0), "b": (3, 1)}}, "1 copies that are not flagged as possible duplicates"),
         ({"waiting": 0}, "no message waited in the outbox at the first kill"),
     ],
 )

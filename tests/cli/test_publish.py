@@ -249,7 +249,7 @@ def test_a_broker_that_never_comes_ends_the_run_when_the_attempts_are_used_up(ru
         (["."], ". is a folder; folders are for --format files"),
         (["--unconfirmed=in.txt", "in.txt"], "in.txt exists"),
         (["--unconfirmed=no/where", "in.txt"], "cannot be written to"),
-        (["--resume=in.txt", "in.txt"], "in.txt is no file of --resume"),
+        (["--resume=in.txt", "in.txt"], "in.txt was not written by --resume"),
     ],
 )
 def test_what_cannot_be_done_is_said_before_anything_is_published(broker, run, arguments, reason) -> None:
@@ -332,7 +332,7 @@ def test_what_could_not_be_written_down_is_not_passed_over(broker, run, monkeypa
         patch.setattr(publish_files.PlaceFile, "save", full)
         status, said = run(*arguments)
     assert 1 == status
-    assert "not confirmed, and not written down: " in said
+    assert "not confirmed, and could not be saved: " in said
     assert "No space left on device" in said
     broker.declare_queue("later")
     assert 0 == run(*arguments)[0]
@@ -492,7 +492,7 @@ def test_a_place_that_is_no_place_is_one_line(broker, run, text) -> None:
     before = Path("place").read_bytes()
     status, said = run("--resume=place", write("in.txt", "x"))
     assert (2, "warrener publish: ", 1, before) == (status, said[:18], said.count("\n"), Path("place").read_bytes())
-    assert "place is no file of --resume" in said
+    assert "place was not written by --resume" in said
 
 
 @pytest.mark.parametrize(
@@ -671,7 +671,7 @@ def test_giving_up_leaves_the_rest_to_the_next_run(slow_broker, run, monkeypatch
         assert program.stderr is not None
         said = program.stderr.read()
     assert 1 == program.returncode, said
-    assert "7 read and not sent; the same command goes on there" in said
+    assert "7 read and not sent; the same command continues with them" in said
     assert ["task 0", "task 1", "task 2"] == [line["body"] for line in kept()]
     assert {True} == {line["may_have_been_delivered"] for line in kept()}
     broker.restart()

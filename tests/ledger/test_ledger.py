@@ -716,7 +716,7 @@ def test_a_suspect_gets_three_attempts() -> None:
     assert bench.close_channel(INTERNAL, lane=Lane.SUSPECT) == [poison]
     assert isinstance(poison.outcome, Unconfirmed)
     assert poison.attempts == 4
-    assert "4 attempts, 3 of them alone" in str(poison.outcome)
+    assert "4 attempts; in 3 of them it was the only message" in str(poison.outcome)
 
 
 def test_a_lone_attempt_that_was_not_offered_does_not_count() -> None:

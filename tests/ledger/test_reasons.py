@@ -146,7 +146,7 @@ def in_a_closed_channel_and_not_to_be_sent_again() -> Receipt | PublishError | N
     return delivery.outcome
 
 
-@tells(Unconfirmed, "no confirm came in 4 attempts, 3 of them alone", INTERNAL)
+@tells(Unconfirmed, "no confirm came in 4 attempts; in 3 of them it was the only message on its channel", INTERNAL)
 def a_suspect_to_the_end() -> Receipt | PublishError | None:
     bench = Bench()
     (delivery,) = bench.publish(1)
@@ -167,7 +167,7 @@ def left_and_perhaps_sent() -> Receipt | PublishError | None:
     return late(bench)
 
 
-@tells(NotSent, "its caller had left, and the link ended before it was written", LOST)
+@tells(NotSent, "its publish call ended early, and the link was lost before the message was written", LOST)
 def left_and_not_sent() -> Receipt | PublishError | None:
     bench = Bench()
     (delivery,) = bench.publish(1)

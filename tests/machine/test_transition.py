@@ -491,14 +491,14 @@ EXPECTED: dict[str, Expected] = {
     "Waiting | RetryTimerFired / EndpointsFound / DiscoveryFailed": then(
         states.Dialing(4), effects.Dial(4, 0, 1), TOLD_IF_ANY, attempts=3, last_fault=CAUSE
     ),
-    "Waiting | EndpointsFound, a new one": then(states.Dialing(4), effects.Dial(4, 1, 0), TOLD, attempts=3),
+    "Waiting | EndpointsFound, one of them new": then(states.Dialing(4), effects.Dial(4, 1, 0), TOLD, attempts=3),
     "Waiting | EndpointsFound, none": then(None),
     "Waiting: discovery | ReconnectRequested": then(None, effects.CancelTimer("retry"), ASK_AT_ONCE, hinted_at=100.0),
     "Waiting: discovery, no endpoint known | RetryTimerFired / EndpointsFound, none": then(None),
     "Waiting: discovery, no endpoint known | EndpointsFound": then(
         states.Dialing(4), effects.Dial(4), TOLD, attempts=3
     ),
-    "Waiting: discovery, no endpoint known | EndpointsFound, a new one": then(
+    "Waiting: discovery, no endpoint known | EndpointsFound, one of them new": then(
         states.Dialing(4), effects.Dial(4), TOLD, attempts=3
     ),
     "Waiting: discovery, no endpoint known | DiscoveryFailed": then(

@@ -57,7 +57,7 @@ def test_sighup_revives_a_producer_that_gave_up_and_health_names_it(start_servic
             refused.status_code, refused.headers["retry-after"], refused.json()["may_have_been_delivered"],
         )  # fmt: skip
         service.signal(signal.SIGHUP)
-        service.wait_log("SIGHUP: a hint")
+        service.wait_log("SIGHUP: the producer is asked to reconnect")
         service.wait_log("gave up -> dialing")
 
 

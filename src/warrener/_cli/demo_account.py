@@ -82,7 +82,7 @@ class Account:
             (len(self.called - self.outcomes.keys()), "messages without an outcome"),
             (
                 abs(self.counters["confirmed"] - len(self.confirmed)),
-                "confirms of difference between the producer's count and the publishers'",
+                "confirms that only the producer or only the publishers counted",
             ),
             (abs(self.accepted - len(self.confirmed) - self.reported_otherwise), "accepted messages unaccounted for"),
             (len(lost), "confirmed messages lost"),
@@ -94,7 +94,7 @@ class Account:
         shown = [
             (self.resent > 0, "nothing was re-sent"),
             (self.failed_fast > 0, "nothing failed fast"),
-            (self.alarm_seen, "the alarm was not seen"),
+            (self.alarm_seen, "the producer did not report the alarm"),
         ]
         return wrong + [text for holds, text in shown if not holds]
 

@@ -62,7 +62,10 @@ class OutboxAccount:
 
     def faults(self) -> list[str]:
         """Return the errors of the account, and what the act should have shown and did not."""
-        claims = [(self.lost, "stored messages lost"), (self.unflagged, "copies without the header")]
+        claims = [
+            (self.lost, "stored messages lost"),
+            (self.unflagged, "copies that are not flagged as possible duplicates"),
+        ]
         wrong = [f"{count} {text}" for count, text in claims if count]
         return wrong if self.waiting else [*wrong, "no message waited in the outbox at the first kill"]
 

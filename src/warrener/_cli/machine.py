@@ -235,7 +235,7 @@ _OCCASIONS: tuple[tuple[str, Callable[[int], events.Event]], ...] = (
     ("LinkClosed", lambda link: events.LinkClosed(link, AT)),
     ("RetryTimerFired", lambda link: events.RetryTimerFired(link, AT)),
     ("EndpointsFound", lambda link: events.EndpointsFound(link, (0,), (0,), AT)),
-    ("EndpointsFound, a new one", lambda link: events.EndpointsFound(link, (0, None), (0, 1), AT)),
+    ("EndpointsFound, one of them new", lambda link: events.EndpointsFound(link, (0, None), (0, 1), AT)),
     ("EndpointsFound, none", lambda link: events.EndpointsFound(link, (), (), AT)),
     ("DiscoveryFailed", lambda link: events.DiscoveryFailed(link, NO_ANSWER, AT)),
     ("ReconnectRequested", lambda _: events.ReconnectRequested(AT)),
@@ -467,7 +467,7 @@ def _page() -> Iterator[str]:
     yield "An event that is not listed for a state changes nothing in that state. An event with the number of an earlier"
     yield "link changes nothing in any state. A line with a special condition, or with a variant of an event, is in the"
     yield "table only if its answer differs from the plainer line: look for the special condition first."
-    yield "The durations are those of the default policy, two attempts after the last link that was proven."
+    yield "The durations are those of the default policy, two attempts after the last link that was proven healthy."
     yield "`StartRetryTimer(2 to 4 s)`: the supervisor draws the delay from that range."
     yield ""
     yield "![The states and what leads from one to another](state-diagram.svg)"

@@ -64,7 +64,12 @@ def add_parser(commands: Commands) -> None:
     made = action("relay", _relay, "publish the rows of an outbox until interrupted; programs need only insert them")
     made.add_argument("--to", metavar="URL", help="the broker (default: RABBITMQ_URL)")
     made.add_argument("--attempts", type=int, default=5, metavar="N", help="set a row aside after N nacks (default: 5)")
-    made.add_argument("--on-poison", choices=("hold", "skip"), default="hold", help="what a set-aside row's key does")
+    made.add_argument(
+        "--on-poison",
+        choices=("hold", "skip"),
+        default="hold",
+        help="later rows of a set-aside row's key: hold them back, or publish them (default: hold)",
+    )
     add_driver(made)
 
 

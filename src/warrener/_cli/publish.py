@@ -43,17 +43,17 @@ def add_parser(commands: Commands) -> None:
     """Add ``publish`` to the commands."""
     parser = commands.add_parser(
         "publish",
-        help="publish lines, JSON or files, each confirmed; keep what was not",
+        help="publish lines, JSON or files; save the messages that are not confirmed",
         description="Publish each line (or file) as one message, and wait for the broker's confirm of each. "
-        "What is not confirmed is written to a file that can be published again.",
+        "Messages that are not confirmed are written to a file, which can be published again.",
         epilog="""\
 formats
   lines      each line is a message; empty lines are skipped
   jsonl      the same, and each line must be JSON; content type application/json
-  messages   each line is an object: body (text) or body_base64, routing_key, headers, ...; what --unconfirmed wrote
+  messages   each line is an object: body (text) or body_base64, routing_key, headers, ...; --unconfirmed writes such lines
   files      each file is a message; a folder stands for all files below it
 
-exit status  0 all confirmed, 1 not all, 2 wrong arguments or input, 130 interrupted (what was under way is settled)
+exit status  0 all confirmed, 1 not all, 2 wrong arguments or input, 130 interrupted (begun messages have an outcome)
 
 examples     warrener publish -k tasks tasks.txt
              journalctl -f -o json | warrener publish -k log --format jsonl
@@ -65,27 +65,39 @@ The broker is RABBITMQ_URL, or --url, which other users of this machine can see.
     )
     add = parser.add_argument
     names_file(add("paths", nargs="*", metavar="PATH", default=["-"], help="what to read (default: -, standard input)"))
-    add("-k", "--routing-key", metavar="KEY", help="where to; with the default exchange, the name of a queue")
+    add("-k", "--routing-key", metavar="KEY", help="the routing key; with the default exchange, the name of a queue")
     add("-x", "--exchange", metavar="NAME", default="", help="default: the default exchange")
     add("-f", "--format", choices=FORMATS, default="lines", help="default: lines")
     add("--content-type", metavar="TYPE", help="e.g. text/plain; with jsonl, application/json unless given")
-    names_file(add("--resume", metavar="FILE", help="keep the place in FILE, and go on there when FILE exists"))
     names_file(
-        add("--unconfirmed", metavar="FILE", help="for what is not confirmed (default: warrener-unconfirmed-….jsonl)")
+        add("--resume", metavar="FILE", help="save the position in FILE; if FILE exists, continue from its position")
     )
-    add("--max-unconfirmed", metavar="N", type=int, default=100, help="stop when more are not confirmed (default: 100)")
+    names_file(
+        add(
+            "--unconfirmed",
+            metavar="FILE",
+            help="the file for messages that are not confirmed (default: warrener-unconfirmed-….jsonl)",
+        )
+    )
+    add(
+        "--max-unconfirmed",
+        metavar="N",
+        type=int,
+        default=100,
+        help="stop when more than N messages are not confirmed (default: 100)",
+    )
     add("--timeout", metavar="S", type=float, help="seconds for each message (default: until the attempts are used up)")
     add("--window", metavar="N", type=int, default=1000, help="messages under way at once (default: 1000)")
     add("--url", help="the broker (default: RABBITMQ_URL)")
     add_driver(parser)
     add("--plain", action="store_true", help="plain lines even where rich is installed")
-    add("--quiet", action="store_true", help="say nothing unless something is not confirmed")
+    add("--quiet", action="store_true", help="print only if a message is not confirmed, or the run ends early")
     parser.set_defaults(run=_run, parser=parser)
 
 
 def _run(args: argparse.Namespace) -> int:
     if args.routing_key is None and args.format != "messages":
-        args.parser.error("-k/--routing-key is needed: where are the messages to go?")
+        args.parser.error("-k/--routing-key is needed; with the default exchange, it is the name of a queue")
     if args.max_unconfirmed < 0 or not 1 <= args.window <= 10_000 or not (args.timeout is None or args.timeout > 0):
         args.parser.error("--max-unconfirmed from 0, --window from 1 to 10000, --timeout above 0")
     content_type = args.content_type or ("application/json" if args.format == "jsonl" else None)

@@ -169,7 +169,7 @@ class PlaceFile:
         except OSError as error:
             raise Refused(f"{self._path}: {reason(error)}") from None
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            raise Refused(f"{self._path} is no file of --resume; name another") from None
+            raise Refused(f"{self._path} was not written by --resume; name another file") from None
         different = [name for name, value in self._identity.items() if of.get(name) != value]
         if different:
             raise Refused(f"{self._path} belongs to another run: {', '.join(different)} differ; name another file")

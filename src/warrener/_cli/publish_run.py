@@ -281,7 +281,7 @@ class Run:
                 self.stop_reading(f"cannot write {self._plan.resume or self.place.file}: {text}")
         if self._stuck:
             for where in lines_of:
-                print(f"not confirmed, and not written down: {where}", file=sys.stderr)
+                print(f"not confirmed, and could not be saved: {where}", file=sys.stderr)
 
     async def _end_place(self) -> None:
         """Save the place without the lines that were appended, so that no later run appends them to a new file."""

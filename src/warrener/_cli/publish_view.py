@@ -137,7 +137,7 @@ def summary(run: Run, took: float) -> Iterator[str]:
     if place.unconfirmed > progress.unconfirmed:
         yield f"{place.unconfirmed - progress.unconfirmed:,} were not confirmed before; they are in {_shown(place.file)}"
     if progress.left:
-        yield f"{progress.left:,} read and not sent; the same command goes on there"
+        yield f"{progress.left:,} read and not sent; the same command continues with them"
     if run.stopped is not None:
         yield f"stopped: {run.stopped}"
     if run.bad_input is not None:

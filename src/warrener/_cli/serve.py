@@ -35,7 +35,9 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--config", metavar="FILE", help="TOML settings (default: $ML_PRODUCER_CONFIG)")
     parser.add_argument("--url", help="the broker; better in RABBITMQ_URL, where other users cannot see it")
     parser.add_argument("--bind", metavar="HOST:PORT", help="the address to listen on (default 127.0.0.1:3001)")
-    parser.add_argument("--outbox", metavar="FILE-OR-DSN", help="store tasks there, also while the broker is away")
+    parser.add_argument(
+        "--outbox", metavar="FILE-OR-DSN", help="store tasks in this outbox, also while the broker cannot be reached"
+    )
     parser.add_argument("--log", choices=("human", "json"), help="form of the log on stderr (default human)")
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), help="default info")
     parser.set_defaults(run=_run)

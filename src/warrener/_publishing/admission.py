@@ -84,7 +84,9 @@ class Admission:
             self.destinations.left(delivery)
             fault = self._ledger.settlement.last_fault
             return NotSent(
-                delivery.message_id, "no message can be written now, and the policy does not wait", last_fault=fault
+                delivery.message_id,
+                "no message can be written now, and its retry policy does not wait (`on` lacks 'not_sent')",
+                last_fault=fault,
             )
         if supervisor.breaker_closed or not retry.fail_fast:
             return None
@@ -120,7 +122,8 @@ class Admission:
         if unhealthy and ledger.share_used(destination, delivery.size, now):
             return BufferFull(
                 delivery.message_id,
-                f"its destination is unhealthy and holds its share of the capacity already ({described(destination)})",
+                "the breaker of its destination is open, or a confirm from it is overdue; until this ends, the destination "
+                f"may use only its share of the capacity, and this share is used up ({described(destination)})",
             )
         return destinations.refusal(delivery, now) if destinations.active else None
 
@@ -149,7 +152,8 @@ class Admission:
         """Return the error for a message that found no capacity; its permit is given back."""
         self.give_back(delivery)
         fault = self._ledger.settlement.last_fault
-        return BufferFull(delivery.message_id, "the buffer of unwritten messages is full", last_fault=fault)
+        reason = "the buffer of unwritten messages is full (max_buffered, max_buffered_bytes)"
+        return BufferFull(delivery.message_id, reason, last_fault=fault)
 
     async def wait(self, delivery: Delivery) -> PublishError | None:
         """Wait until the message is accepted (None) or refused.
@@ -182,7 +186,10 @@ class Admission:
         if limit < delivery.deadline:
             return self.full(delivery)
         fault = self._ledger.settlement.last_fault
-        return DeadlineExceeded(delivery.message_id, "no capacity came free before its deadline", last_fault=fault)
+        reason = (
+            "its deadline passed while the buffer of unwritten messages was full (max_buffered, max_buffered_bytes)"
+        )
+        return DeadlineExceeded(delivery.message_id, reason, last_fault=fault)
 
     def _leave(self, waiter: CapacityWaiter) -> None:
         """Take out a waiter that was not accepted; a younger one may fit where it did not."""

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 __all__ = ["LinkFacts"]
 
 
-_UNEXPLAINED = Fault(FaultKind.CHANNEL_CLOSED, "the broker closed the channel, and no message of it was refused alone")
+_UNEXPLAINED = Fault(
+    FaultKind.CHANNEL_CLOSED,
+    "the broker closed the channel; each of its unconfirmed messages was then published alone, and none was refused",
+)
 
 
 class LinkFacts:

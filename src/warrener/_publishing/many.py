@@ -166,7 +166,7 @@ class ManyPublishes:
         refusal = admission.refused(delivery)
         if refusal is None and called >= self._deadline:
             admission.give_back(delivery)
-            refusal = DeadlineExceeded(delivery.message_id, "its turn came after the deadline")
+            refusal = DeadlineExceeded(delivery.message_id, "its deadline passed before it was accepted")
         if refusal is not None:
             run.place_one(refusal)
             return None

@@ -225,4 +225,6 @@ class Outcomes(Sequence[Receipt | PublishError]):
         if isinstance(item, PublishError):
             return item
         outcome = item.outcome
-        return outcome if outcome is not None else Unconfirmed(item.message_id, "the producer lost track of it")
+        if outcome is not None:
+            return outcome
+        return Unconfirmed(item.message_id, "the producer has no outcome for it; please report this as a bug")

@@ -134,7 +134,9 @@ class Addresses:
         """Return the endpoints of the URLs; `source` names them in errors. Raises `SettingsError`."""
         self._refuse_a_mix([parsed.endpoint for parsed in urls], source)
         if len(urls) > 1 and self.changes.get("server_hostname") is not None:
-            raise SettingsError(f"server_hostname is one name, but {source} holds {len(urls)} URLs, each with its own")
+            raise SettingsError(
+                f"server_hostname is one name, but {source} holds {len(urls)} URLs, each with its own host; drop server_hostname"
+            )
         found: list[Endpoint] = []
         for parsed in urls:
             endpoint = attrs.evolve(_with_tls_files(parsed.endpoint, self.environ, source), **self.changes)

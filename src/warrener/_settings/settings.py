@@ -313,7 +313,7 @@ class Settings:
         if self.confirm_timeout > self.publish_timeout:
             raise SettingsError(
                 f"confirm_timeout ({self.confirm_timeout:g} s) is longer than publish_timeout ({self.publish_timeout:g} s), "
-                "so each publish would end before it; lower confirm_timeout or raise publish_timeout"
+                "so each publish would end before its confirm is overdue; lower confirm_timeout or raise publish_timeout"
             )
         if self.ssl_context is not None and not isinstance(self.ssl_context, ssl.SSLContext):
             raise SettingsError(f"ssl_context must be an ssl.SSLContext, not {type(self.ssl_context).__name__}")
@@ -556,4 +556,4 @@ def _check_breaker(breaker: Breaker | None) -> None:
         rule.check(f"breaker.{name}", getattr(breaker, name))
     given = {name: getattr(breaker, name) for name in _BREAKER_RULES}
     if breaker != Breaker(**given):
-        raise SettingsError(f"breaker must be new: {', '.join(given)} are its settings, the rest is its state")
+        raise SettingsError(f"breaker must be new: set only {', '.join(given)}, and not its state")

@@ -293,7 +293,9 @@ async def _secured(sockets: Sockets[S], stream: S, host: str, context: ssl.SSLCo
         except (anyio.EndOfStream, anyio.BrokenResourceError):
             raise ssl.SSLEOFError from None
         if version not in ("TLSv1.2", "TLSv1.3"):
-            raise LinkDown(Fault(FaultKind.TLS, f"the broker offers {printable(version)} only; TLS 1.2 is the least"))
+            raise LinkDown(
+                Fault(FaultKind.TLS, f"the broker offers {printable(version)} only; TLS 1.2 or 1.3 is needed")
+            )
     except BaseException:
         await close_now(stream)
         raise
@@ -378,7 +380,7 @@ def _summary(failures: Sequence[tuple[str, Exception]]) -> Fault:
     where = address
     if len(failures) > 1:
         others = ", ".join(other for other, _ in failures if other != address)
-        where = f"{address}; no better at {others}"
+        where = f"{address}; {others} failed, too"
     return Fault(fault.kind, printable(f"{fault.text} ({where})"), reply_code=fault.reply_code)
 
 

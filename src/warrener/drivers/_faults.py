@@ -214,14 +214,14 @@ def _hung_up(phase: DialPhase) -> str:
 def timed_out(phase: DialPhase, seconds: float) -> Fault:
     """Return the fault for a deadline over the whole open that ended in `phase`."""
     if phase is DialPhase.DIALING:
-        return Fault(FaultKind.UNREACHABLE, f"no connection within {seconds:g} s; check host, port and firewalls")
+        text = f"no connection within {seconds:g} s (connect_timeout); check host, port and firewalls"
+        return Fault(FaultKind.UNREACHABLE, text)
     hint = {
         DialPhase.GREETING: "it accepts connections and says nothing; is it a broker?",
         DialPhase.AUTHENTICATING: _MAYBE_LOGIN,
     }.get(phase, "it is overloaded, or an alarm stops it")
-    return Fault(
-        FaultKind.HANDSHAKE_TIMEOUT, f"the peer did not finish within {seconds:g} s while {phase.value}; {hint}"
-    )
+    text = f"the peer did not finish within {seconds:g} s (connect_timeout) while {phase.value}; {hint}"
+    return Fault(FaultKind.HANDSHAKE_TIMEOUT, text)
 
 
 def unanswered(about: str, seconds: float, behind: str = "") -> Fault:
@@ -237,12 +237,14 @@ def silent(seconds: float) -> Fault:
 
 def stalled_write(seconds: float) -> Fault:
     """Return the fault for a write that the network did not take."""
-    return Fault(FaultKind.STALLED, f"a write did not finish within {seconds:g} s; the broker does not read")
+    text = f"a write did not finish within {seconds:g} s (write_stall_timeout); the broker does not read"
+    return Fault(FaultKind.STALLED, text)
 
 
 def stalled_frame(seconds: float) -> Fault:
     """Return the fault for a frame that arrived only in part."""
-    return Fault(FaultKind.STALLED, f"a frame from the broker did not finish within {seconds:g} s")
+    text = f"a frame from the broker did not finish within {seconds:g} s (frame_timeout)"
+    return Fault(FaultKind.STALLED, text)
 
 
 def illegal_frame(what: str) -> Fault:

@@ -334,7 +334,11 @@ def _tell_of_files(settings: ServerSettings) -> None:
     """Log that the limit of open files is the bound, where it is."""
     if _allowed(settings) < settings.max_connections:
         log.warning(
-            "the limit of %d open files allows about %d connections, not max_connections", _files(), _allowed(settings)
+            "the limit of %d open files allows about %d connections, fewer than max_connections (%d); "
+            "raise the limit (ulimit -n)",
+            _files(),
+            _allowed(settings),
+            settings.max_connections,
         )
 
 

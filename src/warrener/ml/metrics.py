@@ -69,7 +69,7 @@ class MLCollector(Collector):
             counters.get("reconnect_attempts", 0),
         )
         yield labelled(
-            CounterMetricFamily("ml_producer_publish_failures", "Calls that raised, by why", labels=["reason"]),
+            CounterMetricFamily("ml_producer_publish_failures", "Calls that raised, by their error", labels=["reason"]),
             (([reason], count) for reason, count in tasks.failures.items()),
         )
         yield histogram(

@@ -82,7 +82,9 @@ class MLProducer:
         **producer_options: Unpack[SettingsFields],
     ) -> None:
         if producer is not None and (producer_options or driver is not None):
-            raise TypeError(f"options beside a ready producer: {', '.join(producer_options) or 'driver'}")
+            raise TypeError(
+                f"a call with producer= takes no {', '.join(producer_options) or 'driver'}; drop one of them"
+            )
         self.settings = settings if settings is not None else MLSettings.load()
         if producer is None:
             declared = topology(self.settings.exchange, dead_letter=self.settings.dead_letter)

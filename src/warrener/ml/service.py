@@ -144,7 +144,10 @@ async def serve(
                 with anyio.move_on_after(LAST_ANSWERS):
                     await end.http_done.wait()
             if deadline.cancelled_caught:
-                log.warning("shutdown took longer than %g s; the rest is dropped", settings.shutdown_timeout)
+                log.warning(
+                    "shutdown took longer than %g s (shutdown_timeout); the tasks without an outcome are dropped",
+                    settings.shutdown_timeout,
+                )
             tasks.cancel_scope.cancel()
     return end.status
 
@@ -154,9 +157,9 @@ async def _obey_signals(ml: MLProducer, end: _End, settings: MLSettings, everyth
         async for number in signals:
             name = signal.Signals(number).name
             if number == signal.SIGHUP:
-                log.info("%s: a hint to reconnect", name)
+                log.info("%s: the producer is asked to reconnect", name)
                 if not ml.reconnect():
-                    log.info("the hint changes nothing: connected, or given less than a second ago")
+                    log.info("the producer need not reconnect: it is connected, or was asked less than a second ago")
             elif not end.stopping.is_set():
                 log.info("%s: shutting down within %g s; a second signal aborts", name, settings.shutdown_timeout)
                 signal.alarm(math.ceil(settings.shutdown_timeout) + GRACE)

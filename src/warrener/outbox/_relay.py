@@ -422,7 +422,7 @@ class Relay:
         for aside in settlement.set_aside:
             _log.warning(
                 "%s: row %d was set aside (%s): %s%s", self._producer.name, aside.position, aside.reason, aside.error,
-                "; later rows of its key wait until somebody retries or drops it" if aside.holds else "",
+                "; later rows of its key wait until you use warrener outbox retry, or drop" if aside.holds else "",
             )  # fmt: skip
 
     async def _nap(self, now: float) -> None:

@@ -159,7 +159,8 @@ class SQLiteStore:
         if not known and "warrener_outbox" in tables:
             raise OutboxUnusable(
                 OutboxProblem.NOT_OURS,
-                f"{self.path} has a table warrener_outbox of another format; the file was not changed",
+                f"{self.path} has a table warrener_outbox of another format; the file was not changed;"
+                " choose another file",
             )
         if not known and not self._make:
             raise OutboxUnusable(

@@ -34,7 +34,8 @@ class LoopThread:
             return function()
         if self.portal is None:
             raise RuntimeError(
-                "this was called from another thread than that of its event loop; make it with in_thread() to call it from there"
+                "a method was called from another thread than that of the object's event loop; to call methods from "
+                "any thread, make the object with in_thread()"
             )
         return self.portal.call(function)
 

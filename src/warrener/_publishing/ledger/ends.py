@@ -235,7 +235,7 @@ def _end_epoch(
         if tag > written:
             _unmake(delivery)
             if left:
-                reason = "its caller had left, and the link ended before it was written"
+                reason = "its publish call ended early, and the link was lost before the message was written"
                 settlement.end_unwritten(delivery, NotSent, reason, fault, settled)
             else:
                 again.append(delivery)

@@ -142,7 +142,8 @@ def unanswered(delivery: Delivery, why: str, fault: Fault | None) -> PublishErro
 def ended_unanswered(delivery: Delivery, fault: Fault, suspect_attempts: int) -> PublishError:
     """Return the outcome of a written attempt that ended without an answer and is not followed by another one."""
     if delivery.suspected >= suspect_attempts:
-        reason = f"no confirm came in {delivery.attempts} attempts, {delivery.suspected} of them alone"
+        alone = f"in {delivery.suspected} of them it was the only message on its channel"
+        reason = f"no confirm came in {delivery.attempts} attempts; {alone}"
     else:
         ended = "channel was closed" if fault.kind is FaultKind.CHANNEL_CLOSED else "link ended"
         reason = f"the {ended} before the broker's confirm"

@@ -241,7 +241,7 @@ class Channel:
     # --- the end -----------------------------------------------------------------------------------------------------
 
     def close(self, code: int, text: str, method: Method | None = None) -> None:
-        """Send channel.close; neither publishes nor confirms are looked at from now on (F5)."""
+        """Send channel.close; publishes and confirms are ignored from now on (a closing channel is silent)."""
         if self.closing or self.ended:
             return
         self.end()

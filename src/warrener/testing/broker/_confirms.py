@@ -4,12 +4,12 @@ The rules are those of RabbitMQ's channel process, as its source (3.10) has them
 
 * queues answer with messages to the channel, which wait in its mailbox among the client's methods;
 * after each method, and when the mailbox runs empty, the channel *flushes*: it sends everything that has been settled
-  since the last flush, acks before nacks (F4);
+  since the last flush, acks before nacks;
 * in one flush, the acked tags below every tag still unconfirmed and below every nacked tag go out as one ``multiple``
   up to the highest of them; the nacked tags likewise, below every acked tag; the others go out one by one, ascending;
 * a single ack is never ``multiple``.
 
-So a return may be followed by the confirms of other messages before its own ack comes (F3). In RabbitMQ timing decides how many
+So a return may be followed by the confirms of other messages before its own ack comes. In RabbitMQ timing decides how many
 waiting answers the channel sees before its next method; here a `Coalescing` decides it.
 """
 
@@ -83,7 +83,7 @@ class Confirms(Generic[QueueKey]):
         return self._last
 
     def expect(self, tag: int, queues: set[QueueKey]) -> None:
-        """Wait for these queues; without any, the publish is settled at once (unroutable: acked, F1)."""
+        """Wait for these queues; without any, the publish is settled at once (an unroutable publish is acked)."""
         if queues:
             self._unconfirmed[tag] = queues
         else:

@@ -12,8 +12,8 @@ Theory of the queue. A publish is *enqueued* (it is in the queue, and in the log
   batches;
 * while `stalled` (a quorum queue that lost its leader), nothing is enqueued and nothing settled: new publishes are held,
   and a crash loses them;
-* a deleted queue acks its unsettled publishes (F1), a classic queue process that dies nacks them though the synced part
-  stays (F2).
+* a deleted queue acks its unsettled publishes (an ack does not mean stored); a classic queue process that dies nacks
+  them, though the synced part stays (a nacked message may be stored).
 """
 
 from __future__ import annotations
@@ -499,7 +499,7 @@ class Queue:
     # --- the end -----------------------------------------------------------------------------------------------------
 
     def end(self) -> None:
-        """Delete: unsettled publishes are acked (F1), consumers are told."""
+        """Delete: unsettled publishes are acked (an ack does not mean stored), consumers are told."""
         self.deleted = True
         for timer in (self._sync_timer, self._expiry_timer, self._disuse_timer):
             if timer is not None:
@@ -675,7 +675,7 @@ class Vhost:
     # --- routing -----------------------------------------------------------------------------------------------------
 
     def route(self, exchange: Exchange, keys: Iterable[str], headers: dict[str, Any]) -> list[Queue]:
-        """Return the queues that a message goes to, each once; an alternate exchange takes messages without a destination (F1)."""
+        """Return the queues that a message goes to, each once; an alternate exchange takes messages without a destination."""
         found: dict[str, Queue] = {}
         seen: set[str] = set()
         pending = [exchange]
@@ -819,7 +819,7 @@ class Node:
         return user if user is not None and user.password == password else None
 
     def enter(self, user: User, name: str) -> Vhost:
-        """Return the virtual host that a connection opens, or raise 530 (F10)."""
+        """Return the virtual host that a connection opens, or raise 530 (one code for every refusal)."""
         vhost = self.vhosts.get(name)
         if vhost is None:
             raise Refusal(530, f"vhost {name} not found")

@@ -3,14 +3,15 @@
 The behaviour that clients see, as in RabbitMQ 3.10 unless said otherwise:
 
 * Life: protocol header, Start/Start-Ok, Tune/Tune-Ok, Open/Open-Ok within `Tuning.handshake_timeout` or the socket
-  closes without a word; Close/Close-Ok in either direction, crossed ones included (I30).
+  closes without a word; Close/Close-Ok in either direction, crossed ones included (both sides answer).
 * Channels process methods one after another: checks, return, route, settle later. A refusal with a soft code closes the
-  channel, after which neither its publishes nor its confirms are looked at (F5); other refusals close the connection.
+  channel, after which neither its publishes nor its confirms are looked at (a closing channel is silent); other
+  refusals close the connection.
 * An alarm stops a client only when a publish's header or body frame arrives. Then connection.blocked goes out (to
   clients that know it), and the connection is not read any more. The broker's heartbeats go on, and the client's
-  silence is not counted (F7).
+  silence is not counted.
 * Heartbeats: one is sent after T/2 without output; the client is dropped, without a Close, when two checks at intervals
-  of T in a row have seen nothing from it, that is after 2T to 3T (F8).
+  of T in a row have seen nothing from it, that is after 2T to 3T.
 
 Bytes that AMQP does not allow are *violations*: recorded with the reason, answered as RabbitMQ does, and raised
 as `ProtocolViolated` when the broker's ``async with`` body ends. An ordinary refusal (404, 406 …) is no violation.
@@ -304,7 +305,7 @@ class Connection:
                     "logfile."
                 )
                 self.close(403, text)
-            self._end_in_silence()  # without the capability the client hears nothing else (F10)
+            self._end_in_silence()  # without the capability the client hears nothing else
             return
         self.user = user
         self.phase = ConnectionPhase.TUNING
@@ -371,7 +372,7 @@ class Connection:
     # --- alarm -------------------------------------------------------------------------------------------------------
 
     def set_alarm(self, reason: str | None) -> None:
-        """Raise or clear an alarm; it takes hold when content arrives (F7)."""
+        """Raise or clear an alarm; it takes hold when content arrives."""
         self.alarm = reason
         if reason is None and self.blocked:
             self.blocked = False
@@ -434,7 +435,7 @@ class Connection:
         match method.name, self.phase:
             case "connection.close", ConnectionPhase.CLOSED:
                 raise IllegalBytes(503, "connection.close on a closed connection")
-            case "connection.close", ConnectionPhase.CLOSING:  # both closed at once: both answer (I30)
+            case "connection.close", ConnectionPhase.CLOSING:  # both closed at once: both sides answer
                 self.send(0, "connection.close_ok")
             case "connection.close", _:
                 self.phase = ConnectionPhase.CLOSED

@@ -460,12 +460,12 @@ class EmbeddedBroker:
 
     @runs_in_loop
     def delete_queue(self, name: str, vhost: str = "/") -> None:
-        """Delete a queue; its unconfirmed publishes are acked (F1)."""
+        """Delete a queue; its unconfirmed publishes are acked (an ack does not mean stored)."""
         self._vhost(vhost).delete_queue(self._queue(name, vhost))
 
     @runs_in_loop
     def kill_queue(self, name: str, vhost: str = "/") -> None:
-        """End a queue's process abnormally: its unconfirmed publishes are nacked, its synced messages stay (F2)."""
+        """End a queue's process abnormally: its unconfirmed publishes are nacked, though its synced messages stay."""
         self._queue(name, vhost).die()
 
     @runs_in_loop
@@ -529,7 +529,7 @@ class EmbeddedBroker:
 
     @runs_in_loop
     def alarm(self, on: bool = True, reason: str = "low on memory") -> None:
-        """Raise or clear a resource alarm: a client that publishes now is blocked, and its socket is not read (F7)."""
+        """Raise or clear a resource alarm: a client that publishes now is blocked, and its socket is not read."""
         self._alarm = reason if on else None
         for served in tuple(self._served.values()):
             served.connection.set_alarm(self._alarm)
