@@ -451,17 +451,24 @@ def links_are_apart(seen: Evidence) -> Iterator[str]:
 
 
 def _passed_in_reserve(seen: Evidence, one: Attempt, other: Attempt) -> bool:
-    """Whether a message passed an older one of another destination while nine tenths of the window were taken."""
-    window = seen.plan.producer.max_in_flight
-    addresses = [seen.trace.publishes[each.number].item.address for each in (one, other)]
-    if window < 10 or addresses[0] == addresses[1]:
+    """Whether a message passed an older one of another destination that had waited while nine tenths of the window were taken.
+
+    A message that was set aside then stays behind those that passed it, also if the link is lost meanwhile.
+    """
+    window = seen.plan.producer.max_in_flight // seen.plan.links
+    passed, waited = (seen.trace.publishes[each.number] for each in (one, other))
+    if window < 10 or passed.item.address == waited.item.address:
         return False
-    held = [
-        each
-        for each in seen.trace.attempts.values()
-        if each.link == one.link and each.at <= one.at and (each.answered_at is None or each.answered_at >= one.at)
-    ]
-    return len(held) > window - window // 10
+    written = seen.trace.attempts.values()
+    instants = {(each.link, each.at) for each in written if waited.called_at <= each.at <= one.at}
+    return any(
+        sum(
+            each.link == link and each.at <= at and (each.answered_at is None or each.answered_at >= at)
+            for each in written
+        )
+        > window - window // 10
+        for link, at in instants
+    )
 
 
 def dials_keep_their_distance(seen: Evidence) -> Iterator[str]:
