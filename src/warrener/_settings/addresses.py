@@ -1,4 +1,4 @@
-"""From URLs to endpoints: the list of URLs, what the environment adds to each, and what two of them cannot have in common.
+"""From URLs to endpoints: the list of URLs, what the environment adds to each, and which mixes of them are refused.
 
 The URLs come from code or ``RABBITMQ_URL`` once, or from the program's `endpoints` before each pass (`Discovery`). Both obey
 the same rules.
@@ -123,7 +123,7 @@ class Addresses:
 
     #: The environment variables that name TLS files.
     environ: Mapping[str, str] = field(factory=dict[str, str], repr=False)
-    #: Rows of an endpoint that were set by name, such as ``mechanism``.
+    #: Values that replace those of each endpoint, such as one for ``mechanism``.
     changes: Mapping[str, Any] = field(factory=dict[str, Any])
     #: `require_tls` was written, so the list can mix amqp and amqps.
     can_mix: bool = False

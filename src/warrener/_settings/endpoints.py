@@ -33,7 +33,7 @@ ENDPOINT_RULES: dict[str, Rule] = {
 
 
 def check_endpoint(endpoint: Endpoint, *, require_tls: bool, ssl_context: ssl.SSLContext | None) -> None:
-    """Refuse an endpoint that cannot be meant, and TLS material that a plain connection would ignore."""
+    """Refuse an endpoint with a value that is not allowed, and TLS material that a plain connection would ignore."""
     if not isinstance(endpoint, Endpoint):
         raise SettingsError(f"endpoints must hold an Endpoint, not {type(endpoint).__name__}")
     if not is_integer(endpoint.port) or not 1 <= endpoint.port <= 65535:
@@ -95,6 +95,6 @@ def check_vhost(vhost: str, source: str) -> None:
 
 def check_credentials(credentials: Credentials, source: str) -> None:
     """Refuse a user or a password that SASL PLAIN cannot carry."""
-    # SASL PLAIN separates its fields by NUL (RFC 4616): one inside a field would move the border.
+    # SASL PLAIN separates its fields by NUL (RFC 4616), so the broker would take a NUL inside a field for its end.
     if "\0" in credentials.username or "\0" in credentials.password:
         raise SettingsError(f"user or password in {source} holds a NUL character, which SASL PLAIN cannot carry")

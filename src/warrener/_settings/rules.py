@@ -1,4 +1,4 @@
-"""The rule of one setting: which values it takes, and how text becomes one. The same rule serves every source.
+"""The rule of one setting: which values it takes, and how text is parsed. The same rule serves every source.
 
 Code, the URL's query, the environment and the settings file all end here, so a value that one source refuses is refused
 by all of them, in the same words. A row of a settings record is an attrs field made by `row`, which carries its rule.
@@ -138,7 +138,7 @@ def _as_float(value: float) -> float:
 def row(rule: Rule, default: object, *, optional: bool = False, alias: str | None = None, variable: str = "") -> Any:
     """Make an attrs field that obeys `rule`. With `optional`, None is allowed in code and means "not given".
 
-    `variable` is the name of its environment variable where that is not made of the prefix and the row's name.
+    `variable` is the name of its environment variable; "" stands for the prefix followed by the row's name.
     """
 
     def validate(settings: object, attribute: attrs.Attribute[Any], value: object) -> None:

@@ -1,4 +1,4 @@
-"""`Settings`: one frozen record of everything a producer is told, checked when it is made.
+"""`Settings`: one frozen record of all settings of a producer, checked when it is made.
 
 Precedence, highest first: explicit arguments, the query of the URL, the environment, a settings file, the defaults. Each
 mistake is one `SettingsError` that names the setting, its value, its source and the allowed values, and no secret.
@@ -79,7 +79,7 @@ EndpointOrder: TypeAlias = Literal["shuffled", "ordered"]
 Prefer: TypeAlias = Literal["any", "first"]
 BreakerScope: TypeAlias = Literal["destination", "exchange"]
 
-#: A larger number of seconds is taken for milliseconds: nobody waits a quarter of an hour for one dial.
+#: From this number of seconds on a `connect_timeout` is refused: it was probably meant in milliseconds.
 _SURELY_MILLISECONDS = 1000
 
 # --- the rules that only a producer has -------------------------------------------------------------------------------
@@ -107,7 +107,7 @@ _FACTOR = Rule("a finite number, at least 1", float, lambda value: is_number(val
 
 
 def _or_off(allowed: str, parse: Callable[[str], object], holds: Callable[[Any], bool]) -> Rule:
-    """Make the rule of a number that can be off: None in code."""
+    """Make the rule of a number that can be switched off: by "off" in text, by None in code."""
     return Rule(
         f"{allowed}, or 'off' (None in code)",
         lambda text: None if text.lower() == "off" else parse(text),
@@ -216,7 +216,7 @@ class SettingsFields(TypedDict, total=False):
 
 @frozen(kw_only=True)
 class Settings:
-    """Everything a producer is told, checked when it is made; durations are float seconds.
+    """All settings of a producer, checked when the record is made; durations are float seconds.
 
     Make it with `Settings.resolve`, or directly from an `Endpoint`. Raises `SettingsError`, which never shows a secret.
     """
@@ -250,7 +250,7 @@ class Settings:
     when_exhausted: WhenExhausted = row(one_of("stay", "raise"), "stay")
     #: The deadline of a publish that names none; `math.inf`: no deadline.
     publish_timeout: float = row(seconds(), 60.0)
-    # Kept as it was given: the default follows `publish_timeout`, also in a copy with another `publish_timeout`.
+    # The argument, or None: the default follows `publish_timeout`, also in a copy with another `publish_timeout`.
     _confirm_timeout: float | None = row(seconds(), None, optional=True, alias="confirm_timeout")
     delivery: Delivery = row(one_of("at_least_once", "at_most_once"), "at_least_once")
     #: In code only: the whole policy; None: the one that `delivery` names.
@@ -268,7 +268,7 @@ class Settings:
     declare_timeout: float = row(seconds(forever=False), 10.0)
     #: After a refused declaration: "strict", each publish fails with the refusal; "report", publishers go on.
     topology_errors: TopologyErrors = row(one_of("strict", "report"), "strict")
-    #: For this time the broker's refusal of a destination answers further publishes to it; 0 is off.
+    #: After the broker refused a destination, further publishes to it fail with that refusal for this time; 0 is off.
     refusal_memory: float = row(seconds(zero=True, forever=False), 5.0)
     #: The largest number of destinations (exchange and routing key) for which a breaker is kept.
     max_destinations: int = row(count(1), 1000)
@@ -397,7 +397,7 @@ class Settings:
         """Put settings together: `explicit` over the URL's query over the environment over `below` over the defaults.
 
         Several URLs, in a list or with commas between them, are failover: a producer uses one of them at a time.
-        `url` None means ``RABBITMQ_URL``. A `Settings` is taken as it is but for `explicit`; then neither URL nor
+        `url` None means ``RABBITMQ_URL``. If `url` is a `Settings`, only `explicit` changes it, and neither URL nor
         environment is read. `environ` replaces `os.environ`; variables that are set but empty count as not set.
 
         Raises `SettingsError`: it names the unknown, out of range or contradictory setting, and never shows a secret.
@@ -475,7 +475,10 @@ VARIABLES: dict[str, str] = {f"{PREFIX}{name.upper()}": name for name in RULES} 
 def _assembled(
     given: Mapping[str, Given], code: Mapping[str, Any], backoff: Backoff, breaker: Breaker | None
 ) -> dict[str, Any]:
-    """Return the rows of the record: `given` read by the rules, `code` over them, the parts of nested rows put in."""
+    """Return the rows of the record: each value comes from `code`, or else from `given`, where its rule parses it.
+
+    Parts such as `backoff_cap` are put into their row.
+    """
     values = {name: one.read(name, RULES[name]) for name, one in given.items() if name not in code}
     sources = {name: given[name] for name in values}
     for name, value in code.items():

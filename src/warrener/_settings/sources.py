@@ -43,7 +43,7 @@ class Given:
     rank: Rank
 
     def read(self, name: str, rule: Rule) -> Any:
-        """Return the value that `rule` makes of it, checked."""
+        """Return the setting's value, parsed and checked by `rule`."""
         return rule.read(name, self.value, self.source)
 
 

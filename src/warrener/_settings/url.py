@@ -1,9 +1,10 @@
 """The URL of a broker: from ``amqp://user:password@host:port/vhost?query`` to an endpoint and its raw query.
 
-A password leaves the URL once, into `Credentials`, and stands in no text afterwards. An error quotes no part of a URL,
-because any part may belong to a password that was not percent-encoded: a raw ``@`` after the host (the sign of an
-unescaped ``/``, ``?`` or ``#`` in a password) refuses the URL, and so does a bad port (``amqp://user:secret`` without
-a host reads as host ``user`` and port ``secret``). Errors are raised ``from None``: parsers put their input into theirs.
+A password is moved from the URL into `Credentials` once; no text shows it afterwards. An error quotes no part of a URL,
+because any part may belong to a password that was not percent-encoded. A URL with a raw ``@`` after the host is
+refused: it is the sign of an unescaped ``/``, ``?`` or ``#`` in a password. A URL with a bad port is refused too:
+``amqp://user:secret`` without a host reads as host ``user`` and port ``secret``. Errors are raised ``from None``,
+because the errors of parsers quote their input.
 """
 
 from __future__ import annotations

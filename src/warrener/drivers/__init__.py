@@ -1,1 +1,1 @@
-"""The code that touches a socket: the seam between supervisor and wire, and the drivers behind it."""
+"""The code that touches a socket: the interface between supervisor and wire, and the drivers that implement it."""

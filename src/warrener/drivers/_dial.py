@@ -13,8 +13,8 @@ Invariants:
   telling one and names every address that was tried. A cancellation stays a cancellation and takes effect at once. The
   deadline is the caller's.
 * The platform's resolver cannot be interrupted. So each lookup has a daemon thread. While a lookup of the same host and
-  port runs, no other is started: the next dial waits for its answer. A cancelled dial leaves the thread to itself, and
-  neither the end of the event loop nor the end of the program waits for it. So a resolver that hangs for ever costs one
+  port runs, no other is started: the next dial waits for its answer. A cancelled dial does not wait for the thread, and
+  neither does the end of the event loop or the end of the program. So a resolver that hangs for ever costs one
   thread per endpoint. No answer is kept for later dials.
 * ``amqps`` never falls back to ``amqp``. The certificate must carry the configured name, for every address. TLS older than
   1.2 is refused even if the user's own context would allow it.
@@ -73,7 +73,7 @@ codecs.lookup("idna")
 #: Seconds until the next address is tried beside the last one (RFC 8305, section 5, "Connection Attempt Delay").
 STAGGER = 0.25
 
-#: An address may take this part of `connect_timeout`, or the part of its number if there are fewer addresses.
+#: An address may take `connect_timeout` divided by this number, or by the number of addresses if that is smaller.
 _SHARES = 4
 
 #: From host and port to literal addresses, in the order of preference; raises OSError.
@@ -184,7 +184,7 @@ class _Lookup:
             self._finish(answer)
 
     def _finish(self, answer: Sequence[str] | OSError) -> None:
-        # First out of the table, so that a dial which begins from now on asks anew.
+        # Remove this lookup from the table first, so that a dial which begins from now on asks anew.
         if _lookups.get(self._key) is self:
             del _lookups[self._key]
         with self._lock:
@@ -195,7 +195,7 @@ class _Lookup:
                 anyio.from_thread.run_sync(answered.set, token=token)
 
     async def answer(self) -> Sequence[str]:
-        """Wait for the answer; a cancelled wait ends at once and leaves the thread to itself."""
+        """Wait for the answer; a cancelled wait ends at once, while the thread runs on."""
         answered = anyio.Event()
         waiter = (current_token(), answered)
         with self._lock:
@@ -215,12 +215,12 @@ class _Lookup:
         return self._answer
 
 
-#: The lookups whose thread is out. A child process has none of its parent's threads, hence the process id in the key.
+#: The lookups without an answer. A child process has none of its parent's threads, hence the process id in the key.
 _lookups: dict[tuple[int, str, int], _Lookup] = {}
 
 
 async def resolve(host: str, port: int) -> Sequence[str]:
-    """Ask the platform for the addresses of a name; at most one such question per host and port is out at a time."""
+    """Ask the platform for the addresses of a name; at most one such lookup per host and port runs at a time."""
     key = (os.getpid(), host, port)
     if key in _lookups and _lookups[key].dead:
         del _lookups[key]
@@ -259,7 +259,7 @@ async def connect_tcp(address: str, port: int) -> ByteStream:
     try:
         stream = await anyio.connect_tcp(address, port)
     except OSError as error:
-        # anyio wraps the one failure there can be.
+        # anyio raises an OSError of its own, whose cause is the failure of this one address.
         raise (error.__cause__ if isinstance(error.__cause__, OSError) else error) from None
     set_options(stream.extra(SocketAttribute.raw_socket))  # noqa: S610 - not Django's
     return stream
@@ -331,7 +331,7 @@ def _make_context(endpoint: Endpoint) -> ssl.SSLContext:
             context.load_cert_chain(endpoint.certfile, endpoint.keyfile, password=passphrase)
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and not isinstance(error, (ssl.SSLError, *_BAD_FILES)):
-            # The machine's fault (no descriptor, no memory, a failing disk) and not that of the file: time may mend it.
+            # A fault of this computer (no descriptor, no memory, a failing disk), not of the file: it may pass.
             raise LinkDown(fault_of(error, DialPhase.DIALING)) from None
         raise LinkDown(Fault(FaultKind.TLS, _unusable_file(what, error, endpoint, encrypted=encrypted))) from None
     return context

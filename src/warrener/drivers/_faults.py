@@ -8,7 +8,7 @@ is a pure function of its arguments. Invariants:
   refusals is taken out.
 * AMQP has too few codes, so the *phase* of the link decides: 403 before the tuning is a refused login, 530 at
   connection.open is a refused virtual host, whatever its text says. A likely cause is worded as "possible".
-* Only a refusal that time does not mend gets a kind for which `Fault.permanent` is true.
+* Only a refusal that further attempts would meet again gets a kind for which `Fault.permanent` is true.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def declaration_refused(reply_code: int, reply_text: str, entity: str) -> Fault:
     """Return the fault for a channel.close that answered a declaration; 403 to 406 are about the topology."""
     said = _said(reply_text)
     if "down or inaccessible" in reply_text:
-        # 404 too; it passes when the node that has the queue is there again.
+        # The code may be 404 too. The refusal ends when the node that has the queue is there again.
         return Fault(
             FaultKind.CHANNEL_CLOSED,
             f"{printable(entity)} could not be declared now; the node that holds it is down or starting{said}",
@@ -205,7 +205,7 @@ def end_of_stream(phase: DialPhase) -> Fault:
 
 
 def _hung_up(phase: DialPhase) -> str:
-    """Return what a peer can be that ends the connection. Many TLS servers do so, without an alert, when they hear AMQP."""
+    """Return the likely kinds of a peer that ended the connection. A TLS server that gets AMQP often sends no alert."""
     if phase is DialPhase.GREETING:
         return "a broker that is starting, or a port of another protocol: if the port speaks TLS, use amqps://"
     return "a broker that is starting, or not a broker"

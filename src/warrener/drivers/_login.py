@@ -46,8 +46,8 @@ def login_of(endpoint: Endpoint, options: LinkOptions, product: str) -> Login:
 def mechanisms_of(endpoint: Endpoint, ssl_context: ssl.SSLContext | None) -> Sequence[str]:
     """Return the login mechanisms in the order of preference.
 
-    EXTERNAL logs in by the client's certificate. Where there may be one and there is no user name, it is the only one;
-    where there is a user name, it comes last. An `ssl_context` does not say whether it holds a certificate.
+    EXTERNAL logs in by the client's certificate. It is allowed where there may be a certificate: without a user name it
+    is the only mechanism, with a user name it comes last. An `ssl_context` does not say whether it holds a certificate.
     """
     if endpoint.mechanism is not None:
         return (endpoint.mechanism,)

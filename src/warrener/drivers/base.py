@@ -1,4 +1,4 @@
-"""The seam between the supervisor and the wire: `Driver.open` makes a `Link`; a link publishes, reports and closes.
+"""The interface between the supervisor and the wire: `Driver.open` makes a `Link`, which publishes, reports and closes.
 
 A third driver needs nothing but this file (docs/drivers.md). A driver keeps these rules:
 
@@ -13,7 +13,7 @@ A third driver needs nothing but this file (docs/drivers.md). A driver keeps the
 * `Link.publish` is a plain `def`: it takes the next delivery tag, appends the frames to the pending bytes of the link's one
   writer, and returns. A caller's cancellation cannot reach the writer.
 * `Link.publish_batch` does the same for many messages at once. The owner calls it from `LinkListener.pull`, which it asks for
-  by `Link.request_pull`: so all that came together goes into one call, and a message can be withdrawn until then.
+  by `Link.request_pull`: so one call takes all messages that wait by then, and a message can be withdrawn until then.
 * The methods of a `LinkListener` are plain `def`s that the link's reader calls; they neither block nor raise.
 * Channels are numbered 1, 2, 3 … within a link, in the order in which they were opened for publishing. (link, channel) is
   an *epoch*; delivery tags belong to it and start at 1.

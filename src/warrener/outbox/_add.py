@@ -23,8 +23,8 @@ def add(connection: Any, message: Message, *, key: str | None = None) -> Stored:
 
     `connection` is a `sqlite3.Connection`, a psycopg 3 connection or cursor, or anything else with the `execute` of
     either (Django's ``connection.cursor()``; for SQLAlchemy, ``session.connection().connection.driver_connection``).
-    Raises `OutboxUnusable` where the database has no outbox table. `max_rows` and `max_bytes` are not asked: they must
-    not undo the application's own work.
+    Raises `OutboxUnusable` where the database has no outbox table. `max_rows` and `max_bytes` are not checked here: a
+    full outbox must not undo the application's own work.
     """
     row = encode(message, key)
     try:

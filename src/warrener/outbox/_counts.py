@@ -28,7 +28,7 @@ class Counts:
 
     @property
     def due(self) -> float:
-        """When to count next: other processes write as well, so also where this one wrote nothing."""
+        """When to count next. This process counts even if it wrote nothing, because other processes write as well."""
         return self._next + (0.0 if self.changed else 1.0)
 
     def take(self, counts: OutboxStatus, began: float, now: float) -> None:

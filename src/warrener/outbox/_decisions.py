@@ -5,13 +5,13 @@ No I/O, clock or randomness: `now` is handed in, orders for the store leave as a
 **What must stay true.**
 
 * *One unsettled row of a key at a time.* A relay publishes a row only after each earlier row of its key was confirmed,
-  or set aside under ``on_poison="skip"``. So each relay alone delivers a key's rows in order and without a gap, and
-  the first deliveries are in order however many relays there are, and whichever of them die.
+  or set aside under ``on_poison="skip"``. So each relay alone delivers a key's rows in order and without a gap. With
+  several relays, of which any may die, the first deliveries of a key's rows are in order too.
 * *A claim takes rows of a key from the key's first row on*, and never a row behind one that it could not take.
 * *A row leaves the window with exactly one order*: confirmed, again, set aside or released.
 * *What another relay took over is forgotten*: an outcome for a row that is no longer held changes nothing.
-* *Each claim under the relay's token is known to it, or ended by its next claim*: where the answer of a commit is lost, the
-  rows of that claim were not published, and would wait for a relay that does not know them.
+* *A relay's next claim ends each claim under its token that the relay does not know.* Such a claim is there after the
+  answer of a commit was lost. Its rows were not published; without this rule they would wait as long as the relay runs.
 * *A row that failed goes alone*, so that it cannot hold up the rows of a run.
 """
 
@@ -46,7 +46,7 @@ __all__ = ["Gathered", "Reader", "RelayPolicy", "Run", "Verdict", "Window", "cho
 class RelayPolicy:
     """What does not change while a relay runs; durations are seconds."""
 
-    #: A row is set aside after so many nacks.
+    #: A row is set aside after this number of nacks.
     attempts: int = 5
     #: Whether a set-aside row holds up the later rows of its key.
     on_poison: Literal["hold", "skip"] = "hold"
@@ -64,7 +64,7 @@ class RelayPolicy:
     retry_cap: float = 60.0
 
     def __attrs_post_init__(self) -> None:
-        """Refuse what cannot be meant."""
+        """Raise `SettingsError` for a value that is not allowed."""
         for name in ("attempts", "window", "window_bytes", "per_key", "run", "runs"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
@@ -158,7 +158,8 @@ class Gathered:
 def gather(want: Want, reader: Reader) -> Gathered:
     """Return the rows to claim: of the keys that are asked for, then from the oldest on, then a share of the newest.
 
-    The share of the newest is taken while a backlog is larger than the relay, so that new work does not wait for it.
+    The share of the newest is taken if the scan of the oldest has not come to the end of the outbox, so that new rows
+    do not wait for a large backlog.
     """
     picked: list[Candidate] = []
     unfinished: frozenset[str] = frozenset()
@@ -174,12 +175,13 @@ def gather(want: Want, reader: Reader) -> Gathered:
         nonlocal seen, scanned_to
         for candidate in reader.after(want.after, want.scan):
             yield candidate
-            # Only here has the candidate been judged: one on which the choice ended is looked at again next time.
+            # `choose` has judged the candidate when it asks for the next one. A candidate at which `choose` ended is
+            # looked at again in the next claim.
             seen, scanned_to = seen + 1, candidate.position
 
     scan = scanning()
     rows, unfinished_here = choose(scan, oldest, picked)
-    judged_to = scanned_to  # the next line goes on behind a row that was not judged
+    judged_to = scanned_to  # `next(scan)` in the next line moves `scanned_to` past a row that was not judged
     more = next(scan, None) is not None or seen == want.scan
     picked += rows
     unfinished |= unfinished_here
@@ -259,7 +261,7 @@ class Window:
         self._deletes: list[tuple[int, int]] = []
         self._again: list[Again] = []
         self._aside: list[SetAside] = []
-        #: Keys of which the outbox holds further rows; and those of them whose rows have run out here.
+        #: Keys of which the outbox holds further rows; and those of them of which this relay holds no row any more.
         self._unfinished: set[str] = set()
         self._run_out: dict[str, None] = {}
 
@@ -424,7 +426,7 @@ class Window:
                     heapq.heappush(self._paused, (now + max(delay, 0.1), row.position))
             case "unknown":
                 self._keep(row, _text(outcome), possible_duplicate=True)
-                # The very next attempt knows what this one taught.
+                # The next attempt of this relay must use the new count and the new flag.
                 held.row = evolve(row, attempts=row.attempts + 1, possible_duplicate=True)
                 self._alone.append(row.position)
             case "nacked":

@@ -1,4 +1,4 @@
-"""How the outbox connects to PostgreSQL: to the first database of a list that can be written, and never without an end."""
+"""How the outbox connects to PostgreSQL: to the first database of a list that can be written, within a time limit."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Connector:
 
 
 def _readable(dsn: str) -> bool:
-    """Whether the string has the form of a connection string, and no rest of a password is taken for a host or a port."""
+    """Whether the string is a connection string whose host and ports cannot be the rest of an unescaped password."""
     try:
         parts = conninfo_to_dict(dsn)
     except psycopg.ProgrammingError:

@@ -1,10 +1,11 @@
-"""The outbox's tables in PostgreSQL 13 or newer: short transactions, and no trace of them after a rotation.
+"""The outbox's tables in PostgreSQL 13 or newer: short transactions, and partitions that are truncated when empty.
 
 **Claims.** One advisory lock orders the claims of all relays; it is taken before any row lock, so that no two relays wait
-for each other. A relay that claims only its own new rows shares the lock with others that do; it keeps a claim of another relay
-from seeing these rows without their claim. A settlement needs no such lock: it begins by renewing the relay's own row, and a relay that ends another
-one deletes that row first, so exactly one of the two goes on. A relay that is paused, or whose machine is gone, in the
-middle of a transaction would keep its locks: the server ends such a session.
+for each other. Relays that claim only their own new rows share the lock. While one of them holds it, no relay can look
+for other rows to claim, so none sees the new rows without their claim. A settlement needs no such lock: it begins by
+renewing the relay's own row, and a relay that ends another one deletes that row first, so exactly one of the two goes
+on. A relay that is paused, or whose machine is gone, in the middle of a transaction would keep its locks: the server
+ends such a session.
 
 **Order.** The position of a row is given when the row is inserted, and transactions commit in another order. A keyed row
 is ready only when each transaction older than its own has ended (`pg_snapshot_xmin`), and the first row of a key holds up
@@ -158,7 +159,7 @@ class PostgresStore:
                 await anyio.to_thread.run_sync(self._listen, abandon_on_cancel=True)
             except OutboxUnusable:
                 await anyio.sleep(1.0)
-            return  # a row may have come before
+            return  # a row may have been stored before this session listened
         try:
             while not self._heard_of_others(self._listener):
                 await anyio.wait_readable(self._listener.fileno())
@@ -365,7 +366,7 @@ class PostgresStore:
             db.execute("DELETE FROM warrener_outbox_claim WHERE token = %s", (token,))
 
     def _rotate(self) -> None:
-        """Fill the next partition, and empty those that hold no row any more. What is in use is left for the next time."""
+        """Fill the next partition, and truncate those that hold no row any more; one in use is left as it is."""
         db = self._connected()
         self._deleted = 0
         following: int | None = None
@@ -527,7 +528,8 @@ def _has_rows(db: Connection, table: str) -> bool:
 def _renew(db: Connection, settlement: Settlement, token: str, lease: float) -> dict[int, frozenset[int]] | None:
     """Prolong the lease; None where another relay has ended it.
 
-    Returns the rows that the relay holds, by claim, of claims with orders: an order for another row changes nothing.
+    Returns the positions that the relay holds in each claim to which `settlement` has orders. An order for a row at any
+    other position changes nothing.
     """
     claims = db.execute(
         "WITH relay AS ("  # noqa: S608

@@ -1,8 +1,8 @@
 """The relay: one task that writes to the outbox, claims from it, and hands runs of rows to the producer.
 
 The coordinator is the only task that touches the store, one transaction at a time, so that the calls of `enqueue` that
-wait together, the deletes of confirmed rows and the next claim share one commit. What is decided is decided in
-`_decisions`; here are the tasks, the thread and the clock.
+wait together, the deletes of confirmed rows and the next claim share one commit. `_decisions` makes the decisions; here
+are the tasks, the thread and the clock.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ class Relay:
         return self._ended
 
     def stop(self) -> None:
-        """Claim and accept nothing more; `run` returns when what the producer has is settled and written down."""
+        """Claim and accept nothing more; `run` returns when the outcomes of all rows handed out are written."""
         self._stopping = True
         self._wake()
 
@@ -315,8 +315,8 @@ class Relay:
         pending = self._take_pending()
         failing = self._health.failure is not None
         rows = [one.row for one in pending]
-        # A failed store is tried again at its time, by the relay's part and by each enqueue apart from one another:
-        # a full disk that refuses a row must not hold up the deletes that make room.
+        # After a failure, inserts have a transaction of their own, and the relay's other work waits for `retry_at`:
+        # a full disk that refuses a row must not hold up the deletes that free space.
         if now < self._health.retry_at or (failing and pending):
             work = Work(inserts=rows)
         else:
@@ -324,7 +324,7 @@ class Relay:
             relaying = self._down_since is None and not self._stopping
             if relaying and self._rows_may_wait:
                 want = self._window.want(self._scan_from)
-            # New rows pass none that wait: those are claimed first.
+            # New rows are claimed here only if no older rows may wait: older rows are claimed first.
             take = relaying and not self._rows_may_wait and bool(rows) and self._window.can_take(rows)
             if want is not None:
                 self._rows_may_wait = self._hinted = False
@@ -434,7 +434,7 @@ class Relay:
             math.inf if self._down_since is None else self._down_since + _GIVE_BACK_AFTER,
         )
         if due <= now:
-            due = math.inf  # it is due and cannot be done now; news will come
+            due = math.inf  # the work is due and cannot be done now; an event will set `_news`
         due = max(due, self._health.retry_at)
         assert self._news is not None
         with anyio.move_on_after(max(0.0, due - now)):
@@ -506,7 +506,7 @@ class Relay:
 
 
 def _taken(claim: int, pending: Sequence[_Pending]) -> Iterator[Row]:
-    """Return the rows that were claimed as they were stored."""
+    """Return the rows that were claimed in the transaction that stored them."""
     for one in pending:
         row, message, position = one.row, one.message, one.result
         if row.key is None and isinstance(position, int):

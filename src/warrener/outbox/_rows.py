@@ -21,7 +21,7 @@ __all__ = ["DUPLICATE_HEADER", "decode", "encode", "flagged"]
 #: A row that may be in a queue already is published with this header, so that a consumer knows it.
 DUPLICATE_HEADER: Final = "x-warrener-possible-duplicate"
 
-#: Properties of `Message` that stand in the column `properties` as they are, with the value that is left out there.
+#: Properties of `Message` that the column `properties` holds unchanged, each with its default, which is not written.
 _PLAIN: Final[Mapping[str, object]] = {
     **{each.field: None for each in PROPERTIES if each.field not in ("headers", "timestamp", "message_id")},
     "persistent": True,

@@ -14,7 +14,7 @@ __all__ = ["APPLICATION_ID", "POSTGRES_DDL", "SLOTS", "SQLITE_DDL", "VERSION", "
 VERSION: Final = 1
 #: SQLite's application_id of a file that holds nothing but an outbox: "wrnr".
 APPLICATION_ID: Final = 0x77726E72
-#: PostgreSQL keeps the rows in so many partitions, which are filled and emptied in turn.
+#: PostgreSQL keeps the rows in this number of partitions, which are filled and emptied in turn.
 SLOTS: Final = 4
 
 SQLITE_DDL: Final = (

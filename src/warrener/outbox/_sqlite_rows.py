@@ -58,7 +58,7 @@ def entry_of(found: tuple[Any, ...]) -> Entry:
 
 
 def _instant(seconds: object) -> datetime:
-    """The instant; 1970 for a value that is none."""
+    """The instant; the first one of 1970 for a value that is not a time."""
     try:
         return datetime.fromtimestamp(seconds if isinstance(seconds, int | float) else 0.0, UTC)
     except (ValueError, OverflowError, OSError):

@@ -497,7 +497,7 @@ def _new_claim(db: sqlite3.Connection, positions: Sequence[int], token: str, lea
 
 
 def _held_positions(db: sqlite3.Connection, token: str, settlement: Settlement) -> dict[int, frozenset[int]]:
-    """The rows that the relay holds, by claim, of claims with orders; an order for another row changes nothing."""
+    """The positions that the relay holds in each claim with orders; an order for another position changes nothing."""
     claims = db.execute(
         "SELECT claim, positions FROM warrener_outbox_claim WHERE token = ?"
         " AND claim IN (SELECT value FROM json_each(?))",

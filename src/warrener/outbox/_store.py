@@ -1,4 +1,4 @@
-"""The seam between a relay and a database. Everything blocks: the relay calls it in a thread, one call at a time."""
+"""The interface between a relay and a database. Each call blocks: the relay makes it in a thread, one at a time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Store(Protocol):
     blocks: bool
 
     def open(self) -> None:
-        """Connect, and check that the outbox is one; idempotent."""
+        """Connect, and check that the database holds an outbox; idempotent."""
         ...
 
     def close(self) -> None:

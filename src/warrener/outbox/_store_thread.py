@@ -51,7 +51,7 @@ class StoreThread:
                 self._began = None
 
     async def call_alone(self, function: Callable[[Unpack[Arguments]], Answer], *arguments: *Arguments) -> None:
-        """Call the store before or after the task that interrupts late calls runs, and interrupt this one too."""
+        """Call the store while no task runs `interrupt_late_calls`; a call that takes too long is interrupted too."""
         failure: OutboxUnusable | None = None
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self.interrupt_late_calls)

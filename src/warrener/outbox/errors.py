@@ -1,4 +1,4 @@
-"""What an outbox can refuse, each with one sentence: what is wrong, that nothing was changed, and what to do."""
+"""The errors of an outbox. Each text is one sentence: what is wrong, that nothing was changed, and what to do."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ __all__ = ["OutboxError", "OutboxFull", "OutboxNotFlushed", "OutboxProblem", "Ou
 
 
 class OutboxError(WarrenerError):
-    """The base of every error of an outbox. A message that `enqueue` raised it for was not stored, unless the text says that it may be."""
+    """The base of every error of an outbox.
+
+    If `enqueue` raises one, its message was not stored, unless the error's text says that the message may be stored.
+    """
 
 
 class OutboxFull(OutboxError):

@@ -23,9 +23,9 @@ class PostgresOutbox(Outbox):
 
     Args:
         dsn: a connection string or URL, or several of them: the first that can be written is used, after a failover too.
-        max_rows: `enqueue` raises `OutboxFull` when the outbox holds so many rows, as counted once a second.
+        max_rows: `enqueue` raises `OutboxFull` when the outbox holds this number of rows, as counted once a second.
         max_bytes: the same for the bytes of all bodies.
-        attempts: a row is set aside after so many nacks.
+        attempts: a row is set aside after this number of nacks.
         on_poison: "hold": a set-aside row holds up the later rows of its key; "skip": they go on.
         lease: seconds for which a relay claims rows; it renews the lease while it lives.
         poll_interval: seconds between two looks; a NOTIFY wakes the relay sooner.

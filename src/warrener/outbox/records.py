@@ -107,7 +107,7 @@ class Want:
 
     rows: int
     bytes: int
-    #: At most so many rows of one key, so that one key cannot fill the relay.
+    #: The largest number of rows of one key, so that one key cannot fill the relay.
     per_key: int
     #: Scan upwards from here; rows at or below are left out, except those of `keys`.
     after: int = 0
@@ -173,7 +173,7 @@ class Settlement:
 
     @property
     def claims_with_orders(self) -> list[int]:
-        """The claims whose rows are written to."""
+        """The claims of the rows that this settlement deletes or changes."""
         claims = {claim for _, claim in self.confirmed}
         return list(claims.union((each.claim for each in self.again), (each.claim for each in self.set_aside)))
 

@@ -19,13 +19,13 @@ class SQLiteOutbox(Outbox):
 
     The tables are made when they are missing; nothing else in the file is changed, except that its journal mode becomes
     WAL. Any number of processes of one machine may use the file. Nothing is opened before a producer runs or a method is
-    called. Raises `SettingsError` for an argument that cannot be meant.
+    called. Raises `SettingsError` for an argument that is not allowed.
 
     Args:
         path: the file. Its folder must exist, on a disk of this machine.
-        max_rows: `enqueue` raises `OutboxFull` when the file holds so many rows.
+        max_rows: `enqueue` raises `OutboxFull` when the file holds this number of rows.
         max_bytes: the same for the bytes of all bodies.
-        attempts: a row is set aside after so many nacks.
+        attempts: a row is set aside after this number of nacks.
         on_poison: "hold": a set-aside row holds up the later rows of its key; "skip": they go on.
         lease: seconds for which a relay claims rows; it renews the lease while it lives.
         poll_interval: seconds between two looks for rows that another program has stored.

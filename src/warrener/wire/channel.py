@@ -186,7 +186,8 @@ class Publisher:
                 at, number = at + 1, number + 1
                 continue
             stop = end = min(count, at + 4096 - low)
-            # Usually all are alike, and two calls of C see it: 0.02 us a message in place of 0.12.
+            # Usually all messages have one envelope and one size. Two functions in C find that out in 0.02 us a
+            # message; the loop below would take 0.12 us.
             if sizes[at:stop].count(size) < stop - at or envelopes[at:stop].count(envelope) < stop - at:
                 end = at + 1
                 while end < stop and sizes[end] == size and envelopes[end] is envelope:
@@ -395,7 +396,7 @@ class Publisher:
         room = self.frame_max - OVERHEAD
         for at in range(0, len(body), room):
             # The tag is not assigned yet, so a parcel that is cut inside the message does not count it as written. The
-            # last frame stays pending until it is.
+            # last frame stays pending until the tag is assigned.
             if len(pending) >= PARCEL:
                 self.outgoing.cut(within=self)
             pending += frame(BODY, self.wire_number, body[at : at + room])

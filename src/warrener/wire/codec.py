@@ -1,8 +1,9 @@
 """From bytes to values and back: short strings, field tables, methods and content headers of AMQP 0-9-1.
 
-pamqp describes the methods (which arguments, of which types); this module reads and writes them, because pamqp's own
-reader trusts its input (a string may be longer than its frame, tables recurse without end, bytes may trail) and its
-writer narrows floats to 32 bits, cuts field names, knows no `bytes`, and refuses names that RabbitMQ accepts.
+pamqp describes the methods (which arguments, of which types); this module reads and writes them. pamqp's own reader
+does not check its input: a string may be longer than its frame, tables may nest without a limit, bytes may follow the
+last value. pamqp's own writer narrows floats to 32 bits, cuts field names, knows no `bytes`, and refuses names that
+RabbitMQ accepts.
 
 Invariants:
 

@@ -106,7 +106,7 @@ class ChannelClosed:
 
 @frozen
 class Replied:
-    """The first request without an answer was done."""
+    """The broker has carried out a request: the oldest one that had no answer."""
 
     #: The queue's name, where a queue was declared.
     queue: str = ""

@@ -1,8 +1,8 @@
 """From pieces of any size to whole frames (AMQP 0-9-1, 2.3.5); confirms are taken directly from the buffer.
 
-One bytearray holds the residue: at most one unfinished frame, which is at most `cap` bytes, because the seven bytes
-of a frame's header are judged as soon as they are there, before anything else of it is kept. basic.ack and basic.nack
-have one layout of 21 bytes; they are taken out with a single unpack and no object of their own.
+One bytearray holds the residue: at most one unfinished frame of at most `cap` bytes. The seven bytes of a frame's
+header are judged as soon as they are there, before any other byte of the frame is kept. basic.ack and basic.nack have
+one layout of 21 bytes; they are taken out with a single unpack and no object of their own.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def negotiate_limit(ours: int, theirs: int) -> int:
 
 
 def negotiate_heartbeat(ours: float, theirs: int) -> int:
-    """Return the smaller interval in whole seconds; the broker's 0 leaves it to us, and our 0 turns heartbeats off."""
+    """Return the smaller interval in whole seconds. If the broker's is 0, ours is taken; if ours is 0, it stays 0."""
     return negotiate_limit(min(math.ceil(ours), 0xFFFF), theirs) if ours > 0 else 0
 
 

@@ -137,7 +137,10 @@ class Session:
         return happened
 
     def _break(self, error: events.ProtocolError) -> None:
-        """Fall silent because of the peer. Behind a close nothing counts, and the answer to it still goes out."""
+        """End the session, because the peer broke the protocol; nothing is sent any more.
+
+        A session that is over ignores the error, and still sends its answer to the broker's close.
+        """
         if self.phase is not SessionPhase.OVER:
             self.fail()
             self._events.append(error)
@@ -169,7 +172,10 @@ class Session:
 
     @property
     def blocked(self) -> bool:
-        """Whether the broker has stopped publishing, by connection.blocked or a channel's flow: true before it is told."""
+        """Whether the broker has stopped publishing, by connection.blocked or a channel's flow.
+
+        It is true before `receive` returns the event.
+        """
         return bool(self._blocked_by)
 
     @property
@@ -233,7 +239,7 @@ class Session:
         return publisher.number
 
     def publisher(self, channel: int) -> Publisher:
-        """Return a publishing channel: the way to publish without a detour, and to read `written`.
+        """Return a publishing channel, to call its `publish` directly and to read its `written`.
 
         Of the channels that were closed only the last few are known (KeyError for others).
         """
@@ -275,14 +281,14 @@ class Session:
         self._out.pending += Request(kind, arguments).encode(channel, frame_max)
 
     def _answer(self, channel: int, kind: type[Method], **arguments: Any) -> None:
-        """Answer what may come any number of times; a broker that does not take the answers asks in vain."""
+        """Answer a request that may come any number of times; raises `Malformed` if too many answers wait."""
         self._answers += 1
         if self._answers > _ANSWERS:
             raise Malformed(f"it sent more than {_ANSWERS} requests and did not read the answers")
         self._send(channel, kind, **arguments)
 
     def _end(self) -> None:
-        """Leave for OVER: no channel counts any more; `written` of each stays readable."""
+        """Enter the phase OVER: no channel can be used any more; `written` of each stays readable."""
         self.phase = SessionPhase.OVER
         self._table.clear()
         self._control = None

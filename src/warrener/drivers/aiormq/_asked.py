@@ -1,7 +1,7 @@
 """Which channels are open towards the broker, and which answers aiormq waits for.
 
-aiormq keeps what nobody asked for (an answer waits for the next request, a delivered body grows without limit), so only what
-it asked for reaches it.
+aiormq keeps methods that it has not asked for: an answer waits for the next request, a delivered body grows without
+limit. So the driver passes on only the answers that aiormq has asked for.
 """
 
 from __future__ import annotations

@@ -45,8 +45,8 @@ __all__ = ["open_bridged"]
 #: Looked for now: a later dial may find no free file descriptor.
 _UVLOOP = importlib.util.find_spec("uvloop") is not None
 
-#: Seconds that the host waits for the end of the thread, beyond `close_timeout` and `abort_timeout`, before it leaves the
-#: thread to itself. Only a name resolution that the platform cannot cancel takes that long.
+#: Seconds that the host waits for the end of the thread, beyond `close_timeout` and `abort_timeout`. After that the
+#: thread runs on alone. Only a name resolution that the platform cannot cancel takes that long.
 _LETTING_GO = 1.0
 
 _NO_THREAD = Fault(

@@ -17,7 +17,7 @@ from warrener.wire.codec import TOKEN_HEADER
 
 __all__ = ["OVERHEAD", "header_size", "properties_of", "table"]
 
-#: What a message counts for beyond its body in the backlog: method, header and frames; bytes.
+#: Bytes of a message in the backlog besides its body: an estimate for method, header and frames.
 OVERHEAD = 256
 
 

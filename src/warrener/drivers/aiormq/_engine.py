@@ -4,14 +4,14 @@ Division of labour. aiormq does the handshake, the codec, the heartbeats it send
 marshalling and ordering of publishes. The driver reads these from the bytes and does not leave them to aiormq (`_protocol`,
 `_transport`): the tuning, confirms, returns, closes, blocked, and signs of life. Therefore channels are opened with aiormq's own
 confirm tracking off and put into confirm mode by a plain confirm.select: aiormq sends publishes, and never judges them.
-That is how the driver stays truthful where aiormq is not: returns are matched by token and not by message_id, so equal
-ids may be in flight together; a multiple ack settles all that it covers even where its highest tag is settled already;
-and a closing channel yields no invented nack, because nacks come from the broker's frames only.
+So the driver reports three things that aiormq gets wrong. Returns are matched by token and not by message_id, so equal
+ids may be in flight together. A multiple ack confirms all tags that it covers, even if its highest tag was confirmed
+before. A closing channel causes no nack, because nacks come from the broker's frames only.
 
 Invariants:
 
-* One pump gives publishes to aiormq, one at a time and in the order of their tags, so aiormq's frames and ours count
-  the same.
+* One pump gives publishes to aiormq, one at a time and in the order of their tags, so the broker gives each message the
+  tag that the driver has given it.
 * The first fault wins, `fail` is a plain function, and the owner of the engine calls `stop`, which leaves no task and
   no socket behind. Tasks are cancelled by the engine alone; a caller's cancellation never reaches aiormq.
 * aiormq never holds the credentials: its URL names no host and no user, and start-ok gets its response on the way out.
@@ -149,7 +149,7 @@ class Engine:
             await anyio.aclose_forcefully(dialed.stream)
             raise
         connecting = self._start(protocol.connect())
-        # Read in any case: asyncio complains of exceptions that were not.
+        # Read the exception in any case: asyncio logs an error for each exception that nobody has read.
         connecting.add_done_callback(lambda task: task.cancelled() or task.exception())
         left = None if seconds is None else max(0.0, dialed.began + seconds - anyio.current_time())
         either: set[asyncio.Future[Any]] = {connecting, failed}
@@ -264,7 +264,7 @@ class Engine:
         protocol.stop()
         ending = set(closing)
         if transport.backlog and protocol.answering:
-            # Our close-ok; it is polite and no more.
+            # Our close-ok is waiting to be sent; the link ends without it too.
             ending = {self._loop.create_task(transport.wait_flushed(), context=self._context)}
             await asyncio.wait(ending, timeout=self._options.abort_timeout / 2)
         transport.abort()

@@ -102,7 +102,7 @@ class FrameFilter:
         return bool(self._buffer)
 
     def _greet(self) -> bool:
-        """Look at the first bytes: a method frame, or no broker of ours; False while too few have come to tell."""
+        """Whether the first bytes begin a method frame; False while too few have come. Raises `LinkDown` for others."""
         buffer = self._buffer
         if buffer[0] != METHOD:
             # Another AMQP has eight bytes, a TLS alert seven; two bytes of an alert are enough.

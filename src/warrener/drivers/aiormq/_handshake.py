@@ -26,7 +26,7 @@ class Handshake:
         self.peer = peer
 
     def on_start(self, data: bytes) -> bytes:
-        """Choose the login; return a frame for aiormq that offers no other than its own."""
+        """Choose the login; return a frame for aiormq that offers only PLAIN, the login that aiormq knows."""
         start = frames.read(data, commands.Connection.Start)
         try:
             self._start_ok = self._handshake.on_start(start)

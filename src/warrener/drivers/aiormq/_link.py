@@ -69,7 +69,7 @@ class AiormqLink:
         self._sizes: dict[int, tuple[Envelope, int | str]] = {}
 
     def attach(self, engine: Engine) -> None:
-        """Get to work with `engine`."""
+        """Set the engine that sends the messages of this link."""
         self._engine = engine
 
     @property
@@ -138,8 +138,8 @@ class AiormqLink:
     def written(self, channel: int) -> int:
         """Return the highest tag whose last byte may have reached the network (marked before the send call).
 
-        Between `abort` and the end of the link the engine, perhaps in another thread, may still hand over more: nobody can
-        tell, and it is the last tag assigned.
+        Between `abort` and the end of the link the engine, perhaps in another thread, may still write more messages.
+        This side cannot tell how many, so it returns the last tag assigned.
         """
         return self._last_if_aborting(channel) or (0 if self._engine is None else self._engine.written(channel))
 

@@ -274,7 +274,7 @@ class Protocol:
         return None
 
     def _on_channel_close(self, channel: int, data: bytes) -> bytes | None:
-        """Answer at once, so that nothing can be sent on the number afterwards, and let aiormq know."""
+        """Answer at once, so that nothing can be sent on the closed channel afterwards, and let aiormq know."""
         close = frames.read(data, commands.Channel.Close)
         self.transport.answer(pamqp.frame.marshal(commands.Channel.CloseOk(), channel))
         self._contents.forget(channel)

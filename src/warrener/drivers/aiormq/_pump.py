@@ -23,14 +23,14 @@ __all__ = ["Publish", "Pump"]
 #: number of the epoch, tag, envelope, message_id, body, token
 Publish: TypeAlias = "tuple[int, int, Envelope, str, bytes, str | None]"
 
-#: Bytes that wait in the transport before the pump holds messages back; beyond it they are certainly not written.
+#: While more bytes than this wait in the transport, the pump holds messages back; these are certainly not written.
 _BACKLOG = 256 * 1024
 #: Envelopes whose properties are kept ready.
 _ENVELOPES = 256
 
 
 class Pump:
-    """Takes messages from the queue. aiormq's frames and ours count the same, because nothing else publishes."""
+    """Takes messages from the queue. Nothing else publishes, so the broker counts the same tags as the driver."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class Pump:
     ) -> None:
         self._transport = transport
         self._epochs = epochs
-        #: Told of the size of a message that is not sent, because its channel is closed.
+        #: Called with the size of a message that is not sent, because its channel is closed.
         self._dropped = dropped
         self._fail = fail
         self._queue = queue
@@ -52,7 +52,7 @@ class Pump:
         self._properties: dict[int, tuple[Envelope, commands.Basic.Properties]] = {}
 
     async def run(self) -> None:
-        """Publish on and on. A message that cannot be encoded ends the link: its tag would shift all later ones."""
+        """Publish until cancelled. A message that cannot be encoded ends the link: it would shift all later tags."""
         transport, queue, epochs = self._transport, self._queue, self._epochs
         while True:
             await self._work.wait()

@@ -38,7 +38,7 @@ _Answer: TypeAlias = "tuple[Method, Content | None]"
 
 
 def _drop(_content: Content, _header: ContentHeader) -> None:
-    """Take a message whose caller has left."""
+    """Drop a message whose caller no longer waits for it."""
 
 
 @define(eq=False)

@@ -1,8 +1,9 @@
 """The transport: every byte between aiormq and the broker passes here, in both directions.
 
-Why it exists. aiormq tells its user little of what the driver seam has to report: it overrides the server's heartbeat,
-swallows connection.blocked, matches returns by message_id, drops a multiple ack whose highest tag it no longer
-holds, may answer a close with a close, and keeps credentials in a URL that it logs. All of that is visible on the wire.
+Why it exists. A driver must report events that aiormq does not report to its user. aiormq overrides the server's
+heartbeat, swallows connection.blocked, matches returns by message_id, and drops a multiple ack whose highest tag it no
+longer holds. It may answer a close with a close, and keeps credentials in a URL that it logs. All of that is visible on
+the wire.
 So aiormq gets an asyncio transport of our own (`aiormq.TransportFactory` is public API for that) and the driver reads
 the events from the frames themselves:
 
@@ -43,7 +44,7 @@ __all__ = ["Epoch", "FilteringTransport", "Parcel"]
 #: the progress on a slow line.
 _LARGEST_SEND = 64 * 1024
 _LARGEST_RECEIVE = 65536
-#: Bytes that are parsed in one turn of the event loop: no peer can keep it to itself.
+#: Bytes that are parsed in one turn of the event loop, so that a fast peer cannot stop the other tasks.
 _SLICE = 16 * 1024
 #: How many answers may wait for the socket. Without a limit a broker that asks and does not read could fill our memory.
 _ANSWERS = 1000
@@ -94,7 +95,7 @@ class FilteringTransport(asyncio.Transport):
     _failed: Callable[[BaseException], None]
     _write_stall_timeout: float
     _frame_timeout: float
-    #: Set while there is room for reports; without one there always is.
+    #: Set while there is room for reports; None: there always is.
     _room: asyncio.Event | None = None
     #: The bytes of all sends that have returned.
     bytes_out: int = 0
@@ -141,7 +142,7 @@ class FilteringTransport(asyncio.Transport):
 
     @property
     def held(self) -> bool:
-        """Whether nothing is read because the owner has not taken the reports of before."""
+        """Whether nothing is read because the owner has not taken the earlier reports."""
         return self._room is not None and not self._room.is_set()
 
     @property
@@ -328,7 +329,7 @@ class FilteringTransport(asyncio.Transport):
     async def wait_aborted(self) -> None:
         """Wait until both tasks are gone and close the stream; `abort` comes first."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        # The link is over already: an error of the close is nobody's news.
+        # The link is over already, so an error of the close is ignored.
         with suppress(OSError, MemoryError, anyio.BrokenResourceError, anyio.ClosedResourceError):
             await anyio.aclose_forcefully(self._stream)
 

@@ -33,7 +33,7 @@ class AsyncioTransport(asyncio.BufferedProtocol):
         self._read: asyncio.Future[None] | None = None
         self._drained: asyncio.Future[None] | None = None
         self._closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        #: In the loop's callbacks no task runs, by which anyio would tell the backend.
+        #: anyio finds its backend by the running task. In the loop's callbacks no task runs, so this context names it.
         self._context = contextvars.copy_context()
         self._context.run(sniffio.current_async_library_cvar.set, "asyncio")
 
@@ -47,7 +47,7 @@ class AsyncioTransport(asyncio.BufferedProtocol):
 
     @property
     def left(self) -> int:
-        """How many bytes the loop holds for the kernel; 1 for the bytes that an ended connection has not taken."""
+        """How many bytes the loop holds for the kernel; always 1 after the connection has ended."""
         return 1 if self._lost is not None else int(self._transport.get_write_buffer_size())
 
     def write(self, data: bytes) -> None:

@@ -32,7 +32,7 @@ _Dialed: TypeAlias = Dialed[Transport | ByteStream]
 
 
 class Dial(Protocol):
-    """How a driver comes by a connection; on sockets of the running backend, unless a simulation says otherwise."""
+    """How a driver gets a connection: on sockets of the running backend, unless a simulation replaces them."""
 
     async def __call__(
         self, endpoint: Endpoint, /, *, require_tls: bool, ssl_context: ssl.SSLContext | None, first_address: int
@@ -71,7 +71,7 @@ class NativeDriver:
     def __init__(self, dial: Dial | None = None) -> None:
         self._dial: Dial = dial or dial_sockets
         if "asyncio" in sys.modules:
-            # A program on Trio does without asyncio. On asyncio, a dial may have no file descriptor left to import this.
+            # A program on Trio need not import asyncio. On asyncio, a later dial may find no free descriptor for it.
             _asyncio_sockets()
 
     @asynccontextmanager

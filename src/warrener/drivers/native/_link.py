@@ -99,8 +99,9 @@ class NativeLink:
     def congested(self) -> bool:
         """Whether the owner should hold back: the socket is behind, or the broker has just stopped us.
 
-        A stop counts from the byte that says so. Its report comes a little later, behind confirms of the same read, and
-        nothing may be published behind the flow-ok that has answered it (AMQP 0-9-1, channel.flow-ok).
+        This is true as soon as the session has read the broker's stop; the stop is reported later, after the confirms
+        of the same read. The session has then answered with flow-ok already, and after flow-ok nothing may be published
+        (AMQP 0-9-1, channel.flow-ok).
         """
         return self._writer.full or self._session.blocked
 
@@ -226,7 +227,7 @@ class NativeLink:
         self._requests.end(self.fault)
 
     def _fail(self, fault: Fault) -> None:
-        """End the link because of what was found out here; while leaving that is the end, not a fault."""
+        """End the link because of `fault`. During our own close handshake the link just ends, without a fault."""
         self._silence()
         if self._leaving:
             self._left.set()
@@ -314,7 +315,7 @@ class NativeLink:
                     return
             now = anyio.current_time()
             if now >= writer.sent_at + interval / 2:
-                # A writer that does not rest is sending already, or would not get a heartbeat out either.
+                # Without a waiter the writer is at work: it sends now, or the kernel takes no heartbeat either.
                 if writer.waiter is not None:
                     self._session.beat()
                     writer.wake()
@@ -325,7 +326,7 @@ class NativeLink:
     def _on_read(self) -> bool:
         """After each read: have the session's answers sent; False when nothing more can come."""
         if (main := self._channels.main) is not None:
-            # A pass that published several messages would be split by a write at once.
+            # If a pass publishes several messages, a write at once would send them in several parts.
             self._one_at_a_time = main.last_tag - self._tag_at_read <= 1
             self._tag_at_read = main.last_tag
         if not self._session.idle or self._transport.left:

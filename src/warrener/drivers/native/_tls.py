@@ -10,7 +10,7 @@ __all__ = ["TlsTransport", "secure"]
 
 
 class TlsTransport:
-    """See `Transport`. What the peer may ask in the middle (a new key) is answered behind the bytes that it interrupts."""
+    """See `Transport`. If the peer asks for a new key, the answer is sent after all bytes encrypted before it."""
 
     prompt = drain_can_resume = True
 
@@ -34,7 +34,7 @@ class TlsTransport:
         await self._below.drain()
 
     def _stepped(self) -> bool:
-        """Go as far as the bytes reach that have come; whether the handshake is done."""
+        """Go on with the handshake, with the bytes that have come; return whether it is done."""
         try:
             self.object.do_handshake()
         except ssl.SSLWantReadError:
@@ -85,7 +85,7 @@ class TlsTransport:
         return self._pass_on()
 
     def _pass_on(self) -> bool:
-        """Hand over what is decrypted; bytes that make no whole record count as heard, too."""
+        """Give the decrypted bytes to `take`, and b"" where no record is whole: that, too, is a sign of life."""
         data = b""
         wants_more = True
         while wants_more:
@@ -104,7 +104,7 @@ class TlsTransport:
         self._below.stop()
 
     async def aclose(self) -> None:
-        """Close the connection below, without a farewell of TLS: AMQP has its own."""
+        """Close the connection below, without a close_notify of TLS: AMQP has a close handshake of its own."""
         await self._below.aclose()
 
 

@@ -1,4 +1,4 @@
-"""The seam between a link and the bytes of its connection: what a backend's transport must do.
+"""The interface between a link and the bytes of its connection: what a backend's transport must do.
 
 There are four: `_trio` and `_asyncio` on a socket of the backend, `_tls` around either of them, and `_stream` around a
 stream of anyio, for connections in memory. Each has one writer and one reader, and leaves to them all decisions of the link.
@@ -13,7 +13,7 @@ import anyio
 
 __all__ = ["ENDS", "PIECE", "Take", "Transport"]
 
-#: The most bytes that are taken in between two passes of the event loop, some 800 confirms: no peer can keep it to itself.
+#: The most bytes (some 800 confirms) that are taken in one pass of the event loop: a fast peer cannot stop other tasks.
 PIECE: Final = 16 * 1024
 
 #: What a transport raises when its connection is over. `ssl.SSLError` is an `OSError`.
@@ -54,7 +54,10 @@ class Transport(Protocol):
         ...
 
     def write(self, data: bytes) -> None:
-        """Give bytes to the kernel, as many as it takes now. `drain` waits for the others, and raises what this met."""
+        """Give bytes to the kernel, as many as it takes now.
+
+        `drain` waits for the others, and raises the error that this method met.
+        """
 
     async def drain(self) -> None:
         """Wait until `left` is 0; raises one of `ENDS`."""

@@ -30,7 +30,7 @@ def _forget_waiter(writer: Writer) -> None:
 class Writer:
     """Sends the session's bytes: all pending ones at once, and rests while there are none.
 
-    The session's bytes are given to the transport one parcel after the other, the next when the kernel has all of the last.
+    The session's bytes are given to the transport parcel by parcel: a parcel when the kernel has all bytes before it.
     So what is *begun* and *written* is never more than one parcel ahead of what is *out*.
     """
 
@@ -56,13 +56,13 @@ class Writer:
         self._on_lost = on_lost
         #: Whether the owner has messages to publish, and waits to be asked for them.
         self.pull_requested = False
-        #: Whether `HIGH_WATER` bytes or more were pending, and not yet `LOW_WATER` or fewer since.
+        #: True from the moment when `HIGH_WATER` bytes or more are pending until `LOW_WATER` or fewer are.
         self.full = False
         #: The bytes of all writes.
         self._bytes_written = 0
         #: When the last write began, or a heartbeat was due.
         self.sent_at = backend.clock()
-        #: The ticket of the task while nothing is pending; None while it works.
+        #: The argument of `Backend.wake` that wakes the task, while it rests; None while it works.
         self.waiter: Any = None
         #: Around the wait for the kernel. A broker that has blocked us does not read, so no write is overdue meanwhile.
         self._patience = anyio.CancelScope()
