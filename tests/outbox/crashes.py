@@ -245,7 +245,7 @@ def main():
             failed = failed or bool(account.lost or account.inversions)
             with tempfile.TemporaryDirectory() as folder, _database(name) as dsn:
                 place = dsn or str(Path(folder, "order.db"))
-                account = relay_in_order(place, broker.url, draw, keys=1000, rows=10)
+                account = relay_in_order(place, broker.url, draw, keys=1000, rows=50)
             print(f"{name}, order of 1,000 keys with 3 relays: {account}", flush=True)
             failed = failed or bool(account.lost or account.inversions)
     return int(failed)
