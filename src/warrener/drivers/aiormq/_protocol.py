@@ -279,7 +279,7 @@ class Protocol:
         self.transport.answer(pamqp.frame.marshal(commands.Channel.CloseOk(), channel))
         self._contents.forget(channel)
         code, text = close.reply_code or 0, self._text(close.reply_text or "")
-        if not self.requests.closing(channel):  # if we have sent a close too, the broker's close-ok follows
+        if not self.requests.closing(channel):  # after a close of ours, the broker's close-ok ends the channel
             self._asked.ended(channel)
         epoch = self.channels.on_close(channel, code, text)
         self.requests.on_close(channel)
