@@ -244,7 +244,7 @@ class Settings:
     breaker: Breaker | None = field(factory=Breaker)
     #: Nacks are counted for each exchange and routing key, or for each exchange.
     breaker_scope: BreakerScope = row(one_of("destination", "exchange"), "destination")
-    #: A link that was up for this time, or one confirm, resets the attempts.
+    #: The counter of attempts goes back to 0 when a link was up for this time, or after one confirm.
     stable_for: float = row(seconds(forever=False), 10.0)
     #: After the last attempt `run()` stays and waits for `reconnect()`, or raises.
     when_exhausted: WhenExhausted = row(one_of("stay", "raise"), "stay")
@@ -394,7 +394,7 @@ class Settings:
         below: Mapping[str, Given] | None = None,
         **explicit: Unpack[SettingsFields],
     ) -> Settings:
-        """Put settings together: `explicit` over the URL's query over the environment over `below` over the defaults.
+        """Put settings together. The highest wins: `explicit`, the URL's query, the environment, `below`, the defaults.
 
         Several URLs, in a list or with commas between them, are failover: a producer uses one of them at a time.
         `url` None means ``RABBITMQ_URL``. If `url` is a `Settings`, only `explicit` changes it, and neither URL nor

@@ -506,7 +506,7 @@ async def _race(
     attempt: Callable[[str], Awaitable[Dialed[S]]],
     failures: list[tuple[str, Exception]],
 ) -> _Winner[S] | None:
-    """Run staggered attempts; return the first that succeeds, with its begin, and close the others."""
+    """Run staggered attempts; return the first that succeeds, with the time at which it began; close the others."""
     winner: _Winner[S] | None = None
 
     async def run(address: str, shown: str, failed: anyio.Event) -> None:

@@ -1,6 +1,6 @@
 """PURE: what a relay decides. Which rows to claim, which to publish now, and what becomes of each after its outcome.
 
-No I/O, clock or randomness: `now` is handed in, orders for the store leave as a `Settlement`.
+No I/O, clock or randomness: `now` is an argument, and the orders for the store are returned as a `Settlement`.
 
 **What must stay true.**
 
@@ -210,7 +210,7 @@ def verdict(row: Row, outcome: Receipt | PublishError, policy: RelayPolicy) -> V
 
 
 def retry_delay(policy: RelayPolicy, nacks: int) -> float:
-    """Return the seconds to wait after so many nacks."""
+    """Return the seconds to wait after `nacks` nacks."""
     return min(policy.retry_cap, policy.retry_initial * 2.0 ** min(nacks - 1, 32))
 
 
@@ -523,7 +523,7 @@ class Window:
                 del self._queues[row.key]
         left = self._claims[row.claim]
         left.discard(position)
-        # The list of a claim from which rows were only deleted stays as it is: a position without a row claims nothing.
+        # Where rows were only deleted, the stored positions of the claim stay: a position without a row has no effect.
         if released or not left:
             self._changed.add(row.claim)
 

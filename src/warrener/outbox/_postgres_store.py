@@ -77,7 +77,7 @@ SELECT o.position, o.key, octet_length(o.body),
             ELSE (SELECT e.position FROM warrener_outbox e WHERE e.key = o.key ORDER BY e.position LIMIT 1) END
 FROM warrener_outbox o
 WHERE (o.key IS NULL OR {_NOT_HELD})"""  # noqa: S608 - constants
-#: The server ends this session if its process says nothing for so long in the middle of the transaction.
+#: The server ends this session when its transaction was idle for this number of milliseconds.
 _LIMITED: Final = "set_config('idle_in_transaction_session_timeout', %s, true)"
 _INSERT: Final = f"""
 INSERT INTO warrener_outbox (message_id, key, exchange, routing_key, properties, body)
@@ -172,8 +172,8 @@ class PostgresStore:
     def _heard_of_others(self, listener: Connection) -> bool:
         """Whether another session has stored a row, or this one a row with a key.
 
-        The relay knows what this session stores; but a row with a key may have to wait for other transactions, so it is
-        looked for again.
+        The relay knows the rows that this session stores. But a row with a key may have to wait for other transactions,
+        so the relay looks for that row again.
         """
         heard = False
         while (notification := listener.pgconn.notifies()) is not None:
@@ -202,7 +202,7 @@ class PostgresStore:
         except OutboxUnusable as error:
             if error.problem is not OutboxProblem.UNREACHABLE or done is None or number is None:
                 raise
-            # Everything was said but the answer to COMMIT is missing.
+            # The server may have committed the transaction: only the answer to COMMIT is missing.
             if not self._was_committed(number):
                 raise
         assert done is not None

@@ -139,7 +139,7 @@ class Relay:
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Relay until `stop`, or cancellation. Raises `OutboxUnusable` where the outbox cannot be opened.
 
-        A database server that does not answer is no such case: the relay tries again until it does.
+        When the database server does not answer, `run` does not raise: it tries again until the server answers.
         """
         self._backend = backend()
         self._cancelled = anyio.get_cancelled_exc_class()
@@ -177,7 +177,7 @@ class Relay:
         self._wake()
 
     async def _finish(self) -> None:
-        """Write down what is known, give back the rest, disconnect."""
+        """Write the known outcomes to the store, give all other rows back, disconnect."""
         for pending in self._pending:
             self._answer(pending, OutboxError("the producer closed before the message was stored"))
         self._pending.clear()
@@ -286,7 +286,7 @@ class Relay:
             elif self._stopping and not self._window.flights and not self._window.has_orders:
                 return
             elif self._stopping and self._health.failure is not None and not self._window.flights:
-                return  # the store is away: `_finish` tries once more
+                return  # the store cannot be used now: `_finish` tries once more
             else:
                 await self._nap(now)
 

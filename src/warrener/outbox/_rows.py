@@ -66,7 +66,7 @@ def _check_texts(message: Message, key: str | None) -> None:
 
 def decode(message_id: object, exchange: object, routing_key: object, properties: object, body: object) -> Message:
     """Return the message of a row's columns. Raises ValueError, with the column's name, for other columns."""
-    if isinstance(body, str):  # SQLite keeps what it was given, and text is how SQL writes a body
+    if isinstance(body, str):  # plain SQL may have stored the body as text, and SQLite keeps it so
         body = body.encode()
     elif isinstance(body, memoryview):
         body = body.tobytes()

@@ -11,7 +11,7 @@ __all__ = ["Store"]
 
 
 class Store(Protocol):
-    """One connection to one outbox. Every method raises `OutboxUnusable` and nothing else of the database's."""
+    """One connection to one outbox. Every method raises each error of the database as `OutboxUnusable`."""
 
     #: Whether a call can take long, so that it must be made in a thread.
     blocks: bool

@@ -134,7 +134,7 @@ class Claimed:
 
 @frozen
 class Again:
-    """A row to keep in the outbox after an attempt, with what was learned."""
+    """A row to keep in the outbox after an attempt, with the result of that attempt."""
 
     position: int
     claim: int
@@ -186,7 +186,7 @@ class Work:
     """What one transaction does: insert, settle and renew the lease, and then claim the new rows or others."""
 
     inserts: Sequence[NewRow] = ()
-    #: Claim the new rows that have no key, too. They are as they were given, so they are not read again.
+    #: Claim the new rows that have no key, too. The relay has their values already, so they are not read again.
     take: bool = False
     settlement: Settlement = field(factory=Settlement)
     renew: bool = False

@@ -34,7 +34,7 @@ class SQLiteOutbox(Outbox):
             the operating system can lose the messages of the last moments; a crash of the process loses none.
         busy_timeout: seconds to wait while another program writes to the file.
         secure_delete: overwrite deleted rows with zeros.
-        make: make the file and the tables when they are missing; False: an error says that they are.
+        make: make the file and the tables when they are missing; False: `OutboxUnusable` is raised when they are.
     """
 
     def __init__(

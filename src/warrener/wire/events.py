@@ -140,7 +140,7 @@ class Blocked:
 
 @frozen
 class Unblocked:
-    """No such request stands any longer."""
+    """Publishing is allowed again: each request to stop was taken back, or its channel was closed."""
 
 
 @frozen

@@ -202,7 +202,7 @@ class Session:
     # --- orders -------------------------------------------------------------------------------------------------
 
     def fail(self) -> None:
-        """End the session on the spot: nothing is sent any more, and nothing that is received counts."""
+        """End the session at once: nothing more is sent, and bytes that arrive later are ignored."""
         self._end()
         self._out.clear()
 
@@ -458,7 +458,7 @@ class Session:
         match method:
             case commands.Channel.Close(reply_code=code, reply_text=text):
                 self._answer(control.wire_number, commands.Channel.CloseOk)
-                if control.state is not ChannelState.CLOSING:  # our own close has not crossed it
+                if control.state is not ChannelState.CLOSING:  # we have not sent a close of our own
                     self._table.remove(control.wire_number)
                     self._control = None
                     self._events.append(events.Refused(code or 0, self._text(text)))

@@ -178,8 +178,8 @@ class _Bridge:
     def leave(self, *, graceful: bool) -> None:
         """Have the engine stop; `ended` follows."""
         self._graceful = graceful
-        # This side sets the flag first and then reads the loop; the thread does it the other way round. So one of the two
-        # sees the other.
+        # This side sets the flag first and then reads the loop; the thread sets the loop first and then reads the flag.
+        # So this side finds the loop, or the thread finds the flag.
         self._left = True
         self._soon(self._leave_if_asked)
 

@@ -2,7 +2,7 @@
 
 `AiormqLink` lives with the owner, the engine in its asyncio loop; on Trio that is another thread. What they share is
 one deque, to which the owner appends and from which the engine takes, and counters that one side writes and the other
-reads. Reports reach the owner through `TaskEndpoint`, which keeps the link's own books before it passes them on.
+reads. Reports reach the owner through `TaskEndpoint`, which updates the link before it passes them on.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class AiormqLink:
         channel[1] += 1
         self._published_bytes += len(body) + OVERHEAD
         if self._published_bytes - self._sent_bytes >= HIGH_WATER:
-            # Set before the message is appended: the send of this very message ends the congestion at the latest.
+            # Set before the message is appended: if it is the last message, its own send still ends the congestion.
             self._congested = True
         engine.queue.append((channel[0], channel[1], envelope, message_id, body, token))
         self._wake()

@@ -217,7 +217,7 @@ class Protocol:
         self._expect(DialPhase.AUTHENTICATING, "Connection.Tune")
         kept = self._handshake.on_tune(data)
         self._filter.frame_max = self.peer.frame_max
-        # aiormq takes the server's interval unless it is told one.
+        # Without this value aiormq would use the interval that the server offers.
         self.connection.heartbeat_timeout = int(self.peer.heartbeat)
         self.phase = DialPhase.OPENING
         return kept
@@ -279,7 +279,7 @@ class Protocol:
         self.transport.answer(pamqp.frame.marshal(commands.Channel.CloseOk(), channel))
         self._contents.forget(channel)
         code, text = close.reply_code or 0, self._text(close.reply_text or "")
-        if not self.requests.closing(channel):  # else our own close has crossed it, and close-ok follows
+        if not self.requests.closing(channel):  # after a close of ours, the broker's close-ok ends the channel
             self._asked.ended(channel)
         epoch = self.channels.on_close(channel, code, text)
         self.requests.on_close(channel)

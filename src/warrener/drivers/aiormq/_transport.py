@@ -7,14 +7,14 @@ the wire.
 So aiormq gets an asyncio transport of our own (`aiormq.TransportFactory` is public API for that) and the driver reads
 the events from the frames themselves:
 
-* *Inbound*, `FrameFilter` cuts the stream into frames, checks them against the limits before anything is allocated for
-  them, and hands the ones that concern the driver to it; what aiormq has to know is passed on, always in whole frames.
+* *Inbound*, `FrameFilter` cuts the stream into frames. It checks each frame against the limits before it allocates
+  memory for the frame. The driver gets the frames that concern it; aiormq gets its own, always as whole frames.
 * *Outbound*, `FilteringTransport.write` sees whole messages, as aiormq writes each method with its content in one call. It counts
   publishes, lets the driver rewrite or drop a frame, and gathers everything written in one turn of the loop into one
   send.
 
-Invariants: the tag of a publish is marked as written before the `send` call that holds its last byte; after
-`seal` not one byte more is accepted; and the stream belongs to the two tasks here, nobody else touches it.
+Invariants: the tag of a publish is marked as written before the `send` call that holds its last byte. After `seal` no
+byte is accepted. Only the two tasks of this class read from the stream and write to it.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Epoch", "FilteringTransport", "Parcel"]
 
-#: The largest number of bytes of one send: a write is stalled if not even these went out in time, and `bytes_out` shows
-#: the progress on a slow line.
+#: The largest number of bytes of one send. A write is stalled when one send takes longer than the write stall timeout;
+#: `bytes_out` grows after each send, so it shows the progress on a slow line.
 _LARGEST_SEND = 64 * 1024
 _LARGEST_RECEIVE = 65536
 #: Bytes that are parsed in one turn of the event loop, so that a fast peer cannot stop the other tasks.
 _SLICE = 16 * 1024
-#: How many answers may wait for the socket. Without a limit a broker that asks and does not read could fill our memory.
+#: How many answers may wait for the socket. A broker that sends requests and reads no answer cannot fill our memory.
 _ANSWERS = 1000
 
 
@@ -237,7 +237,7 @@ class FilteringTransport(asyncio.Transport):
     def answer(self, data: bytes) -> None:
         """Send an answer to the broker, which may ask without end.
 
-        Raises `LinkDown` where it asks on and takes no answers.
+        Raises `LinkDown` when more than `_ANSWERS` answers wait, because the broker does not read them.
         """
         self._answers += 1
         if self._answers > _ANSWERS:

@@ -18,8 +18,8 @@ are cancelled and the stream is closed, shielded, whatever happened.
 reader has a second to come to the end of the bytes that have arrived. Likewise after a late wake-up (a machine that
 slept, an event loop that stood still) the reader takes the readable bytes before silence is declared.
 
-Reader and writer sit on a `Transport` (`_transport`): one for Trio, one for asyncio and uvloop, each with or without TLS. Time
-is the event loop's. So everything runs under a mock clock, with `dial` replaced by streams in memory.
+Reader and writer use a `Transport` (`_transport`): one for Trio, one for asyncio and uvloop, each with or without TLS.
+All times come from the event loop's clock. So everything runs under a mock clock, with streams in memory from `dial`.
 """
 
 from warrener.drivers.native._driver import Dial, NativeDriver

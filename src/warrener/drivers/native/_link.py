@@ -145,7 +145,11 @@ class NativeLink:
             self._have_sent()
 
     def _have_sent(self) -> None:
-        """Have pending bytes sent: in this step a single message, so that a pass of the event loop is saved."""
+        """Have pending bytes sent.
+
+        While messages come one at a time, they are written in this step, without another pass of the event loop.
+        Otherwise the writer's task sends them.
+        """
         if self._one_at_a_time:
             self._one_at_a_time = False
             self._writer.write_now()

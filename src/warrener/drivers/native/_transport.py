@@ -1,7 +1,7 @@
 """The interface between a link and the bytes of its connection: what a backend's transport must do.
 
 There are four: `_trio` and `_asyncio` on a socket of the backend, `_tls` around either of them, and `_stream` around a
-stream of anyio, for connections in memory. Each has one writer and one reader, and leaves to them all decisions of the link.
+stream of anyio, for connections in memory. Each has one writer and one reader, which make all decisions about the link.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ class Writer:
         #: Around the wait for the kernel. A broker that has blocked us does not read, so no write is overdue meanwhile.
         self._patience = anyio.CancelScope()
         self._blocked = False
-        #: When the last bytes were seen to leave, a write began, or a block began or ended.
+        #: When bytes were last seen to leave, a write last began, or the broker last blocked or unblocked us.
         self._moved_at = self.sent_at
         self._stopped = False
         #: Whether `write_now` is at work.
