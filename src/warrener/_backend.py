@@ -15,6 +15,7 @@ publisher needs of the backend is looked up once, when `run()` begins.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import sys
 import types
@@ -205,6 +206,7 @@ class _TrioBackend(_Trio):
         seat.delivery = None
         return seat
 
+    @trio.lowlevel.enable_ki_protection
     @types.coroutine
     def wait(self, seat: _Seat, /) -> Generator[object, outcome.Outcome[None], None]:
         seat.waiter = trio.lowlevel.current_task()
@@ -214,6 +216,8 @@ class _TrioBackend(_Trio):
         if len(self._seats) < _PLACES_KEPT:
             self._seats.append(seat)
 
+    # Ctrl-C between the ticket and the park would leave the ticket of a task that does not wait for us.
+    @trio.lowlevel.enable_ki_protection
     @types.coroutine
     def park(self, what: What, on_cancel: Callable[[What], None], /) -> Generator[object, outcome.Outcome[None], None]:
         what.waiter = trio.lowlevel.current_task()
@@ -239,6 +243,7 @@ class _PublicTrioBackend(_Trio):
     def wait(self, ticket: Ticket, /) -> Awaitable[None]:
         return self.park(ticket, self.leave)
 
+    @trio.lowlevel.enable_ki_protection
     async def park(self, what: What, on_cancel: Callable[[What], None], /) -> None:
         what.waiter = trio.lowlevel.current_task()
 
@@ -256,7 +261,13 @@ def messages_can_be_reused() -> bool:
         fields = cast("dict[str, object]", vars(place.message))
     except Exception:  # noqa: BLE001 - another Trio may raise anything here
         return False
-    return list(fields.values()) == [place.abort] and hasattr(trio.lowlevel.Task, "_cancel_status")
+    return list(fields.values()) == [place.abort]
+
+
+def cancellation_can_be_asked() -> bool:
+    """Whether this Trio keeps with the running task whether it is cancelled, as `_TrioBackend` takes it to do."""
+    status = getattr(trio.lowlevel.current_task(), "_cancel_status", None)
+    return isinstance(getattr(status, "effectively_cancelled", None), bool)
 
 
 class _Future(Awaitable[None], Protocol):
@@ -288,8 +299,8 @@ class _AsyncioBackend:
         self.checkpoint_if_cancelled = token.backend_class.checkpoint_if_cancelled
         self._create_future = loop.create_future
         self._cancelled = anyio.get_cancelled_exc_class()
-        self._loop = token.native_token
-        self._current_task = _anyio_on_asyncio(token).current_task
+        self._loop: Any = token.native_token
+        self._current_task = asyncio.current_task
         self._states = scope_states(token)
 
     def cancelled(self) -> bool:
@@ -371,4 +382,5 @@ def backend() -> Backend:
     """Return the parking of the running backend."""
     if current_async_library() != "trio":
         return _AsyncioBackend(anyio.lowlevel.current_token())
-    return _TrioBackend() if messages_can_be_reused() else _PublicTrioBackend()
+    known = messages_can_be_reused() and cancellation_can_be_asked()
+    return _TrioBackend() if known else _PublicTrioBackend()

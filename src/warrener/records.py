@@ -6,7 +6,7 @@ import enum
 import ipaddress
 import math
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, Final, Literal, NoReturn, Self, TypeAlias, TypedDict, cast
 
@@ -346,6 +346,10 @@ LINK_SHIFT: Final = 48
 _NUMBER: Final = (1 << LINK_SHIFT) - 1
 
 
+#: How many values a receipt is made of, see there.
+_length: Callable[[Any], int] = cast("Any", tuple).__len__
+
+
 class Receipt(tuple[Any, ...]):
     """The broker confirmed the message: its queues store it as safely as their own settings say.
 
@@ -364,35 +368,41 @@ class Receipt(tuple[Any, ...]):
     @property
     def message_id(self) -> str:
         """The id of the message."""
-        return self[0] if len(self) == 4 else f"{self[0]}{self[1] & _NUMBER:012x}"
+        return self[0] if _length(self) == 4 else f"{self[0]}{self[1] & _NUMBER:012x}"
 
     @property
     def attempts(self) -> int:
         """How often the message was published on the wire."""
-        return self[1] if len(self) == 4 else 1
+        return self[1] if _length(self) == 4 else 1
 
     @property
     def possible_duplicate(self) -> bool:
         """Whether more than one of those attempts may have reached the broker."""
-        return len(self) == 4 and self[2]
+        return _length(self) == 4 and self[2]
 
     @property
     def link(self) -> int:
         """The number of the link on which the confirm arrived."""
-        number: int = self[3] if len(self) == 4 else self[1] >> LINK_SHIFT
+        number: int = self[3] if _length(self) == 4 else self[1] >> LINK_SHIFT
         return number
 
     def _fields(self) -> tuple[str, int, bool, int]:
         return self.message_id, self.attempts, self.possible_duplicate, self.link
 
     def __eq__(self, other: object) -> bool:
-        return self._fields() == other._fields() if isinstance(other, Receipt) else NotImplemented
+        return isinstance(other, Receipt) and self._fields() == other._fields()
 
     def __ne__(self, other: object) -> bool:
         return not self == other
 
     def __hash__(self) -> int:
         return hash(self._fields())
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._fields())
+
+    def __len__(self) -> int:
+        return len(self.__match_args__)
 
     def __repr__(self) -> str:
         named = zip(self.__match_args__, self._fields(), strict=True)

@@ -212,6 +212,15 @@ def test_a_nacked_row_waits_in_the_outbox_and_its_key_with_it():
     assert len(held) == 0
 
 
+def test_a_row_that_is_set_aside_leaves_the_stored_claim():
+    """Otherwise it would still be claimed after a retry, as long as another row of that claim is held."""
+    held = window(row(1), row(2))
+    (run,) = held.runs(0.0)
+    held.landed(run, [Unroutable("m1", "returned"), Unconfirmed("m2", "no confirm")], 1.0)
+
+    assert held.orders().claims == {1: (2,)}
+
+
 @pytest.mark.parametrize(("on_poison", "next_rows"), [("hold", []), ("skip", [[2]])])
 def test_poison_holds_its_key_or_is_skipped(on_poison, next_rows):
     """A returned row is set aside with its reason; the policy says what its key does."""

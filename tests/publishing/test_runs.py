@@ -15,6 +15,7 @@ from warrener import (
     BufferFull,
     DeadlineExceeded,
     GaveUp,
+    Message,
     Nacked,
     Outcome,
     Producer,
@@ -370,6 +371,35 @@ async def test_runs_take_turns(autojump_clock: MockClock) -> None:
                 await trio.testing.wait_all_tasks_blocked()
     order = [message.body for message in driver.published]
     assert set(order[100:130]) == set(order[-30:]) == {b"a", b"b", b"c"}
+
+
+async def test_a_cancelled_run_whose_later_messages_were_all_answered(autojump_clock: MockClock) -> None:
+    """The second flight has only answered messages left, and goes with the first one."""
+    driver = ScriptedDriver(lives(answer=lambda message: "ack" if int(message.body) >= 1024 else "silence"))
+    async with open_producer(URL, driver=driver) as producer:
+        await producer.wait_connected()
+        with trio.move_on_after(1) as scope:
+            await producer.publish_many(bodies(1040), routing_key="q")
+        assert scope.cancelled_caught
+        assert driver.link.batches == [1024, 16]
+        assert (producer.counters["confirmed"], producer.status().in_flight) == (16, 1024)
+        producer.abort()
+
+
+async def test_a_run_is_charged_to_the_destination_of_each_message(autojump_clock: MockClock) -> None:
+    """Not to that of its first message: runs to a mute queue that begin with another queue leave the reserve, too."""
+    driver = ScriptedDriver(
+        lives(answer=lambda message: "silence" if message.envelope.routing_key == "mute" else "ack")
+    )
+    async with open_producer(URL, driver=driver, max_in_flight=1000) as producer, trio.open_nursery() as nursery:
+        await producer.wait_connected()
+        for number in range(40):
+            keys = [f"q{number}", *["mute"] * 99]
+            nursery.start_soon(producer.publish_many, [Message(b"x", routing_key=key) for key in keys])
+        await trio.sleep(5)
+        assert producer.status().in_flight == 900
+        await producer.publish(b"x", routing_key="other", timeout=1.0)
+        nursery.cancel_scope.cancel()
 
 
 async def test_publishes_that_come_together_are_one_flight(autojump_clock: MockClock) -> None:

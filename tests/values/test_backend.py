@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from warrener import _backend
-from warrener._backend import Backend, backend, messages_can_be_reused
+from warrener._backend import Backend, backend, cancellation_can_be_asked, messages_can_be_reused
 from warrener._ticket import Ticket
 
 
@@ -24,6 +24,14 @@ def parking(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def test_this_trio_lets_a_message_be_used_again() -> None:
     """When this fails, another Trio parks tasks in another way: publishers take the public call then, which costs 1 us."""
     assert messages_can_be_reused()
+
+
+@pytest.mark.trio
+async def test_this_trio_says_whether_a_task_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When this fails, another Trio keeps it elsewhere: publishers ask the public function then."""
+    assert cancellation_can_be_asked()
+    monkeypatch.setattr(trio.lowlevel, "current_task", lambda: SimpleNamespace(_cancel_status=object()))
+    assert not cancellation_can_be_asked()
 
 
 def test_another_trio_is_recognised(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import uuid
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
@@ -9,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from warrener._publishing.runs import receipt_of
 from warrener.errors import InvalidMessage
-from warrener.records import Envelope, Message
+from warrener.records import Envelope, Message, Receipt
 
 LONG = "x" * 256
 
@@ -113,3 +116,16 @@ def test_a_time_with_any_zone_is_taken() -> None:
     """The instant is known, so it can be carried."""
     at = datetime(2026, 1, 1, tzinfo=timezone(timedelta(hours=5)))
     assert Message(b"", timestamp=at, headers={"at": at}).timestamp == at
+
+
+def test_a_receipt_is_equal_by_its_four_fields() -> None:
+    """However it was made: each looks like four values, and equals nothing that is no receipt."""
+    made, plain = receipt_of("p", (3 << 48) + 1), Receipt("p000000000001", 1, False, 3)
+    assert made == plain
+    assert {made, plain} == {plain}
+    assert tuple(made) == tuple(plain) == ("p000000000001", 1, False, 3)
+    assert len(made) == len(plain) == 4
+    assert repr(made) == repr(plain)
+    assert pickle.loads(pickle.dumps(made)) == copy.deepcopy(made) == plain  # noqa: S301 - its own bytes
+    assert made != tuple(plain)
+    assert plain != tuple(plain)

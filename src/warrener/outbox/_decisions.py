@@ -492,7 +492,8 @@ class Window:
         if holds:
             self._give_back(row)
         else:
-            self._leave(row.position)
+            # The row stays in the outbox: its position has to leave the claim, so that a retry finds it free.
+            self._leave(row.position, released=True)
             self._next_of_key(row)
 
     def _give_back(self, row: Row) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import repeat
+from itertools import islice, repeat
 from typing import cast
 
 from warrener._publishing.ledger.delivery import Delivery
@@ -135,7 +135,8 @@ class Batching:
             return None
         bodies = run.bodies[run.at : run.at + min(run.unaccepted, MOST_OF_RUN)]
         size, window = sum(map(len, bodies)), waiting.window
-        count = window.room(bodies, 0, size) or window.room_in_reserve(repeat(run.envelope), bodies, now)
+        envelopes = repeat(run.envelope) if run.envelopes is None else islice(run.envelopes, run.at, None)
+        count = window.room(bodies, 0, size) or window.room_in_reserve(envelopes, bodies, now)
         if not count:
             return None
         if count < len(bodies):
@@ -156,13 +157,14 @@ class Batching:
 
     def others_pass(self, run: RunLike) -> bool:
         """Whether other runs may go on although this one had no room: it waits because of its own destination."""
-        return self._waiting.window.stops(run.envelope)
+        return self._waiting.window.stops(run.envelope if run.envelopes is None else run.envelopes[run.at])
 
     def expand_run(self, run: RunLike) -> None:
         """Make deliveries of the messages of a run that are in flight."""
         for epoch in self._in_flight.epochs.values():
             for flight in [each for each in epoch.flights if each.run is run]:
-                epoch.expand(flight)
+                if flight.waiting:  # otherwise it had only holes left, and went with the one before it
+                    epoch.expand(flight)
 
     @property
     def largest(self) -> float:
