@@ -1,6 +1,6 @@
 """Where a publisher waits for its outcome, and the clock it waits by.
 
-One of two library modules that import Trio or asyncio; the other is the transport of the native driver. A publisher that waits for its
+One of two library modules that know Trio; the other is the transport of the native driver. A publisher that waits for its
 confirm is parked and rescheduled directly (`trio.lowlevel`): one publish costs one park and one wake, without an event
 object or a cancel scope. This depends on a detail of Trio that `_Place` describes; where Trio lacks the detail,
 `_PublicTrioBackend` is used. On asyncio a task waits for a future of the running loop. All give the same guarantees:
