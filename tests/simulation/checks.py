@@ -557,19 +557,26 @@ def hand_overs_lose_nothing(seen: Evidence) -> Iterator[str]:
 
 
 def budgets_hold(seen: Evidence) -> Iterator[str]:
-    """S8: attempts after a nack and of overdue messages cost no more than the one budget that all calls share."""
+    """S8: attempts after a nack and of overdue messages cost no more than the one budget that all calls share, in any while."""
     retry = seen.plan.producer.retry
     if retry is None or retry.budget is None:
         return
     ratio, floor, window = retry.budget
-    began = min((publish.called_at for publish in seen.publishes), default=0.0)
-    again = sorted(attempt.at for publish in seen.publishes for attempt in seen.again(publish))
-    for number, at in enumerate(again, 1):
-        called = sum(publish.called_at <= at for publish in seen.publishes)
-        most = floor * (window + at - began) + ratio * called
-        if number > most + TICK:
-            yield f"{number} further attempts until {at:.3f}, and the budget allows {most:.1f}"
-            return
+    #: When each was paid for, at the earliest and at the latest.
+    paid = sorted(
+        (earlier.at if earlier.answered_at is None else min(earlier.answered_at, attempt.at), attempt.at)
+        for publish in seen.publishes
+        for attempt in seen.again(publish)
+        for earlier in publish.attempts[publish.attempts.index(attempt) - 1 :][:1]
+    )
+    for since in sorted({earliest for earliest, _ in paid}):
+        ends = sorted(latest for earliest, latest in paid if earliest >= since)
+        for number, until in enumerate(ends, 1):
+            called = sum(publish.called_at <= until for publish in seen.publishes)
+            most = floor * (window + until - since) + ratio * called
+            if number > most + TICK:
+                yield f"{number} further attempts from {since:.3f} to {until:.3f}, and the budget allows {most:.1f}"
+                return
 
 
 def limits_hold(seen: Evidence) -> Iterator[str]:
