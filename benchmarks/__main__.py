@@ -169,11 +169,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "benchmarks", help="folder for JSON and plots")
     options = parser.parse_args(arguments)
 
+    chosen = options.only.split(";") if options.only else list(LINEUP)
+    if unknown := [name for name in chosen if name not in LINEUP | GUARANTEES]:
+        parser.error(f"--only: there is no client {unknown[0]!r}; there are: {'; '.join(LINEUP | GUARANTEES)}")
     complaint = install_node_peers()
     if complaint:
         print(complaint)
     names: list[str] = []
-    for name in options.only.split(";") if options.only else LINEUP:
+    for name in chosen:
         reason = missing(name)
         if reason is None:
             names.append(name)

@@ -38,6 +38,8 @@ Try, in another terminal:
 
 The status page: {url}/
 
+The broker: {broker}
+
 Orders to the broker, here: kill, start, block, unblock, queues, quit
 """
 
@@ -76,7 +78,7 @@ def main() -> int:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, lambda *_: service.terminate())
         bind = arguments[arguments.index("--bind") + 1] if "--bind" in arguments[:-1] else "127.0.0.1:3001"
-        print(HINTS.format(url=f"http://{bind}"), flush=True)
+        print(HINTS.format(url=f"http://{bind}", broker=broker.url), flush=True)
         threading.Thread(target=obey, args=(broker, service), daemon=True).start()
         return service.wait()
 

@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 
 import pytest
 
@@ -62,14 +63,27 @@ def test_json_has_every_column(path, capsys):
 
 
 def test_retry_and_drop_say_how_many(path, capsys):
-    """And end with status 1 where an ID matched nothing."""
+    """And name each ID that matched nothing, with status 1; an ID that is given twice is one row."""
     assert run("retry", path, "--all") == 0
     assert run("drop", path, 1) == 0
-    assert run("drop", path, 1, 2) == 1
+    assert run("drop", path, 2, 2, 1, "nobody's") == 1
     assert run("retry", path) == 2
     out, err = capsys.readouterr()
-    assert out.splitlines() == ["1 row is published again", "1 row is deleted", "1 row is deleted"]
-    assert "1 of 2 IDs" in err
+    assert out.splitlines() == [
+        "1 row can be published again at once; a relay does that", "1 row deleted", "1 row deleted",
+    ]  # fmt: skip
+    assert err.splitlines() == [
+        "1: there is no such row", "nobody's: there is no such row", "warrener outbox retry: give IDs, or --all",
+    ]  # fmt: skip
+
+
+def test_a_claimed_row_is_told_from_a_missing_one(path, capsys):
+    """It is there, and stays."""
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("INSERT INTO warrener_outbox_claim (token, positions) VALUES ('another', '[3]')")
+    assert run("drop", path, 3) == 1
+    out, err = capsys.readouterr()
+    assert (out, err) == ("0 rows deleted\n", "1 row of those named: claimed by a relay, so it is not deleted\n")
 
 
 def test_stats_counts(path, capsys):
@@ -140,7 +154,7 @@ def test_a_place_names_a_file_or_a_database(place, kind):
 
 @pytest.mark.slow
 def test_a_process_that_only_relays(path):
-    """Another program inserts; SIGTERM ends the relay with status 0."""
+    """Another program inserts; SIGINT ends the relay with status 0, and further signals change nothing."""
     with EmbeddedBroker.in_thread() as broker:
         broker.declare_queue("q")
         command = [sys.executable, "-m", "warrener", "outbox", "relay", str(path), "--to", broker.url]
@@ -148,8 +162,11 @@ def test_a_process_that_only_relays(path):
         lines = []
         for line in relay.stdout:
             lines.append(line.split(maxsplit=1)[1])
-            if "1 confirmed, 1 waiting, 1 set aside; `warrener outbox ls` shows why" in line:
+            if "1 confirmed; at the last count 1 waiting, 1 set aside; `warrener outbox ls` names the reasons" in line:
                 break
+        # An impatient user: the second one comes while the first one is obeyed.
+        relay.send_signal(signal.SIGINT)
+        relay.send_signal(signal.SIGINT)
         relay.send_signal(signal.SIGTERM)
         relay.communicate(timeout=30)
 

@@ -83,6 +83,12 @@ def test_add_commits_and_rolls_back_with_the_application(open_store, path):
     assert (row.position, row.key, row.message.body) == (stored.position, "42", b"one")
 
 
+def test_add_says_what_to_pass_for_django():
+    """A connection of Django has no `execute`; its cursor has."""
+    with pytest.raises(TypeError, match=r"DatabaseWrapper has no execute.*connection\.cursor"):
+        add(type("DatabaseWrapper", (), {})(), Message(b""))
+
+
 def test_add_without_the_table_names_the_command(tmp_path):
     """The error says how the table is made."""
     db = sqlite3.connect(tmp_path / "app.db")

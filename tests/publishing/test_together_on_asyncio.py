@@ -91,6 +91,33 @@ def test_a_publish_that_is_cancelled_in_flight_is_told_later() -> None:
     on_asyncio(main, answer=silence)
 
 
+def test_an_answer_between_the_deadline_and_the_cancelled_task_is_the_last_word() -> None:
+    """The task is cancelled, and before it runs its deadline passes and the confirm comes: `outcomes()` has the receipt alone."""
+
+    async def main(producer: Producer, driver: ScriptedDriver) -> None:
+        task = asyncio.create_task(producer.publish(b"x", routing_key="q", timeout=5.0))
+        await parked(task)
+        other = asyncio.create_task(producer.publish(b"other", routing_key="q", timeout=600.0))
+        await parked(other)
+        driver.link.listener.pull()
+        sender = producer._sender  # type: ignore[attr-defined]
+        async with producer.outcomes() as outcomes:
+            task.cancel()
+            sender.look(sender.backend.clock() + 6.0)
+            driver.link.listener.confirmed(1, 2, False)
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            other.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await other
+            driver.link.listener.confirmed(1, 3, False)
+            told = [await anext(outcomes) for _ in range(2)]
+        assert [outcome.message_id for outcome in told] == [message.message_id for message in driver.published[1:]]
+        assert [type(outcome.result) for outcome in told] == [Receipt, Receipt]
+
+    on_asyncio(main, answer=silence)
+
+
 def test_a_scope_that_is_cancelled_after_the_confirm_leaves_the_receipt() -> None:
     """The wake came first: the publish returns, and the cancellation follows at the next checkpoint."""
 

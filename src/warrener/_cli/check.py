@@ -8,7 +8,6 @@ second link, so the broker deletes it however the check ends.
 from __future__ import annotations
 
 import argparse
-import signal
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -19,7 +18,7 @@ import anyio
 import attrs
 import trio
 
-from warrener._cli.common import INTERRUPTED, Commands, add_driver, silence_log
+from warrener._cli.common import INTERRUPTED, Commands, add_driver, silence_log, until_signal
 from warrener._publishing.producer import Producer, running
 from warrener._settings.settings import Settings
 from warrener.drivers.base import Driver, Lane, Link, LinkDown, Peer
@@ -271,8 +270,8 @@ async def watch(url: str | None, *, driver: str = "native") -> int:
     backoff = attrs.evolve(settings.backoff, attempts=None)
     settings = attrs.evolve(settings, backoff=backoff, when_exhausted="stay", topology=())
     print(f"watching {settings.endpoint}; Ctrl-C ends it", flush=True)
-    async with anyio.create_task_group() as group:
-        group.start_soon(_end_on_signal, group.cancel_scope)
+
+    async def watch() -> None:
         async with running(Producer(settings, driver=named_driver(driver))) as producer, producer.changes() as changes:
             last = ""
             async for status in changes:
@@ -280,14 +279,9 @@ async def watch(url: str | None, *, driver: str = "native") -> int:
                 if line != last:
                     print(f"{datetime.now().astimezone():%H:%M:%S}  {line}", flush=True)
                 last = line
+
+    await until_signal(watch)
     return 0
-
-
-async def _end_on_signal(scope: anyio.CancelScope) -> None:
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async for _ in signals:
-            scope.cancel()
-            return
 
 
 def _status_line(status: Status) -> str:

@@ -9,23 +9,25 @@ from __future__ import annotations
 import argparse
 import base64
 import json
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from warrener._cli.common import Commands, add_driver, silence_log
+from warrener._cli.common import Commands, add_driver, silence_log, until_signal
 from warrener.errors import SettingsError, WarrenerError, printable
+from warrener.records import ConnectionState
 
 if TYPE_CHECKING:
     from warrener.outbox import Entry, Outbox, OutboxStatus
 
 __all__ = ["add_parser"]
 
+#: At most this number of rows is looked at for `retry` and `drop`.
+_ALL: Final = 1_000_000
 _COLUMNS = ("POSITION", "STATE", "KEY", "EXCHANGE", "ROUTING KEY", "ATTEMPTS", "AGE", "MESSAGE ID", "REASON")
 
 
@@ -142,7 +144,7 @@ def _show(args: argparse.Namespace) -> int:
             for name, value in _fields(entry, body=args.body).items():
                 _print_field(name, printable(value, 2000) if isinstance(value, str) else value)
             print()
-    return _found(len(entries), len(ids))
+    return _left(ids, entries, len(entries), "")
 
 
 def _retry(args: argparse.Namespace) -> int:
@@ -151,28 +153,37 @@ def _retry(args: argparse.Namespace) -> int:
     if args.all == bool(ids):
         print("warrener outbox retry: give IDs, or --all", file=sys.stderr)
         return 2
-    if args.all:
-        ids = [entry.position for entry in outbox.entries("set_aside", limit=1_000_000, bodies=False)]
-    count = outbox.retry(ids) if ids else 0
-    print(_rows(count, "published again"))
-    return 0 if args.all else _found(count, len(ids), " that is set aside")
+    found = (
+        outbox.entries("set_aside", limit=_ALL, bodies=False)
+        if args.all
+        else outbox.entries(ids=ids, limit=_ALL, bodies=False)
+    )
+    count = outbox.retry([entry.position for entry in found]) if found else 0
+    print(f"{_rows(count)} can be published again at once; a relay does that")
+    return 0 if args.all else _left(ids, found, count, "neither set aside nor waiting for the next attempt")
 
 
 def _drop(args: argparse.Namespace) -> int:
-    ids = _ids(args)
-    count = _at(args).drop(ids)
-    print(_rows(count, "deleted"))
-    return _found(count, len(ids), "; a row that a relay has claimed is not deleted")
+    outbox, ids = _at(args), _ids(args)
+    found = outbox.entries(ids=ids, limit=_ALL, bodies=False)
+    count = outbox.drop(ids)
+    print(f"{_rows(count)} deleted")
+    return _left(ids, found, count, "claimed by a relay, so it is not deleted")
 
 
-def _rows(count: int, done: str) -> str:
-    return f"1 row is {done}" if count == 1 else f"{count} rows are {done}"
+def _rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count} rows"
 
 
-def _found(count: int, asked: int, other: str = "") -> int:
-    if count < asked:
-        print(f"{asked - count} of {asked} IDs: there is no such row{other}", file=sys.stderr)
-    return int(count < asked)
+def _left(ids: Sequence[int | str], found: Sequence[Entry], count: int, why: str) -> int:
+    """Say which IDs name no row, and how many rows that were found stay as they were; return the exit status."""
+    known = {name for entry in found for name in (entry.position, entry.message_id)}
+    missing = [each for each in dict.fromkeys(ids) if each not in known]
+    for each in missing:
+        print(f"{printable(str(each), 200)}: there is no such row", file=sys.stderr)
+    if count < len(found):
+        print(f"{_rows(len(found) - count)} of those named: {why}", file=sys.stderr)
+    return int(bool(missing) or count < len(found))
 
 
 def _stats(args: argparse.Namespace) -> int:
@@ -207,7 +218,9 @@ def _relay(args: argparse.Namespace) -> int:
         shown = ""
         async with producer.changes() as changes:
             async for status in changes:
-                fault = f": {status.last_fault}" if status.last_fault is not None else ""
+                # In any other state the newest fault is that of an earlier attempt, and was printed before.
+                away = status.connection_state is ConnectionState.DISCONNECTED
+                fault = f": {status.last_fault}" if away and status.last_fault is not None else ""
                 line = f"{status.connection_state.value} {status.endpoint}{fault}"
                 if line != shown:  # the states of the connection are finer than its five names
                     _say(line)
@@ -221,20 +234,17 @@ def _relay(args: argparse.Namespace) -> int:
             assert held is not None
             now = (held.confirmed, held.backlog, held.set_aside)
             if now != shown:
-                why = "; `warrener outbox ls` shows why" if held.set_aside else ""
-                _say(f"{now[0]:,} confirmed, {now[1]:,} waiting, {now[2]:,} set aside{why}")
+                why = "; `warrener outbox ls` names the reasons" if held.set_aside else ""
+                # The rows are counted now and then, and a large outbox rarely.
+                _say(f"{now[0]:,} confirmed; at the last count {now[1]:,} waiting, {now[2]:,} set aside{why}")
                 shown = now
 
     async def relay() -> None:
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            async with running(producer), trio.open_nursery() as nursery:
-                nursery.start_soon(show)
-                nursery.start_soon(count)
-                async for _ in signals:
-                    break
-                nursery.cancel_scope.cancel()
+        async with running(producer), trio.open_nursery() as nursery:
+            nursery.start_soon(show)
+            nursery.start_soon(count)
 
-    trio.run(relay, strict_exception_groups=True)
+    trio.run(until_signal, relay, strict_exception_groups=True)
     return 0
 
 

@@ -414,6 +414,8 @@ class Sender:
     def cancelled(self, delivery: Delivery) -> None:
         """The publisher is cancelled: drop a message without a tag, track any other to its outcome."""
         delivery.waiter = None
+        if delivery.told_late:
+            return  # on asyncio a cancelled task runs some time later: the broker's answer came in between, and is newer
         if delivery.outcome is not None:
             self.settling.tell(Outcome(delivery.message_id, delivery.outcome))
         else:

@@ -19,7 +19,7 @@ GRACE = 5
 
 
 class Timer:
-    """Calls `look(now)` again and again. `look` acts on what is due at `now`, and returns the instant of the next call."""
+    """Calls `look(now)`, and calls it again at the instant that `look` returns. `look` ends messages whose deadline has passed."""
 
     def __init__(self, backend: Backend, look: Callable[[float], float]) -> None:
         self._clock = backend.clock

@@ -314,7 +314,8 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         for listener in sockets or ():
-            # asyncio accepts up to its own backlog in one step, so that one is small; the kernel may keep BACKLOG.
+            # In one step of the loop asyncio accepts as many connections as the `backlog` that it was given, hence a small one.
+            # This call lets the kernel keep BACKLOG connections that wait to be accepted.
             listener.listen(BACKLOG)
         self._tell_started()
 

@@ -23,11 +23,15 @@ def add(connection: Any, message: Message, *, key: str | None = None) -> Stored:
 
     `connection` is a `sqlite3.Connection`, a psycopg 3 connection or cursor, or anything else with the `execute` of
     either (Django's ``connection.cursor()``; for SQLAlchemy, ``session.connection().connection.driver_connection``).
-    Raises `OutboxUnusable` where the database has no outbox table. `max_rows` and `max_bytes` are not checked here: a
+    Raises `OutboxUnusable` where the database has no outbox table, and TypeError for a connection without `execute`. `max_rows` and `max_bytes` are not checked here: a
     full outbox must not undo the application's own work.
     """
     row = encode(message, key)
     try:
+        if not hasattr(connection, "execute"):
+            raise TypeError(
+                f"{type(connection).__name__} has no execute(); for Django pass a cursor: with connection.cursor() as cursor"
+            )
         if isinstance(connection, sqlite3.Connection | sqlite3.Cursor):
             position = connection.execute(_SQLITE, _values(row)).lastrowid
         else:

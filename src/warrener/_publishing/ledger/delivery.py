@@ -29,6 +29,8 @@ class Delivery:
     destination_permit: Any = None
     #: Whether the caller left after the message got a tag and before its outcome.
     abandoned: bool = False
+    #: Whether `outcomes()` has the answer that came after the deadline.
+    told_late: bool = False
     #: The retry policy of this message; None: the producer's.
     retry: RetryRules | None = None
     #: Number of attempts that may have reached the broker and ended, or were given up, without an answer: UNKNOWN.

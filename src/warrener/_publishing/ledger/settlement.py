@@ -76,6 +76,7 @@ class Settlement:
             counters.late += 1
             if isinstance(delivery.outcome, Unconfirmed):
                 self.late.append(Outcome(delivery.message_id, result))
+                delivery.told_late = True
             return
         delivery.outcome = result
         match verdict_of(result):

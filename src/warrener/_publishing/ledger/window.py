@@ -77,7 +77,7 @@ class Window:
         self.look_at = math.inf
         #: When that happened for the last time.
         self.looked_at = -math.inf
-        #: What each destination held at `_counted_at`, and what it took of the reserve since.
+        #: Number of places that each destination had at `_counted_at`, and of those that it has taken from the reserve since then.
         self._held_by: dict[tuple[str, str], _Held] = {}
         self._counted_at = -math.inf
         #: The sum of all places of `_held_by`, those included that were taken since.

@@ -145,8 +145,8 @@ class EmbeddedBroker:
     ) -> None:
         """Make a broker; it serves while its ``async with`` body runs.
 
-        `tuning` is what it proposes to clients; `rng`, where given, draws the points at which confirms are flushed and
-        the waits for a sync; `coalescing`, where given, decides these points in place of `rng`. `sync_interval` is the
+        `tuning` has the limits that the broker proposes to a client. `rng`, if given, draws when confirms are sent and how
+        long a sync takes; `coalescing`, if given, decides in place of `rng` when confirms are sent. `sync_interval` is the
         maximum in seconds that a persistent message in a classic queue, or any message in a quorum queue, waits for its
         ack. `tls` serves TLS. `delayed_messages` adds the exchange type ``x-delayed-message`` of RabbitMQ's plugin.
         """
