@@ -402,6 +402,35 @@ async def test_a_run_is_charged_to_the_destination_of_each_message(autojump_cloc
         nursery.cancel_scope.cancel()
 
 
+async def test_a_ticket_that_is_used_again_knows_nothing_of_the_message_before(autojump_clock: MockClock) -> None:
+    """A nack made deliveries of two messages. The next publish, cancelled in flight, is told by its own id."""
+    driver = ScriptedDriver(lives(answer=by_body({b"bad": "nack", b"last": "silence"})))
+    async with open_producer(URL, driver=driver) as producer, producer.outcomes() as outcomes:
+        await producer.wait_connected()
+        target = producer.to(routing_key="q")
+        await target.publish(b"first")
+        results: list[Receipt | Nacked] = []
+
+        async def publish(body: bytes) -> None:
+            try:
+                results.append(await target.publish(body))
+            except Nacked as nacked:
+                results.append(nacked)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(publish, b"good")
+            nursery.start_soon(publish, b"bad")
+        assert set(kinds(results)) == {Nacked, Receipt}
+        for _ in range(3):
+            with trio.move_on_after(1.0):
+                await producer.to(routing_key="other").publish(b"last")
+        silent = [message.message_id for message in driver.published if message.body == b"last"]
+        driver.link.listener.confirmed(1, len(driver.published), True)
+        told = [await anext(outcomes) for _ in silent]
+        assert [outcome.message_id for outcome in told] == silent
+        assert kinds([outcome.result for outcome in told]) == [Receipt] * 3
+
+
 async def test_publishes_that_come_together_are_one_flight(autojump_clock: MockClock) -> None:
     """By whichever call they come."""
     driver = ScriptedDriver()
