@@ -43,11 +43,37 @@ def test_ls_prints_a_table_without_bodies(path, capsys):
     assert [line.split()[:2] for line in table.splitlines()] == [
         ["POSITION", "STATE"], ["1", "set_aside"], ["2", "waiting"], ["3", "waiting"],
     ]  # fmt: skip
-    assert "Unroutable" in table
+    assert [line.split("  ")[-1] for line in table.splitlines()[1:3]] == [
+        "Unroutable: returned: NO_ROUTE", "held by 1",
+    ]  # fmt: skip
     assert "secret" not in table
 
     assert run("ls", path, "--state", "set_aside", "--body") == 0
     assert r"1: secret \x1b[31m" in capsys.readouterr().out
+
+
+def test_a_long_reason_ends_at_the_edge_of_the_terminal(path, monkeypatch, capsys):
+    """It is one line without control characters; `show` and --json have all of it. An age that nobody knows is "?"."""
+    error = "x" * 300 + "\x1b[31m\n" + "y" * 100
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute(
+            "UPDATE warrener_outbox_set_aside SET last_error = ?, stored_at = '2026-11-26'", ("\x1b[31m" + error,)
+        )
+    for columns in (60, 160, 220):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        run("ls", path)
+        line = capsys.readouterr().out.splitlines()[1]
+        assert r"Unroutable: \x1b[31mx" in line
+        assert line.endswith("x…")
+        assert len(line) == max(columns, line.index("Unroutable") + 40)
+        assert "  ?  " in line
+
+    run("show", path, 1)
+    assert r"\n" + "y" * 100 in capsys.readouterr().out
+    run("ls", path, "--json")
+    first, second, _ = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (first["last_error"], first["stored_at"]) == ("\x1b[31m" + error, None)
+    assert second["held_by"] == 1
 
 
 def test_json_has_every_column(path, capsys):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import base64
 import json
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -28,6 +29,9 @@ __all__ = ["add_parser"]
 
 #: At most this number of rows is looked at for `retry` and `drop`.
 _ALL: Final = 1_000_000
+#: Columns of the terminal where its width cannot be asked for, as in a pipe; and those that a reason has at least.
+_UNKNOWN_WIDTH: Final = 200
+_MIN_REASON: Final = 40
 _COLUMNS = ("POSITION", "STATE", "KEY", "EXCHANGE", "ROUTING KEY", "ATTEMPTS", "AGE", "MESSAGE ID", "REASON")
 
 
@@ -262,11 +266,19 @@ def _print_field(name: str, value: object) -> None:
 
 
 def _age(entry: Entry) -> str:
+    if entry.stored_at is None:
+        return "?"
     seconds = max(0.0, (datetime.now(UTC) - entry.stored_at).total_seconds())
     for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} s"
+
+
+def _reason(entry: Entry) -> str:
+    if entry.held_by is not None:
+        return f"held by {entry.held_by}"
+    return f"{entry.reason}: {entry.last_error}" if entry.reason else ""
 
 
 def _print_table(entries: Sequence[Entry]) -> None:
@@ -275,14 +287,17 @@ def _print_table(entries: Sequence[Entry]) -> None:
             printable(cell, 60)
             for cell in (
                 str(entry.position), entry.state, entry.key or "", entry.exchange, entry.routing_key, str(entry.attempts),
-                _age(entry), entry.message_id, entry.reason or "",
+                _age(entry), entry.message_id,
             )
         )
         for entry in entries
     ]  # fmt: skip
-    widths = [max(map(len, column)) for column in zip(_COLUMNS, *rows, strict=True)]
-    for row in (_COLUMNS, *rows):
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    widths = [max(map(len, column)) for column in zip(_COLUMNS[:-1], *rows, strict=True)]
+    left = shutil.get_terminal_size((_UNKNOWN_WIDTH, 0)).columns - sum(widths) - 2 * len(widths)
+    reasons = [printable(_reason(entry), max(left, _MIN_REASON)) for entry in entries]
+    for row, reason in zip((_COLUMNS[:-1], *rows), (_COLUMNS[-1], *reasons), strict=True):
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        print("  ".join((*cells, reason)).rstrip())
 
 
 def _print_json(entries: Sequence[Entry], *, body: bool) -> None:
