@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
 from contextlib import closing
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -180,15 +183,21 @@ def test_a_place_names_a_file_or_a_database(place, kind):
 
 @pytest.mark.slow
 def test_a_process_that_only_relays(path):
-    """Another program inserts; SIGINT ends the relay with status 0, and further signals change nothing."""
+    """Another program inserts; SIGINT ends the relay with status 0, and further signals change nothing.
+
+    A row that is set aside is said at once, with the command that publishes it again, and a state of the connection as
+    `warrener check --watch` says it.
+    """
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("INSERT INTO warrener_outbox (routing_key, body) VALUES ('nowhere', 'x')")
     with EmbeddedBroker.in_thread() as broker:
         broker.declare_queue("q")
         command = [sys.executable, "-m", "warrener", "outbox", "relay", str(path), "--to", broker.url]
         relay = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         lines = []
         for line in relay.stdout:
-            lines.append(line.split(maxsplit=1)[1])
-            if "1 confirmed; at the last count 1 waiting, 1 set aside; `warrener outbox ls` names the reasons" in line:
+            lines.append(line.rstrip("\n").partition(" ")[2])
+            if "1 confirmed; at the last count 1 waiting, 2 set aside; `warrener outbox ls` names the reasons" in line:
                 break
         # An impatient user: the second one comes while the first one is obeyed.
         relay.send_signal(signal.SIGINT)
@@ -199,3 +208,23 @@ def test_a_process_that_only_relays(path):
         assert relay.returncode == 0
         assert len(broker.messages("q")) == 1
         assert len(lines) == len(set(lines)), "a line was printed twice"
+        assert lines[0] == f"to amqp://{urlsplit(broker.url).netloc.rpartition('@')[2]}/; Ctrl-C ends it"
+        (aside,) = [line for line in lines if line.startswith("row ")]
+        assert aside.startswith("row 4 was set aside (Unroutable): ")
+        assert "warrener outbox retry FILE-OR-DSN 4" in aside
+        (up,) = [line for line in lines if line.startswith("CONNECTED")]
+        assert "; link 1; heartbeat " in up
+
+
+def test_a_wait_for_the_broker_says_how_long(path):
+    """A wrong port, a wrong password: the line has the fault and the seconds until the next attempt."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+    command = [sys.executable, "-m", "warrener", "outbox", "relay", str(path), "--to", f"amqp://127.0.0.1:{port}/"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as relay:
+        line = next(line for line in relay.stdout if "DISCONNECTED" in line)
+        relay.send_signal(signal.SIGINT)
+        relay.communicate(timeout=30)
+
+    assert re.search(r"next attempt in \d+ s; the connection was refused", line)
+    assert relay.returncode == 0
