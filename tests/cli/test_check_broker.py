@@ -96,7 +96,7 @@ def test_watching_sees_the_broker_go_and_come_back(rabbitmq: PrivateRabbitMQ, dr
             assert "watching amqp://127.0.0.1" in watcher.stdout.readline()
             assert _next_state(watcher, "CONNECTED").startswith("CONNECTED")
             rabbitmq.kill()
-            assert "next dial in" in _next_state(watcher, "DISCONNECTED")
+            assert "next attempt in" in _next_state(watcher, "DISCONNECTED")
             rabbitmq.start()
             assert "link" in _next_state(watcher, "CONNECTED")
             watcher.send_signal(signal.SIGINT)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
 from contextlib import closing
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -43,11 +46,37 @@ def test_ls_prints_a_table_without_bodies(path, capsys):
     assert [line.split()[:2] for line in table.splitlines()] == [
         ["POSITION", "STATE"], ["1", "set_aside"], ["2", "waiting"], ["3", "waiting"],
     ]  # fmt: skip
-    assert "Unroutable" in table
+    assert [line.split("  ")[-1] for line in table.splitlines()[1:3]] == [
+        "Unroutable: returned: NO_ROUTE", "held by 1",
+    ]  # fmt: skip
     assert "secret" not in table
 
     assert run("ls", path, "--state", "set_aside", "--body") == 0
     assert r"1: secret \x1b[31m" in capsys.readouterr().out
+
+
+def test_a_long_reason_ends_at_the_edge_of_the_terminal(path, monkeypatch, capsys):
+    """It is one line without control characters; `show` and --json have all of it. An age that nobody knows is "?"."""
+    error = "x" * 300 + "\x1b[31m\n" + "y" * 100
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute(
+            "UPDATE warrener_outbox_set_aside SET last_error = ?, stored_at = '2026-11-26'", ("\x1b[31m" + error,)
+        )
+    for columns in (60, 160, 220):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        run("ls", path)
+        line = capsys.readouterr().out.splitlines()[1]
+        assert r"Unroutable: \x1b[31mx" in line
+        assert line.endswith("x…")
+        assert len(line) == max(columns, line.index("Unroutable") + 40)
+        assert "  ?  " in line
+
+    run("show", path, 1)
+    assert r"\n" + "y" * 100 in capsys.readouterr().out
+    run("ls", path, "--json")
+    first, second, _ = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (first["last_error"], first["stored_at"]) == ("\x1b[31m" + error, None)
+    assert second["held_by"] == 1
 
 
 def test_json_has_every_column(path, capsys):
@@ -154,15 +183,21 @@ def test_a_place_names_a_file_or_a_database(place, kind):
 
 @pytest.mark.slow
 def test_a_process_that_only_relays(path):
-    """Another program inserts; SIGINT ends the relay with status 0, and further signals change nothing."""
+    """Another program inserts; SIGINT ends the relay with status 0, and further signals change nothing.
+
+    A row that is set aside is said at once, with the command that publishes it again, and a state of the connection as
+    `warrener check --watch` says it.
+    """
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("INSERT INTO warrener_outbox (routing_key, body) VALUES ('nowhere', 'x')")
     with EmbeddedBroker.in_thread() as broker:
         broker.declare_queue("q")
         command = [sys.executable, "-m", "warrener", "outbox", "relay", str(path), "--to", broker.url]
         relay = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         lines = []
         for line in relay.stdout:
-            lines.append(line.split(maxsplit=1)[1])
-            if "1 confirmed; at the last count 1 waiting, 1 set aside; `warrener outbox ls` names the reasons" in line:
+            lines.append(line.rstrip("\n").partition(" ")[2])
+            if "1 confirmed; at the last count 1 waiting, 2 set aside; `warrener outbox ls` names the reasons" in line:
                 break
         # An impatient user: the second one comes while the first one is obeyed.
         relay.send_signal(signal.SIGINT)
@@ -173,3 +208,23 @@ def test_a_process_that_only_relays(path):
         assert relay.returncode == 0
         assert len(broker.messages("q")) == 1
         assert len(lines) == len(set(lines)), "a line was printed twice"
+        assert lines[0] == f"to amqp://{urlsplit(broker.url).netloc.rpartition('@')[2]}/; Ctrl-C ends it"
+        (aside,) = [line for line in lines if line.startswith("row ")]
+        assert aside.startswith("row 4 was set aside (Unroutable): ")
+        assert "warrener outbox retry FILE-OR-DSN 4" in aside
+        (up,) = [line for line in lines if line.startswith("CONNECTED")]
+        assert "; link 1; heartbeat " in up
+
+
+def test_a_wait_for_the_broker_says_how_long(path):
+    """A wrong port, a wrong password: the line has the fault and the seconds until the next attempt."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+    command = [sys.executable, "-m", "warrener", "outbox", "relay", str(path), "--to", f"amqp://127.0.0.1:{port}/"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as relay:
+        line = next(line for line in relay.stdout if "DISCONNECTED" in line)
+        relay.send_signal(signal.SIGINT)
+        relay.communicate(timeout=30)
+
+    assert re.search(r"next attempt in \d+ s; the connection was refused", line)
+    assert relay.returncode == 0

@@ -270,6 +270,25 @@ def test_nonsense_is_claimed_with_its_problem(open_store, outbox_dsn):
     assert sound.message.body == b"y"
 
 
+@pytest.mark.parametrize("stored_at", ["infinity", "-infinity", "1066-10-14", "12026-01-01"])
+def test_a_time_of_nonsense_is_claimed_with_its_problem(open_store, outbox_dsn, stored_at):
+    """It ends neither the count nor the list, which Python's datetime could not hold."""
+    store = open_store()
+    with psycopg.connect(outbox_dsn) as db:
+        db.execute(
+            "INSERT INTO warrener_outbox (routing_key, body, stored_at, not_before) VALUES ('q', 'x', %s, '-infinity')",
+            (stored_at,),
+        )
+
+    (row,) = claim(store)
+    assert row.message is None
+    assert "stored_at" in row.problem
+    assert store.status().oldest_age is None
+    (entry,) = store.entries(None, None, 10, bodies=False)
+    assert entry.not_before is None
+    assert entry.stored_at is None
+
+
 @pytest.mark.anyio
 async def test_a_failover_is_followed(postgresql):
     """The first database refuses connections while the relay runs: it goes on with the next one of the list."""

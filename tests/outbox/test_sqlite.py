@@ -62,6 +62,21 @@ def test_a_row_of_nonsense_is_claimed_with_its_problem(open_store, path):
     assert "properties" in row.problem
 
 
+@pytest.mark.parametrize("stored_at", ["2026-11-26 20:42:08", b"x", 1e300, -5, 1764189728000])
+def test_a_time_of_nonsense_is_claimed_with_its_problem(open_store, path, stored_at):
+    """An instant as text would look like a row of 1970; nobody can say how old the row is, and the count does not try."""
+    store = open_store()
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("INSERT INTO warrener_outbox (routing_key, body, stored_at) VALUES ('q', 'text', ?)", (stored_at,))
+
+    (row,) = claim(store)
+    assert row.message is None
+    assert "stored_at" in row.problem
+    assert store.status().oldest_age is None
+    (entry,) = store.entries(None, None, 10, bodies=False)
+    assert entry.stored_at is None
+
+
 # --- in the application's transaction -----------------------------------------------------------------------------
 
 
@@ -200,9 +215,15 @@ def test_a_file_that_cannot_be_written_is_said_to_be_so(open_store):
     assert caught.value.problem is OutboxProblem.READ_ONLY
 
 
-def test_a_missing_folder_is_said_to_be_missing(tmp_path):
-    """SQLite would only say that it is unable to open the file."""
-    assert problem_of(tmp_path / "nowhere" / "tasks.db") is OutboxProblem.READ_ONLY
+@pytest.mark.parametrize("make", [True, False])
+def test_a_missing_folder_is_said_to_be_missing(tmp_path, make):
+    """SQLite would only say that it is unable to open the file; a look makes neither the folder nor the file."""
+    folder = tmp_path / "nowhere"
+    with pytest.raises(OutboxUnusable, match=f"the folder {folder} does not exist") as caught:
+        SQLiteOutbox(folder / "tasks.db", make=make).status()
+
+    assert caught.value.problem is OutboxProblem.MISSING
+    assert not folder.exists()
 
 
 def test_a_locked_file_is_waited_for_and_then_reported(open_store, path):

@@ -284,8 +284,25 @@ def test_rows_of_a_dead_process_need_not_wait_for_the_lease(open_store, monkeypa
         monkeypatch.setattr(f"warrener.outbox.{module}.this_process", lambda: gone)
     claim(store, "dead")
 
-    (row,) = claim(open_store(), "living")
-    assert row.possible_duplicate
+    claimed = open_store().transact(Work(want=WANT), "living", LEASE).claimed
+    assert [row.possible_duplicate for row in claimed.rows] == [True]
+    assert claimed.taken_over == 1
+
+
+def test_a_row_that_is_held_up_names_the_row_that_holds_it(open_store):
+    """The first one, where several do; other keys, and a row that holds nothing up, are not named."""
+    store = open_store()
+    insert(store, "a", "b", "a", "a", None, "b")
+    rows = {row.position: row for row in claim(store)}
+    asides = [
+        SetAside(position, rows[position].claim, 1, False, "Unroutable", "returned", holds=holds)
+        for position, holds in ((1, True), (2, False), (3, True))
+    ]
+    number = rows[1].claim
+    store.transact(Work(settlement=Settlement(set_aside=tuple(asides), claims={number: ()})), "relay", LEASE)
+
+    held = {entry.position: entry.held_by for entry in store.entries(None, None, 100, bodies=False)}
+    assert held == {1: None, 2: None, 3: None, 4: 1, 5: None, 6: None}
 
 
 def test_the_newest_rows_have_their_share(open_store):

@@ -11,20 +11,19 @@ import argparse
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime
 from typing import NoReturn
 
 import anyio
 import attrs
 import trio
 
-from warrener._cli.common import INTERRUPTED, Commands, add_driver, silence_log, until_signal
+from warrener._cli.common import INTERRUPTED, Commands, add_driver, print_changes, silence_log, until_signal
 from warrener._publishing.producer import Producer, running
 from warrener._settings.settings import Settings
 from warrener.drivers.base import Driver, Lane, Link, LinkDown, Peer
 from warrener.errors import ConnectError, Fault, FaultKind, PublishError, SettingsError, Unroutable
 from warrener.machine.backoff import Backoff
-from warrener.records import Message, Receipt, Returned, Status
+from warrener.records import Message, Receipt, Returned
 from warrener.topology import Queue
 
 __all__ = ["add_parser", "check", "named_driver", "watch"]
@@ -272,30 +271,8 @@ async def watch(url: str | None, *, driver: str = "native") -> int:
     print(f"watching {settings.endpoint}; Ctrl-C ends it", flush=True)
 
     async def watch() -> None:
-        async with running(Producer(settings, driver=named_driver(driver))) as producer, producer.changes() as changes:
-            last = ""
-            async for status in changes:
-                line = _status_line(status)
-                if line != last:
-                    print(f"{datetime.now().astimezone():%H:%M:%S}  {line}", flush=True)
-                last = line
+        async with running(Producer(settings, driver=named_driver(driver))) as producer:
+            await print_changes(producer)
 
     await until_signal(watch)
     return 0
-
-
-def _status_line(status: Status) -> str:
-    parts = [f"{status.connection_state.value:<12} link {status.link}"]
-    if status.blocked:
-        parts.append("BLOCKED by an alarm of the broker")
-    if status.reconnect_attempts:
-        parts.append(f"attempt {status.reconnect_attempts}")
-    if status.circuit_breaker != "closed":
-        parts.append(f"breaker {status.circuit_breaker}")
-    if status.retry_in is not None:
-        parts.append(f"next dial in {status.retry_in:.1f} s")
-    if status.heartbeat is not None:
-        parts.append(f"heartbeat {status.heartbeat:g} s")
-    if status.last_fault is not None and status.heartbeat is None:
-        parts.append(str(status.last_fault))
-    return "; ".join(parts)

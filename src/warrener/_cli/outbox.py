@@ -9,17 +9,19 @@ from __future__ import annotations
 import argparse
 import base64
 import json
+import logging
+import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from warrener._cli.common import Commands, add_driver, silence_log, until_signal
+from warrener._cli.common import Commands, add_driver, print_changes, say, silence_log, until_signal
 from warrener.errors import SettingsError, WarrenerError, printable
-from warrener.records import ConnectionState
 
 if TYPE_CHECKING:
     from warrener.outbox import Entry, Outbox, OutboxStatus
@@ -28,6 +30,9 @@ __all__ = ["add_parser"]
 
 #: At most this number of rows is looked at for `retry` and `drop`.
 _ALL: Final = 1_000_000
+#: Columns of the terminal where its width cannot be asked for, as in a pipe; and those that a reason has at least.
+_UNKNOWN_WIDTH: Final = 200
+_MIN_REASON: Final = 40
 _COLUMNS = ("POSITION", "STATE", "KEY", "EXCHANGE", "ROUTING KEY", "ATTEMPTS", "AGE", "MESSAGE ID", "REASON")
 
 
@@ -214,18 +219,6 @@ def _relay(args: argparse.Namespace) -> int:
         print(f"warrener outbox relay: {error}", file=sys.stderr)
         return 2
 
-    async def show() -> None:
-        shown = ""
-        async with producer.changes() as changes:
-            async for status in changes:
-                # In any other state the newest fault is that of an earlier attempt, and was printed before.
-                away = status.connection_state is ConnectionState.DISCONNECTED
-                fault = f": {status.last_fault}" if away and status.last_fault is not None else ""
-                line = f"{status.connection_state.value} {status.endpoint}{fault}"
-                if line != shown:  # the states of the connection are finer than its five names
-                    _say(line)
-                    shown = line
-
     async def count() -> None:
         shown: tuple[int, int, int] | None = None
         while True:
@@ -236,23 +229,46 @@ def _relay(args: argparse.Namespace) -> int:
             if now != shown:
                 why = "; `warrener outbox ls` names the reasons" if held.set_aside else ""
                 # The rows are counted now and then, and a large outbox rarely.
-                _say(f"{now[0]:,} confirmed; at the last count {now[1]:,} waiting, {now[2]:,} set aside{why}")
+                say(f"{now[0]:,} confirmed; at the last count {now[1]:,} waiting, {now[2]:,} set aside{why}")
                 shown = now
 
     async def relay() -> None:
         async with running(producer), trio.open_nursery() as nursery:
-            nursery.start_soon(show)
+            nursery.start_soon(print_changes, producer)
             nursery.start_soon(count)
 
-    trio.run(until_signal, relay, strict_exception_groups=True)
+    print(f"publishing to {producer.status().endpoint}; Ctrl-C ends it", flush=True)
+    # What becomes of single rows is said by the library's log, which is bounded in a burst.
+    with _printed_log(f"{producer.name}: "):
+        trio.run(until_signal, relay, strict_exception_groups=True)
     return 0
 
 
+@contextmanager
+def _printed_log(begin: str) -> Iterator[None]:
+    log, printer = logging.getLogger("warrener.outbox"), _LogLines(begin)
+    log.setLevel(logging.INFO)
+    log.addHandler(printer)
+    try:
+        yield
+    finally:
+        log.removeHandler(printer)
+        log.setLevel(logging.NOTSET)
+
+
+class _LogLines(logging.Handler):
+    """Prints the lines of the log; each begins with the producer's name, which says nothing here."""
+
+    def __init__(self, begin: str) -> None:
+        super().__init__()
+        self._begin = begin
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one line."""
+        say(printable(record.getMessage().removeprefix(self._begin), 2000))
+
+
 # --- printing ---------------------------------------------------------------------------------------------------------
-
-
-def _say(text: str) -> None:
-    print(f"{datetime.now().astimezone():%H:%M:%S} {text}", flush=True)
 
 
 def _print_field(name: str, value: object) -> None:
@@ -262,11 +278,19 @@ def _print_field(name: str, value: object) -> None:
 
 
 def _age(entry: Entry) -> str:
+    if entry.stored_at is None:
+        return "?"
     seconds = max(0.0, (datetime.now(UTC) - entry.stored_at).total_seconds())
     for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} s"
+
+
+def _reason(entry: Entry) -> str:
+    if entry.held_by is not None:
+        return f"held by {entry.held_by}"
+    return f"{entry.reason}: {entry.last_error}" if entry.reason else ""
 
 
 def _print_table(entries: Sequence[Entry]) -> None:
@@ -275,14 +299,17 @@ def _print_table(entries: Sequence[Entry]) -> None:
             printable(cell, 60)
             for cell in (
                 str(entry.position), entry.state, entry.key or "", entry.exchange, entry.routing_key, str(entry.attempts),
-                _age(entry), entry.message_id, entry.reason or "",
+                _age(entry), entry.message_id,
             )
         )
         for entry in entries
     ]  # fmt: skip
-    widths = [max(map(len, column)) for column in zip(_COLUMNS, *rows, strict=True)]
-    for row in (_COLUMNS, *rows):
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    widths = [max(map(len, column)) for column in zip(_COLUMNS[:-1], *rows, strict=True)]
+    left = shutil.get_terminal_size((_UNKNOWN_WIDTH, 0)).columns - sum(widths) - 2 * len(widths)
+    reasons = [printable(_reason(entry), max(left, _MIN_REASON)) for entry in entries]
+    for row, reason in zip((_COLUMNS[:-1], *rows), (_COLUMNS[-1], *reasons), strict=True):
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        print("  ".join((*cells, reason)).rstrip())
 
 
 def _print_json(entries: Sequence[Entry], *, body: bool) -> None:

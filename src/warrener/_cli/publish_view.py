@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections import deque
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import Protocol
 
 import anyio
 
+from warrener._cli.common import next_attempt
 from warrener._cli.publish_input import size_of
 from warrener._cli.publish_plan import Plan
 from warrener._cli.publish_run import Progress, Run
@@ -106,8 +106,7 @@ def condition(status: Status) -> str:
     if status.connection_state is ConnectionState.CONNECTED:
         return "; the broker has an alarm and takes nothing for now" if status.blocked else ""
     if status.connection_state is ConnectionState.DISCONNECTED:
-        next_dial = "" if status.retry_in is None else f", next attempt in {math.ceil(status.retry_in)} s"
-        return f"; no connection{next_dial}"
+        return ", ".join(part for part in ("; no connection", next_attempt(status)) if part)
     return f"; {status.connection_state.value.lower()}"
 
 

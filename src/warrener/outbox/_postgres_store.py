@@ -33,7 +33,7 @@ from psycopg import sql
 from warrener.outbox._decisions import gather
 from warrener.outbox._owner import has_ended, this_process
 from warrener.outbox._postgres_connect import Connection, Connector, break_off, one
-from warrener.outbox._postgres_rows import entry_of, row_of, unusable, which
+from warrener.outbox._postgres_rows import HAS_TIME, TAKEN, entries, entry_of, row_of, unusable, which
 from warrener.outbox._schema import POSTGRES_DDL, SLOTS, VERSION
 from warrener.outbox.errors import OutboxFull, OutboxProblem, OutboxUnusable
 from warrener.outbox.records import (
@@ -89,7 +89,6 @@ _NEW_RELAY: Final = """relay AS (
     INSERT INTO warrener_outbox_relay (token, owner, leased_until)
     VALUES (%s, %s, clock_timestamp() + make_interval(secs => %s))
     ON CONFLICT (token) DO UPDATE SET leased_until = excluded.leased_until)"""
-_TAKEN: Final = "SELECT unnest(positions) FROM warrener_outbox_claim"
 
 
 class PostgresStore:
@@ -335,7 +334,7 @@ class PostgresStore:
                 )
 
     def _claim(self, db: Connection, want: Want, token: str, lease: float) -> Claimed:
-        _bury_dead_relays(db, token)
+        taken_over = _bury_dead_relays(db, token)
         if want.claims is not None:
             unknown = "token = %s AND claim <> ALL(%s::bigint[])"
             db.execute(f"DELETE FROM warrener_outbox_claim WHERE {unknown}", (token, list(want.claims)))  # noqa: S608
@@ -350,13 +349,13 @@ class PostgresStore:
                 (token, this_process(), lease, token, positions),
             )
             found = db.execute(
-                "SELECT position, key, attempts, nacks, possible_duplicate, message_id, exchange, routing_key, properties,"
-                " body FROM warrener_outbox WHERE position = ANY(%s) ORDER BY position",
+                f"SELECT position, key, attempts, nacks, possible_duplicate, {HAS_TIME}, message_id, exchange, routing_key,"  # noqa: S608
+                " properties, body FROM warrener_outbox WHERE position = ANY(%s) ORDER BY position",
                 (positions,),
                 binary=True,
             )
             rows = tuple(row_of(claim, values) for values in found)
-        return Claimed(rows, gathered.scanned_to, gathered.more, gathered.unfinished)
+        return Claimed(rows, gathered.scanned_to, gathered.more, gathered.unfinished, taken_over)
 
     def release(self, token: str) -> None:
         """Give up all claims."""
@@ -405,18 +404,10 @@ class PostgresStore:
     ) -> list[Entry]:
         """Rows in their order."""
         db = self._connected()
-        body = "body" if bodies else "''::bytea"
         condition, values = which(ids)
-        query = f"""
-            SELECT {_COLUMNS}, not_before, NULL::text, last_error, NULL::timestamptz,
-                   CASE WHEN position IN ({_TAKEN}) THEN 'leased' ELSE 'waiting' END AS state, {body} AS body
-                FROM warrener_outbox WHERE {condition}
-            UNION ALL
-            SELECT {_COLUMNS}, NULL, reason, last_error, set_aside_at, 'set_aside', {body}
-                FROM warrener_outbox_set_aside WHERE {condition}"""  # noqa: S608
-        query = f"SELECT * FROM ({query}) AS entries WHERE (%s::text IS NULL OR state = %s) ORDER BY position LIMIT %s"  # noqa: S608
         with self._errors():
-            return [entry_of(found) for found in db.execute(query, (*values, *values, state, state, limit))]
+            found = db.execute(entries(condition, bodies=bodies), (*values, *values, state, state, limit))
+            return [entry_of(values) for values in found]
 
     def retry(self, ids: Sequence[int | str]) -> int:
         """Let rows be published now."""
@@ -443,7 +434,7 @@ class PostgresStore:
             db.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
             aside = db.execute(f"DELETE FROM warrener_outbox_set_aside WHERE {condition}", values).rowcount  # noqa: S608
             waiting = db.execute(
-                f"DELETE FROM warrener_outbox WHERE position NOT IN ({_TAKEN}) AND {condition}",  # noqa: S608
+                f"DELETE FROM warrener_outbox WHERE position NOT IN ({TAKEN}) AND {condition}",  # noqa: S608
                 values,
             ).rowcount
         return aside + waiting
@@ -478,7 +469,7 @@ class _Reader:
     def __init__(self, db: Connection) -> None:
         self._db = db
         # Claims first: a row whose claim ends in between is left for the next time.
-        self._taken = frozenset(position for (position,) in db.execute(_TAKEN))
+        self._taken = frozenset(position for (position,) in db.execute(TAKEN))
 
     def after(self, position: int, limit: int) -> Iterable[Candidate]:
         while limit > 0:
@@ -543,8 +534,12 @@ def _renew(db: Connection, settlement: Settlement, token: str, lease: float) -> 
     return {claim: frozenset(positions) for claim, positions in claims if claim is not None} if claims else None
 
 
-def _bury_dead_relays(db: Connection, token: str) -> None:
-    """End the leases that have run out, and those of processes that have ended; their rows may be in a queue already."""
+def _bury_dead_relays(db: Connection, token: str) -> int:
+    """End the leases that have run out, and those of processes that have ended; their rows may be in a queue already.
+
+    Return the number of those rows.
+    """
+    rows = 0
     relays = db.execute(
         "SELECT token, owner, leased_until <= clock_timestamp() FROM warrener_outbox_relay WHERE token <> %s", (token,)
     )
@@ -555,20 +550,21 @@ def _bury_dead_relays(db: Connection, token: str) -> None:
         condition = "AND leased_until <= clock_timestamp()" if expired else ""
         buried = db.execute(f"DELETE FROM warrener_outbox_relay WHERE token = %s {condition}", (dead,))  # noqa: S608
         if buried.rowcount:
-            db.execute(
+            rows += db.execute(
                 "WITH ended AS (DELETE FROM warrener_outbox_claim WHERE token = %s RETURNING positions)"
                 " UPDATE warrener_outbox SET attempts = attempts + 1, possible_duplicate = true,"
                 " last_error = 'the relay that had claimed the row ended before the outcome was known'"
                 " WHERE position IN (SELECT unnest(positions) FROM ended)",
                 (dead,),
-            )
+            ).rowcount
+    return rows
 
 
 def _count(db: Connection) -> OutboxStatus:
     query = f"""
         SELECT count(*), coalesce(sum(octet_length(body)), 0)::bigint,
-               extract(epoch FROM clock_timestamp() - min(stored_at))::float8,
-               (SELECT count(*) FROM warrener_outbox WHERE position IN ({_TAKEN})),
+               extract(epoch FROM clock_timestamp() - min(stored_at) FILTER (WHERE {HAS_TIME}))::float8,
+               (SELECT count(*) FROM warrener_outbox WHERE position IN ({TAKEN})),
                (SELECT count(*) FROM warrener_outbox_set_aside),
                (SELECT coalesce(sum(octet_length(body)), 0)::bigint FROM warrener_outbox_set_aside)
         FROM warrener_outbox"""  # noqa: S608 - constants

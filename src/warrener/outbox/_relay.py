@@ -25,6 +25,7 @@ from warrener._backend import Backend, backend
 from warrener.errors import ProducerClosed, PublishError
 from warrener.outbox._counts import Counts
 from warrener.outbox._decisions import RelayPolicy, Run, Window
+from warrener.outbox._relay_log import RelayLog
 from warrener.outbox._rows import decode, encode, flagged
 from warrener.outbox._store import Store
 from warrener.outbox._store_health import STORE_RETRY, StoreHealth
@@ -132,6 +133,7 @@ class Relay:
         self._thread = StoreThread(store)
         self._health = StoreHealth(producer.name)
         self._counts = Counts(producer.name)
+        self._lines = RelayLog(producer.name)
         self._last_confirm: datetime | None = None
 
     # --- life -------------------------------------------------------------------------------------------------------
@@ -189,6 +191,7 @@ class Relay:
                 )
             await self._thread.call_alone(self._store.release, self._token)
         await self._thread.call(self._store.close)
+        self._lines.count_left_out(math.inf)
 
     # --- for publishers ---------------------------------------------------------------------------------------------
 
@@ -393,13 +396,14 @@ class Relay:
             self._rows_may_wait = True
             return
         if work.settlement:
-            self._report(work.settlement)
+            self._report(work.settlement, began)
             self._window.written(work.settlement)
             self._flush_due = bool(self._flush_waiters)
         if work.settlement or work.renew or done.claimed.rows or done.claim is not None:
             self._window.leased_until = began + self._policy.lease
             self._renew_at = began + self._policy.lease / 4
         if work.want is not None:
+            self._lines.took_over(done.claimed.taken_over)
             self._window.take(done.claimed, work.want)
             self._rows_may_wait = self._rows_may_wait or done.claimed.more
             if not self._hinted:
@@ -415,15 +419,11 @@ class Relay:
             assert self._backend is not None
             self._counts.take(done.status, began, self._backend.clock())
 
-    def _report(self, settlement: Settlement) -> None:
+    def _report(self, settlement: Settlement, now: float) -> None:
         if settlement.confirmed:
             self._full = False
             self._last_confirm = datetime.now(UTC)
-        for aside in settlement.set_aside:
-            _log.warning(
-                "%s: row %d was set aside (%s): %s%s", self._producer.name, aside.position, aside.reason, aside.error,
-                "; later rows of its key wait until you use warrener outbox retry, or drop" if aside.holds else "",
-            )  # fmt: skip
+        self._lines.settled(settlement, now)
 
     async def _nap(self, now: float) -> None:
         """Sleep until there is something to do."""
@@ -474,11 +474,14 @@ class Relay:
                     self._wake()
 
     async def _poll(self) -> None:
+        assert self._backend is not None
+        clock = self._backend.clock
         while True:
             await anyio.sleep(self._poll_interval)
             self._hint()
             self._link_news = True
             self._flush_due = bool(self._flush_waiters)  # another relay may have published the rows
+            self._lines.count_left_out(clock())
             self._wake()
 
     async def _listen(self) -> None:

@@ -7,25 +7,31 @@ import sqlite3
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from warrener.errors import printable
 from warrener.outbox._rows import decode
 from warrener.outbox.errors import OutboxProblem, OutboxUnusable
 from warrener.outbox.records import Entry, Row
 
-__all__ = ["entry_of", "row_of", "unusable", "which"]
+__all__ = ["HAS_TIME", "entries", "entry_of", "row_of", "unusable", "which"]
+
+
+#: False for a value that another program wrote and that is not seconds since 1970.
+HAS_TIME: Final = "(typeof(stored_at) IN ('real', 'integer') AND stored_at BETWEEN 0 AND 253402300799)"
 
 
 def row_of(claim: int, values: tuple[Any, ...]) -> Row:
     """SQLite keeps text in a column of numbers, and bytes in a column of text: another program may have stored them."""
-    position, key, attempts, nacks, possible_duplicate, *columns = values
+    position, key, attempts, nacks, possible_duplicate, has_time, *columns = values
     try:
         message, problem = decode(*columns), None
     except ValueError as error:
         message, problem = None, str(error)
     if not isinstance(key, str | None):
         message, problem = None, "key is no text"
+    if not has_time:
+        message, problem = None, "column stored_at holds no time (seconds since 1970); leave the column out"
     return Row(position, claim, key, message, _number(attempts), _number(nacks), bool(possible_duplicate), problem)
 
 
@@ -33,10 +39,28 @@ def _number(value: object) -> int:
     return value if isinstance(value, int) else 0
 
 
+def entries(condition: str, *, bodies: bool) -> str:
+    """The query of the rows that `entry_of` takes. Its values: those of the condition twice, a state twice, the limit."""
+    body = "body" if bodies else "x''"
+    return f"""
+        SELECT * FROM (
+            SELECT position, message_id, key, exchange, routing_key, properties, stored_at, attempts, possible_duplicate,
+                   not_before, NULL, last_error, NULL,
+                   CASE WHEN position IN (SELECT value FROM warrener_outbox_claim, json_each(positions))
+                        THEN 'leased' ELSE 'waiting' END AS state,
+                   (SELECT min(s.position) FROM warrener_outbox_set_aside s WHERE s.key = o.key AND s.holds), {body}
+                FROM warrener_outbox o WHERE {condition}
+            UNION ALL
+            SELECT position, message_id, key, exchange, routing_key, properties, stored_at, attempts, possible_duplicate,
+                   NULL, reason, last_error, set_aside_at, 'set_aside', NULL, {body}
+                FROM warrener_outbox_set_aside WHERE {condition}
+        ) WHERE (? IS NULL OR state = ?) ORDER BY position LIMIT ?"""  # noqa: S608 - constants
+
+
 def entry_of(found: tuple[Any, ...]) -> Entry:
     (
         position, message_id, key, exchange, routing_key, properties, stored_at, attempts, possible_duplicate, not_before,
-        reason, last_error, set_aside_at, state, body,
+        reason, last_error, set_aside_at, state, held_by, body,
     ) = found  # fmt: skip
     return Entry(
         position=position,
@@ -48,21 +72,22 @@ def entry_of(found: tuple[Any, ...]) -> Entry:
         attempts=_number(attempts),
         possible_duplicate=bool(possible_duplicate),
         stored_at=_instant(stored_at),
-        not_before=None if not_before is None else _instant(not_before),
+        not_before=_instant(not_before),
         reason=reason,
         last_error=last_error,
-        set_aside_at=None if set_aside_at is None else _instant(set_aside_at),
+        set_aside_at=_instant(set_aside_at),
+        held_by=held_by,
         properties=str(properties),
         body=body if isinstance(body, bytes) else str(body).encode(),
     )
 
 
-def _instant(seconds: object) -> datetime:
-    """The instant; the first one of 1970 for a value that is not a time."""
+def _instant(seconds: object) -> datetime | None:
+    """The instant; None for a value that is not a time."""
     try:
-        return datetime.fromtimestamp(seconds if isinstance(seconds, int | float) else 0.0, UTC)
+        return datetime.fromtimestamp(seconds, UTC) if isinstance(seconds, int | float) and seconds >= 0 else None
     except (ValueError, OverflowError, OSError):
-        return datetime.fromtimestamp(0.0, UTC)
+        return None
 
 
 def which(ids: Sequence[int | str] | None) -> tuple[str, list[str]]:

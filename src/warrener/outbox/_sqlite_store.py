@@ -16,7 +16,7 @@ from warrener.errors import printable
 from warrener.outbox._decisions import gather
 from warrener.outbox._owner import has_ended, this_process
 from warrener.outbox._schema import APPLICATION_ID, SQLITE_DDL, VERSION
-from warrener.outbox._sqlite_rows import entry_of, row_of, unusable, which
+from warrener.outbox._sqlite_rows import HAS_TIME, entries, entry_of, row_of, unusable, which
 from warrener.outbox.errors import OutboxFull, OutboxProblem, OutboxUnusable
 from warrener.outbox.records import (
     Candidate,
@@ -136,6 +136,13 @@ class SQLiteStore:
             with self.path.open("rb") as file:
                 start = file.read(len(_HEADER))
         except FileNotFoundError:
+            folder = self.path.absolute().parent
+            if not folder.exists():
+                raise OutboxUnusable(
+                    OutboxProblem.MISSING,
+                    f"the folder {folder} does not exist, so there is no file {self.path}; nothing was made; make the"
+                    " folder, or correct the path",
+                ) from None
             if not self._make:
                 raise OutboxUnusable(OutboxProblem.MISSING, f"there is no file {self.path}") from None
             return
@@ -297,7 +304,7 @@ class SQLiteStore:
     # --- claims -----------------------------------------------------------------------------------------------------
 
     def _claim(self, db: sqlite3.Connection, want: Want, token: str, lease: float) -> Claimed:
-        _bury_dead_relays(db, token)
+        taken_over = _bury_dead_relays(db, token)
         if want.claims is not None:
             unknown = "token = ? AND claim NOT IN (SELECT value FROM json_each(?))"
             db.execute(f"DELETE FROM warrener_outbox_claim WHERE {unknown}", (token, json.dumps(want.claims)))  # noqa: S608
@@ -306,10 +313,11 @@ class SQLiteStore:
         if gathered.picked:
             positions = sorted(candidate.position for candidate in gathered.picked)
             claim = _new_claim(db, positions, token, lease)
-            query = """SELECT position, key, attempts, nacks, possible_duplicate, message_id, exchange, routing_key, properties, body
-                       FROM warrener_outbox WHERE position IN (SELECT value FROM json_each(?)) ORDER BY position"""
+            query = f"""SELECT position, key, attempts, nacks, possible_duplicate, {HAS_TIME},
+                               message_id, exchange, routing_key, properties, body
+                       FROM warrener_outbox WHERE position IN (SELECT value FROM json_each(?)) ORDER BY position"""  # noqa: S608
             rows = [row_of(claim, values) for values in db.execute(query, (json.dumps(positions),))]
-        return Claimed(tuple(rows), gathered.scanned_to, gathered.more, gathered.unfinished)
+        return Claimed(tuple(rows), gathered.scanned_to, gathered.more, gathered.unfinished, taken_over)
 
     def release(self, token: str) -> None:
         """Give up all claims."""
@@ -335,8 +343,8 @@ class SQLiteStore:
 
     def _count(self, db: sqlite3.Connection) -> OutboxStatus:
         rows, size, oldest = db.execute(
-            "SELECT count(*), coalesce(sum(length(body)), 0),"
-            " min(CASE WHEN typeof(stored_at) IN ('real', 'integer') THEN stored_at END) FROM warrener_outbox"
+            f"SELECT count(*), coalesce(sum(length(body)), 0), min(CASE WHEN {HAS_TIME} THEN stored_at END)"  # noqa: S608
+            " FROM warrener_outbox"
         ).fetchone()
         aside, aside_size = db.execute(
             "SELECT count(*), coalesce(sum(length(body)), 0) FROM warrener_outbox_set_aside"
@@ -358,18 +366,10 @@ class SQLiteStore:
     ) -> list[Entry]:
         """Rows in their order."""
         db = self._connected()
-        body = "body" if bodies else "x''"
         condition, values = which(ids)
-        taken = "position IN (SELECT value FROM warrener_outbox_claim, json_each(positions))"
-        query = f"""
-            SELECT {_COLUMNS}, not_before, NULL, last_error, NULL, CASE WHEN {taken} THEN 'leased' ELSE 'waiting' END AS state,
-                   {body} FROM warrener_outbox WHERE {condition}
-            UNION ALL
-            SELECT {_COLUMNS}, NULL, reason, last_error, set_aside_at, 'set_aside', {body}
-                FROM warrener_outbox_set_aside WHERE {condition}"""  # noqa: S608
-        query = f"SELECT * FROM ({query}) WHERE (? IS NULL OR state = ?) ORDER BY position LIMIT ?"  # noqa: S608
         with self._errors():
-            return [entry_of(found) for found in db.execute(query, (*values, *values, state, state, limit))]
+            found = db.execute(entries(condition, bodies=bodies), (*values, *values, state, state, limit))
+            return [entry_of(values) for values in found]
 
     def retry(self, ids: Sequence[int | str]) -> int:
         """Let rows be published now."""
@@ -514,18 +514,23 @@ def _keep_claim(db: sqlite3.Connection, token: str, claim: int, positions: Seque
         db.execute("DELETE FROM warrener_outbox_claim WHERE claim = ? AND token = ?", (claim, token))
 
 
-def _bury_dead_relays(db: sqlite3.Connection, token: str) -> None:
-    """End the leases that have run out, and those of processes that have ended; their rows may be in a queue already."""
+def _bury_dead_relays(db: sqlite3.Connection, token: str) -> int:
+    """End the leases that have run out, and those of processes that have ended; their rows may be in a queue already.
+
+    Return the number of those rows.
+    """
+    rows = 0
     relays = db.execute("SELECT token, owner, leased_until FROM warrener_outbox_relay WHERE token <> ?", (token,))
     for dead, owner, leased_until in relays.fetchall():
         if leased_until > time.time() and not has_ended(owner):
             continue
         for (positions,) in db.execute("SELECT positions FROM warrener_outbox_claim WHERE token = ?", (dead,)):
-            db.execute(
+            rows += db.execute(
                 "UPDATE warrener_outbox SET attempts = attempts + 1, possible_duplicate = 1,"
                 " last_error = 'the relay that had claimed the row ended before the outcome was known'"
                 " WHERE position IN (SELECT value FROM json_each(?))",
                 (positions,),
-            )
+            ).rowcount
         db.execute("DELETE FROM warrener_outbox_claim WHERE token = ?", (dead,))
         db.execute("DELETE FROM warrener_outbox_relay WHERE token = ?", (dead,))
+    return rows

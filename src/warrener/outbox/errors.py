@@ -52,7 +52,7 @@ class OutboxProblem(enum.Enum):
     """Why an outbox cannot be used."""
 
     MISSING = "missing"
-    """The database has no outbox table."""
+    """The database has no outbox table, or there is no such file or folder."""
     NOT_OURS = "not_ours"
     """The file belongs to another program, or is no SQLite database."""
     NEWER_SCHEMA = "newer_schema"

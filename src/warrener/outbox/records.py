@@ -46,7 +46,8 @@ class Entry:
     attempts: int
     #: Whether a queue may hold the message already.
     possible_duplicate: bool
-    stored_at: datetime
+    #: None where another program wrote something else than a time.
+    stored_at: datetime | None
     #: The row is not published before this instant; None: at once.
     not_before: datetime | None
     #: Why the row was set aside: the name of an error class.
@@ -54,6 +55,8 @@ class Entry:
     #: The newest error, in words.
     last_error: str | None
     set_aside_at: datetime | None
+    #: The position of the set-aside row of the same key that holds this waiting row up; None: the row is not held up.
+    held_by: int | None
     properties: str = field(repr=False)
     body: bytes = field(repr=lambda body: f"<{len(body)} bytes>")
 
@@ -130,6 +133,8 @@ class Claimed:
     more: bool = False
     #: Keys of which at least one further row was seen.
     unfinished: frozenset[str] = frozenset()
+    #: Rows of relays that had ended without an answer for them; each is flagged, and published again.
+    taken_over: int = 0
 
 
 @frozen
