@@ -32,6 +32,8 @@ ROOMS = {
     "_supervision": "_supervision",
     "_settings": "_settings",
     "_backend": "_backend",
+    "_on_trio": "_backend",
+    "_on_asyncio": "_backend",
     "drivers.native": "drivers/native",
     "drivers.aiormq": "drivers/aiormq",
     "drivers": "drivers",

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
-__all__ = ["Ticket"]
+__all__ = ["Parked", "Ticket"]
+
+
+class Parked(Protocol):
+    """An object that a task waits for; it keeps the argument of `Backend.wake` for that task."""
+
+    #: None while no task waits.
+    waiter: Any
 
 
 class Ticket:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+from contextvars import ContextVar
 from types import SimpleNamespace
 from typing import Any
+from weakref import ref
 
 import anyio
 import pytest
 import trio
 
-from warrener import _backend
-from warrener._backend import Backend, backend, cancellation_can_be_asked, messages_can_be_reused
+from warrener import _backend, _on_asyncio
+from warrener._backend import Backend, backend
+from warrener._on_asyncio import scope_states
+from warrener._on_trio import cancellation_can_be_asked, messages_can_be_reused
 from warrener._ticket import Ticket
 
 
@@ -143,7 +149,7 @@ async def test_a_publisher_goes_on_once_and_its_ticket_is_used_again(parking: An
 
     async def publisher(name: str, scope: anyio.CancelScope) -> None:
         with scope:
-            ticket = tickets[name] = parked.ticket()
+            ticket = tickets[name] = parked.ticket() or await parked.checked_ticket()
             assert (ticket.code, ticket.delivery) == (0, None)
             await parked.wait(ticket)
             log.append((name, ticket.code))
@@ -175,15 +181,15 @@ async def test_a_publisher_goes_on_once_and_its_ticket_is_used_again(parking: An
 async def test_a_cancelled_task_knows_it(parking: Any, monkeypatch: pytest.MonkeyPatch, another_anyio: bool) -> None:
     """In its own scope and in those around it, up to a shield; an anyio that is built in another way is asked itself."""
     if another_anyio:
-        monkeypatch.setattr(_backend, "scope_states", lambda _token: None)
+        monkeypatch.setattr(_on_asyncio, "scope_states", lambda _token: None)
     parked: Backend = parking()
 
     async def raises() -> bool:
-        if not parked.cancelled():
+        if parked.ticket() is not None:
             return False
         with anyio.CancelScope():
             try:
-                await parked.checkpoint_if_cancelled()
+                await parked.checked_ticket()
             except anyio.get_cancelled_exc_class():
                 return True
         return False
@@ -202,4 +208,153 @@ async def test_a_cancelled_task_knows_it(parking: Any, monkeypatch: pytest.Monke
 async def test_this_anyio_says_in_which_scope_a_task_is(anyio_backend_name: str) -> None:
     """When this fails, another anyio keeps its scopes elsewhere: each publish asks anyio then, which costs 0.6 us."""
     if anyio_backend_name == "asyncio":
-        assert _backend.scope_states(anyio.lowlevel.current_token()) is not None
+        assert scope_states(anyio.lowlevel.current_token()) is not None
+
+
+# --- seats on asyncio ----------------------------------------------------------------------------------------------------
+
+
+class _Publishers:
+    """Tasks of asyncio that wait as publishers do, and a note of how each of them went on."""
+
+    def __init__(self) -> None:
+        self.backend: Any = backend()
+        self.backend.leave = self._leave
+        self.tickets: list[Any] = []
+        self.log: list[object] = []
+        self.mine: ContextVar[str] = ContextVar("mine")
+
+    def _leave(self, ticket: Ticket) -> None:
+        ticket.waiter = None
+        self.log.append("left")
+
+    async def wait(self, name: str, error: type[BaseException] | None = None) -> None:
+        self.mine.set(name)
+        ticket = self.backend.ticket() or await self.backend.checked_ticket()
+        self.tickets.append(ticket)
+        await self.backend.wait(ticket)
+        assert self.mine.get() == name
+        self.log.append(name)
+        if error is not None:
+            raise error
+
+    async def start(self, *names: str) -> list[asyncio.Task[None]]:
+        tasks = [asyncio.create_task(self.wait(name)) for name in names]
+        await _settle()
+        return tasks
+
+
+def test_a_seat_is_a_future_to_asyncio() -> None:
+    """In the way that `asyncio.isfuture` documents. anyio's test helper, which asks what each task waits for, sees it too."""
+
+    async def main() -> None:
+        publishers = _Publishers()
+        (task,) = await publishers.start("a")
+        await anyio.wait_all_tasks_blocked()
+        seat = publishers.tickets[0]
+        assert asyncio.isfuture(seat)
+        assert not seat.done()
+        publishers.backend.land([seat], 1)
+        assert seat.done()
+        assert not seat.cancelled()
+        await task
+        assert publishers.log == ["a"]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("woken", ["land", "wake", None])
+def test_a_task_cancel_without_a_scope_is_raised(woken: str | None) -> None:
+    """Also if the publisher was woken before: nobody would cancel the task again. Its ticket is left, and not used again."""
+
+    async def main() -> None:
+        publishers = _Publishers()
+        (task,) = await publishers.start("a")
+        (seat,) = publishers.tickets
+        if woken == "land":
+            publishers.backend.land([seat], 1)
+        elif woken == "wake":
+            waiter, seat.waiter = seat.waiter, None
+            publishers.backend.wake(waiter)
+        task.cancel("enough")
+        task.cancel("again")
+        if woken is None:
+            assert publishers.backend.leaving([seat]) == [seat]
+            publishers.backend.land([seat], 1)  # the answer comes before the task runs
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert publishers.log == ["left"]
+        await publishers.start("b")
+        assert publishers.tickets[1] is not seat
+        publishers.backend.land(publishers.tickets[1:], 2)
+        await _settle()
+        assert publishers.log == ["left", "b"]
+
+    asyncio.run(main())
+
+
+def test_all_publishers_of_one_ack_go_on_though_one_ends_the_loop() -> None:
+    """KeyboardInterrupt leaves a task at once, and the loop with it. If the loop goes on, so do the other publishers."""
+    loop = asyncio.new_event_loop()
+    made: list[_Publishers] = []
+    tasks: list[asyncio.Task[None]] = []
+
+    async def main() -> None:
+        publishers = _Publishers()
+        made.append(publishers)
+        for name, error in (("a", None), ("b", KeyboardInterrupt), ("c", None), ("d", None)):
+            tasks.append(asyncio.create_task(publishers.wait(name, error)))
+        await _settle()
+        publishers.backend.land(publishers.tickets, 1)
+        await _settle()
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_until_complete(main())
+        assert made[0].log == ["a", "b"]
+        loop.run_until_complete(asyncio.wait_for(asyncio.gather(tasks[2], tasks[3]), 30))
+        assert made[0].log == ["a", "b", "c", "d"]
+        assert isinstance(tasks[1].exception(), KeyboardInterrupt)
+    finally:
+        loop.close()
+
+
+def test_a_seat_keeps_no_task_alive() -> None:
+    """A program's tasks hold its data: the seat of a task that has ended must not keep them."""
+
+    async def main() -> None:
+        publishers = _Publishers()
+        (task,) = await publishers.start("a")
+        ended = ref(task)
+        publishers.backend.land(publishers.tickets, 1)
+        await task
+        del task
+        await _settle()
+        gc.collect()
+        assert ended() is None
+        (again,) = await publishers.start("b")
+        assert publishers.tickets[1] is publishers.tickets[0]
+        publishers.backend.land(publishers.tickets[1:], 2)
+        await again
+
+    asyncio.run(main())
+
+
+@pytest.mark.trio
+async def test_a_seat_on_trio_keeps_no_task_alive() -> None:
+    """As on asyncio."""
+    publishers: Any = backend()
+    tasks: list[Any] = []
+    tickets: list[Any] = []
+
+    async def publisher() -> None:
+        tasks.append(ref(trio.lowlevel.current_task()))
+        tickets.append(publishers.ticket())
+        await publishers.wait(tickets[0])
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(publisher)
+        await _settle()
+        publishers.land(tickets, 1)
+    gc.collect()
+    assert tasks[0]() is None

@@ -271,18 +271,21 @@ class Producer(Declaring, Enqueuing, Observing):
         sender, backend = self._sender, self._backend
         if sender is None or backend is None or threading.get_ident() != self._place.thread:
             raise self._not_here()
-        if backend.cancelled():
-            await backend.checkpoint_if_cancelled()
+        ticket = backend.ticket() or await backend.checked_ticket()
         allowed = self._publish_timeout if timeout is PUBLISH_TIMEOUT else seconds(timeout, self._publish_timeout)
-        if type(body) is bytes and retry is None and (envelope := self._envelopes.known(fields)) is not None:
-            ticket = backend.ticket()
-            if sender.add(envelope, body, ticket, allowed, backend.clock()) or sender.join(
-                envelope, body, ticket, allowed
-            ):
-                await backend.wait(ticket)
-                if ticket.code:
-                    return receipt_of(sender.id_prefix, ticket.code)
-                return received(ticket)
+        if (
+            type(body) is bytes
+            and retry is None
+            and (envelope := self._envelopes.known(fields)) is not None
+            and (
+                sender.add(envelope, body, ticket, allowed, backend.clock())
+                or sender.join(envelope, body, ticket, allowed)
+            )
+        ):
+            await backend.wait(ticket)
+            if ticket.code:
+                return receipt_of(sender.id_prefix, ticket.code)
+            return received(ticket)
         rules = None if retry is None else retry_rules(retry)
         return await published(sender, self._envelopes, body, allowed, rules, fields)
 

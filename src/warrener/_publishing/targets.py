@@ -64,12 +64,11 @@ class Target:
         sender = direct.sender
         if sender is not None and type(body) is bytes and get_ident() == direct.place.thread:
             backend = sender.backend
-            if backend.cancelled():
-                await backend.checkpoint_if_cancelled()
+            ticket = backend.ticket() or await backend.checked_ticket()
             allowed = direct.publish_timeout
             if timeout is not PUBLISH_TIMEOUT:
                 allowed = seconds(timeout, allowed)
-            envelope, ticket = self._envelope, backend.ticket()
+            envelope = self._envelope
             # The usual way first: `join` would find it too, for 0.3 us more.
             if sender.add(envelope, body, ticket, allowed, backend.clock()) or sender.join(
                 envelope, body, ticket, allowed
