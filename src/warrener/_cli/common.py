@@ -67,7 +67,7 @@ def status_line(status: Status) -> str:
         parts.append(f"breaker {status.circuit_breaker}")
     if status.retry_in is not None:
         parts.append(next_attempt(status))
-    if status.heartbeat is not None:
+    if status.heartbeat is not None and status.connection_state is ConnectionState.CONNECTED:
         parts.append(f"heartbeat {status.heartbeat:g} s")
     # In any other state the newest fault is that of an earlier attempt, and was printed before.
     if status.last_fault is not None and status.connection_state is ConnectionState.DISCONNECTED:
