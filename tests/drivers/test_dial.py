@@ -681,6 +681,7 @@ async def test_unix_sockets(tmp_path: Path) -> None:
     fault = await _refused(dial(Endpoint(socket_path=path + "x")))
     assert fault.kind is FaultKind.UNREACHABLE
 
+
 @sockets
 async def test_a_receive_from_a_unix_socket_is_cancelled_in_the_pass_in_which_bytes_arrive(tmp_path: Path) -> None:
     """No error reaches the event loop. A stream of `anyio.connect_unix` would raise InvalidStateError there."""
