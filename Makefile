@@ -41,6 +41,12 @@ serve: ## a private RabbitMQ and the ML producer service, to try with curl; BIND
 	@scripts/rabbitmq.sh
 	@$(BIN)/python scripts/serve.py $(if $(BIND),--bind $(BIND))
 
+.PHONY: broker
+broker: ## a private RabbitMQ alone; prints its URL, and ends with Ctrl-C
+	$(NEEDS) run
+	@scripts/rabbitmq.sh
+	@$(BIN)/python scripts/serve.py --broker-only
+
 # --- the loop --------------------------------------------------------------------------------------------------------
 
 .PHONY: check

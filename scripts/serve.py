@@ -2,6 +2,7 @@
 """Run a private RabbitMQ and the ML producer service in front of it, to be tried out with curl.
 
     scripts/serve.py [--bind HOST:PORT] [ARGUMENTS OF `warrener serve`]
+    scripts/serve.py --broker-only      # the RabbitMQ alone
 
 Lines on standard input are orders to the broker: kill, start, block, unblock, queues; quit (or Ctrl-C) ends everything.
 Both end with this program; the broker also when it is killed.
@@ -14,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from warrener.testing.rabbitmq import PrivateRabbitMQ, RabbitMQFailed, RabbitMQMissing
@@ -43,8 +45,16 @@ The broker: {broker}
 Orders to the broker, here: kill, start, block, unblock, queues, quit
 """
 
+ALONE = """
+A private RabbitMQ listens. Its data is deleted when this program ends (Ctrl-C, or quit). In another terminal:
 
-def obey(broker: PrivateRabbitMQ, service: subprocess.Popen[bytes]) -> None:
+  export RABBITMQ_URL={broker}
+
+Orders to the broker, here: kill, start, block, unblock, queues, quit
+"""
+
+
+def obey(broker: PrivateRabbitMQ, end: Callable[[], object]) -> None:
     """Carry out the orders on standard input, to its end."""
     orders = {
         "kill": broker.kill,
@@ -52,7 +62,7 @@ def obey(broker: PrivateRabbitMQ, service: subprocess.Popen[bytes]) -> None:
         "block": lambda: broker.memory_alarm(True),
         "unblock": lambda: broker.memory_alarm(False),
         "queues": lambda: print(broker.queues(), flush=True),
-        "quit": service.terminate,
+        "quit": end,
     }
     for line in sys.stdin:
         order = orders.get(line.strip())
@@ -65,10 +75,24 @@ def obey(broker: PrivateRabbitMQ, service: subprocess.Popen[bytes]) -> None:
             print(str(failed).partition(";")[0], flush=True)
 
 
+def run_broker() -> int:
+    """Run the broker alone until a signal, or until it is told to quit."""
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    with PrivateRabbitMQ() as broker:
+        print(ALONE.format(broker=broker.url), flush=True)
+        threading.Thread(target=obey, args=(broker, ended.set), daemon=True).start()
+        ended.wait()
+    return 0
+
+
 def main() -> int:
     """Serve until a signal; the exit status is the service's."""
     arguments = sys.argv[1:]
     print("Starting a private RabbitMQ ...", flush=True)
+    if arguments == ["--broker-only"]:
+        return run_broker()
     with PrivateRabbitMQ() as broker:
         program = [str(Path(sys.executable).with_name("warrener")), "serve", *arguments]
         # Its own URL only: what the surroundings say of brokers is not for this one.
@@ -79,7 +103,7 @@ def main() -> int:
         signal.signal(signal.SIGTERM, lambda *_: service.terminate())
         bind = arguments[arguments.index("--bind") + 1] if "--bind" in arguments[:-1] else "127.0.0.1:3001"
         print(HINTS.format(url=f"http://{bind}", broker=broker.url), flush=True)
-        threading.Thread(target=obey, args=(broker, service), daemon=True).start()
+        threading.Thread(target=obey, args=(broker, service.terminate), daemon=True).start()
         return service.wait()
 
 

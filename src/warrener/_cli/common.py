@@ -67,7 +67,7 @@ def status_line(status: Status) -> str:
         parts.append(f"breaker {status.circuit_breaker}")
     if status.retry_in is not None:
         parts.append(next_attempt(status))
-    if status.heartbeat is not None:
+    if status.heartbeat is not None and status.connection_state is ConnectionState.CONNECTED:
         parts.append(f"heartbeat {status.heartbeat:g} s")
     # In any other state the newest fault is that of an earlier attempt, and was printed before.
     if status.last_fault is not None and status.connection_state is ConnectionState.DISCONNECTED:
@@ -92,7 +92,11 @@ def say(text: str) -> None:
 
 
 async def until_signal(work: Callable[[], Awaitable[object]]) -> None:
-    """Cancel `work` at the first SIGINT or SIGTERM, and return when it has ended. Further signals change nothing."""
+    """Cancel `work` at the first SIGINT or SIGTERM, and return when it has ended. Further signals change nothing.
+
+    An error of `work` is raised without an ExceptionGroup.
+    """
+    failure: Exception | None = None
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with anyio.create_task_group() as listening:
             scope = anyio.CancelScope()
@@ -103,5 +107,10 @@ async def until_signal(work: Callable[[], Awaitable[object]]) -> None:
 
             listening.start_soon(listen)
             with scope:
-                await work()
+                try:
+                    await work()
+                except Exception as error:  # noqa: BLE001 - raised again behind the task group
+                    failure = error
             listening.cancel_scope.cancel()
+    if failure is not None:
+        raise failure

@@ -102,14 +102,16 @@ def which(ids: Sequence[int | str] | None) -> tuple[str, list[str]]:
     )
 
 
-def unusable(path: Path, error: sqlite3.Error, busy_timeout: float) -> OutboxUnusable:
+def unusable(path: Path | str, error: sqlite3.Error, busy_timeout: float | None) -> OutboxUnusable:
+    """The database's error as the outbox's; `busy_timeout` is None for a connection of the application's own."""
     name = getattr(error, "sqlite_errorname", "")
     quoted = printable(str(error), 200)
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        waited = "the connection waits" if busy_timeout is None else f"busy_timeout ({busy_timeout:g} s)"
         return OutboxUnusable(
             OutboxProblem.LOCKED,
-            f"{path} was locked by another program for longer than busy_timeout ({busy_timeout:g} s); nothing was"
-            " written; try again, or find the program that keeps a transaction open",
+            f"{path} was locked by another program for longer than {waited}; nothing was written; try again, or find the"
+            " program that keeps a transaction open",
         )
     if name == "SQLITE_NOTADB":
         return OutboxUnusable(
