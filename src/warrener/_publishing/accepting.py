@@ -60,7 +60,7 @@ async def accepted(
 
     Raises `InvalidMessage` for a body without a destination, which is a mistake in the call and not in the body.
     """
-    if not isinstance(body, Message):
+    if isinstance(body, bytes | bytearray | memoryview):
         require_destination("publish_stream", fields)
     try:
         handle, waiting = offered(sender, envelopes, body, allowed, retry, fields)
