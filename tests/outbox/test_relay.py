@@ -142,6 +142,7 @@ async def test_a_returned_row_is_set_aside_and_loud(path, caplog):
             await relay.wait_flushed(0.3)
         (entry,) = await anyio.to_thread.run_sync(outbox.entries, "set_aside")
         assert (entry.position, entry.reason, entry.attempts) == (1, "Unroutable", 1)
+        assert entry.last_error.startswith("the broker returned it: ")
         assert broker.messages("tasks") == [b"3"]
         assert "row 1 was set aside (Unroutable)" in caplog.text
 

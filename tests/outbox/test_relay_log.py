@@ -44,6 +44,16 @@ def test_each_row_has_a_line_that_says_what_to_do(caplog):
     ]
 
 
+def test_a_row_that_is_no_message_is_inserted_anew(caplog):
+    """To publish it again as it is would end in the same way."""
+    row = SetAside(5, 1, 0, False, "InvalidRow", "column body must hold bytes, not int", holds=False)
+    RelayLog("shop").settled(Settlement(set_aside=(row,)), 0.0)
+
+    (line,) = caplog.messages
+    assert "to publish it again: insert it anew; to delete it: warrener outbox drop FILE-OR-DSN 5" in line
+    assert "retry" not in line
+
+
 def test_a_burst_is_ten_lines_and_a_number(caplog):
     """One kind of line takes nothing from the other; the number comes when the ten seconds are over, or at the end."""
     log = RelayLog("shop")

@@ -21,7 +21,7 @@ import heapq
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal, Protocol, TypeAlias
+from typing import Final, Literal, Protocol, TypeAlias
 
 from attrs import define, evolve, frozen
 
@@ -39,7 +39,22 @@ from warrener.errors import (
 from warrener.outbox.records import Again, Candidate, Claimed, NewRow, Row, SetAside, Settlement, Want
 from warrener.records import Receipt
 
-__all__ = ["Gathered", "Reader", "RelayPolicy", "Run", "Verdict", "Window", "choose", "gather", "verdict"]
+__all__ = [
+    "INVALID_ROW",
+    "Gathered",
+    "Reader",
+    "RelayPolicy",
+    "Run",
+    "Verdict",
+    "Window",
+    "choose",
+    "gather",
+    "verdict",
+]
+
+
+#: The reason of a set-aside row whose columns are no message.
+INVALID_ROW: Final = "InvalidRow"
 
 
 @frozen
@@ -440,7 +455,7 @@ class Window:
     def _line_up(self, row: Row) -> None:
         """Let the row be published when its turn comes; one that is no message is set aside."""
         if row.message is None:
-            self._set_aside(row, "InvalidRow", row.problem or "the row is no message", attempts=0, sent=False)
+            self._set_aside(row, INVALID_ROW, row.problem or "the row is no message", attempts=0, sent=False)
         elif row.attempts:
             self._alone.append(row.position)
         else:
@@ -549,5 +564,6 @@ class Window:
                     del self._claims[claim]
 
 
-def _text(outcome: object) -> str:
-    return printable(str(outcome), 500)
+def _text(outcome: Receipt | PublishError) -> str:
+    """The error in words; the row has the message's id already."""
+    return printable(str(outcome).removeprefix(f"message {printable(outcome.message_id)}: "), 500)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from warrener._log_limit import LogLimit
+from warrener.outbox._decisions import INVALID_ROW
 from warrener.outbox._rows import DUPLICATE_HEADER
 from warrener.outbox.records import Again, SetAside, Settlement
 
@@ -53,10 +54,12 @@ class RelayLog:
             )  # fmt: skip
 
     def _set_aside(self, aside: SetAside) -> None:
+        at = aside.position
+        # A row that is no message is none after a retry either.
+        again = "insert it anew" if aside.reason == INVALID_ROW else f"warrener outbox retry FILE-OR-DSN {at}"
         _log.warning(
-            "%s: row %d was set aside (%s): %s; to publish it again: warrener outbox retry FILE-OR-DSN %d; to delete it:"
-            " warrener outbox drop FILE-OR-DSN %d%s",
-            self._name, aside.position, aside.reason, aside.error, aside.position, aside.position,
+            "%s: row %d was set aside (%s): %s; to publish it again: %s; to delete it: warrener outbox drop FILE-OR-DSN %d%s",
+            self._name, at, aside.reason, aside.error, again, at,
             "; later rows of its key wait until then" if aside.holds else "",
         )  # fmt: skip
 
