@@ -49,6 +49,7 @@ ROOMS = {
     "_retry_rules": "values",
     "_histogram": "values",
     "_log_limit": "values",
+    "_sources": "values",
 }
 #: Rooms without input and output, clock or randomness, and rooms that a user's program may import.
 PURE = frozenset({"retry", "machine", "wire", "_publishing/ledger", "values"})

@@ -21,6 +21,7 @@ from typing import Any, cast
 
 from attrs import evolve
 
+from warrener._sources import reading
 from warrener.records import Message, Receipt
 
 __all__ = ["caller", "instrument", "trace_context"]
@@ -209,5 +210,6 @@ def _all_carrying(messages: Any, context: Mapping[str, str], options: dict[str, 
 
 
 async def _each_async(messages: AsyncIterable[Any], context: Mapping[str, str]) -> AsyncIterator[Any]:
-    async for message in messages:
-        yield _carrying(message, context, {})
+    async with reading(messages) as source:
+        async for message in source:
+            yield _carrying(message, context, {})

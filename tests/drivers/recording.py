@@ -8,10 +8,11 @@ from typing import Any
 
 import anyio
 import pamqp.frame
-from anyio.abc import ByteStream, SocketAttribute
+from anyio.abc import ByteStream, SocketAttribute, UNIXSocketStream
 from pamqp import commands
 from pamqp.header import ProtocolHeader
 
+from warrener.drivers._dial import on_transport
 from warrener.drivers.base import Lane
 from warrener.errors import Fault
 from warrener.records import Returned
@@ -114,8 +115,6 @@ async def relaying(listener: Any, broker_port: int) -> AsyncGenerator[None]:
                 await sink.send(chunk)
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
             pass
-        # Closed, not cancelled: anyio's Unix streams on asyncio do not bear a cancellation in the very step in which the
-        # other side closes (InvalidStateError in the event loop).
         await anyio.aclose_forcefully(sink)
 
     relayed = 0
@@ -124,6 +123,8 @@ async def relaying(listener: Any, broker_port: int) -> AsyncGenerator[None]:
     async def handle(stream: ByteStream) -> None:
         nonlocal relayed
         relayed += 1
+        if isinstance(stream, UNIXSocketStream):
+            stream = await on_transport(stream)
         onward = await anyio.connect_tcp("127.0.0.1", broker_port)
         async with stream, onward, anyio.create_task_group() as group:
             group.start_soon(pump, stream, onward)

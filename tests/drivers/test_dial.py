@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 import trustme
-from anyio.abc import ByteStream
+from anyio.abc import ByteStream, TaskGroup
 from anyio.streams.stapled import StapledObjectStream
 from anyio.streams.tls import TLSStream
 from attrs import define, evolve, field
@@ -680,6 +680,29 @@ async def test_unix_sockets(tmp_path: Path) -> None:
         group.cancel_scope.cancel()
     fault = await _refused(dial(Endpoint(socket_path=path + "x")))
     assert fault.kind is FaultKind.UNREACHABLE
+
+
+@sockets
+async def test_a_receive_from_a_unix_socket_is_cancelled_in_the_pass_in_which_bytes_arrive(tmp_path: Path) -> None:
+    """No error reaches the event loop. A stream of `anyio.connect_unix` would raise InvalidStateError there."""
+    path = str(tmp_path / "amqp")
+    with socket.socket(socket.AF_UNIX) as listening, anyio.fail_after(10):
+        listening.bind(path)
+        listening.listen()
+        dialed = await dial(Endpoint(socket_path=path))
+        async with dialed.stream as stream:
+            peer, _ = listening.accept()
+            with peer:
+                async with anyio.create_task_group() as group:
+                    group.start_soon(stream.receive)
+                    await anyio.wait_all_tasks_blocked()
+                    # A task of its own: on asyncio it runs in the pass that finds the bytes, and before they are read.
+                    group.start_soon(_cancel, group)
+                    peer.send(b"x")
+
+
+async def _cancel(group: TaskGroup) -> None:
+    group.cancel_scope.cancel()
 
 
 # --- the resolver -----------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import anyio.lowlevel
 
-from warrener._publishing.envelopes import Envelopes
+from warrener._publishing.envelopes import Envelopes, require_destination
 from warrener._publishing.handles import PublishHandle, error_of
 from warrener._publishing.ledger import Delivery
 from warrener._publishing.sender import Sender
@@ -56,7 +56,12 @@ async def accepted(
     retry: RetryRules | None,
     fields: MessageFields,
 ) -> PublishHandle | PublishError:
-    """Accept one message, and wait for capacity if need be; return the error with which it is refused."""
+    """Accept one message of a stream, and wait for capacity if need be; return the error with which it is refused.
+
+    Raises `InvalidMessage` for a body without a destination, which is a mistake in the call and not in the body.
+    """
+    if isinstance(body, bytes | bytearray | memoryview):
+        require_destination("publish_stream", fields)
     try:
         handle, waiting = offered(sender, envelopes, body, allowed, retry, fields)
     except PublishError as refused:

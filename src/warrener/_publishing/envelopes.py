@@ -16,7 +16,16 @@ from warrener._publishing.ledger import Delivery
 from warrener.errors import InvalidMessage
 from warrener.records import Body, Envelope, Message, MessageFields, TargetFields
 
-__all__ = ["PUBLISH_TIMEOUT", "Envelopes", "message_of", "seconds", "with_message_fields", "with_target_fields"]
+__all__ = [
+    "PUBLISH_TIMEOUT",
+    "Envelopes",
+    "has_destination",
+    "message_of",
+    "require_destination",
+    "seconds",
+    "with_message_fields",
+    "with_target_fields",
+]
 
 #: Means the producer's `publish_timeout` where a call names no timeout. Only this very object means that; another NaN is
 #: an error. None is an error too: it could be read as "no deadline", and that is `math.inf`.
@@ -122,6 +131,18 @@ class Envelopes:
         plain = _plain_fields(message)
         key = (plain, tuple(map(type, plain)))
         return self._by_fields.get(key) or _keep(self._by_fields, key, Envelope.of(message))
+
+
+def has_destination(fields: MessageFields) -> bool:
+    """Whether bodies with these fields can go to a queue: no queue has an empty name, so the default exchange needs a key."""
+    return bool(fields.get("routing_key") or fields.get("exchange"))
+
+
+def require_destination(call: str, fields: MessageFields) -> None:
+    """Raise `InvalidMessage` if the fields that bodies share name no destination."""
+    if not has_destination(fields):
+        Message(b"", **fields)  # a keyword that is misspelt is named first: it may be the routing key
+        raise InvalidMessage("", f"{call} of bodies needs a routing_key or an exchange for all of them")
 
 
 def message_of(body: Body | Message, fields: MessageFields) -> Message:

@@ -14,12 +14,13 @@ from typing import cast
 import anyio
 import anyio.lowlevel
 
-from warrener._publishing.envelopes import Envelopes
+from warrener._publishing.envelopes import Envelopes, has_destination, require_destination
 from warrener._publishing.ledger import Delivery
 from warrener._publishing.ledger.batching import LARGEST
 from warrener._publishing.runs import Outcomes, Run
 from warrener._publishing.sender import Sender
 from warrener._retry_rules import RetryRules
+from warrener._sources import reading
 from warrener.errors import DeadlineExceeded, InvalidMessage
 from warrener.records import Body, Envelope, Message, MessageFields, Outcome
 
@@ -54,7 +55,7 @@ class ManyPublishes:
         self._fields = fields
         #: The policy of these messages; None: the producer's.
         self._retry = retry
-        self._bodies_allowed = bool(fields.get("routing_key") or fields.get("exchange"))
+        self._bodies_allowed = has_destination(fields)
         self._taken = 0
 
     async def publish(self, messages: Iterable[Body | Message] | AsyncIterable[Body | Message]) -> Outcomes:
@@ -62,8 +63,9 @@ class ManyPublishes:
         run, backend = self._run, self._sender.backend
         try:
             if isinstance(messages, AsyncIterable):
-                async for message in messages:
-                    await self._accept_alone(message)
+                async with reading(messages) as source:
+                    async for message in source:
+                        await self._accept_alone(message)
             else:
                 for piece, last in _pieces(messages):
                     run.last = last
@@ -153,8 +155,7 @@ class ManyPublishes:
         sender, run = self._sender, self._run
         called = sender.backend.clock()
         if not self._bodies_allowed and not isinstance(message, Message):
-            Message(b"", **self._fields)  # a keyword that is misspelt is named first: it may be the routing key
-            raise InvalidMessage("", "publish_many of bodies needs a routing_key or an exchange for all of them")
+            require_destination("publish_many", self._fields)
         try:
             delivery = self._envelopes.delivery(message, self._deadline, self._fields)
         except InvalidMessage as refused:

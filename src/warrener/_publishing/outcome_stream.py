@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 
 import anyio
 import anyio.lowlevel
 
 from warrener._publishing.handles import PublishHandle, leave, outcome_of
+from warrener._sources import reading
 from warrener.errors import PublishError
 from warrener.records import Body, Message, Receipt
 
@@ -31,6 +32,8 @@ class OutcomeStream(AsyncIterator[Receipt | PublishError]):
         #: Accepted or refused, and not read yet; in the order of the source.
         self._items: deque[PublishHandle | PublishError] = deque()
         self._ended = False
+        #: The part of `feed` that ends with the body; the close of a generator goes on behind it.
+        self._taking = anyio.CancelScope()
         self._error: Exception | None = None
         #: Whether the block has ended.
         self._left = False
@@ -44,18 +47,15 @@ class OutcomeStream(AsyncIterator[Receipt | PublishError]):
     async def feed(self, source: AsyncIterable[Body | Message] | Iterable[Body | Message]) -> None:
         """Accept the messages of the source, as long as fewer than `window` outcomes are held."""
         try:
-            try:
-                if isinstance(source, AsyncIterable):
-                    async for message in source:
-                        await self._add(message)
-                else:
+            if isinstance(source, AsyncIterable):
+                async with reading(source) as messages:
+                    with self._taking:
+                        async for message in messages:
+                            await self._add(message)
+            else:
+                with self._taking:
                     for message in source:
                         await self._add(message)
-            finally:
-                if isinstance(source, AsyncGenerator):
-                    # A generator that is not read to its end is closed here, and not by the garbage collector.
-                    with anyio.CancelScope(shield=True):
-                        await source.aclose()
         except Exception as error:  # noqa: BLE001 - the reader gets it, or the block if there is no reader any more
             if self._left:
                 self.from_close = error
@@ -76,6 +76,9 @@ class OutcomeStream(AsyncIterator[Receipt | PublishError]):
         while len(self._items) >= self._window:
             self._room = anyio.Event()
             await self._room.wait()
+            if self._left:
+                # The cancellation is raised here, and not in a generator that would be asked for its next message.
+                await anyio.lowlevel.checkpoint()
 
     async def __anext__(self) -> Receipt | PublishError:
         """Wait for the outcome of the next message. Only one task may wait at a time (`anyio.BusyResourceError`)."""
@@ -106,6 +109,7 @@ class OutcomeStream(AsyncIterator[Receipt | PublishError]):
     def leave(self) -> None:
         """The body has ended: each message without an outcome is cancelled as if it had been published alone."""
         self._left = True
+        self._taking.cancel()
         items, self._items = self._items, deque()
         for item in items:
             if isinstance(item, PublishHandle):
@@ -128,7 +132,6 @@ async def streaming(
         except Exception as error:  # noqa: BLE001 - raised again behind the task group, without an ExceptionGroup
             from_body = error
         finally:
-            tasks.cancel_scope.cancel()
             stream.leave()
     if from_body is not None:
         raise from_body

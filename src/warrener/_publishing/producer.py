@@ -29,6 +29,7 @@ from warrener._publishing.enqueuing import Enqueuing
 from warrener._publishing.envelopes import (
     PUBLISH_TIMEOUT,
     Envelopes,
+    require_destination,
     seconds,
     with_message_fields,
     with_target_fields,
@@ -362,6 +363,8 @@ class Producer(Declaring, Enqueuing, Observing):
             raise self._not_here()
         rules = None if retry is None else retry_rules(retry)
         allowed = seconds(timeout, self._publish_timeout)
+        if fields:
+            require_destination("publish_stream", fields)
         return streaming(lambda message: self._accepted(message, key, allowed, rules, fields), source, window)
 
     async def _accepted(

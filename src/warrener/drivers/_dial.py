@@ -40,7 +40,7 @@ from typing import Generic, Protocol, TypeAlias, TypeVar
 
 import anyio
 import anyio.from_thread
-from anyio.abc import ByteStream, SocketAttribute
+from anyio.abc import ByteStream, SocketAttribute, SocketStream
 from anyio.lowlevel import EventLoopToken, current_token
 from anyio.streams.tls import TLSAttribute, TLSStream
 from attrs import define, evolve, field, frozen
@@ -274,7 +274,24 @@ def set_options(raw: SocketOptions) -> None:
 
 
 async def _connect_unix(path: str) -> ByteStream:
-    return await anyio.connect_unix(path)
+    return await on_transport(await anyio.connect_unix(path))
+
+
+async def on_transport(stream: SocketStream) -> SocketStream:
+    """Return a stream of the same socket that is built as anyio's TCP streams are; the one given is closed.
+
+    On asyncio, anyio's own stream of a Unix socket sets the result of a future that is done already if a receive or a send
+    is cancelled, or the stream is closed, in the pass of the event loop in which the socket becomes ready: InvalidStateError
+    in the event loop. https://github.com/agronholm/anyio/issues/1267 describes the case of a close after a cancellation. The
+    mend of that issue covers the close alone: anyio 4.16 still raises the error when the socket becomes ready.
+    """
+    async with stream:
+        raw: socket.socket = stream.extra(SocketAttribute.raw_socket).dup()  # noqa: S610 - not Django's
+        try:
+            return await SocketStream.from_socket(raw)
+        except BaseException:
+            raw.close()
+            raise
 
 
 async def _secure(stream: ByteStream, host: str, context: ssl.SSLContext) -> tuple[ByteStream, str | None, str]:
