@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, suppress
 import anyio
 import pytest
 
+from tests.outbox.rows import claim, insert
 from warrener import Backoff, Message, Producer, ProducerClosed, Queue, Unreachable, open_producer
 from warrener.outbox import OutboxFull, OutboxNotFlushed, OutboxProblem, OutboxUnusable, SQLiteOutbox, Stored, add
 from warrener.testing import EmbeddedBroker
@@ -183,6 +184,28 @@ async def test_a_lost_confirm_is_sent_again_and_flagged(path):
         first, copy = broker.log
         assert first.message_id == copy.message_id == stored.message_id
         assert broker.messages("tasks") == [b"1", b"1"]
+
+
+async def test_a_second_attempt_is_said(path, caplog):
+    """Of a row that this relay did not get confirmed, and of one that another relay left behind."""
+    caplog.set_level("INFO", "warrener.outbox")
+    store = SQLiteOutbox(path)._make_store()
+    store.open()
+    insert(store, None)
+    claim(store, "dead", lease=0.0)
+    store.close()
+    async with EmbeddedBroker(sync_interval=1e6, rng=random.Random(1)) as broker:
+        broker.declare_queue("q")
+        async with relaying(broker, outbox_at(path, publish_timeout=0.05)) as relay:
+            while "row 1 is published again" not in caplog.text:
+                await anyio.sleep(0.01)
+            while relay.status().confirmed == 0:
+                broker.sync()
+                await anyio.sleep(0.01)
+
+    lines = [line.partition(": ")[2] for line in caplog.messages if "again" in line]
+    assert lines[0].startswith("another relay ended before the outcome of 1 of its rows was known")
+    assert lines[1].startswith("row 1 is published again, with the header x-warrener-possible-duplicate: ")
 
 
 async def test_a_claim_whose_answer_was_lost_does_not_hold_its_rows(path):

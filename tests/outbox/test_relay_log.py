@@ -40,7 +40,7 @@ def test_each_row_has_a_line_that_says_what_to_do(caplog):
         f"shop: row 18 was set aside (Unroutable): returned: NO_ROUTE; {to_do.format(18)}",
         f"shop: row 19 is published again, {header}: no confirm in 30 s",
         f"shop: row 20 is published again in 2 s, {header}: no confirm in 30 s",
-        f"shop: took over 3 rows of a relay that ended before their outcome was known; they are published again, {header}",
+        f"shop: another relay ended before the outcome of 3 of its rows was known; this relay publishes them again, {header}",
     ]
 
 
@@ -66,11 +66,11 @@ def test_a_burst_is_ten_lines_and_a_number(caplog):
     log.count_left_out(10.0)
     log.count_left_out(10.1)
     assert caplog.messages[20:] == [
-        "shop: 9990 more rows were set aside; `warrener outbox ls FILE-OR-DSN --state set_aside` lists them",
-        "shop: 9990 more rows are published again",
+        "shop: rows set aside without a line of their own: 9990; `warrener outbox ls FILE-OR-DSN --state set_aside` lists them",
+        "shop: rows published again without a line of their own: 9990",
     ]
 
     log.settled(Settlement(set_aside=tuple(map(aside, range(13)))), 12.0)
     log.count_left_out(math.inf)
-    assert caplog.messages[-1].startswith("shop: 3 more rows were set aside")
+    assert caplog.messages[-1].startswith("shop: rows set aside without a line of their own: 3;")
     assert len(caplog.messages) == 33

@@ -38,17 +38,18 @@ class RelayLog:
         """Log how many rows had no line of their own, when the time of the limit is over; `math.inf`: now."""
         if left_out := self._asides.left_out(now):
             _log.warning(
-                "%s: %d more rows were set aside; `warrener outbox ls FILE-OR-DSN --state set_aside` lists them",
+                "%s: rows set aside without a line of their own: %d; `warrener outbox ls FILE-OR-DSN --state set_aside`"
+                " lists them",
                 self._name, left_out,
             )  # fmt: skip
         if left_out := self._agains.left_out(now):
-            _log.info("%s: %d more rows are published again", self._name, left_out)
+            _log.info("%s: rows published again without a line of their own: %d", self._name, left_out)
 
     def took_over(self, rows: int) -> None:
         """Log that another relay left rows behind."""
         if rows:
             _log.warning(
-                "%s: took over %d rows of a relay that ended before their outcome was known; they are published again,"
+                "%s: another relay ended before the outcome of %d of its rows was known; this relay publishes them again,"
                 " with the header %s",
                 self._name, rows, DUPLICATE_HEADER,
             )  # fmt: skip
