@@ -203,3 +203,42 @@ def test_the_counts_allow_what_an_exact_count_allows(seed: int) -> None:
     waiting = {each.envelope.routing_key for each in bench.ledger._waiting.live()}
     assert waiting <= mute or len(open_ones) == window
     books_balance(bench.ledger, bench.accepted)
+
+
+def test_messages_set_aside_that_are_cancelled_leave_no_queue_behind() -> None:
+    """Each has a destination of its own, as reply queues have; the ledger keeps nothing of them."""
+    bench = Bench(max_in_flight=100, max_buffered=200)
+    bench.publish(90, routing_key="mute", timeout=math.inf)
+    for number in range(20):
+        key = f"reply-{number}"
+        first = bench.publish(1, routing_key=key)
+        second = [bench.accept(routing_key=key, timeout=math.inf) for _ in range(9)]
+        assert bench.write() == second[:4]
+        later(bench, PATIENCE)
+        for each in second[4:]:
+            assert bench.ledger.cancel(each)
+        for each in [*first, *second[:4]]:
+            bench.ack(each.tag)
+    assert len(bench.ledger._waiting.aside.queues) == 0
+    books_balance(bench.ledger, bench.accepted)
+
+
+def test_a_stopped_destination_in_front_hides_no_other_one() -> None:
+    """Messages of two destinations are set aside; the first of them gets no place, the second one does."""
+    bench = Bench(max_in_flight=100, max_buffered=200)
+    bench.publish(90, routing_key="mute", timeout=math.inf)
+    held = bench.publish(1, routing_key="good", timeout=math.inf)
+    mute = [bench.accept(routing_key="mute", timeout=math.inf) for _ in range(2)]
+    good = [bench.accept(routing_key="good", timeout=math.inf) for _ in range(9)]
+    bench.write()
+    later(bench, PATIENCE)
+    written = bench.write()
+    assert written == good[: len(written)]
+    assert [*bench.ledger._waiting.aside.queues] == [("", "mute"), ("", "good")]
+    bench.ack(held[0].tag)
+    for each in written:
+        bench.ack(each.tag)
+    later(bench, COUNT_LASTS)
+    assert bench.write() == good[len(written) : len(written) + 5]
+    assert mute[0].queue is not None
+    books_balance(bench.ledger, bench.accepted)

@@ -64,6 +64,15 @@ def test_every_series_of_dashboard_and_alerts_exists_in_a_live_scrape(start_serv
         assert any(labels.items() <= found.items() for found in scraped.get(name, [])), (name, labels)
 
 
+@pytest.mark.parametrize("series", ["warrener_open_destinations", "warrener_confirms_overdue_total"])
+def test_a_destination_that_is_not_answered_has_an_alert_and_a_panel(series: str) -> None:
+    """The connection is healthy and other messages are confirmed, so no other alert tells of it."""
+    alerts = yaml.safe_load((KIT / "alerts.yml").read_text())
+    dashboard = json.loads((KIT / "grafana/dashboard.json").read_text())
+    assert any(series in rule["expr"] for group in alerts["groups"] for rule in group["rules"])
+    assert any(series in target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
+
+
 def test_what_reads_expressions_sees_names_and_labels() -> None:
     """The helper of the test above finds what it must."""
     assert [("ml_producer_a", {"b": "c"}), ("warrener_d", {})] == selectors(

@@ -22,7 +22,9 @@ class Aside:
     def _note(self, delivery: Delivery, by: int) -> None:
         self.count += by
         self.size += by * delivery.size
-        self.passed = self.passed and self.count > 0
+        if not self.count:
+            self.passed = False
+            self.queues.clear()  # `Waiting.next` drops empty queues only while messages wait here
 
     def has(self, destination: tuple[str, str]) -> bool:
         """Whether messages of this destination were set aside, and wait."""

@@ -251,7 +251,7 @@ class Waiting:
                 queue.take_head()
                 self.introductions.add(key, delivery)
             else:
-                del self.aside.queues[destination]
+                self.aside.queues.pop(destination, None)
         return None
 
     def _take_due(self, now: float) -> None:
