@@ -493,9 +493,9 @@ class Joint(RuleBasedStateMachine):
         if waiting:
             one = draw.draw(st.sampled_from(waiting))
             if isinstance(one, Member):
-                self.sender.left(one)
+                self.sender.leaving.left(one)
             else:
-                self.sender.cancelled(one)
+                self.sender.leaving.cancelled(one)
 
     def time_passes(self, draw: st.DataObject) -> None:
         self.wait(draw.draw(st.sampled_from([0.1, 0.5, 1.0, 3.0])))

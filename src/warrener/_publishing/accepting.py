@@ -98,7 +98,7 @@ async def published(
         if refusal is not None:
             raise refusal
     if delivery.outcome is None:
-        await backend.park(delivery, sender.cancelled)
+        await backend.park(delivery, sender.leaving.cancelled)
     else:
         await anyio.lowlevel.checkpoint()
     outcome = delivery.outcome

@@ -70,7 +70,7 @@ async def outcome_of(handle: PublishHandle) -> Receipt | PublishError:
 
 def leave(handle: PublishHandle) -> None:
     """Nobody waits for the message any more: it is cancelled, as a publish whose caller is cancelled."""
-    handle.owner.left(handle)
+    handle.owner.leaving.left(handle)
 
 
 def _forget_waiter(handle: PublishHandle) -> None:

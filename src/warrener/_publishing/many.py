@@ -186,7 +186,7 @@ class ManyPublishes:
         for receipt in run.receipts(sender.id_prefix):
             sender.settling.tell(Outcome(receipt.message_id, receipt))
         for delivery in list(run.deliveries()):
-            sender.cancelled(delivery)
+            sender.leaving.cancelled(delivery)
 
 
 def _pieces(messages: Iterable[Body | Message]) -> Iterator[tuple[list[Body | Message], bool]]:

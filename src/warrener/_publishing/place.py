@@ -7,7 +7,9 @@ import threading
 from collections.abc import Callable
 from weakref import WeakSet
 
-__all__ = ["Place"]
+from warrener.errors import ProducerClosed
+
+__all__ = ["Place", "not_running"]
 
 #: The thread of a place in a process that was forked from its own; no thread has this number.
 FORKED = -1
@@ -45,6 +47,16 @@ class Place:
             "this producer runs in the event loop of another thread, and nothing was accepted; call it in that loop, "
             "for instance with anyio.from_thread.run, or use a producer of its own in each thread"
         )
+
+
+def not_running(*, closed: bool) -> Exception:
+    """Return the error for a call to a producer that does not run yet, or that was closed before it ran."""
+    if closed:
+        return ProducerClosed("", "the producer is closed")
+    return RuntimeError(
+        "the producer is not running yet: await nursery.start(producer.run), or task_group.start(producer.run) with anyio, "
+        "first; or use `async with` on it. asyncio.create_task(producer.run()) only schedules the start"
+    )
 
 
 _in_this_process: WeakSet[Place] = WeakSet()

@@ -39,7 +39,7 @@ from warrener._publishing.ledger import Ledger
 from warrener._publishing.many import ManyPublishes
 from warrener._publishing.observing import Observing
 from warrener._publishing.outcome_stream import OutcomeStream, streaming
-from warrener._publishing.place import Place
+from warrener._publishing.place import Place, not_running
 from warrener._publishing.relaying import OutboxLike, RelayLike, running_beside
 from warrener._publishing.running import running
 from warrener._publishing.runs import receipt_of
@@ -55,7 +55,6 @@ from warrener.drivers.base import Driver, Link, Peer
 from warrener.errors import (
     Fault,
     FaultKind,
-    ProducerClosed,
     PublishError,
     SettingsError,
     Unreachable,
@@ -392,14 +391,7 @@ class Producer(Declaring, Enqueuing, Observing):
 
     def _not_here(self) -> Exception:
         """Return the error for a call to a producer that does not run, or runs elsewhere."""
-        if self._sender is None:
-            if self._run_called:
-                return ProducerClosed("", "the producer is closed")
-            return RuntimeError(
-                "the producer is not running yet: await nursery.start(producer.run), or task_group.start(producer.run) with "
-                "anyio, first; or use `async with` on it. asyncio.create_task(producer.run()) only schedules the start"
-            )
-        return self._place.error()
+        return self._place.error() if self._sender is not None else not_running(closed=self._run_called)
 
     # --- topology: see `Declaring` ----------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from warrener._backend import Backend
 from warrener._ids import ID_LENGTH, IdRange
 from warrener._publishing.admission import Admission
 from warrener._publishing.broker_log import BlockedLog, ReturnsLog, SuppressedLog
+from warrener._publishing.leaving import Leaving
 from warrener._publishing.ledger import Delivery, Ledger, Ticket
 from warrener._publishing.ledger.batching import LARGEST
 from warrener._publishing.ledger.flights import Flight
@@ -70,13 +71,14 @@ class Sender:
         self.backend = backend
         self.supervisor = supervisor
         self.admission = admission
-        admission.pump, admission.cancelled = self.pump, self.cancelled
-        backend.leave = self.left
+        admission.pump = self.pump
         self.returns_log = ReturnsLog(name)
         self.blocked_log = BlockedLog(name)
         self._suppressed_log = SuppressedLog(name)
         self._confirm_timeout = confirm_timeout
         self.settling = Settling(ledger, backend, supervisor, admission, tell)
+        self.leaving = Leaving(ledger, backend, admission, self.settling, pump=self.pump)
+        admission.cancelled = self.leaving.cancelled
         self._link: Link | None = None
         #: Whether the driver has ended that link, or is ending it.
         self._ended = True
@@ -338,7 +340,7 @@ class Sender:
     def _write_batches(self, link: Link, now: float) -> None:
         batching = self._batching
         if self.backend.leaves_late:
-            self._drop_leaving()
+            self.leaving.take_back()
         runs = self.feed
         # Runs and batches take turns to be first, so that neither can take the whole window for ever.
         runs.first = not runs.first
@@ -358,27 +360,6 @@ class Sender:
             tag = link.publish_batch(flight.envelopes[at:], flight.ids[at:], flight.bodies[at:], ids)
         self._batching.flown(flight, tag, now)
         self.timer.wake_by(min(flight.deadline, now + self._confirm_timeout))
-
-    def _drop_leaving(self) -> None:
-        """Take back the messages of publishers that are cancelled and have not run since."""
-        batches, leaving = self._batching.batches.flights, self.backend.leaving
-        # If nobody among those leaves that can be written now, the others wait: with a full window they would be asked for
-        # each answer again.
-        left = self._batching.places
-        for batch in batches:
-            if left <= 0:
-                return
-            front = batch.tickets[batch.at : batch.at + left]
-            if leaving(front):
-                break
-            left -= len(front)
-        else:
-            return
-        for batch in tuple(batches):
-            for ticket in leaving(batch.tickets[batch.at :]):
-                delivery = self._batching.delivery_of(ticket)
-                delivery.waiter = None
-                self.ledger.cancel(delivery)
 
     def begun(self, channel: int) -> int:
         """Return the highest tag of the channel of which a byte was given to the transport."""
@@ -401,28 +382,6 @@ class Sender:
     def message_id(self, number: int) -> str:
         """Return the id with this number."""
         return f"{self.id_prefix}{number:012x}"
-
-    def left(self, ticket: Ticket) -> None:
-        """The publisher that holds the ticket is cancelled."""
-        ticket.waiter = None
-        if ticket.code:
-            receipt = receipt_of(self.id_prefix, ticket.code)
-            self.settling.tell(Outcome(receipt.message_id, receipt))
-        else:
-            self.cancelled(self._batching.delivery_of(ticket))
-
-    def cancelled(self, delivery: Delivery) -> None:
-        """The publisher is cancelled: drop a message without a tag, track any other to its outcome."""
-        delivery.waiter = None
-        if delivery.told_late:
-            return  # on asyncio a cancelled task runs some time later: the broker's answer came in between, and is newer
-        if delivery.outcome is not None:
-            self.settling.tell(Outcome(delivery.message_id, delivery.outcome))
-        else:
-            self.ledger.cancel(delivery)
-            self.admission.give_back(delivery)
-            self.settling.settle([])
-            self.pump()
 
     # --- time -------------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from warrener.wire.events import ProtocolError, ProtocolErrorKind, Tuning
 from warrener.wire.framing import FLOOR, METHOD, frame
 from warrener.wire.masking import Mask
 
-__all__ = ["MECHANISMS", "Handshake", "PeerRefused", "negotiate_heartbeat", "negotiate_limit"]
+__all__ = ["MECHANISMS", "Handshake", "PeerRefused", "greeted", "negotiate_heartbeat", "negotiate_limit"]
 
 #: AMQP's smallest frame_max (4.2.3): a peer that tunes below it cannot be talked to.
 _FRAME_FLOOR: Final = 4096
@@ -41,6 +41,22 @@ class PeerRefused(Exception):
 
     def __str__(self) -> str:
         return self.error.text
+
+
+def greeted(first: bytearray) -> bool:
+    """Whether the first bytes of the peer are a broker's; False: more bytes must come.
+
+    Raises `PeerRefused` for any other server that may listen on the port, with its first eight bytes.
+    """
+    if not first:
+        return False
+    if first[0] == METHOD:
+        return True
+    # A TLS alert has seven bytes, and nothing follows it.
+    if len(first) < 8 and not first.startswith(b"\x15\x03"):
+        return False
+    shown = bytes(first[:8])
+    raise PeerRefused(ProtocolErrorKind.NOT_AMQP, f"it begins with {shown!r}", shown)
 
 
 def negotiate_limit(ours: int, theirs: int) -> int:

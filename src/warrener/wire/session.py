@@ -49,7 +49,7 @@ from warrener.wire.codec import (
 )
 from warrener.wire.events import ConfirmHandler, Event, ProtocolErrorKind, SessionPhase, Tuning
 from warrener.wire.framing import FLOOR, HEADER, HEARTBEAT, METHOD, Parser
-from warrener.wire.handshake import MECHANISMS, Handshake, PeerRefused, negotiate_heartbeat, negotiate_limit
+from warrener.wire.handshake import MECHANISMS, Handshake, PeerRefused, greeted, negotiate_heartbeat, negotiate_limit
 from warrener.wire.masking import Mask
 from warrener.wire.requests import Request
 
@@ -184,20 +184,12 @@ class Session:
         return self._parser.completions
 
     def _greet(self, data: bytes | memoryview) -> None:
-        """Tell a broker from whatever else may listen on the port, by its first eight bytes."""
         greeting = self._greeting
         assert greeting is not None
         greeting += data
-        if not greeting:
-            return
-        if greeting[0] != METHOD:
-            # A TLS alert has seven bytes, and nothing follows it.
-            if len(greeting) < 8 and not greeting.startswith(b"\x15\x03"):
-                return
-            first = bytes(greeting[:8])
-            raise PeerRefused(ProtocolErrorKind.NOT_AMQP, f"it begins with {first!r}", first)
-        self._greeting = None
-        self._parser.feed(bytes(greeting))
+        if greeted(greeting):
+            self._greeting = None
+            self._parser.feed(bytes(greeting))
 
     # --- orders -------------------------------------------------------------------------------------------------
 

@@ -14,12 +14,14 @@ and waits for at most `AT_ONCE` - 1 of them. Exchanges that were covered on an e
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 from warrener._publishing.ledger.delivery import Delivery
+from warrener._publishing.ledger.epoch import Epoch
 from warrener._publishing.ledger.queues import CountedQueue, WaitingQueue
 
-__all__ = ["AT_ONCE", "PASSES_AFTER", "SUSPECT_PASSES_AFTER", "Introductions", "passes_at"]
+__all__ = ["AT_ONCE", "PASSES_AFTER", "SUSPECT_PASSES_AFTER", "Introductions", "next_pass", "passes_at"]
 
 #: Maximum number of exchanges that are introduced at the same time, and that number on a new link.
 AT_ONCE = 16
@@ -39,6 +41,13 @@ def passes_at(delivery: Delivery, clock_floor: float) -> float:
     Before `clock_floor` the broker could not read, or bytes of ours were still leaving.
     """
     return max(delivery.published_at, clock_floor) + (SUSPECT_PASSES_AFTER if delivery.alone else PASSES_AFTER)
+
+
+def next_pass(epoch: Epoch | None, clock_floor: float) -> float:
+    """Return the instant at which the oldest message on the suspects' channel passes; `math.inf` if there is none."""
+    outstanding = () if epoch is None else epoch.outstanding.values()
+    oldest = next((each for each in outstanding if not each.passed), None)
+    return math.inf if oldest is None else passes_at(oldest, clock_floor)
 
 
 class Introductions:

@@ -56,7 +56,7 @@ from warrener._publishing.ledger.delivery import Delivery
 from warrener._publishing.ledger.ends import Ends, Rules
 from warrener._publishing.ledger.flights import Flight
 from warrener._publishing.ledger.in_flight import InFlight
-from warrener._publishing.ledger.introductions import passes_at
+from warrener._publishing.ledger.introductions import next_pass, passes_at
 from warrener._publishing.ledger.outcomes import Verdict, earlier, not_written, refused, unanswered
 from warrener._publishing.ledger.refusals import Refusals
 from warrener._publishing.ledger.resending import Resending
@@ -417,10 +417,8 @@ class Ledger:
             self.window.look_at,
         )
         instants += [at for at in watched if at > now]
-        epoch = self._in_flight.suspect
-        if epoch is not None and not self._in_flight.paused:
-            oldest = next((each for each in epoch.outstanding.values() if not each.passed), None)
-            at = math.inf if oldest is None else passes_at(oldest, self._in_flight.clock_floor)
+        if not self._in_flight.paused:
+            at = next_pass(self._in_flight.suspect, self._in_flight.clock_floor)
             instants += [at] if at > now else []
         instants.append(self.ends.sweep_at)
         return min(instants)
