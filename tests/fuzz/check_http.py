@@ -10,7 +10,8 @@ import asyncio
 import logging
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 from uvicorn.server import ServerState
@@ -33,7 +34,8 @@ LONGEST = 60.0
 LIVEZ = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 STATUSES = {100, 200, 202, 400, 403, 404, 405, 408, 413, 415, 421, 422, 431, 501, 503, 505}
 
-task_endpoint.AT_ONCE = 1 << 30  # a thread has a time of its own
+# A body within max_parsed is parsed in the event loop: a thread would have a time of its own.
+assert SETTINGS.max_parsed <= task_endpoint.AT_ONCE
 
 _PRODUCER: Any = FakeProducer()
 #: One app for all inputs: what an input leaves behind in it is seen.
@@ -63,11 +65,24 @@ class Records(logging.Handler):
 
 
 _RECORDS = Records()
-logging.getLogger().addHandler(_RECORDS)
-for _name in ("warrener.http", "warrener.tasks"):
-    logging.getLogger(_name).setLevel(logging.ERROR)
-    for _filter in list(logging.getLogger(_name).filters):
-        logging.getLogger(_name).removeFilter(_filter)
+
+
+@contextmanager
+def recorded() -> Iterator[None]:
+    """Record the errors that are logged, without limits, and leave the loggers as they were."""
+    root, loggers = logging.getLogger(), [logging.getLogger(name) for name in ("warrener.http", "warrener.tasks")]
+    before = [(each, each.level, each.filters[:]) for each in loggers]
+    root.addHandler(_RECORDS)
+    for each in loggers:
+        each.setLevel(logging.ERROR)
+        each.filters.clear()
+    try:
+        yield
+    finally:
+        root.removeHandler(_RECORDS)
+        for each, level, filters in before:
+            each.setLevel(level)
+            each.filters[:] = filters
 
 
 class Loop(asyncio.SelectorEventLoop):
@@ -226,6 +241,7 @@ def made(data: bytes) -> bytes:
     return illegal(Driven(data[1:])) if data[:1] == b"\x00" else data
 
 
+@recorded()
 def check(data: bytes) -> None:
     """Three clients; each turn of the input is one client's."""
     del _RECORDS.texts[:]

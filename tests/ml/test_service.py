@@ -147,6 +147,15 @@ def test_wrong_settings_end_the_start_in_one_line(start_service) -> None:
     assert ["warrener serve: preferred_stt must be 'api' or 'local', not 'gpu' (from PREFERRED_STT)\n"] == service.lines
 
 
+def test_an_outbox_that_cannot_be_opened_ends_the_start_in_one_line(start_service, dead_url, tmp_path) -> None:
+    """Status 2 and what is wrong with it, no traceback."""
+    folder = tmp_path / "nowhere"
+    service = start_service(dead_url, {"ML_PRODUCER_OUTBOX": str(folder / "tasks.db")})
+    assert 2 == service.wait_end()
+    (line,) = service.lines
+    assert line.startswith(f"warrener serve: the folder {folder} does not exist")
+
+
 def test_a_taken_address_ends_the_start_in_one_line(start_service, dead_url) -> None:
     """Status 1 and the address."""
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -24,7 +24,7 @@ def add_parser(commands: Commands) -> None:
 
               SIGTERM, SIGINT   wait for the outcome of accepted tasks, close, exit 0; a second signal aborts
               SIGHUP            dial now, also after the attempts are used up
-              exit status       0 stopped, 1 cannot listen, 2 wrong settings, 75 gave up on the broker
+              exit status       0 stopped, 1 cannot listen, 2 wrong settings or outbox, 75 gave up on the broker
 
             Try it:  RABBITMQ_URL=amqp://user:password@localhost/ warrener serve
                      curl http://127.0.0.1:3001/v1/ml/analytics/health

@@ -27,12 +27,14 @@ from typing import Any, Unpack
 
 import anyio
 import anyio.abc
+import anyio.lowlevel
 from attrs import define, field
 
 from warrener._settings.settings import SettingsFields
 from warrener.errors import ConnectError, SettingsError
 from warrener.ml.producer import MLProducer
 from warrener.ml.settings import MLSettings
+from warrener.outbox.errors import OutboxUnusable
 
 try:
     from warrener.ml.app import ml_app
@@ -70,6 +72,8 @@ class _End:
     status: int = 0
     stopping: anyio.Event = field(factory=anyio.Event)
     http_done: anyio.Event = field(factory=anyio.Event)
+    #: Why the outbox cannot be opened.
+    unusable: OutboxUnusable | None = None
 
 
 def main(config: str | None = None, *, url: str | None = None, **explicit: Any) -> int:
@@ -81,7 +85,7 @@ def main(config: str | None = None, *, url: str | None = None, **explicit: Any) 
         settings.read_token()
         configure(settings.log, settings.log_level)
         return anyio.run(partial(serve, settings), backend="asyncio")
-    except (SettingsError, ImportError) as error:
+    except (SettingsError, ImportError, OutboxUnusable) as error:
         print(f"warrener serve: {error}", file=sys.stderr)
         return 2
     except OSError as error:
@@ -113,6 +117,8 @@ async def serve(
         except ConnectError as error:
             log.error("the producer gave up, ending with status %d: %s", EXIT_GAVE_UP, error)  # noqa: TRY400
             end.status = EXIT_GAVE_UP
+        except OutboxUnusable as error:
+            end.unusable = error
         except Exception:
             log.exception("the producer failed, ending with status %d", EXIT_BROKEN)
             end.status = EXIT_BROKEN
@@ -125,7 +131,13 @@ async def serve(
     with _deadman(), _left_clean(settings.bind):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_obey_signals, ml, end, settings, tasks.cancel_scope)
-            await tasks.start(supervise)
+            try:
+                await tasks.start(supervise)
+            except RuntimeError:  # `supervise` ended before the producer had started
+                if end.unusable is None:
+                    raise
+                tasks.cancel_scope.cancel()
+                await anyio.lowlevel.checkpoint()
             tasks.start_soon(history.run)
             await tasks.start(speak)
             log.info("listening on %s", address)
@@ -149,6 +161,8 @@ async def serve(
                     settings.shutdown_timeout,
                 )
             tasks.cancel_scope.cancel()
+    if end.unusable is not None:
+        raise end.unusable
     return end.status
 
 
