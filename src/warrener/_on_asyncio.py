@@ -168,7 +168,8 @@ class AsyncioBackend:
                 raise
 
     def leaving(self, tickets: Sequence[Ticket]) -> Sequence[Ticket]:
-        return [each for each in tickets if each.waiter is not None and each.waiter.cancelled()]
+        # A publisher has a seat. The ticket of `publish_nowait` is none: who waits for it may leave, and the message stays.
+        return [each for each in tickets if type(each) is _Seat and each.waiter is each and each.left]
 
     def land(self, tickets: Sequence[Ticket], code: int) -> None:
         woken = self._woken

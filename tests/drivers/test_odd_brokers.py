@@ -117,6 +117,23 @@ async def ended(
     return down.value.fault
 
 
+async def test_nothing_follows_our_close(driver: Driver, listener: RecordingReports) -> None:
+    """The broker's close of the channel and its flow have crossed our close of the connection; they get no answer."""
+    followed: list[object] = []
+
+    async def script(peer: Peer, channel: int) -> None:
+        await until(peer, commands.Connection.Close)
+        await peer.send(commands.Channel.Flow(active=False), channel)
+        await peer.send(commands.Channel.Close(541, "INTERNAL_ERROR", 0, 0), channel)
+        await peer.send(commands.Connection.CloseOk())
+        with suppress(anyio.EndOfStream, anyio.BrokenResourceError):
+            followed.append(await peer.receive())
+
+    async with linked(driver, listener, script, close_timeout=5.0):
+        pass
+    assert followed == []
+
+
 # --- requests -------------------------------------------------------------------------------------------------------
 
 

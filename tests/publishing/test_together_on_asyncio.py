@@ -64,6 +64,25 @@ def test_a_cancelled_publish_is_not_sent() -> None:
     on_asyncio(main, answer=silence)
 
 
+def test_a_handle_whose_wait_is_cancelled_keeps_its_message() -> None:
+    """The link asks after the cancellation and before the task has run; a second wait gets the outcome."""
+
+    async def main(producer: Producer, driver: ScriptedDriver) -> None:
+        handle = producer.publish_nowait(b"kept", routing_key="q")
+        task = asyncio.create_task(handle.wait())
+        await parked(task)
+        task.cancel()
+        driver.link.listener.pull()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert [message.body for message in driver.published] == [b"first", b"kept"]
+        assert producer.counters["cancelled"] == 0
+        driver.link.listener.confirmed(1, 2, False)
+        assert isinstance(await handle.wait(), Receipt)
+
+    on_asyncio(main, answer=silence)
+
+
 def test_a_publish_that_is_cancelled_in_flight_is_told_later() -> None:
     """Its confirm comes after the cancellation: before the task has run, or after that."""
 

@@ -233,6 +233,8 @@ class FilteringTransport(asyncio.Transport):
                     return
                 data = kept
         self.inject(data)
+        if method == frames.CONNECTION_CLOSE:
+            self.seal()  # nothing may follow it, not even an answer to a method that has crossed it
 
     def answer(self, data: bytes) -> None:
         """Send an answer to the broker, which may ask without end.
