@@ -69,7 +69,7 @@ class Target:
             if timeout is not PUBLISH_TIMEOUT:
                 allowed = seconds(timeout, allowed)
             envelope = self._envelope
-            # The usual way first: `join` would find it too, for 0.3 us more.
+            # `add` takes most messages. `join` takes these too, but it takes 0.3 us longer.
             if sender.add(envelope, body, ticket, allowed, backend.clock()) or sender.join(
                 envelope, body, ticket, allowed
             ):

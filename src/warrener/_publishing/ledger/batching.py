@@ -63,8 +63,8 @@ class Batching:
     def add(self, envelope: Envelope, body: bytes, ticket: Ticket, timeout: float, now: float) -> int:
         """Accept one message into the batch that is open; return the number of its id, or 0 if it must `join`.
 
-        This is the way of all messages but the first of a batch. What holds for the batch was asked when it began, so three
-        comparisons are left, and nobody has to be told. It costs 0.4 us; the general way 1.2 us.
+        This accepts all messages of a batch but the first one. `join` checked the capacity and asked for a write when the
+        batch began, so few comparisons are left. A call costs 0.4 us, a call of `join` 1.2 us.
         """
         batch = self.batches.open
         if (
@@ -163,7 +163,7 @@ class Batching:
         """Make deliveries of the messages of a run that are in flight."""
         for epoch in self._in_flight.epochs.values():
             for flight in [each for each in epoch.flights if each.run is run]:
-                if flight.waiting:  # otherwise it had only holes left, and went with the one before it
+                if flight.waiting:  # False: all its messages have left, and the flight with them
                     epoch.expand(flight)
 
     @property

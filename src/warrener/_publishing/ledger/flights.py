@@ -205,7 +205,10 @@ class Batches:
             self._next_number += count
 
     def numbers(self, count: int) -> int:
-        """Return the first of `count` numbers of ids. Ids follow places, so no message joins the last batch after it."""
+        """Return the first of `count` new numbers of ids.
+
+        The ids of one batch are consecutive, so the last batch takes no more messages after this call.
+        """
         self.close()
         number = self._next_number
         self._next_number = number + count

@@ -75,7 +75,7 @@ class Window:
         self.taken = 0
         #: When to ask again for a message that was refused a place of the reserve; `math.inf` if only an answer helps.
         self.look_at = math.inf
-        #: When that happened for the last time.
+        #: When `looked` was called for the last time.
         self.looked_at = -math.inf
         #: Number of places that each destination had at `_counted_at`, and of those that it has taken from the reserve since then.
         self._held_by: dict[tuple[str, str], _Held] = {}
@@ -111,13 +111,14 @@ class Window:
     def stops(self, envelope: Envelope) -> bool:
         """Whether a message that got no place waits because of its own destination, so that others may pass it.
 
-        A large one that waits for bytes, and whose destination holds nothing, keeps the others: smaller ones would pass it for ever.
+        A large message may wait for bytes although its destination holds no place. No message passes it then: smaller messages
+        would pass it again and again.
         """
         mine = self._held_by.get((envelope.exchange, envelope.routing_key))
         return not self.full and mine is not None and mine.places > 0
 
     def looked(self, now: float) -> None:
-        """The messages that wait for a place are asked about now."""
+        """Note that the ledger looks now for messages that can get a place."""
         self.looked_at = now
         if self.look_at <= now:
             self.look_at = math.inf
@@ -196,7 +197,7 @@ class Window:
             if in_open or (within and (held_size + size <= self._open_size or mine.size + size <= free_size - size)):
                 return True
             left = self._counted - held
-            # A count takes time with the size of the window, so it needs a number of answers that is worth it.
+            # The time of a count grows with the window, so count again only when enough messages have left since the last count.
             if not may_count or left <= max(held // 64, min(held // 4, mine.places // 2)):
                 break
             self._count(now)
