@@ -56,7 +56,7 @@ def url_texts(url: str | Sequence[str] | None, environ: Mapping[str, str]) -> tu
         if not url:
             raise SettingsError("no broker: pass a URL such as amqp://user:password@host/, or set RABBITMQ_URL")
     if isinstance(url, str):
-        # A comma is legal within a URL, for example in a password; only one before the next scheme separates two.
+        # A URL may hold a comma, for example in its password; only a comma before the next scheme separates two URLs.
         return _SEPARATOR.split(url), source
     if not isinstance(url, list | tuple) or not all(isinstance(each, str) for each in url):
         raise SettingsError(f"the URL must be str, or a list of str, not {type(url).__name__}")
@@ -82,7 +82,7 @@ def without_user(endpoint: Endpoint, source: str) -> Endpoint:
     if endpoint.mechanism == "EXTERNAL":
         return attrs.evolve(endpoint, credentials=Credentials("", ""))
     if not endpoint.local:
-        # RabbitMQ admits guest from its own machine only; for another host the default would be a password in code.
+        # RabbitMQ accepts the user guest from its own machine only, so for another host the URL must name a user.
         raise SettingsError(f"{source} has no user; the user guest is the default for a local broker only")
     return endpoint
 

@@ -462,7 +462,7 @@ _KEYWORDS = frozenset(RULES) | {"backoff", "credentials", "endpoints", "retry", 
 
 PREFIX = "WARRENER_"
 
-#: Each environment variable and its setting: one for each row, and the names that the service had before.
+#: Each environment variable and its setting: one for each row, and three older names.
 VARIABLES: dict[str, str] = {f"{PREFIX}{name.upper()}": name for name in RULES} | {
     "RABBITMQ_HEARTBEAT": "heartbeat",
     "RABBITMQ_CONNECTION_TIMEOUT": "connect_timeout",

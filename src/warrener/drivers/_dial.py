@@ -134,7 +134,8 @@ class Dialed(Generic[S_co]):
     began: float = 0.0
     #: Whether no other address is left.
     last: bool = True
-    #: Connects to an address that is left; takes the fault that ended the handshake here. It closes nothing.
+    #: Connects to an address that is left. Its argument is the fault that ended the handshake on this address. It
+    #: closes nothing.
     after: Callable[[Fault], Awaitable[Dialed[S_co]]] | None = field(default=None, repr=False)
 
     def share(self, connect_timeout: float) -> float:
@@ -375,7 +376,7 @@ def _shown(address: str, port: int) -> str:
 
 
 def _rank(error: Exception) -> int:
-    """Order failures by how much they tell: a lasting refusal, a failed handshake, refused, timed out, the rest."""
+    """Return 0 for the failures that help a reader most (a lasting refusal, a TLS error), up to 4 for the others."""
     match error:
         case LinkDown():
             return 0 if error.fault.permanent else 1

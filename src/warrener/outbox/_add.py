@@ -67,7 +67,7 @@ def _values(row: NewRow) -> tuple[object, ...]:
 
 
 def _first(found: Any) -> int:
-    """The only column of a row, whatever the connection's row factory makes of rows."""
+    """Return the only column of a row; the connection's row factory may make a row a mapping or a sequence."""
     if found is None:
         _newer()
     if isinstance(found, Mapping):

@@ -8,7 +8,7 @@ No I/O, clock or randomness: `now` is an argument, and the orders for the store 
   or set aside under ``on_poison="skip"``. So each relay alone delivers a key's rows in order and without a gap. With
   several relays, of which any may die, the first deliveries of a key's rows are in order too.
 * *A claim takes rows of a key from the key's first row on*, and never a row behind one that it could not take.
-* *A row leaves the window with exactly one order*: confirmed, again, set aside or released.
+* *The relay stops holding a row with exactly one order*: confirmed, again, set aside or released.
 * *What another relay took over is forgotten*: an outcome for a row that is no longer held changes nothing.
 * *A relay's next claim ends each claim under its token that the relay does not know.* Such a claim is there after the
   answer of a commit was lost. Its rows were not published; without this rule they would wait as long as the relay runs.
@@ -270,13 +270,13 @@ class Window:
         self._solo_flights = 0
         #: The positions that each claim still holds.
         self._claims: dict[int, set[int]] = {}
-        #: Claims of which nothing is held any more, and claims from which a row was released, not written down yet.
+        #: Claims whose change is not written down yet: no row of the claim is held any more, or a row was released.
         self._changed: set[int] = set()
         self._size = 0
         self._deletes: list[tuple[int, int]] = []
         self._again: list[Again] = []
         self._aside: list[SetAside] = []
-        #: Keys of which the outbox holds further rows; and those of them of which this relay holds no row any more.
+        #: Keys with further rows in the outbox: those of which this relay holds rows, and those of which it holds none.
         self._unfinished: set[str] = set()
         self._run_out: dict[str, None] = {}
 
@@ -553,7 +553,7 @@ class Window:
         )
 
     def written(self, settlement: Settlement) -> None:
-        """The orders are on disk; what was ordered since they were given out stays."""
+        """Forget these orders, which are on disk; orders that were added after `orders` returned them stay."""
         del self._deletes[: len(settlement.confirmed)]
         del self._again[: len(settlement.again)]
         del self._aside[: len(settlement.set_aside)]

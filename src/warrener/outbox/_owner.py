@@ -22,7 +22,7 @@ def _named(pid: int) -> str:
 
 
 def has_ended(owner: str) -> bool:
-    """Return whether the process that `this_process` named has certainly ended. False where that cannot be told."""
+    """Return whether the process that `this_process` named has certainly ended. False where that is not known."""
     try:
         fields = json.loads(owner)
         pid, started = fields["pid"], fields["started"]

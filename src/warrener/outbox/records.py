@@ -114,7 +114,7 @@ class Want:
     per_key: int
     #: Scan upwards from here; rows at or below are left out, except those of `keys`.
     after: int = 0
-    #: Keys whose rows this relay has finished and of which more were there.
+    #: Keys of which this relay holds no row any more, and of which the outbox holds further rows.
     keys: tuple[str, ...] = ()
     #: Rows looked at in one claim, at most.
     scan: int = 5_000

@@ -56,7 +56,7 @@ from warrener.wire.requests import Request
 __all__ = ["MECHANISMS", "Session", "negotiate_heartbeat", "negotiate_limit"]
 
 _PROTOCOL_HEADER: Final = b"AMQP\x00\x00\x09\x01"
-#: How many answers may wait for the socket; what is asked beyond them would grow our memory at the broker's will.
+#: How many answers may wait for the socket; without this limit a broker that reads no answers could fill our memory.
 _ANSWERS: Final = 1000
 
 #: What a publisher asks for next, and the answer that each state waits for.

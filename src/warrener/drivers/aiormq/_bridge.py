@@ -42,7 +42,7 @@ from warrener.records import Endpoint, Returned
 
 __all__ = ["open_bridged"]
 
-#: Looked for now: a later dial may find no free file descriptor.
+#: Whether uvloop is installed. The import system is asked now, because it may have no free file descriptor later.
 _UVLOOP = importlib.util.find_spec("uvloop") is not None
 
 #: Seconds that the host waits for the end of the thread, beyond `close_timeout` and `abort_timeout`. After that the

@@ -275,6 +275,6 @@ class Engine:
         _, late = await asyncio.wait(ending, timeout=self._options.abort_timeout / 2)
         for task in late:
             task.cancel()
-        # aiormq ends itself in tasks that nobody holds; each needs a few turns of the loop.
+        # aiormq ends in tasks of its own, to which it keeps no reference; each needs a few turns of the loop.
         for _ in range(10):
             await asyncio.sleep(0)

@@ -136,7 +136,8 @@ class Protocol:
             options.frame_timeout, room,
         )  # fmt: skip
         self.connection = Connection(
-            # Where to connect and as whom is decided elsewhere: this URL is only what aiormq insists on.
+            # aiormq requires a URL. This one is not used to connect: the stream is connected already, and `_handshake` has
+            # the credentials.
             URL("amqp://broker/"),
             transport_factory=_FilteredStreams(self.transport),
         )
@@ -237,7 +238,7 @@ class Protocol:
         )
 
     def _on_secret_taken(self, _: int, data: bytes) -> bytes | None:
-        """Keep the answer from aiormq, which has not asked."""
+        """Do not pass the answer on to aiormq: the driver sent the request itself."""
         frames.read(data, commands.Connection.UpdateSecretOk)
         self.requests.on_secret_taken()
         return None

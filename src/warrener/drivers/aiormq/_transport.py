@@ -184,7 +184,7 @@ class FilteringTransport(asyncio.Transport):
             self._lose()
 
     async def _wait_for_room(self, room: asyncio.Event) -> None:
-        """Read nothing until there is room; the peer is neither silent nor slow meanwhile."""
+        """Read nothing until the owner can take reports; this time counts neither as silence nor as a late frame."""
         if self._frame_timer is not None:
             self._frame_timer.cancel()
             self._frame_timer = None

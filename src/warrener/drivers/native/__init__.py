@@ -10,9 +10,9 @@ A link is four tasks in one task group:
   heard for two. It sleeps until the earlier of the two is due: an idle link wakes for nothing else.
 
 **Ending.** The task that finds the link dead records the `Fault` and cancels the body; no task raises into the group, so
-one `LinkDown` is raised without an ExceptionGroup. An exception of the body is raised again outside of it. After the
-body, in this order: our close handshake if the body ended by itself, or the answer to the broker's close; then the tasks
-are cancelled and the stream is closed, shielded, whatever happened.
+one `LinkDown` is raised without an ExceptionGroup. An exception of the body is raised again outside of the task
+group. After the body, in this order: our close handshake if the body ended by itself, or the answer to the broker's
+close; then the tasks are cancelled and the stream is closed, shielded, whatever happened.
 
 **A write that fails is not the end yet.** The broker may have said why, and confirmed more, before it closed; so the
 reader has a second to come to the end of the bytes that have arrived. Likewise after a late wake-up (a machine that

@@ -23,10 +23,10 @@ class AsyncioTransport(asyncio.BufferedProtocol):
     def __init__(self) -> None:
         self._transport: Any = None
         self._buffer = memoryview(bytearray(PIECE))
-        #: What arrived while nobody took it.
+        #: Bytes that arrived while no `read_on` was waiting for them.
         self._kept = b""
         self._take: Take | None = None
-        #: Why `read_on` ends; the end of the connection for `drain`.
+        #: The error that `read_on` raises, and the one that `drain` raises once the connection has ended.
         self._failure: BaseException | None = None
         self._lost: BaseException | None = None
         #: What `read_on`, `drain` and `aclose` wait for.

@@ -319,7 +319,8 @@ class NativeLink:
                     return
             now = anyio.current_time()
             if now >= writer.sent_at + interval / 2:
-                # Without a waiter the writer is at work: it sends now, or the kernel takes no heartbeat either.
+                # A writer without a waiter is sending, so no heartbeat is needed; or the kernel takes no bytes, so a heartbeat
+                # would not go out.
                 if writer.waiter is not None:
                     self._session.beat()
                     writer.wake()

@@ -77,7 +77,7 @@ class TlsTransport:
     async def read_on(self, take: Take) -> None:
         """Decrypt what comes."""
         self._take = take
-        if self._pass_on():  # what came behind the handshake
+        if self._pass_on():  # the bytes that came behind the handshake
             await self._below.read_on(self._receive)
 
     def _receive(self, data: bytes | memoryview) -> bool:
