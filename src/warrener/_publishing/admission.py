@@ -128,7 +128,7 @@ class Admission:
         return destinations.refusal(delivery, now) if destinations.active else None
 
     def refuse_waiters(self) -> None:
-        """The broker has refused targets: refuse the waiters whose messages belong to them, once for each sweep."""
+        """Refuse waiters whose messages a remembered refusal is about, once after each `Ends.sweep` of the ledger."""
         sweeps, self._sweeps = self._sweeps, self._ledger.ends.sweeps
         if sweeps == self._sweeps or not self.waiters:
             return

@@ -2,8 +2,8 @@
 
 Each link is a producer of its own, a *member*, with its share of the capacity. A publish goes to one member and stays there:
 to the member of its key, otherwise to the one that has the fewest messages among those that can write. So the loss of a link
-touches the messages of that link only, and the account of the producer is the sum of its members' ledgers. Nothing is checked
-out and given back, so nothing can leak.
+touches the messages of that link only, and the account of the producer is the sum of its members' ledgers. No caller
+borrows a link, so no link can be lost by a caller that does not give it back.
 """
 
 from __future__ import annotations

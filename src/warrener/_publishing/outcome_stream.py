@@ -35,7 +35,7 @@ class OutcomeStream(AsyncIterator[Receipt | PublishError]):
         #: The part of `feed` that ends with the body; the close of a generator goes on behind it.
         self._taking = anyio.CancelScope()
         self._error: Exception | None = None
-        #: Whether the block has ended.
+        #: Whether the body has ended.
         self._left = False
         #: The exception that the source raised after the end of the body.
         self.from_close: Exception | None = None
@@ -56,7 +56,7 @@ class OutcomeStream(AsyncIterator[Receipt | PublishError]):
                 with self._taking:
                     for message in source:
                         await self._add(message)
-        except Exception as error:  # noqa: BLE001 - the reader gets it, or the block if there is no reader any more
+        except Exception as error:  # noqa: BLE001 - raised to the reader, or after the body if the body has ended
             if self._left:
                 self.from_close = error
             else:

@@ -220,7 +220,7 @@ class Producer(Declaring, Enqueuing, Observing):
             return self._report
         self._place.check()
         if not self._finished.is_set():
-            # In this order: with an empty ledger `stop_accepting` posts "drained", which counts only after the stop.
+            # `stop` first: with an empty ledger `stop_accepting` posts `Drained`, which is ignored before a stop.
             self._supervisor.stop(drain=True)
             self._sender.stop_accepting()
         await self._finished.wait()

@@ -11,7 +11,7 @@ __all__ = ["Publishing"]
 
 
 class Publishing(Protocol):
-    """What the supervisor orders. All except `run_timer` are plain functions without a checkpoint.
+    """The orders of the supervisor to the sender. All except `run_timer` are plain functions without a checkpoint.
 
     A call is about the link whose number it carries; calls about an older link change nothing.
     """

@@ -122,7 +122,7 @@ class Answers:
             self._counters.anomalies += 1
 
     def _answered(self, channel: int, tag: int, multiple: bool, now: float) -> list[Delivery]:
-        """Take out the publishes that the broker answers, and count facts that mean no publish of ours."""
+        """Take out the publishes that the broker answers, and count an answer with an unknown channel or tag."""
         in_flight = self._in_flight
         epoch = in_flight.epochs.get(channel)
         if epoch is None:

@@ -9,7 +9,7 @@ __all__ = ["Aside"]
 
 
 class Aside:
-    """Messages that never had a tag, in one queue for each destination. They come before younger ones of the same one."""
+    """Messages that never had a tag, in one queue for each destination. They go before younger messages to it."""
 
     def __init__(self) -> None:
         self.queues: dict[tuple[str, str], CountedQueue] = {}

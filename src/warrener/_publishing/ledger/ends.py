@@ -161,7 +161,10 @@ class Ends:
             self._settlement.answer(delivery, refused(delivery, fault), settled)
 
     def _cover_earlier(self, epoch: Epoch, target: Target) -> None:
-        """The broker takes publishes in order: those before the first one to a missing exchange have found their own."""
+        """Cover the exchanges of the publishes before the first one that was refused.
+
+        They exist, because the broker takes publishes in order.
+        """
         for delivery in epoch.outstanding.values():
             if target.covers(delivery):
                 return

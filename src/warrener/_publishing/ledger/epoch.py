@@ -352,7 +352,7 @@ class Epoch:
 
 
 def _first_outstanding(flight: Flight) -> int:
-    """Return the first tag of a flight. The last piece of a batch has an index of its own for it: `at`, and not 0."""
+    """Return the tag of the first message of a flight that was not taken out; its index is `at`."""
     return flight.first_tag + flight.at
 
 

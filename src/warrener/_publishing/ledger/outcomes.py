@@ -79,7 +79,7 @@ def acked(delivery: Delivery, link: int) -> Receipt | PublishError:
 
 
 def nacked(delivery: Delivery, why: str = "") -> PublishError:
-    """Return the outcome of a nack without a return; `why` ends the reason."""
+    """Return the outcome of a nack without a return; the text `why` stands at the end of the reason."""
     if fold((Verdict.NACKED, earlier(delivery))) is Verdict.NACKED:
         return Nacked(delivery.message_id, f"the broker refused it (basic.nack){why}")
     reason = "the broker refused it (basic.nack), but an earlier attempt has no answer"

@@ -88,7 +88,10 @@ class WaitingQueue:
 
 
 class CountedQueue(WaitingQueue):
-    """One of several queues that are counted together: `count(delivery, by)` is told of each message that comes or leaves."""
+    """One of several queues that are counted together.
+
+    It calls `count(delivery, 1)` for each message that comes, and `count(delivery, -1)` for each message that leaves.
+    """
 
     __slots__ = ("_count",)
 

@@ -98,7 +98,7 @@ def named(fault: Fault, candidates: Iterable[Delivery]) -> Target | None:
         exchanges = {exchange for exchange, _ in addresses}
         if "topic '" not in text and (found := [exchange for exchange in exchanges if _names(text, exchange)]):
             exact = [exchange for exchange in found if f"'{printable(exchange or _DEFAULT_EXCHANGE)}'" in text]
-            # A name that is masked as a whole may be any of them.
+            # A masked name in the text can match several exchanges: then the text names none of them.
             if exact or len(found) == 1:
                 return Target(max(exact or found, key=len))
     elif fault.reply_code in (311, 406) and (size := _SIZE.search(text)) is not None:

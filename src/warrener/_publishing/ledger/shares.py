@@ -46,7 +46,7 @@ class Shares:
             or count.waiting_size + size > max(1, limits.max_buffered_bytes * SHARE)
         )
         if not over:
-            # It will wait, and then be in flight; until the next count it counts as both.
+            # The new message first waits and then is in flight; until the next count it is in both numbers.
             count.in_flight += 1
             count.in_flight_size += size
             count.waiting += 1

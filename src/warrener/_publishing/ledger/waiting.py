@@ -20,7 +20,7 @@ from warrener.records import Envelope, Lane
 
 __all__ = ["Waiting"]
 
-#: Seconds for which a message that gets no place, because of its destination, keeps those behind it.
+#: Seconds for which no message passes a message that gets no place because of its destination.
 PATIENCE = 0.25
 
 
@@ -47,8 +47,8 @@ class Waiting:
         self.delayed = Delayed(limits.max_buffered, limits.max_buffered_bytes)
         self.aside = Aside()
         self.window = Window(limits, in_flight, self.introductions, self.resend, self.suspects)
-        #: The message at the head that waits for a place because of its destination (of a batch, its number), the instant
-        #: of the next look that counts, and the number of looks before others pass it.
+        #: The first message that waits for a place because of its destination; for a message of a batch, its number.
+        #: Others pass it after `_first_looks` further looks of the timer; a look before `_first_until` is not counted.
         self._first: Delivery | int | None = None
         self._first_until = 0.0
         self._first_looks = 0
@@ -82,7 +82,10 @@ class Waiting:
         return held >= limits.max_buffered or self._closed
 
     def crowds(self, destination: tuple[str, str], size: int) -> bool:
-        """Whether messages of this destination that others have passed leave less than a tenth of the buffer to the others."""
+        """Whether messages of this destination have been passed, and one more would be above nine tenths of the buffer.
+
+        `size` is the number of bytes of that new message.
+        """
         aside, limits = self.aside, self.limits
         if not aside.passed or limits.max_buffered < PART:
             return False
@@ -131,7 +134,10 @@ class Waiting:
         return batches.take(count) if count else None
 
     def _room_in_reserve(self, batch: Flight, now: float) -> int:
-        """Return how many messages of the first batch get a place of the reserve; if the others can pass, it is expanded."""
+        """Return how many messages of the first batch get a place of the reserve.
+
+        If none does, and messages to other destinations may pass this batch, all batches are expanded.
+        """
         at = batch.at
         number = batch.first_number + at
         # The link asks with each new message. If no place came free since, the answer is the same, at least for a moment.
