@@ -279,7 +279,7 @@ class PostgresStore:
         return [found[one][0] if isinstance(one, int) else one for one in answers], found[0][1], found[0][2]
 
     def _was_committed(self, number: str) -> bool:
-        """Ask, over a new connection, whether a transaction was committed. Raises `OutboxUnusable` without an answer."""
+        """Ask, over a new connection, if a transaction was committed. Raises `OutboxUnusable` without an answer."""
         deadline = time.monotonic() + _RESOLVE
         while True:
             self._drop()
