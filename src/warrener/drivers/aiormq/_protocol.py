@@ -136,8 +136,8 @@ class Protocol:
             options.frame_timeout, room,
         )  # fmt: skip
         self.connection = Connection(
-            # aiormq requires a URL. This one is not used to connect: the stream is connected already, and `_handshake` has
-            # the credentials.
+            # aiormq requires a URL. This one is not used to connect: the stream is connected already, and `_handshake`
+            # has the credentials.
             URL("amqp://broker/"),
             transport_factory=_FilteredStreams(self.transport),
         )

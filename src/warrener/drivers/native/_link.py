@@ -319,8 +319,8 @@ class NativeLink:
                     return
             now = anyio.current_time()
             if now >= writer.sent_at + interval / 2:
-                # A writer without a waiter is sending, so no heartbeat is needed; or the kernel takes no bytes, so a heartbeat
-                # would not go out.
+                # A writer without a waiter is sending, so no heartbeat is needed; or the kernel takes no bytes, so a
+                # heartbeat would not go out.
                 if writer.waiter is not None:
                     self._session.beat()
                     writer.wake()
