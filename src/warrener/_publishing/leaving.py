@@ -61,8 +61,8 @@ class Leaving:
     def take_back(self) -> None:
         """Take messages out of the batches whose publishers are cancelled and have not run since."""
         batches = self._batching.batches.flights
-        # Look first at the publishers whose messages can be written now. If none of them is cancelled, do not look at the
-        # others: with a full window, each answer of the broker would cause a look at all of them.
+        # Look first at the publishers whose messages can be written now. If none of them is cancelled, do not look at
+        # the others: with a full window, each answer of the broker would cause a look at all of them.
         left = self._batching.places
         for batch in batches:
             if left <= 0:

@@ -1,8 +1,8 @@
 """What the program is asked for while a producer runs: the credentials before each dial, the endpoints before each pass.
 
 Both questions are async callables of the program. An exception of a callable, an answer that comes too late, and an
-answer that makes no sense become one `LinkDown` with a `LOOKUP` fault. The text of an exception is not shown, because it
-can hold a secret.
+answer that makes no sense become one `LinkDown` with a `LOOKUP` fault. The text of an exception is not shown, because
+it can hold a secret.
 
 Credentials with an end are renewed on the live link. When `RENEW_AT` of their time is over, the program is asked again, and
 the broker gets the new secret by connection.update-secret. Another user name needs another link: the producer hands over to

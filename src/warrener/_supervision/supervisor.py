@@ -230,7 +230,7 @@ class Supervisor:
         self._pump()
 
     def _pump(self) -> None:
-        """Write messages if a step allowed it. Not called within a step: writing asks the breaker, which is a step too."""
+        """Write messages if a step allowed it. Never called within a step: writing asks the breaker, also a step."""
         if self._may_write:
             self._may_write = False
             self.publishing.pump()

@@ -111,8 +111,8 @@ class Window:
     def stops(self, envelope: Envelope) -> bool:
         """Whether a message that got no place waits because of its own destination, so that others may pass it.
 
-        A large message may wait for bytes although its destination holds no place. No message passes it then: smaller messages
-        would pass it again and again.
+        A large message may wait for bytes although its destination holds no place. No message passes it then, because
+        smaller messages would pass it again and again.
         """
         mine = self._held_by.get((envelope.exchange, envelope.routing_key))
         return not self.full and mine is not None and mine.places > 0
@@ -197,7 +197,8 @@ class Window:
             if in_open or (within and (held_size + size <= self._open_size or mine.size + size <= free_size - size)):
                 return True
             left = self._counted - held
-            # The time of a count grows with the window, so count again only when enough messages have left since the last count.
+            # The time of a count grows with the window: count again only when enough messages have left since
+            # the last count.
             if not may_count or left <= max(held // 64, min(held // 4, mine.places // 2)):
                 break
             self._count(now)
