@@ -33,6 +33,11 @@ from warrener.testing.postgresql import PrivatePostgreSQL
 
 BODY = b"x" * 200
 QUEUE = Queue("bench")
+#: What a row of an outbox holds of its message. The plain table has these columns, and no index but its primary key.
+_COLUMNS = (
+    "message_id text NOT NULL, key text, exchange text NOT NULL, routing_key text NOT NULL, properties text NOT NULL,"
+    " stored_at {time} NOT NULL, body {bytes} NOT NULL"
+)
 
 
 def message() -> Message:
@@ -91,13 +96,16 @@ def plain_sqlite(path: Path, batches: list[tuple[int, int]]) -> float:
     db = sqlite3.connect(path, isolation_level=None)
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = FULL")
-    db.execute("CREATE TABLE rows (id INTEGER PRIMARY KEY, message_id TEXT, routing_key TEXT, body BLOB)")
+    db.execute(f"CREATE TABLE rows (id INTEGER PRIMARY KEY, {_COLUMNS.format(time='REAL', bytes='BLOB')})")
     first = 1
     began = time.perf_counter()
     for inserts, deletes in batches:
         db.execute("BEGIN IMMEDIATE")
+        now = time.time()
         db.executemany(
-            "INSERT INTO rows (message_id, routing_key, body) VALUES (?, ?, ?)", [("0" * 32, "bench", BODY)] * inserts
+            "INSERT INTO rows (message_id, key, exchange, routing_key, properties, stored_at, body)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            [(f"{first + n:032x}", None, "", "bench", "{}", now, BODY) for n in range(inserts)],
         )
         db.executemany("DELETE FROM rows WHERE id = ?", [(n,) for n in range(first, first + deletes)])
         db.execute("COMMIT")
@@ -111,16 +119,19 @@ def plain_postgres(dsn: str, batches: list[tuple[int, int]]) -> float:
     """The same for PostgreSQL."""
     with psycopg.connect(dsn, autocommit=True) as db:
         db.execute("DROP TABLE IF EXISTS rows")
-        db.execute("CREATE TABLE rows (id bigserial PRIMARY KEY, message_id text, routing_key text, body bytea)")
+        db.execute(
+            f"CREATE TABLE rows (id bigserial PRIMARY KEY, {_COLUMNS.format(time='timestamptz', bytes='bytea')})"
+        )
         first = 1
         began = time.perf_counter()
         for inserts, deletes in batches:
             with db.transaction():
                 if inserts:
                     db.execute(
-                        "INSERT INTO rows (message_id, routing_key, body)"
-                        " SELECT * FROM unnest(%s::text[], %s::text[], %b::bytea[])",
-                        (["0" * 32] * inserts, ["bench"] * inserts, [BODY] * inserts),
+                        "INSERT INTO rows (message_id, key, exchange, routing_key, properties, stored_at, body)"
+                        " SELECT id, NULL, '', key, '{}', clock_timestamp(), body"
+                        " FROM unnest(%s::text[], %s::text[], %b::bytea[]) AS new (id, key, body)",
+                        ([f"{first + n:032x}" for n in range(inserts)], ["bench"] * inserts, [BODY] * inserts),
                     )
                 if deletes:
                     db.execute("DELETE FROM rows WHERE id = ANY(%s)", ([*range(first, first + deletes)],))

@@ -11,7 +11,6 @@ import copy
 import logging
 import math
 import uuid
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from datetime import UTC, datetime
@@ -19,12 +18,13 @@ from typing import Any, Protocol
 
 import anyio
 import anyio.abc
-from attrs import define, evolve
+from attrs import evolve
 
 from warrener._backend import Backend, backend
 from warrener.errors import ProducerClosed, PublishError
 from warrener.outbox._counts import Counts
 from warrener.outbox._decisions import RelayPolicy, Run, Window
+from warrener.outbox._intake import Intake, Pending
 from warrener.outbox._relay_log import RelayLog
 from warrener.outbox._rows import decode, encode, flagged
 from warrener.outbox._store import Store
@@ -38,9 +38,6 @@ __all__ = ["Publisher", "Relay"]
 
 _log = logging.getLogger("warrener.outbox")
 
-#: Rows and bytes that one transaction inserts, at most.
-_INSERTS = 2_000
-_INSERT_BYTES = 32 << 20
 #: While the broker is away for longer than this, the claimed rows are given back, so that another relay can take them.
 _GIVE_BACK_AFTER = 1.0
 
@@ -68,18 +65,6 @@ class Publisher(Protocol):
     def outcomes(self) -> AbstractAsyncContextManager[Any]:
         """Outcomes that came after their publish had ended."""
         ...
-
-
-@define(eq=False)
-class _Pending:
-    """One call of `enqueue`."""
-
-    row: NewRow
-    message: Message
-    #: Whether the row is on its way to the disk; from here on cancelling takes nothing back.
-    taken: bool = False
-    result: int | OutboxError | None = None
-    waiter: Any = None
 
 
 class _Watch:
@@ -110,9 +95,8 @@ class Relay:
         self._window = Window(policy)
         self._token = uuid.uuid4().hex
         self._backend: Backend | None = None
-        self._cancelled: type[BaseException] = BaseException
         self._news: anyio.Event | None = None
-        self._pending: deque[_Pending] = deque()
+        self._intake = Intake(self._wake)
         self._flush_waiters: list[tuple[int, anyio.Event]] = []
         self._flush_due = False
         #: By message id.
@@ -144,7 +128,7 @@ class Relay:
         When the database server does not answer, `run` does not raise: it tries again until the server answers.
         """
         self._backend = backend()
-        self._cancelled = anyio.get_cancelled_exc_class()
+        self._intake.begin(self._backend)
         self._thread.begin(self._backend.clock)
         self._news = anyio.Event()
         try:
@@ -180,9 +164,7 @@ class Relay:
 
     async def _finish(self) -> None:
         """Write the known outcomes to the store, give all other rows back, disconnect."""
-        for pending in self._pending:
-            self._answer(pending, OutboxError("the producer closed before the message was stored"))
-        self._pending.clear()
+        self._intake.end()
         self._window.abandon()
         with suppress(OutboxUnusable):
             if self._window.has_orders:
@@ -202,29 +184,11 @@ class Relay:
         disk and returns, because the message is stored. Raises `OutboxFull`, `OutboxUnusable`, `ProducerClosed`.
         """
         row = encode(message, key)
-        parking = self._backend
-        if parking is None or self._stopping:
-            if self._stopping:
-                raise ProducerClosed(row.message_id, "the producer is closed; the message was not stored")
+        if self._stopping:
+            raise ProducerClosed(row.message_id, "the producer is closed; the message was not stored")
+        if not self._intake.open:
             raise RuntimeError("the producer is not running: enqueue() needs `await nursery.start(producer.run)` first")
-        await parking.checkpoint_if_cancelled()
-        pending = _Pending(row, message)
-        self._pending.append(pending)
-        self._wake()
-        try:
-            await parking.park(pending, _forget_waiter)
-        except self._cancelled:
-            if not pending.taken:
-                self._pending.remove(pending)
-                raise
-            with anyio.CancelScope(shield=True):
-                while pending.result is None:
-                    await parking.park(pending, _forget_waiter)
-        result = pending.result
-        if isinstance(result, int):
-            return Stored(row.message_id, result)
-        assert result is not None
-        raise result
+        return await self._intake.store(row, message)
 
     async def enqueue_and_wait(self, message: Message, *, key: str | None = None, patience: float) -> Receipt | Stored:
         """Store the message; return its receipt if the confirm comes within `patience` seconds, otherwise `Stored`."""
@@ -314,8 +278,8 @@ class Relay:
         if len(self._window) and not self._window.flights and now - self._down_since >= _GIVE_BACK_AFTER:
             self._window.release_unsent()
 
-    def _next_work(self, now: float) -> tuple[Work | None, list[_Pending]]:
-        pending = self._take_pending()
+    def _next_work(self, now: float) -> tuple[Work | None, list[Pending]]:
+        pending = self._intake.take()
         failing = self._health.failure is not None
         rows = [one.row for one in pending]
         # After a failure, inserts have a transaction of their own, and the relay's other work waits for `retry_at`:
@@ -346,23 +310,13 @@ class Relay:
         asked = asked or work.want is not None or work.flushed_to is not None
         return (work if asked else None), pending
 
-    def _take_pending(self) -> list[_Pending]:
-        taken: list[_Pending] = []
-        size = 0
-        while self._pending and len(taken) < _INSERTS and size < _INSERT_BYTES:
-            one = self._pending.popleft()
-            one.taken = True
-            size += len(one.row.body)
-            taken.append(one)
-        return taken
-
-    async def _do(self, work: Work, pending: list[_Pending], began: float) -> None:
+    async def _do(self, work: Work, pending: list[Pending], began: float) -> None:
         try:
             done = await self._thread.call(self._store.transact, work, self._token, self._policy.lease)
         except OutboxUnusable as error:
             self._rows_may_wait = self._rows_may_wait or work.want is not None
             for one in pending:
-                self._answer(one, copy.copy(error))  # each caller raises an exception of its own
+                self._intake.answer(one, copy.copy(error))  # each caller raises an exception of its own
             if not pending or self._health.failure is None:
                 assert self._backend is not None
                 self._health.failed(error, self._backend.clock())
@@ -370,11 +324,11 @@ class Relay:
         except BaseException:
             for one in pending:
                 text = "the outbox stopped; perhaps the message is stored: look for its message_id before you enqueue it again"
-                self._answer(one, OutboxError(text))
+                self._intake.answer(one, OutboxError(text))
             raise
         self._health.worked()
         for one, answer in zip(pending, done.stored, strict=True):
-            self._answer(one, answer)
+            self._intake.answer(one, answer)
             self._full = not isinstance(answer, int)
             if done.claim is None or one.row.key is not None:
                 self._rows_may_wait = True
@@ -501,14 +455,8 @@ class Relay:
         if self._news is not None:
             self._news.set()
 
-    def _answer(self, pending: _Pending, result: int | OutboxError) -> None:
-        pending.result = result
-        ticket, pending.waiter = pending.waiter, None
-        if ticket is not None and self._backend is not None:
-            self._backend.wake(ticket)
 
-
-def _taken(claim: int, pending: Sequence[_Pending]) -> Iterator[Row]:
+def _taken(claim: int, pending: Sequence[Pending]) -> Iterator[Row]:
     """Return the rows that were claimed in the transaction that stored them."""
     for one in pending:
         row, message, position = one.row, one.message, one.result
@@ -525,10 +473,6 @@ def _read(claim: int, position: int, row: NewRow) -> Row:
     except ValueError as error:
         return Row(position, claim, None, None, problem=str(error))
     return Row(position, claim, None, message)
-
-
-def _forget_waiter(pending: _Pending) -> None:
-    pending.waiter = None
 
 
 def _message(flag: Callable[[Message], Message], message: Message | None, possible_duplicate: bool) -> Message:
