@@ -119,3 +119,13 @@ def test_nobody_crowds_before_others_have_passed() -> None:
     assert not bench.ledger.crowds(MUTE, 4)
     assert not crowd(9, 9).ledger.crowds(MUTE, 4)
     assert crowd(10, 9).ledger.crowds(MUTE, 4)
+
+
+def test_old_counts_are_forgotten() -> None:
+    """A program with many unhealthy destinations keeps no count of each."""
+    bench = Bench(max_in_flight=100, max_buffered=100)
+    for number in range(50):
+        bench.ledger.share_used(("", f"q{number}"), 4, bench.now)
+    bench.now += 2 * COUNT_LASTS
+    bench.ledger.share_used(MUTE, 4, bench.now)
+    assert len(bench.ledger._shares._counts) == 1
