@@ -220,6 +220,8 @@ def test_many_refusals_search_the_waiting_messages_ten_times_a_second() -> None:
     bench.now += SWEEP_EVERY
     assert set(bench.ledger.expire(bench.now)) == set(later[1:20])
     assert {type(each.outcome) for each in later[:20]} == {PublishRefused}
+    reason = "the broker has just refused a message for the same reason: "
+    assert all(each.outcome.reason.startswith(reason) for each in later[1:20])  # type: ignore[union-attr]
     assert bench.ledger.ends.sweeps == 2
     assert all(each.outcome is None for each in later[20:])
 
@@ -372,3 +374,14 @@ def test_exchanges_of_an_earlier_link_come_before_unknown_ones() -> None:
     bench.up()
     introduce(bench)
     assert bench.write()[0] is again
+
+
+def test_a_declared_exchange_of_a_standard_type_gives_certain_returns() -> None:
+    """Declared with another type later, it does not; a declaration that does not know the type changes nothing."""
+    ledger = Bench().ledger
+    ledger.declared("x", standard=True)
+    ledger.declared("y", standard=True)
+    ledger.declared("x", standard=None)
+    assert ledger.rules.standard_exchanges == {"x", "y"}
+    ledger.declared("x", standard=False)
+    assert ledger.rules.standard_exchanges == {"y"}

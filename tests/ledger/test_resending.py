@@ -13,7 +13,7 @@ from warrener.errors import DeadlineExceeded, NotSent, ProducerClosed, PublishRe
 from warrener.records import Lane, Outcome
 from warrener.retry import retry_rules
 
-from .driving import INTERNAL, LOST, Bench, books_balance
+from .driving import INTERNAL, LOST, Bench, books_balance, returned_of
 
 STEADY = Backoff(initial=2.0, cap=8.0, jitter=0)
 NACKED = Retry(on={"unknown", "nacked", "not_sent"}, backoff=STEADY)
@@ -183,7 +183,10 @@ def test_its_deadline_ends_it_as_nacked() -> None:
 
     assert b.ledger.expire(b.now) == [message]
     assert isinstance(message.outcome, Nacked)
-    assert "its deadline passed during the delay" in message.outcome.reason
+    assert message.outcome.reason == (
+        "the broker refused it (basic.nack), and it was not written again: "
+        "its deadline passed during the delay before the next attempt"
+    )
     books_balance(b.ledger, b.accepted)
 
 
@@ -532,6 +535,53 @@ def test_a_nack_of_the_earlier_attempt_leaves_the_outcome_to_the_later_one() -> 
     assert b.lose() == [message]
     assert isinstance(message.outcome, Unconfirmed)
     books_balance(b.ledger, b.accepted)
+
+
+def test_a_nack_of_each_attempt_makes_the_delay_longer() -> None:
+    """The nack of an earlier attempt counts too."""
+    b, message = overdue_bench(Retry(on={"unknown", "overdue", "nacked", "not_sent"}, backoff=STEADY))
+    b.write()
+    assert b.nack(1) == b.nack(3) == []
+    assert message.nacks == 2
+    assert b.ledger.delayed.due_at() == b.now + 4.0
+
+
+@pytest.mark.parametrize("second", ["nacked", "lost"])
+def test_each_attempt_without_an_answer_leaves_the_message_unknown(second: str) -> None:
+    """Three attempts: the message is nacked only if the broker has nacked each of them."""
+    b, message = overdue_bench()
+    b.write()
+    b.publish(1)
+    b.ack(4)
+    b.now += 31
+    look(b)
+    assert b.write() == [message]
+    assert message.unanswered == 2
+    if second == "nacked":
+        b.nack(3)
+    b.nack(1)
+    assert b.nack(5) == [message]
+    assert type(message.outcome) is (Nacked if second == "nacked" else Unconfirmed)
+    books_balance(b.ledger, b.accepted)
+
+
+@pytest.mark.parametrize("certain", [True, False])
+def test_an_ack_of_a_returned_earlier_attempt_confirms_nothing(certain: bool) -> None:
+    """The broker acks what it has returned; the later attempt decides."""
+    b = bench(OVERDUE)
+    (message,) = b.publish(1)
+    if certain:
+        b.bounce(message)
+    else:
+        b.ledger.answers.returned(1, returned_of(message, token=None, message_id=None))
+    b.now += 20
+    b.publish(1)
+    b.ack(2)
+    b.now += 11
+    look(b)
+    assert b.write() == [message]
+    assert b.ack(1) == []
+    assert message.outcome is None
 
 
 def test_a_lost_link_ends_both_attempts_as_unknown() -> None:
