@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import anyio
@@ -65,13 +65,15 @@ class Intake:
         parking = self._backend
         assert parking is not None
         pending = Pending(row, message, parking.ticket() or await parking.checked_ticket())
+        if not self._waiting:  # otherwise the relay knows already that rows wait
+            self._wake()
         self._waiting.append(pending)
-        self._wake()
         try:
             await parking.wait(pending.ticket)
         except self._cancelled:
             if not pending.taken:
-                self._waiting.remove(pending)
+                if pending.result is None:  # otherwise `end` has answered all calls
+                    self._waiting.remove(pending)
                 raise
             with anyio.CancelScope(shield=True):
                 while pending.result is None:
@@ -93,19 +95,25 @@ class Intake:
             taken.append(one)
         return taken
 
-    def answer(self, pending: Pending, result: int | OutboxError) -> None:
-        """Let the call return the position of its row, or raise the error."""
-        pending.result = result
-        holder = pending if pending.ticket.waiter is None else pending.ticket
-        waiter, holder.waiter = holder.waiter, None
-        if waiter is not None and self._backend is not None:
-            self._backend.wake(waiter)
+    def answer(self, pendings: Sequence[Pending], results: Iterable[int | OutboxError]) -> None:
+        """Let each call return the position of its row, or raise its error."""
+        assert self._backend is not None
+        tickets: list[Ticket] = []
+        for pending, result in zip(pendings, results, strict=True):
+            pending.result = result
+            ticket = pending.ticket
+            if ticket.waiter is not None:
+                tickets.append(ticket)
+            elif pending.waiter is not None:
+                waiter, pending.waiter = pending.waiter, None
+                self._backend.wake(waiter)
+        self._backend.land(tickets, 0)
 
     def end(self) -> None:
         """Nothing is stored any more: raise an error from each call whose row was not taken."""
-        for pending in self._waiting:
-            self.answer(pending, OutboxError("the producer closed before the message was stored"))
+        waiting = list(self._waiting)
         self._waiting.clear()
+        self.answer(waiting, [OutboxError("the producer closed before the message was stored") for _ in waiting])
 
 
 def _left(ticket: Ticket) -> None:

@@ -315,22 +315,23 @@ class Relay:
             done = await self._thread.call(self._store.transact, work, self._token, self._policy.lease)
         except OutboxUnusable as error:
             self._rows_may_wait = self._rows_may_wait or work.want is not None
-            for one in pending:
-                self._intake.answer(one, copy.copy(error))  # each caller raises an exception of its own
+            # Each caller raises an exception of its own.
+            self._intake.answer(pending, [copy.copy(error) for _ in pending])
             if not pending or self._health.failure is None:
                 assert self._backend is not None
                 self._health.failed(error, self._backend.clock())
             return
         except BaseException:
-            for one in pending:
-                text = "the outbox stopped; perhaps the message is stored: look for its message_id before you enqueue it again"
-                self._intake.answer(one, OutboxError(text))
+            text = (
+                "the outbox stopped; perhaps the message is stored: look for its message_id before you enqueue it again"
+            )
+            self._intake.answer(pending, [OutboxError(text) for _ in pending])
             raise
         self._health.worked()
-        for one, answer in zip(pending, done.stored, strict=True):
-            self._intake.answer(one, answer)
-            self._full = not isinstance(answer, int)
-            if done.claim is None or one.row.key is not None:
+        if pending:
+            self._intake.answer(pending, done.stored)
+            self._full = not isinstance(done.stored[-1], int)
+            if done.claim is None or any(one.row.key is not None for one in pending):
                 self._rows_may_wait = True
         if pending or work.settlement or done.claimed.rows:
             self._counts.changed = True

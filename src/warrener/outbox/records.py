@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from attrs import field, frozen
 
@@ -61,8 +61,7 @@ class Entry:
     body: bytes = field(repr=lambda body: f"<{len(body)} bytes>")
 
 
-@frozen
-class NewRow:
+class NewRow(NamedTuple):
     """A row to insert; see docs/outbox.md for the columns."""
 
     message_id: str
