@@ -306,3 +306,33 @@ def test_a_count_is_made_again_when_the_channel_is_another_one() -> None:
     bench.lose()
     bench.up()
     assert window._outdated(counted)
+
+
+def test_a_message_above_the_limit_of_bytes_goes_alone() -> None:
+    """When nothing else is in flight; beside it goes nothing."""
+    bench = Bench(max_in_flight_bytes=10, max_buffered_bytes=1000)
+    assert bench.ledger.window.has_place(11)
+    small, large = bench.accept(body=b"x"), bench.accept(body=bytes(11))
+    assert bench.write() == [small]
+    assert not bench.ledger.window.has_place(11)
+    bench.ack(1)
+    assert bench.write() == [large]
+    assert not bench.ledger.window.has_place(0)
+
+
+def test_the_bytes_of_messages_that_were_passed_count_against_the_buffer() -> None:
+    """And a later message of their destination joins them at once, without a wait of its own."""
+    bench = Bench(max_in_flight=10, max_buffered=100, max_buffered_bytes=100)
+    bench.publish(9, routing_key="mute", body=b"", timeout=math.inf)
+    first = bench.accept(routing_key="mute", body=bytes(40), timeout=math.inf)
+    good = bench.accept(routing_key="good", body=b"", timeout=math.inf)
+    assert bench.write() == []
+    later(bench, PATIENCE)
+    assert bench.write() == [good]
+    assert (bench.ledger.full(60), bench.ledger.full(61)) == (False, True)
+    second = bench.accept(routing_key="mute", body=bytes(10), timeout=math.inf)
+    other = bench.accept(routing_key="other", body=b"", timeout=math.inf)
+    bench.ack(good.tag)
+    assert bench.write() == [other]
+    assert bench.ledger._waiting.aside.live() == [first, second]
+    assert (bench.ledger.full(50), bench.ledger.full(51)) == (False, True)
