@@ -107,7 +107,7 @@ _PERMANENT = frozenset(
 
 @frozen
 class Fault:
-    """An error as a record: made once at the edge, safe to log (no secrets, no control characters)."""
+    """An error as a record: made once, where an exception or a text from outside is caught; safe to log (no secrets, no control characters)."""
 
     kind: FaultKind
     #: One line, already `printable`: what happened, and what to do if that is known.

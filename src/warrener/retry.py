@@ -53,7 +53,9 @@ class Situation(enum.Enum):
     )
     OVERDUE = "its confirm is missing for longer than confirm_timeout, while other messages are confirmed"
     NACKED = "the broker nacks the message"
-    SUPPRESSED = "the broker nacks the message, and the budget or the share of its destination is used up"
+    SUPPRESSED = (
+        "the broker nacks the message, and the budget is used up, or its destination has too many messages that wait"
+    )
     DEADLINE_AFTER_A_NACK = "its deadline passes during the delay after a nack"
     RETURNED = "the broker returns the message: no queue takes it"
     REFUSED = "the broker refuses the message: 403, 404 or 406"
@@ -288,9 +290,9 @@ class Retry:
                 text = "it ends" if again else "this does not happen, because a nack ends it"
                 return Fate(text, "Nacked", may_have_been_delivered=True)
             case Situation.RETURNED:
-                return Fate("it ends; a return is never repeated", "Unroutable")
+                return Fate("it ends; a returned message is never sent again", "Unroutable")
             case Situation.REFUSED:
-                return Fate("it ends; a refusal is never repeated", "PublishRefused")
+                return Fate("it ends; a refused message is never sent again", "PublishRefused")
             case Situation.DEADLINE_BEFORE_WRITING:
                 return Fate("it ends", "DeadlineExceeded")
             case Situation.DEADLINE_AFTER_WRITING:

@@ -112,11 +112,11 @@ def test_each_message_may_have_a_destination_and_an_id_of_its_own() -> None:
 def test_a_run_to_a_mute_destination_leaves_the_reserve_and_lets_others_pass(shared: bool) -> None:
     """It holds nine tenths. Another run passes it, because it waits for its own destination; nobody passes a full window."""
     bench = Runs(max_in_flight=100)
-    mute = Call([b"body"] * 95, envelopes=None if shared else [QUEUE] * 95)
+    mute = Call([b"body"] * 95, envelopes=None if shared else [OTHER] * 95)
     assert len(flown(bench.fly(mute))) == 90
     assert bench.fly(mute) is None
     assert bench.ledger.batching.others_pass(mute)
-    other = Call([b"body"] * 3, envelopes=[OTHER] * 3)
+    other = Call([b"body"] * 3, envelopes=[Envelope(routing_key="third")] * 3)
     assert len(flown(bench.fly(other))) == 3
     lone = [Envelope(routing_key=f"q{n}") for n in range(7)]
     assert len(flown(bench.fly(Call([b"body"] * 7, envelopes=lone)))) == 7
@@ -178,3 +178,18 @@ def test_messages_of_a_run_whose_link_is_lost_wait_for_the_next_one() -> None:
     assert [call.deliveries[place] for place in (0, 1)] == settled
     assert {type(each.outcome) for each in settled} == {Unconfirmed}
     assert [each.message_id for each in settled] == [id_of(0), id_of(1)]
+
+
+def test_the_reserve_asks_for_the_destination_of_each_message() -> None:
+    """A run to one queue that takes all open places, and then to another one, which takes half of the rest."""
+    bench = Runs(max_in_flight=100)
+    call = Call([b"body"] * 110, envelopes=[QUEUE] * 90 + [OTHER] * 20)
+    assert [len(flown(bench.fly(call))) for _ in range(2)] == [90, 5]
+    assert bench.fly(call) is None
+    bench = Runs(max_in_flight=1000, max_in_flight_bytes=100_000)
+    call = Call([bytes(10_000)] * 9 + [bytes(1000)] * 20, envelopes=[QUEUE] * 9 + [OTHER] * 20)
+    assert [len(flown(bench.fly(call))) for _ in range(2)] == [9, 5]
+    assert bench.fly(call) is None
+    bench = Runs(max_in_flight=100)
+    alone = Call([b"body"] * 93, envelopes=[QUEUE] * 90 + [Envelope(routing_key=f"q{n}") for n in range(3)])
+    assert [len(flown(bench.fly(alone))) for _ in range(2)] == [90, 3]

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from tests.ledger.driving import Bench, books_balance
+from tests.ledger.driving import INTERNAL, Bench, books_balance
 from tests.ledger.flying import Together
 from warrener._publishing.ledger import Ticket
 from warrener._publishing.ledger.waiting import PATIENCE
@@ -242,3 +242,97 @@ def test_a_stopped_destination_in_front_hides_no_other_one() -> None:
     assert bench.write() == good[len(written) : len(written) + 5]
     assert mute[0].queue is not None
     books_balance(bench.ledger, bench.accepted)
+
+
+def test_a_second_destination_takes_half_of_the_bytes_that_are_left() -> None:
+    """The first one takes nine tenths of the bytes, to the last one; one that holds nothing may take all that are left."""
+    bench = Bench(max_in_flight=1000, max_buffered=1000, max_buffered_bytes=10**7, max_in_flight_bytes=100_000)
+    mute = [bench.accept(routing_key="mute", body=bytes(30_000)) for _ in range(4)]
+    assert bench.write() == mute[:3]
+    late = [bench.accept(routing_key="late", body=bytes(1000)) for _ in range(20)]
+    later(bench, PATIENCE)
+    assert bench.write() == late[:5]
+    whole = bench.accept(routing_key="whole", body=bytes(5000))
+    assert bench.write() == [whole]
+    assert bench.write() == []
+    assert bench.ledger._in_flight.size == 100_000
+
+
+@pytest.mark.parametrize("where", ["resend", "suspects", "introductions"])
+def test_messages_that_come_back_keep_their_places(where: str) -> None:
+    """In number and in bytes: whatever they wait for, no younger message takes a place of theirs."""
+    bench = Bench(max_in_flight=10, max_in_flight_bytes=100)
+    exchange = "x" if where == "introductions" else ""
+    if exchange:
+        bench.ledger.declared(exchange, standard=True)
+        covering = bench.accept(exchange=exchange, body=b"")
+        bench.write()
+        channel = bench.open(Lane.SUSPECT)
+        bench.write()
+        bench.ack(covering.tag, channel=channel)
+    first = [bench.accept(exchange=exchange, routing_key="back", body=bytes(20)) for _ in range(4)]
+    assert bench.write() == first
+    if where == "suspects":
+        bench.close_channel(INTERNAL)
+        bench.open(Lane.MAIN)
+    else:
+        bench.lose()
+        bench.begin()
+        bench.ledger.link_up(bench.ledger.link)
+    window = bench.ledger.window
+    assert (window._held(), window._held_size()) == (4, 80)
+    assert window.has_place(20)
+    assert not window.has_place(21)
+    assert not window.has_place(1, beside=[first[0]])
+    assert not Bench(max_in_flight=4).ledger.window.has_place(0, beside=first)
+    window._count(bench.now)
+    assert {key: (held.places, held.size) for key, held in window._held_by.items()} == {(exchange, "back"): (4, 80)}
+    assert window._counted == 4
+
+
+def test_a_count_is_made_again_when_the_channel_is_another_one() -> None:
+    """And after a tenth of a second, if anything has changed; otherwise it stays."""
+    bench = Bench(max_in_flight=100, max_buffered=200)
+    window = bench.ledger.window
+    bench.publish(95, routing_key="mute", timeout=math.inf)
+    counted = window._counted_at
+    assert counted == bench.now
+    bench.now += COUNT_LASTS
+    assert not window._outdated(bench.now)
+    bench.ack(1)
+    assert window._outdated(bench.now)
+    assert not window._outdated(counted + 0.9 * COUNT_LASTS)
+    assert window._outdated(counted - 1.0)
+    bench.lose()
+    bench.up()
+    assert window._outdated(counted)
+
+
+def test_a_message_above_the_limit_of_bytes_goes_alone() -> None:
+    """When nothing else is in flight; beside it goes nothing."""
+    bench = Bench(max_in_flight_bytes=10, max_buffered_bytes=1000)
+    assert bench.ledger.window.has_place(11)
+    small, large = bench.accept(body=b"x"), bench.accept(body=bytes(11))
+    assert bench.write() == [small]
+    assert not bench.ledger.window.has_place(11)
+    bench.ack(1)
+    assert bench.write() == [large]
+    assert not bench.ledger.window.has_place(0)
+
+
+def test_the_bytes_of_messages_that_were_passed_count_against_the_buffer() -> None:
+    """And a later message of their destination joins them at once, without a wait of its own."""
+    bench = Bench(max_in_flight=10, max_buffered=100, max_buffered_bytes=100)
+    bench.publish(9, routing_key="mute", body=b"", timeout=math.inf)
+    first = bench.accept(routing_key="mute", body=bytes(40), timeout=math.inf)
+    good = bench.accept(routing_key="good", body=b"", timeout=math.inf)
+    assert bench.write() == []
+    later(bench, PATIENCE)
+    assert bench.write() == [good]
+    assert (bench.ledger.full(60), bench.ledger.full(61)) == (False, True)
+    second = bench.accept(routing_key="mute", body=bytes(10), timeout=math.inf)
+    other = bench.accept(routing_key="other", body=b"", timeout=math.inf)
+    bench.ack(good.tag)
+    assert bench.write() == [other]
+    assert bench.ledger._waiting.aside.live() == [first, second]
+    assert (bench.ledger.full(50), bench.ledger.full(51)) == (False, True)

@@ -1,4 +1,4 @@
-"""The demo's independent client: it empties the queues and counts how often each message id was in them, and how often flagged.
+"""The demo's independent client: it empties the queues and counts the copies of each message.
 
 It shares no code with the producer: it uses aiormq on asyncio, in its own process. ``python -m
 warrener._cli.demo_witness QUEUE…`` reads ``RABBITMQ_URL`` and prints one JSON object: for each

@@ -297,7 +297,7 @@ def every_row() -> Iterator[Row]:
 
 
 def _looked_up(listed: dict[tuple[str, str, str], tuple[str, str]], row: Row) -> tuple[str, str]:
-    """Return the answer that a reader finds in the rows so far, with the most special condition first."""
+    """Return the answer of the listed row that matches this row: first with all conditions, then with fewer and fewer of them."""
     given = row.given
     while True:
         for occasion in (row.occasion, row.occasion.partition(",")[0]):

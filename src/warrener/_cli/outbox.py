@@ -228,7 +228,7 @@ def _relay(args: argparse.Namespace) -> int:
             now = (held.confirmed, held.backlog, held.set_aside)
             if now != shown:
                 why = "; `warrener outbox ls` names the reasons" if held.set_aside else ""
-                # The rows are counted now and then, and a large outbox rarely.
+                # The relay counts the rows from time to time: see `Counts`, which says how often.
                 say(f"{now[0]:,} confirmed; at the last count {now[1]:,} waiting, {now[2]:,} set aside{why}")
                 shown = now
 

@@ -211,7 +211,7 @@ async def _obey_signals(run: Run, caught: list[int]) -> None:
                     run.producer.abort()
                     continue
                 caught.append(number)
-                run.stop_reading(f"{signal.Signals(number).name}; each message that was begun has its outcome")
+                run.stop_reading(f"{signal.Signals(number).name}; every message that was published has its outcome")
                 closing.start_soon(run.producer.aclose)
 
 

@@ -228,8 +228,8 @@ class Run:
         if self._place_file is not None and isinstance(outcome, GaveUp | ProducerClosed):
             self._left.append((item, outcome))
             return
-        # The place cannot leave out a message. It moves past this one, so the earlier messages that were left for the
-        # next run are now written down as not confirmed.
+        # The place for `--resume` is one position in the input, and it moves behind this message now. So the earlier
+        # messages that were left for the next run are written to the file of unconfirmed messages.
         left, self._left = self._left, []
         for earlier, error in left:
             self._keep(earlier, error)

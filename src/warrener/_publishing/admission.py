@@ -97,7 +97,7 @@ class Admission:
             self.destinations.left(delivery)
             return CircuitOpen(
                 delivery.message_id,
-                f"the circuit breaker is open; ask again in {permit:.3g} s",
+                f"the circuit breaker is open; publish again in {permit:.3g} s",
                 retry_after=permit,
                 last_fault=self._ledger.settlement.last_fault,
             )

@@ -31,7 +31,7 @@ def assembled(
     topology: LiveTopology,
     tell: Callable[[Outcome], None],
 ) -> tuple[Supervisor, Sender]:
-    """Return the supervisor and the sender, which know each other. `tell` gets each outcome whose caller has left."""
+    """Return the supervisor and the sender, which know each other. `tell` gets each outcome that comes after its publisher was cancelled."""
     s = settings
     supervisor = Supervisor(
         name=s.name,

@@ -72,7 +72,8 @@ class SuppressedLog:
         if suppressed == self._logged or now < self._next_at:
             return
         log.warning(
-            "%s: the retry budget, or the share of a destination, forbade %d further attempts (%d since the start)",
+            "%s: %d further attempts were not made (%d since the start): the retry budget is used up, or a destination has"
+            " too many messages that wait for an attempt",
             self._name,
             suppressed - self._logged,
             suppressed,

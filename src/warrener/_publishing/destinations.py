@@ -59,7 +59,7 @@ class Destinations:
         wait = retry_after(after, now)
         return CircuitOpen(
             delivery.message_id,
-            f"the circuit breaker of its destination is open ({described(destination)}); ask again in {wait:.3g} s",
+            f"the circuit breaker of its destination is open ({described(destination)}); publish again in {wait:.3g} s",
             retry_after=wait,
         )
 
@@ -100,7 +100,7 @@ class Destinations:
             del self._breakers[next(iter(self._breakers))]
 
     def left(self, delivery: Delivery) -> None:
-        """The message was not written, or its caller left: a probe gives its permit back."""
+        """The message was not written, or its publisher was cancelled: a probe gives its permit back."""
         permit, delivery.destination_permit = delivery.destination_permit, None
         destination = self._of(delivery)
         breaker = self._breakers.get(destination)

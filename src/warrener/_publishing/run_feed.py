@@ -28,7 +28,7 @@ class RunFeed:
         self._batching = batching
         #: Whether messages with an envelope are written together now.
         self._takes = takes
-        #: Has the link ask for messages.
+        #: Makes the link ask for messages.
         self._ask = ask
         self.runs: deque[Run] = deque()
         #: Whether runs are written before the messages of batches this time.

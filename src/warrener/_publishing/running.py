@@ -87,7 +87,7 @@ async def _running(producer: Producer) -> AsyncIterator[None]:
             raise from_body
         finally:
             # `raise` sets the context of the error to the one that the caller of this generator is handling. Set it to
-            # the cause that a reader wants to see.
+            # the error that ended `run()`, or to the context that the error had before, so that the traceback shows this.
             from_body.__context__ = context
     if from_run is not None:
         raise from_run

@@ -1,6 +1,6 @@
 """`Run`: the messages of one `publish_many`, the one task that waits for all of them, and their outcomes.
 
-A receipt of a message that went in a flight is made when it is looked at: the run keeps one entry for each row of neighbours
+The receipt of a message of a flight is made when a program reads it. Until then the run keeps one entry for all neighbours
 that were confirmed together.
 """
 
@@ -109,7 +109,7 @@ class Run:
         self.largest = largest
 
     def put_own(self, envelopes: list[Envelope], ids: list[str], bodies: list[bytes], largest: int) -> None:
-        """Begin a piece of messages, each with an envelope and a message_id of its own; the one before was accepted."""
+        """Begin the next part of the run; each of its messages has its own envelope and message_id. The part before it was accepted."""
         self.put(envelopes[0], bodies, largest)
         self.envelopes, self.kinds, self.ids = envelopes, set(envelopes), ids
 

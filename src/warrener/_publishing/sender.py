@@ -394,7 +394,7 @@ class Sender:
         self.timer.wake_by(self.ledger.ends.sweep_at)
 
     async def run_timer(self) -> None:
-        """Look at the times of all messages. Runs until it is cancelled."""
+        """Call `look` whenever it is due. Runs until it is cancelled."""
         await self.timer.run()
 
     def look(self, now: float) -> float:

@@ -30,7 +30,7 @@ class Settling:
         self._backend = backend
         self._supervisor = supervisor
         self._admission = admission
-        #: Called with each outcome whose caller has left.
+        #: Called with each outcome that comes after the publisher was cancelled.
         self.tell = tell
         #: The number of the link whose facts count; 0: none.
         self.number = 0

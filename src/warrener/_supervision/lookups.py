@@ -79,7 +79,7 @@ class Logins:
         self._clock = clock
         #: Called with the fault of a renewal that failed and is tried again.
         self._failed = failed
-        #: Has the link handed over to the same endpoint.
+        #: Replaces the link by a new one to the same endpoint.
         self._replace_link = replace_link
 
     async def ask(self, timeout: float | None = None) -> Login:

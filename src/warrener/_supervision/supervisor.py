@@ -412,7 +412,7 @@ class Supervisor:
         self.post(events.PublishConfirmed(link, at=self._clock(), permit=permit))
 
     def released(self, permit: Permit) -> None:
-        """A message with a permit was not written, or its caller left."""
+        """Give the permit back of a message that was not written, or that has no publisher any more."""
         self.post(events.PermitReleased(permit, at=self._clock()))
 
     def channel_closed(self, link: int, fault: Fault) -> None:

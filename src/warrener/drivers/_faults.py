@@ -78,7 +78,7 @@ _CONNECTION_ADVICE = {
     320: "it is being shut down, or an operator closed the connection",
     501: "a frame was malformed; please report this as a bug",
     502: "a frame held an illegal value; please report this as a bug",
-    503: "a command was not allowed there",
+    503: "the broker did not expect this AMQP command now",
     504: "a channel was used that is not open; please report this as a bug",
     505: "a frame came out of order; please report this as a bug",
     506: "the broker lacks resources, or a limit is reached",

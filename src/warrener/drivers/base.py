@@ -124,7 +124,7 @@ class LinkListener(Protocol):
 
 
 class Link(Protocol):
-    """One TCP + AMQP life."""
+    """One TCP connection with its AMQP session."""
 
     @property
     def peer(self) -> Peer:

@@ -95,7 +95,8 @@ def link_lost(
 ) -> Step:
     """The dial or the link has ended. Dial the next endpoint of the pass at once, or end the pass.
 
-    The loss of a proven link ends its pass, except that a shutdown which the broker announces begins a new one at once.
+    The loss of a proven link ends the pass, and a delay follows. After a shutdown that the broker announced, the next endpoint is
+    dialed at once.
     """
     endpoints = endpoint_failed(record.endpoints, fault, policy.backoff, at, proven=proven)
     following = next_endpoint(endpoints, at) if fault.orderly or not proven else None

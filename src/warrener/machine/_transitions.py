@@ -24,7 +24,7 @@ Invariants:
 * `Closed` is final. `GaveUp` ends only by `ReconnectRequested` or `StopRequested`.
 * One link at a time. `Dial` is ordered only if there is no link, and every dial ends with exactly one of `DialFailed`,
   `LinkLost` and `LinkClosed`.
-* Attempts reset only when proven. A link is proven by a confirm, or by being up for `stable_for`. A TCP connection, a
+* The number of attempts returns to 0 only when a link is proven. A link is proven by a confirm, or by being up for `stable_for`. A TCP connection, a
   handshake and a declared topology prove nothing, so a broker that accepts and then drops cannot cause fast dials.
 * Every endpoint is tried. A pass dials all endpoints that are ready, an endpoint that fails goes to the end of the queue,
   and only a pass is followed by a delay.

@@ -1,7 +1,8 @@
 """Who may use the service: the guard before its app checks the Host, the Origin and the bearer token of each request.
 
 * A web page of another site can make its own name resolve to this machine (DNS rebinding). Its requests carry that name as
-  Host, so the guard admits a list of names. An IP address is always admitted: a browser that was rebound sends a name.
+  Host, so the guard admits a list of names. An IP address is always admitted: in a DNS rebinding attack the
+  browser sends a name.
 * A web page of another origin can send requests. A request that changes something and has an Origin must have the origin
   of the service, or one of the list.
 * Where a token is set, publishing and metrics ask for it.

@@ -268,7 +268,7 @@ class _Connection(H11Protocol):
     def _boundary(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is this connection's
+        except Exception as error:  # noqa: BLE001 - any error here concerns this connection alone
             self.counters.broken += 1
             log.warning("a connection was closed because its handling failed: %s", type(error).__name__)
             self.transport.abort()

@@ -1,4 +1,4 @@
-"""Prometheus metrics of the ML producer, by the names of the system that it replaces, so that its dashboards go on.
+"""Prometheus metrics of the ML producer, with the names of the former system, so that existing dashboards work.
 
 Each call is counted once, an unknown outcome has a status of its own, and no label holds free text. Breaker
 activations, one of the five numbers that operators were told to watch, are ``ml_producer_circuit_breaker_trips_total``.

@@ -62,7 +62,7 @@ _COUNTS_HOLD: Final = 1.0
 _RESOLVE: Final = 15.0
 #: Milliseconds after which the server ends a transaction whose process says nothing: it holds locks that others wait for.
 _PAUSE: Final = 15_000
-#: Candidates read at once.
+#: Maximum number of candidates that one query reads.
 _PAGE: Final = 1_000
 
 _COLUMNS: Final = (

@@ -11,7 +11,7 @@ __all__ = ["STORE_RETRY", "StoreHealth"]
 
 _log = logging.getLogger("warrener.outbox")
 
-#: Seconds until a failed store is tried again: doubled each time, from the first to the second.
+#: Shortest and longest delay in seconds before a failed store is tried again. The delay doubles with each failure.
 STORE_RETRY = (0.1, 5.0)
 
 

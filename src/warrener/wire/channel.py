@@ -1,8 +1,8 @@
 """Publishing on one channel in confirm mode, and the content of messages that come in.
 
-The hot path is here. The frames around a body differ between messages of one envelope and one size in the message id
-alone, and in the token where there is one; both are mostly 32 bytes wide. So what stands around them is encoded once
-and kept per (envelope, size), and a publish is one join and one append. Ids and tokens of other widths, and bodies
+The hot path is here. Two messages with the same envelope and body size have the same frames, apart from the body, the message id and
+the token, if there is one; id and token are mostly 32 bytes wide. So all other bytes are encoded once and kept per
+(envelope, size), and a publish is one join and one append. Ids and tokens of other widths, and bodies
 larger than a frame, take the general path.
 
 Invariants: the frames of one message are contiguous on their channel, each at most `frame_max`. Tags are 1, 2, 3 … in the

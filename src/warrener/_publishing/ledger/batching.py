@@ -36,7 +36,8 @@ class Batching:
         self._elsewhere = 0
         self._elsewhere_size = 0
         self.batches: Batches = waiting.batches
-        #: The envelopes whose messages `join` takes now. The sender adds them, after `can_join`; trouble clears the set.
+        #: The envelopes whose messages `join` takes now. The sender adds them, after `can_join`. The set is
+        #: cleared when one of the conditions of `can_join` may have changed.
         self.ready: set[Envelope] = waiting.ready
 
     def can_join(self, envelope: Envelope) -> bool:

@@ -343,7 +343,7 @@ class Epoch:
         return open_ones[0] if len(open_ones) == 1 and _agrees(open_ones[0], returned) else None
 
     def candidates(self, returned: Returned) -> list[Delivery]:
-        """Take the attempts out of the index that an unmatched return could be about, and return them.
+        """Remove the attempts that an unmatched basic.return could be about from the index; return these attempts.
 
         A broker changes neither properties nor address of a message. Each attempt is taken once: it is in doubt from then on.
         """

@@ -5,8 +5,8 @@ not be written to, a topic that may not be written to, a size that is too large,
 example is a user_id that is not the connection's user, or an invalid expiration. `named` compares the text with the
 publishes that were outstanding. A refusal of an exchange, a topic or a property is remembered for `refusal_memory`
 seconds. Meanwhile one message a second may be written to it, as a probe on the suspects' channel; all others are
-refused from memory and no byte of them is written. A probe that the broker answers ends the memory, and so does a new
-link. The largest size that the broker takes is remembered until the next link.
+refused from memory and no byte of them is written. The refusal is forgotten when the broker answers a probe, and when a new
+link begins. The largest size that the broker takes is remembered until the next link.
 
 The topics of one exchange are a *family*, and so are the values of one property. When two values of a family are
 remembered, the family is *distrusted*: the first message with each further value goes to the suspects' channel. So a

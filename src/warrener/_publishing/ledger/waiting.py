@@ -234,7 +234,7 @@ class Waiting:
     def _set_aside(self, queue: WaitingQueue, delivery: Delivery, now: float) -> bool:
         """Let younger messages pass the head of the queue, which gets no place. False: it has to wait there."""
         destination = _destination(delivery.envelope)
-        # Once some messages are passed, the others need not wait for each further destination.
+        # Messages to other destinations have waited once; they need not wait again for each further destination that is set aside.
         passes = self.window.stops(delivery.envelope) and (self.aside.count or self._has_waited(delivery, now))
         if not (passes or self.aside.has(destination)):
             return False

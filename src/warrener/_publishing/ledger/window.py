@@ -129,7 +129,7 @@ class Window:
         if held >= limits.max_in_flight:
             return False
         held_size = self._held_size() + sum(each.size for each in beside)
-        # One message above the limit goes alone.
+        # A message with more bytes than the limit is written when no other message is in flight.
         return held == 0 or held_size + size <= limits.max_in_flight_bytes
 
     def room(self, bodies: list[bytes], at: int, size: int) -> int:
@@ -142,7 +142,7 @@ class Window:
         left = self._open_size - in_flight.size - introductions.tagged_size
         if size <= left:
             return count
-        # One message above the limit goes alone.
+        # A message with more bytes than the limit is written when no other message is in flight.
         return _fitting(bodies, at, count, left) or (1 if held == 0 else 0)
 
     # --- the reserve ------------------------------------------------------------------------------------------------

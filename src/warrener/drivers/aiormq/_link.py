@@ -36,7 +36,7 @@ Call = Callable[..., Awaitable[Any]]
 
 
 class AiormqLink:
-    """One TCP + AMQP life on aiormq; see `warrener.drivers.base.Link`."""
+    """One TCP connection with its AMQP session, on aiormq; see `warrener.drivers.base.Link`."""
 
     def __init__(
         self,
@@ -254,7 +254,7 @@ class TaskEndpoint:
         self._listener.returned(channel, returned)
 
     def writable(self) -> None:
-        """There may be room again."""
+        """The link may accept publishes again."""
         if self._link.writable():
             self._listener.writable()
 

@@ -76,7 +76,7 @@ class Requests:
         self._frame_max = frame_max
         #: Ends the link because of a request that the broker does not answer.
         self._fail = unanswered
-        #: Has a secret masked in the broker's texts.
+        #: Adds a secret that is masked in the broker's texts.
         self._mask = mask
         #: The broker's answer to the newest secret, while it is due.
         self._secret_taken: asyncio.Event | None = None

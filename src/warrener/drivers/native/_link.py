@@ -42,7 +42,7 @@ _DIAL_PHASES: Final = {
 
 
 class NativeLink:
-    """One TCP + AMQP life; see `warrener.drivers.base.Link`."""
+    """One TCP connection with its AMQP session; see `warrener.drivers.base.Link`."""
 
     def __init__(
         self, transport: Transport, peer: Peer, session: Session, options: LinkOptions, listener: LinkListener
@@ -53,7 +53,7 @@ class NativeLink:
         self._session = session
         self._options = options
         self._listener = listener
-        #: Around the body of the `async with`.
+        #: Stands around the body of the `async with`; cancelled when the link ends.
         self.scope = anyio.CancelScope()
         parking = backend()
         self._writer = Writer(

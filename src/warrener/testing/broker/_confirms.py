@@ -28,7 +28,7 @@ QueueKey = TypeVar("QueueKey")
 
 
 class Coalescing(Protocol):
-    """Decides where the flushes fall."""
+    """Decides how many answers of queues are sent in one ack."""
 
     def taken(self, waiting: int, *, idle: bool) -> int:
         """Say how many of the waiting answers the channel takes before its next method, or, when idle, its next flush.
@@ -104,7 +104,7 @@ class Confirms(Generic[QueueKey]):
         return len(self._unconfirmed) + len(self._confirmed) + len(self._rejected)
 
     def take(self, count: int) -> None:
-        """See the oldest answers of the mailbox."""
+        """Take the oldest answers of the queues out of the mailbox, where they wait for the channel."""
         for _ in range(count):
             tag, queue, accepted = self._mailbox.popleft()
             queues = self._unconfirmed.get(tag)

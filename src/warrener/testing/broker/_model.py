@@ -221,14 +221,14 @@ class Queue:
         self.node = vhost.node
         self.name = name
         self.durable = durable
-        #: The number of the connection that has it for itself.
+        #: The number of the connection whose exclusive queue this is; None: of all.
         self.owner = owner
         self.auto_delete = auto_delete
         self.arguments = arguments
         self.quorum = self.argument("x-queue-type") == "quorum"
         self.ready: deque[Entry] = deque()
         self.size = 0
-        #: Handed to consumers, not settled by them; kept here so that a crash finds them.
+        #: Messages that consumers have and did not ack or reject. They come back to the queue when the consumer ends.
         self.unacked: dict[Entry, None] = {}
         self.consumers: list[Consumer] = []
         self.exclusive_consumer = False
