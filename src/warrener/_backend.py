@@ -50,7 +50,7 @@ class Backend(Protocol):
         """Let the task that holds the ticket go on; once per ticket."""
         ...
 
-    # --- publishers: the same at the price of one message among many
+    # --- publishers: the same, at less cost for each message
 
     #: Called with the ticket of a publisher that is cancelled.
     leave: Callable[[Ticket], None]
@@ -67,11 +67,11 @@ class Backend(Protocol):
         ...
 
     def wait(self, ticket: Any, /) -> Awaitable[None]:
-        """Park a publisher with the ticket that `ticket` returned; `leave` is called when Cancelled is about to leave."""
+        """Park a publisher with the ticket that `ticket` returned; `leave` is called before Cancelled is raised."""
         ...
 
     def land(self, tickets: Sequence[Ticket], code: int, /) -> None:
-        """Give the messages of these tickets consecutive codes from `code` on, and let the publishers go on that wait."""
+        """Give the tickets the codes `code`, `code` + 1 …, and wake the publishers that wait with these tickets."""
         ...
 
     #: Whether a parked publisher can be cancelled some time before `leave` is called for it.
@@ -83,7 +83,7 @@ class Backend(Protocol):
 
 
 def backend() -> Backend:
-    """Return the parking of the running backend."""
+    """Return the `Backend` for the event loop that runs."""
     if current_async_library() != "trio":
         return AsyncioBackend(anyio.lowlevel.current_token())
     known = messages_can_be_reused() and cancellation_can_be_asked()

@@ -241,7 +241,7 @@ def _by_scope(cancelled: BaseException) -> bool:
 
 
 def scope_states(token: anyio.lowlevel.EventLoopToken) -> Any:
-    """Return what anyio keeps of each task, by a weak reference to it; None for an anyio that is built in another way."""
+    """Return anyio's private records of tasks by a weak reference to the task; None if anyio is built differently."""
     module = sys.modules[token.backend_class.__module__]  # anyio's module for asyncio, which runs already
     states = getattr(module, "_task_states", None)
     known = {"_cancel_called", "_shield", "_parent_scope"} <= set(dir(anyio.CancelScope()))

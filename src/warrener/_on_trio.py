@@ -71,7 +71,7 @@ class _Seat(Ticket):
 
 
 def _message(abort: Callable[[Any], trio.lowlevel.Abort]) -> Any:
-    """Return the message of a task that parks: `wait_task_rescheduled` yields it to Trio's run loop, and here to us."""
+    """Return the message of a task that parks: `wait_task_rescheduled` yields it, and this function takes it."""
     parking: Any = trio.lowlevel.wait_task_rescheduled(abort)  # noqa: ASYNC105 - it is not awaited, see above
     message = parking.send(None)
     parking.close()
@@ -99,7 +99,7 @@ class _Trio:
     def __init__(self) -> None:
         self.leave: Callable[[Ticket], None] = _ignore
         self.clock = trio.lowlevel.current_clock().current_time
-        #: Without the detour of the public function, which finds the same method: 0.15 us.
+        #: Trio's own method, which `trio.lowlevel.reschedule` looks up at each call; this saves 0.15 us.
         runner = getattr(trio.lowlevel.current_task(), "_runner", None)
         self._reschedule = getattr(runner, "reschedule", trio.lowlevel.reschedule)
 
@@ -198,6 +198,6 @@ def messages_can_be_reused() -> bool:
 
 
 def cancellation_can_be_asked() -> bool:
-    """Whether this Trio keeps with the running task whether it is cancelled, as `TrioBackend` takes it to do."""
+    """Whether this Trio's running task has the private flag for its cancellation that `TrioBackend` reads."""
     status = getattr(trio.lowlevel.current_task(), "_cancel_status", None)
     return isinstance(getattr(status, "effectively_cancelled", None), bool)

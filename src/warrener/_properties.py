@@ -110,7 +110,7 @@ def _checked_table(table: object, path: str, depth: int, left: list[int]) -> dic
     copy: dict[str, FieldValue] = {}
     entries: Mapping[Any, Any] = table  # pyright: ignore[reportUnknownVariableType]
     for key, value in entries.items():
-        # Most entries need no path for an error, and a path costs more than the rest.
+        # A plain entry cannot fail, so its path for the error text is not made: that costs more than these checks.
         if key.__class__ is str and len(key) <= 255 and key.isascii() and _is_plain(value) and left[0] > 0:
             left[0] -= 1
             copy[key] = value

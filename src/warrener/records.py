@@ -232,7 +232,7 @@ class Message:
     #: Have the broker return what no queue takes, instead of confirming and dropping it.
     mandatory: bool
 
-    # By hand, at less than half the cost of a generated one: `publish_many` does nothing more often than this.
+    # Written by hand: attrs' `__init__` costs more than twice as much, and `publish_many` of messages needs one each.
     def __init__(
         self,
         body: Body,
@@ -346,7 +346,7 @@ LINK_SHIFT: Final = 48
 _NUMBER: Final = (1 << LINK_SHIFT) - 1
 
 
-#: How many values a receipt is made of, see there.
+#: Return the number of values that a receipt consists of: 4, or 2 (see `Receipt`).
 _length: Callable[[Any], int] = cast("Any", tuple).__len__
 
 

@@ -136,7 +136,8 @@ class Budget:
 def accrued(budget: Budget, spending: Spending | None, at: float, *, first_attempts: int = 0) -> Spending:
     """Return the tokens at the instant `at`. None: the budget is new, and its floor is full.
 
-    Tokens decay with the time constant `window`, and the floor flows in, so that an idle budget comes to ``floor * window``.
+    Tokens decay with the time constant `window`, and ``floor`` tokens a second are added, so that an idle budget
+    approaches ``floor * window``.
     The first attempts since the last instant are taken to be spread evenly over that time, and decay in the same way.
     """
     full = budget.floor * budget.window

@@ -24,7 +24,7 @@ def add_parser(commands: Commands, whole: argparse.ArgumentParser) -> None:
 
 
 def names_file(action: argparse.Action) -> None:
-    """Have shells complete this argument by the names of files; these are shtab's own words for that."""
+    """Have shells complete this argument by the names of files; shtab expects these values."""
     vars(action)["complete"] = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}
 
 

@@ -61,7 +61,7 @@ class OutboxAccount:
         return len(self.found.keys() - self.stored)
 
     def faults(self) -> list[str]:
-        """Return the errors of the account, and what the act should have shown and did not."""
+        """Return the errors of the account; it is an error too if no message waited at the first kill."""
         claims = [
             (self.lost, "stored messages lost"),
             (self.unflagged, "copies that are not flagged as possible duplicates"),
@@ -139,7 +139,7 @@ def _victim(url: str, path: Path, stored: set[str]) -> Iterator[_Victim]:
 def second_act(
     broker: DemoBroker, view: View, count: Callable[[str, list[str]], Mapping[str, tuple[int, int]]]
 ) -> OutboxAccount:
-    """Kill the process that publishes twice; return the account. `count` empties queues with another client."""
+    """Kill two publishing processes, one by one; return the account. `count` empties queues with another client."""
     account = OutboxAccount()
     with tempfile.TemporaryDirectory(prefix="warrener-demo-") as folder:
         path = Path(folder, "tasks.db")

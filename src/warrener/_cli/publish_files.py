@@ -73,7 +73,7 @@ def _write(descriptor: int, data: bytes) -> None:
 class Lock:
     """Holds a file by the file ``<name>.lock``, which has the number of the process; a second run is refused.
 
-    The kernel lets go of it however the process ends.
+    The kernel releases the lock at the end of the process, also after SIGKILL.
     """
 
     def __init__(self, path: Path) -> None:

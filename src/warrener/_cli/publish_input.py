@@ -5,7 +5,8 @@ Input is read in pieces, one for each message, and never held as a whole. The fo
 * ``lines``: each line is a message; empty lines are skipped.
 * ``jsonl``: the same, and each line must be JSON.
 * ``messages``: each line is a JSON object that describes a message: ``body`` (text) or ``body_base64``, and any field of
-  `Message`. This is what `described` writes, so that what failed can be published again, under the same ids.
+  `Message`. `described` writes such lines, so that messages that failed can be published again, with
+  the same ids.
 * ``files``: each file is a message; a folder stands for all files below it, in the order of their names.
 
 Each piece carries a digest of all input up to its end. A later run that finds the same digest at the same place is

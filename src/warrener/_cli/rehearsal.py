@@ -155,7 +155,7 @@ class _Run:
 
 
 class _Producer:
-    """One producer: its record, and what is to be done about its effects."""
+    """One producer: keeps its record, and carries out its effects in the model of the network."""
 
     def __init__(self, run: _Run) -> None:
         self._run = run

@@ -54,7 +54,7 @@ MAX_TASKS = 10_000
 
 
 class InvalidPayload(WarrenerError, ValueError):
-    """A task cannot be sent as it is; `field` names the culprit. Nothing was sent. The text never shows a value."""
+    """A task cannot be sent as it is; `field` is the field at fault. Nothing was sent. The text never shows a value."""
 
     #: Nothing was sent, so nothing can have arrived.
     may_have_been_delivered = False
@@ -412,8 +412,8 @@ _P = TypeVar("_P")
 def from_mapping(kind: type[_P], value: object, path: str = "") -> _P:
     """Return the record of `kind` that the decoded JSON `value` stands for.
 
-    Raises `InvalidPayload`, which names the field: missing, unknown, or not valid. ``mediaUrl`` is taken for
-    ``media_url``, as the wire calls it so.
+    Raises `InvalidPayload`, which names the field: missing, unknown, or not valid. The key ``mediaUrl``
+    means ``media_url``: it is the name on the wire.
     """
     here = path.removesuffix(".") or "the payload"
     if not isinstance(value, Mapping):

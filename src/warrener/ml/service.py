@@ -231,7 +231,7 @@ def _listen(bind: str) -> tuple[socket.socket, str]:
 
 
 def _clear(path: Path) -> None:
-    """Remove a socket that a process left behind: nothing else, and not the address of one that still listens."""
+    """Remove the socket file of a process that has ended; keep any other file, and a socket that still listens."""
     if not path.is_socket():
         return
     with socket.socket(socket.AF_UNIX) as probe:

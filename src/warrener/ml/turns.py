@@ -9,7 +9,7 @@ little has its turn before one that has cost much. Of two connections that cost 
 its turn first. So when the work is more than the time allows, recent clients are answered, and the others are late.
 
 This is start-time fair queueing. A connection's turn has a virtual start: the end of its turn before, or the virtual time
-of the queue if that is later. So a connection saves up nothing while it is silent, and pays nothing after a pause.
+of the queue if that is later. So a connection that was silent has no advantage over the others, and no disadvantage.
 """
 
 from __future__ import annotations

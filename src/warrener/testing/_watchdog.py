@@ -33,7 +33,7 @@ def main(folder: str, *epmd: str) -> None:
     # epmd is unreaped until here, so its number cannot have passed to another group.
     os.killpg(daemon.pid, signal.SIGKILL)
     daemon.wait()
-    # A broker that is just being killed may still write a file behind the removal.
+    # A killed broker may still write a file after the removal has begun, so up to 50 removals are tried.
     for _ in range(50):
         shutil.rmtree(folder, ignore_errors=True)
         if not Path(folder).exists():

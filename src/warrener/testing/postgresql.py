@@ -142,7 +142,7 @@ class PrivatePostgreSQL:
     def kill(self) -> None:
         """SIGKILL to the server and its sessions: what is not on disk is lost."""
         if self._server is not None:
-            # Stopped first, it starts no session that would be missing from the list.
+            # SIGSTOP comes before the list of sessions is made, so that the server starts no session after that.
             self._server.send_signal(signal.SIGSTOP)
             children = self._children()
             self._server.kill()

@@ -218,8 +218,8 @@ class PrivateRabbitMQ:
     def sync(self) -> None:
         """Have the declarations so far written to disk.
 
-        Until the broker has done that by itself, which takes seconds, `kill` may undo the declaration of a durable queue,
-        and everything that it held and had confirmed is gone with it.
+        The broker does this by itself only after some seconds. A `kill` before that may undo the declaration of a
+        durable queue, and then all messages of the queue are lost, confirmed ones too.
         """
         self._order("mnesia:sync_log()")
 
@@ -306,7 +306,7 @@ class PrivateRabbitMQ:
 
     def close_all_connections(self, reason: str = "closed by the test") -> int:
         """As ``rabbitmqctl close_all_connections``: 320 CONNECTION_FORCED with the reason; returns how many there were."""
-        # One that ends by itself in the same moment makes the call to it fail; it is closed all the same.
+        # `catch`: the call fails for a connection that ends by itself at the same moment; that one counts as closed.
         closing = f"[catch rabbit_networking:close_connection(P, {_text(reason)}) || P <- Ps]"
         return int(self.eval(f"Ps = rabbit_networking:local_connections(), {closing}, length(Ps)"))
 
@@ -357,7 +357,7 @@ class PrivateRabbitMQ:
     def set_permissions(
         self, user: str, *, vhost: str = "/", configure: str = ".*", write: str = ".*", read: str = ".*"
     ) -> None:
-        """Set the three regular expressions. A busy channel may live by the old ones for a while: RabbitMQ caches."""
+        """Set the three regular expressions. For a while a busy channel may still use the old ones: RabbitMQ caches."""
         patterns = ", ".join(map(_text, (configure, write, read)))
         self._order(
             f"rabbit_auth_backend_internal:set_permissions({_text(user)}, {_text(vhost)}, {patterns}, {_ACTOR})"
@@ -558,7 +558,7 @@ class PrivateRabbitMQ:
         (self._folder / "enabled_plugins").write_text(f"[{','.join(self._plugins)}].\n")
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RABBITMQ_", "ERL_"))}
         if self._root is not None:
-            # The other system has its own ideas of paths and languages.
+            # The system in the chroot may have other paths and languages than this machine.
             inherited = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
         return inherited | {
             "HOME": str(self._inside(self._home)),  # Erlang makes its cookie there

@@ -1,8 +1,8 @@
 """Hypothesis strategies for the machine: faults, policies, breakers, records and events.
 
 `records` makes any consistent record, reachable or not, for properties that hold everywhere (totality, old links).
-For what holds along a history, walk: start with `machine.initial()` and feed events that fit what came before, most of
-them about the live link. Random lists of events hardly ever get beyond a dial.
+To test a property of a whole history, start with `machine.initial()` and apply events that fit the record of that
+moment, most of them about the live link. Random lists of events hardly ever get beyond a dial.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = [
     "states",
 ]
 
-#: Link numbers are drawn from few, so that a present one and an old one both come up.
+#: There are four link numbers only, so that events about the present link and about old links both occur.
 _LINKS = st.integers(min_value=1, max_value=4)
 
 

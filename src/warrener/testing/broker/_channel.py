@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["Channel", "ids"]
 
 CONFIGURE, WRITE, READ = 0, 1, 2
-#: What RabbitMQ takes as a declared body size before it gives up on the connection.
+#: The largest body size, in bytes, that a content header may declare; for a larger one RabbitMQ closes the connection.
 MAX_DECLARED_SIZE = 512 * 1024 * 1024
 #: Milliseconds: ten years.
 MAX_EXPIRATION = 315_360_000_000
@@ -119,7 +119,7 @@ class Channel:
         self.unacked: dict[int, Held] = {}
         self.prefetch = 0
         self.prefetch_of_channel = 0
-        #: What the client was told by channel.flow and has confirmed.
+        #: The value of `active` in the client's last channel.flow-ok; False forbids publishes.
         self.flow = True
         self._deliveries = 0
         self._incoming: Incoming | None = None
@@ -354,7 +354,7 @@ class Channel:
                 self.send("basic.nack", delivery_tag=tag, multiple=multiple, requeue=True)  # as RabbitMQ sends it
 
     def idle(self) -> None:
-        """Nothing else is going on: see every answer that waits, and send the confirms."""
+        """Take all waiting answers of the queues, and send the confirms; called when the channel has no other work."""
         while self.confirms is not None and self.confirms.waiting:
             self._take_answers(idle=True)
             self._flush()

@@ -5,8 +5,9 @@ The rules are those of RabbitMQ's channel process, as its source (3.10) has them
 * queues answer with messages to the channel, which wait in its mailbox among the client's methods;
 * after each method, and when the mailbox runs empty, the channel *flushes*: it sends everything that has been settled
   since the last flush, acks before nacks;
-* in one flush, the acked tags below every tag still unconfirmed and below every nacked tag go out as one ``multiple``
-  up to the highest of them; the nacked tags likewise, below every acked tag; the others go out one by one, ascending;
+* in one flush, one ``multiple`` ack covers all acked tags that are lower than each unconfirmed and each nacked tag;
+* in the same way one ``multiple`` nack covers all nacked tags that are lower than each unconfirmed and each acked tag;
+* each other tag has an ack or a nack of its own, in ascending order;
 * a single ack is never ``multiple``.
 
 So a return may be followed by the confirms of other messages before its own ack comes. In RabbitMQ timing decides how many

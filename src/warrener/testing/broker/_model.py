@@ -118,7 +118,7 @@ class Enqueued:
 
 @define(eq=False)
 class Entry:
-    """A message in a queue. `number` keeps its place when it comes back."""
+    """A message in a queue. A message that is requeued goes back to its place by `number`."""
 
     message: Message
     number: int
@@ -185,7 +185,7 @@ class Exchange:
 
     @property
     def matching(self) -> str:
-        """How it compares keys; a delayed exchange does as the type that its arguments name."""
+        """The type by whose rules it compares keys; for a delayed exchange, the type that its arguments name."""
         return str(self.arguments["x-delayed-type"][1]) if self.type == DELAYED else self.type
 
 
@@ -431,7 +431,7 @@ class Queue:
             consumer.deliver(self, self._pop())
 
     def requeue(self, entries: Iterable[Entry]) -> None:
-        """Put unacked messages back in their old places; a quorum queue counts it against its limit."""
+        """Put unacked messages back in their old places; a quorum queue counts the returns of each, up to its limit."""
         limit = self.argument("x-delivery-limit")
         for entry in entries:
             if self.unacked.pop(entry, self) is self or self.deleted:  # a crash or a purge took it meanwhile

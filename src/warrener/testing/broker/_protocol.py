@@ -2,8 +2,8 @@
 
 The behaviour that clients see, as in RabbitMQ 3.10 unless said otherwise:
 
-* Life: protocol header, Start/Start-Ok, Tune/Tune-Ok, Open/Open-Ok within `Tuning.handshake_timeout` or the socket
-  closes without a word; Close/Close-Ok in either direction, crossed ones included (both sides answer).
+* Life: protocol header, Start/Start-Ok, Tune/Tune-Ok, Open/Open-Ok. After `Tuning.handshake_timeout` the socket is
+  closed without a Close. Either side may send Close; when both send one at once, both answer with Close-Ok.
 * Channels process methods one after another: checks, return, route, settle later. A refusal with a soft code closes the
   channel, after which neither its publishes nor its confirms are looked at (a closing channel is silent); other
   refusals close the connection.
@@ -139,7 +139,7 @@ class Connection:
 
     @property
     def residue(self) -> int:
-        """Bytes received that no whole frame was made of."""
+        """Number of received bytes at the end that are not a whole frame."""
         return self._framer.residue
 
     # --- bytes ------------------------------------------------------------------------------------------------------
@@ -329,7 +329,7 @@ class Connection:
                 problem = f"higher than the maximum allowed value ({most})"
             else:
                 continue
-            # RabbitMQ writes that into its log, and lets the client find out by itself.
+            # RabbitMQ writes this error into its log and sends no Close to the client.
             self.violation(f"tune-ok: negotiated {label} = {chosen} is {problem}")
             self._end_in_silence()
             return
@@ -425,7 +425,7 @@ class Connection:
                 self.send(frame.channel, "channel.open_ok")
 
     def swallowed(self, channel: int, what: Method | Content) -> bool:
-        """Let the owner's hook see something first; True when it wants the broker to ignore it."""
+        """Call the owner's hook, if there is one; return True when the broker has to ignore this method or content."""
         intercept = self._intercept()
         return intercept is not None and intercept(self, channel, what)
 
