@@ -9,6 +9,8 @@ import math
 import random
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
+from itertools import accumulate, chain, repeat
 
 import pytest
 
@@ -18,7 +20,7 @@ from warrener._publishing.ledger.flights import Batches, Flight, Ticket
 from warrener._publishing.ledger.in_flight import InFlight
 from warrener._publishing.ledger.introductions import Introductions
 from warrener._publishing.ledger.queues import WaitingQueue
-from warrener._publishing.ledger.window import COUNT_LASTS, FEW_BYTES, Limits, Window
+from warrener._publishing.ledger.window import COUNT_LASTS, FEW_BYTES, Limits, Window, _Held
 from warrener.records import Envelope, Lane
 
 
@@ -167,6 +169,24 @@ class Link:
         for size in {0, 1, max(free_size, 0), max(free_size, 0) + 1}:
             alone = held + len(beside) == 0
             assert window.has_place(size, beside=beside) == (free > 0 and (alone or size <= free_size))
+        for each in KEYS:
+            waits = held < limits.max_in_flight and window._held_by.get(destination(each), _Held()).places > 0
+            assert window.stops(each) == waits
+        if not len(self.resend) + len(self.suspects):
+            self.check_room([b"x" * rng.choice((0, 1, 10, 5000)) for _ in range(rng.choice((1, 3, 500)))], rng)
+
+    def check_room(self, bodies: list[bytes], rng: random.Random) -> None:
+        """The open places are all but a tenth of the places, and of the bytes. Messages that come back are never beside them."""
+        messages, limits = self.messages(), self.limits
+        few = limits.max_in_flight_bytes < FEW_BYTES
+        left = limits.max_in_flight - limits.max_in_flight // 10 - len(messages)
+        left_size = limits.max_in_flight_bytes - (0 if few else limits.max_in_flight_bytes // 10)
+        left_size -= sum(each.size for each in messages)
+        at = rng.choice((0, len(bodies) // 2))
+        sizes = [*accumulate(map(len, bodies[at:]))]
+        expected = sum(number <= left and size <= left_size for number, size in enumerate(sizes, 1))
+        assert self.window.room(bodies, at, sizes[-1]) == expected
+        assert self.window.taken == len(messages)
 
 
 #: The first and the last one have the same destination.
@@ -209,7 +229,8 @@ def test_the_window_gives_the_places_that_an_exact_count_gives(seed: int) -> Non
             for _ in range(rng.choice((1, 1, 2, 6, 30))):
                 link.answer(rng)
         elif kind == "back" and (back := link.answer(rng)) is not None:
-            rng.choice((link.resend, link.suspects)).append(back)
+            where = rng.choice((link.resend.append, link.suspects.append, partial(link.introductions.add, "x")))
+            where(back)
         elif kind == "again" and (head := link.resend.head()) is not None:
             link.resend.take_head()
             link.write(head)
@@ -256,7 +277,7 @@ def together(link: Link, envelopes: list[Envelope], bodies: list[bytes]) -> None
     """Ask for places of the reserve for several messages, and write those that get one."""
     window, now = link.window, link.now
     counts, outdated, news = window.counts, window._outdated(now), news_of(link, envelopes[0])
-    number = window.room_in_reserve(iter(envelopes), iter(bodies), now)
+    number = window.room_in_reserve(chain(envelopes, repeat(envelopes[0])), iter(bodies), now)
     assert window.counts - counts <= int(outdated) + news
     given = list(zip(envelopes[:number], bodies, strict=False))
     for at, (envelope, body) in enumerate(given):
@@ -281,3 +302,48 @@ def refused_by_old_counts(link: Link, envelope: Envelope) -> None:
     """The counts are old, and too few messages have left since for another count at once; one is made soon."""
     assert not news_of(link, envelope)
     assert link.now < link.window.look_at <= link.now + COUNT_LASTS
+
+
+def test_an_old_count_is_not_the_last_word() -> None:
+    """One message left, another one was written without a question: their sum is as before, but one destination has a place."""
+    link = Link(100)
+    mute, good = KEYS[1], KEYS[2]
+    for _ in range(81):
+        link.write(Delivery(mute, b"", "", math.inf))
+    mine = [link.write(Delivery(good, b"", "", math.inf)) for _ in range(9)]
+    late = Delivery(good, b"", "", math.inf)
+    assert not link.window.enters(late, link.now)
+    assert link.window.look_at == math.inf, "the count is new: only an answer helps"
+    assert mine[0].epoch is not None
+    for each in mine[0].epoch.take(mine[0].tag, False):
+        link.in_flight.left([each])
+    link.write(Delivery(mute, b"", "", math.inf))
+    assert not link.window.enters(late, link.now)
+    assert link.window.look_at == link.now + COUNT_LASTS
+    link.look(COUNT_LASTS)
+    assert link.window.enters(late, link.now)
+
+
+def test_counts_are_made_again_before_a_64th_of_the_window_is_unknown() -> None:
+    """Up to that number, messages that were written without a question cause no count."""
+    link = Link(640)
+    for _ in range(580):
+        link.write(Delivery(KEYS[1], b"", "", math.inf))
+    asked_for = Delivery(KEYS[2], b"", "", math.inf)
+    assert link.window.enters(asked_for, link.now)
+    link.write(asked_for)
+    for _ in range(640 // 64):
+        link.write(Delivery(KEYS[2], b"", "", math.inf))
+        assert not link.window._outdated(link.now)
+    link.write(Delivery(KEYS[2], b"", "", math.inf))
+    assert link.window._outdated(link.now)
+
+
+def test_a_full_window_is_not_counted() -> None:
+    """It gives no place, whatever the count says; a count takes long."""
+    link = Link(4)
+    for _ in range(4):
+        link.write(Delivery(KEYS[0], b"", "", math.inf))
+    assert not link.window.enters(Delivery(KEYS[1], b"", "", math.inf), link.now)
+    assert not link.window.room_in_reserve([KEYS[1]], [b""], link.now)
+    assert link.window.counts == 0
