@@ -189,9 +189,8 @@ class Window:
             mine = self._held_by.get((envelope.exchange, envelope.routing_key))
             if mine is None or not mine.places:
                 return True
-            in_open = held < self._open and held_size + size <= self._open_size
             within = held < self._open or mine.places + 1 < free
-            if in_open or (within and (held_size + size <= self._open_size or mine.size + size <= free_size - size)):
+            if within and (held_size + size <= self._open_size or mine.size + size <= free_size - size):
                 return True
             left = self._counted - held
             # The time of a count grows with the window: count again only when enough messages have left since
