@@ -93,13 +93,13 @@ class Shell:
             printed = []
             for line in program.stdout:
                 printed.append(line.rstrip("\n"))
-                if f"{confirmed} confirmed; at the last count 0 waiting, 0 set aside" in line:
+                if f"{confirmed} confirmed, 0 waiting, 0 set aside" in line:
                     break
             program.send_signal(signal.SIGINT)
             program.communicate(timeout=30)
         assert program.returncode == 0
         assert [neutral(line) for line in printed[:3]] == [neutral(line) for line in shown[:3]]
-        assert re.fullmatch(r"12:00:01 \d confirmed; at the last count 0 waiting, 0 set aside", shown[3])
+        assert re.fullmatch(r"12:00:01 \d confirmed, 0 waiting, 0 set aside", shown[3])
 
 
 def neutral(line):

@@ -145,7 +145,7 @@ async def test_a_returned_row_is_set_aside_and_loud(path, caplog):
         assert (entry.position, entry.reason, entry.attempts) == (1, "Unroutable", 1)
         assert entry.last_error.startswith("the broker returned it: ")
         assert broker.messages("tasks") == [b"3"]
-        assert "row 1 was set aside (Unroutable)" in caplog.text
+        assert "row 1 (exchange '', routing key 'missing') was set aside (Unroutable)" in caplog.text
 
         broker.declare_queue("missing")
         assert await anyio.to_thread.run_sync(outbox.retry, [entry.position]) == 1
