@@ -34,18 +34,18 @@ class OutboxFull(OutboxError):
 
 
 class OutboxNotFlushed(OutboxError, TimeoutError):
-    """`wait_flushed` ended at its timeout; the rows that still wait stay in the outbox."""
+    """`wait_flushed` ended at its timeout; the rows that still wait stay in the outbox. `cause` is why, in words."""
 
-    def __init__(self, *, timeout: float, waiting: int) -> None:
+    def __init__(self, *, timeout: float, waiting: int, cause: str = "") -> None:
         super().__init__(timeout, waiting)
         self.timeout = timeout
         self.waiting = waiting
+        self.cause = cause
 
     def __str__(self) -> str:
-        return (
-            f"after {self.timeout:g} s the outbox still holds {self.waiting:,} waiting rows; they stay stored and are"
-            " published later"
-        )
+        rows = "1 row waits, and stays" if self.waiting == 1 else f"{self.waiting:,} rows wait, and stay"
+        why = f": {self.cause}" if self.cause else ""
+        return f"after {self.timeout:g} s, {rows} in the outbox until a relay has published what waits{why}"
 
 
 class OutboxProblem(enum.Enum):
