@@ -216,7 +216,9 @@ class Relay:
                 return
             finally:
                 self._flush_waiters.remove(waiter)
-        raise OutboxNotFlushed(timeout=timeout, waiting=self.status().backlog)
+        status = self.status()
+        reason = self._lines.why_rows_wait(self._producer.status(), status, holds=self._policy.on_poison == "hold")
+        raise OutboxNotFlushed(timeout=timeout, waiting=status.backlog, reason=reason)
 
     async def _last_position(self) -> int:
         while True:
