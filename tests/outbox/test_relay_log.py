@@ -6,9 +6,13 @@ import logging
 import math
 
 import pytest
+from attrs import evolve
 
+from warrener.errors import Fault, FaultKind
+from warrener.outbox import OutboxNotFlushed
 from warrener.outbox._relay_log import RelayLog
-from warrener.outbox.records import Again, SetAside, Settlement
+from warrener.outbox.records import Again, OutboxStatus, SetAside, Settlement
+from warrener.records import ConnectionState, Status
 
 
 def aside(position, holds=False):
@@ -85,3 +89,73 @@ def test_a_burst_of_one_kind_does_not_hide_another(caplog):
 
     assert len(caplog.messages) == 11
     assert "row 6 (exchange 'x', routing key 'r') was set aside (Unroutable)" in caplog.messages[-1]
+
+
+def producer_status(**now):
+    """A healthy producer, but for what is given."""
+    usual = Status(
+        connection_state=ConnectionState.CONNECTED, reconnect_attempts=0, consecutive_failures=0, circuit_breaker="closed",
+        healthy=True, blocked=False, in_flight=0, buffered=0, retry_in=None, last_fault=None, endpoint="amqp://b/",
+        heartbeat=60.0, link=1,
+    )  # fmt: skip
+    return evolve(usual, **now)
+
+
+REFUSED = Fault(FaultKind.UNREACHABLE, "the connection was refused")
+
+
+@pytest.mark.parametrize(
+    ("producer", "outbox", "reason"),
+    [
+        ({}, {"last_error": "the disk is full"}, "the outbox cannot be used: the disk is full"),
+        (
+            {"connection_state": ConnectionState.DISCONNECTED, "last_fault": REFUSED},
+            {},
+            "there is no connection to the broker (last fault: the connection was refused)",
+        ),
+        ({"connection_state": ConnectionState.CONNECTING}, {}, "there is no connection to the broker"),
+        ({"blocked": True}, {}, "the broker blocks publishing"),
+        ({"open_destinations": ("queue 'a'",)}, {}, "the broker nacks messages or leaves them without an answer, at: queue 'a'"),
+        (
+            {},
+            {"set_aside": 1},
+            "1 row that is set aside holds up the later rows of the same key (`warrener outbox ls app.db` shows them)",
+        ),
+        (
+            {},
+            {"set_aside": 1234},
+            "1,234 rows that are set aside hold up the later rows of the same key (`warrener outbox ls app.db` shows them)",
+        ),
+        (
+            {},
+            {},
+            "the broker has not confirmed them yet, another relay has claimed them, or they wait for their next attempt",
+        ),
+    ],
+)  # fmt: skip
+def test_the_relay_knows_why_rows_wait(producer, outbox, reason):
+    """The cause nearest to the rows: the store, the connection, the broker's alarm, a destination, a row set aside."""
+    log = RelayLog("shop", "app.db")
+    counts = OutboxStatus(**{"waiting": 1, "leased": 0, "set_aside": 0, "bytes": 1, "oldest_age": 1.0} | outbox)
+
+    assert log.why_rows_wait(producer_status(**producer), counts, holds=True) == reason
+
+
+def test_a_row_that_holds_up_no_other_is_no_reason():
+    """With ``on_poison="skip"``."""
+    counts = OutboxStatus(waiting=1, leased=0, set_aside=1, bytes=1, oldest_age=1.0)
+
+    assert "set aside" not in RelayLog("shop", "app.db").why_rows_wait(producer_status(), counts, holds=False)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "rows"), [(1, "1 waiting row,"), (0, "0 waiting rows,"), (1200, "1,200 waiting rows,")]
+)
+def test_the_error_has_the_number_and_the_reason(waiting, rows):
+    """One row is one row."""
+    error = OutboxNotFlushed(timeout=30.0, waiting=waiting, reason="the broker blocks publishing")
+
+    assert str(error) == (
+        f"after 30 s the outbox still holds {rows} because the broker blocks publishing; what waits stays stored and is"
+        " published later"
+    )

@@ -217,19 +217,8 @@ class Relay:
             finally:
                 self._flush_waiters.remove(waiter)
         status = self.status()
-        raise OutboxNotFlushed(timeout=timeout, waiting=status.backlog, cause=self._why_rows_wait(status))
-
-    def _why_rows_wait(self, status: OutboxStatus) -> str:
-        link = self._producer.status()
-        if status.last_error is not None:
-            return status.last_error
-        if link.connection_state is not ConnectionState.CONNECTED:
-            return f"there is no connection to the broker ({link.last_fault or 'the first dial has not ended'})"
-        if link.blocked:
-            return "the broker blocks publishing"
-        if status.set_aside:
-            return "rows that are set aside may hold them up; `warrener outbox ls` names the reasons"
-        return ""
+        reason = self._lines.why_rows_wait(self._producer.status(), status, holds=self._policy.on_poison == "hold")
+        raise OutboxNotFlushed(timeout=timeout, waiting=status.backlog, reason=reason)
 
     async def _last_position(self) -> int:
         while True:

@@ -1,4 +1,7 @@
-"""What a relay writes to the log about single rows. A burst is not one line for each row: see `LogLimit`."""
+"""What a relay says of its rows: the log lines about single rows, and why rows wait.
+
+A burst of rows is not one line for each row: see `LogLimit`.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ from warrener._log_limit import LogLimit
 from warrener.errors import printable
 from warrener.outbox._decisions import INVALID_ROW
 from warrener.outbox._rows import DUPLICATE_HEADER
-from warrener.outbox.records import Again, SetAside, Settlement
+from warrener.outbox.records import Again, OutboxStatus, SetAside, Settlement
+from warrener.records import ConnectionState, Status
 
 __all__ = ["RelayLog"]
 
@@ -62,6 +66,26 @@ class RelayLog:
                 " with the header %s",
                 self._name, rows, DUPLICATE_HEADER,
             )  # fmt: skip
+
+    def why_rows_wait(self, producer: Status, outbox: OutboxStatus, *, holds: bool) -> str:
+        """Return the first cause that is true now; `holds`: a row that is set aside holds up the later rows of its key."""
+        if outbox.last_error is not None:
+            return f"the outbox cannot be used: {outbox.last_error}"
+        if producer.connection_state is not ConnectionState.CONNECTED:
+            fault = f" (last fault: {producer.last_fault})" if producer.last_fault is not None else ""
+            return f"there is no connection to the broker{fault}"
+        if producer.blocked:
+            return "the broker blocks publishing"
+        if producer.open_destinations:
+            places = ", ".join(printable(each) for each in producer.open_destinations)
+            return f"the broker nacks messages or leaves them without an answer, at: {places}"
+        if outbox.set_aside and holds:
+            one = outbox.set_aside == 1
+            aside = "1 row that is set aside holds" if one else f"{outbox.set_aside:,} rows that are set aside hold"
+            return f"{aside} up the later rows of the same key (`warrener outbox ls {self._place}` shows them)"
+        return (
+            "the broker has not confirmed them yet, another relay has claimed them, or they wait for their next attempt"
+        )
 
     def _set_aside(self, aside: SetAside) -> None:
         row = f"{self._place} {aside.position}"

@@ -34,18 +34,20 @@ class OutboxFull(OutboxError):
 
 
 class OutboxNotFlushed(OutboxError, TimeoutError):
-    """`wait_flushed` ended at its timeout; the rows that still wait stay in the outbox. `cause` is why, in words."""
+    """`wait_flushed` ended at its timeout; the rows that still wait stay in the outbox. `reason` says why they wait."""
 
-    def __init__(self, *, timeout: float, waiting: int, cause: str = "") -> None:
-        super().__init__(timeout, waiting)
+    def __init__(self, *, timeout: float, waiting: int, reason: str) -> None:
+        super().__init__(timeout, waiting, reason)
         self.timeout = timeout
         self.waiting = waiting
-        self.cause = cause
+        self.reason = reason
 
     def __str__(self) -> str:
-        rows = "1 row waits, and stays" if self.waiting == 1 else f"{self.waiting:,} rows wait, and stay"
-        why = f": {self.cause}" if self.cause else ""
-        return f"after {self.timeout:g} s, {rows} in the outbox until a relay has published what waits{why}"
+        rows = "1 waiting row" if self.waiting == 1 else f"{self.waiting:,} waiting rows"
+        return (
+            f"after {self.timeout:g} s the outbox still holds {rows}, because {self.reason}; what waits stays stored and is"
+            " published later"
+        )
 
 
 class OutboxProblem(enum.Enum):
