@@ -141,9 +141,10 @@ class Ledger:
 
     # --- new messages -----------------------------------------------------------------------------------------------
 
-    def fits(self, size: int) -> bool:
-        """Whether a body of `size` bytes can ever be accepted."""
-        return size <= self._waiting.limits.max_buffered_bytes
+    @property
+    def largest(self) -> int:
+        """The size of the largest body that can ever be accepted."""
+        return self._waiting.limits.max_buffered_bytes
 
     def full(self, size: int) -> bool:
         """Whether there is no capacity now for a body of `size` bytes. Always true once closed."""
