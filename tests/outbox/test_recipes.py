@@ -41,7 +41,7 @@ def test_no_program_of_the_page_is_without_a_test():
         programs[section.partition("\n")[0]] += len(re.findall(r"^```python$", section, re.MULTILINE))
 
     assert +programs == {
-        "Three ways in": 3, "Django": 5, "FastAPI with SQLAlchemy": 2, "A cron job": 1,
+        "Three ways in": 3, "Django in a project": 4, "FastAPI with SQLAlchemy": 2, "A cron job": 1,
         "A consumer that must not act twice": 1,
     }  # fmt: skip
 
@@ -198,12 +198,13 @@ def test_django_in_five_minutes(tmp_path, broker):
     assert broker.messages("orders") == [b"order 1", b"order 2"]
 
 
-def test_django(tmp_path, broker, place):
-    """From an empty folder to a message in a queue."""
+def test_django_in_a_project(tmp_path, broker, place):
+    """With a migration, models and views; the migration can be reversed, and done again."""
     dsn = {} if place is None else {"db.sqlite3": place}
     shell = Shell(tmp_path, broker, {"amqp://guest:guest@localhost/": broker.url} | dsn)
-    start, migration, go = blocks("Django", "console")
-    model, migration_file, script, make_queue, plain = blocks("Django", "python")
+    start, migration, go = blocks("Django in a project", "console")
+    model, migration_file, script, plain = blocks("Django in a project", "python")
+    *_, queue, _, _ = blocks("Django in five minutes", "sh")
     shell.console(start)
     settings = tmp_path / "shop" / "settings.py"
     text = settings.read_text().replace("INSTALLED_APPS = [", 'INSTALLED_APPS = [\n    "orders",')
@@ -222,7 +223,7 @@ def test_django(tmp_path, broker, place):
         migration_file = migration_file.replace("-- DROP ", "DROP ")
     shell.write("orders/migrations/0002_outbox.py", migration_file)
     shell.write("order.py", script)
-    shell.write("make_queue.py", make_queue)
+    shell.run("sh", "-c", queue)
     listed = shell.console(go, skip=("warrener outbox relay",))
     assert listed.splitlines()[-1].split()[1:3] == ["waiting", "customer-42"]
     # In a program of the server: the set-up is that of the script.
