@@ -41,7 +41,7 @@ def test_no_program_of_the_page_is_without_a_test():
         programs[section.partition("\n")[0]] += len(re.findall(r"^```python$", section, re.MULTILINE))
 
     assert +programs == {
-        "Three ways in": 3, "Django": 5, "FastAPI with SQLAlchemy": 2, "A cron job": 1,
+        "Three ways in": 3, "Django in one file": 2, "Django in a project": 4, "FastAPI with SQLAlchemy": 2, "A cron job": 1,
         "A consumer that must not act twice": 1,
     }  # fmt: skip
 
@@ -180,12 +180,26 @@ def test_what_becomes_of_a_row(tmp_path, broker):
     assert json.loads(shown.splitlines()[-1])["set_aside"] == 0
 
 
-def test_django(tmp_path, broker, place):
+def test_django_in_one_file(tmp_path, broker):
     """From an empty folder to a message in a queue."""
+    shell = Shell(tmp_path, broker, {})
+    *_, go = blocks("Django in one file", "console")
+    shop, make_queue = blocks("Django in one file", "python")
+    shell.write("shop.py", shop)
+    shell.write("make_queue.py", make_queue)
+    listed = shell.console(go, skip=("warrener outbox relay",))
+    assert listed.splitlines()[-1].split()[1:3] == ["waiting", "customer-42"]
+    shell.relay(go, 1)
+    assert broker.messages("orders") == [b"book"]
+
+
+def test_django_in_a_project(tmp_path, broker, place):
+    """With a migration, models and views; it can be undone, and the messages stay."""
     dsn = {} if place is None else {"db.sqlite3": place}
     shell = Shell(tmp_path, broker, {"amqp://guest:guest@localhost/": broker.url} | dsn)
-    start, migration, go = blocks("Django", "console")
-    model, migration_file, script, make_queue, plain = blocks("Django", "python")
+    start, migration, go = blocks("Django in a project", "console")
+    model, migration_file, script, plain = blocks("Django in a project", "python")
+    _, make_queue = blocks("Django in one file", "python")
     shell.console(start)
     settings = tmp_path / "shop" / "settings.py"
     text = settings.read_text().replace("INSTALLED_APPS = [", 'INSTALLED_APPS = [\n    "orders",')
@@ -209,6 +223,7 @@ def test_django(tmp_path, broker, place):
 
     shell.relay(go, 2)
     assert broker.messages("orders") == [b"1", b"book"]
+    shell.run("python", "manage.py", "migrate", "orders", "0001")
     assert "No changes detected" in shell.run("python", "manage.py", "makemigrations", "--check", "--dry-run")
 
 

@@ -56,6 +56,10 @@ __all__ = ["BrokerTLS", "PrivateRabbitMQ", "RabbitMQFailed", "RabbitMQMissing", 
 #: Where Debian keeps the programs that its wrappers in /usr/sbin run as another user.
 _DEBIAN_BIN = Path("/usr/lib/rabbitmq/bin")
 
+#: How often the broker is started because a port was taken in the meantime, and how its log says that.
+_PORT_TRIES = 3
+_PORT_TAKEN = ("dist_port_already_used", "eaddrinuse")
+
 _PROTOCOL_HEADER = b"AMQP\x00\x00\x09\x01"
 
 #: Two schedulers that sleep when idle, few threads, and a small table of processes: made for a shared machine, quick to start.
@@ -145,7 +149,19 @@ class PrivateRabbitMQ:
     # --- life -----------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
-        """Start the broker; returns when it answers AMQP. Raises `RabbitMQMissing` or `RabbitMQFailed`."""
+        """Start the broker; returns when it answers AMQP. Raises `RabbitMQMissing` or `RabbitMQFailed`.
+
+        A port that another program took before the broker could is replaced by another one.
+        """
+        for _ in range(_PORT_TRIES - 1):
+            try:
+                return self._begin()
+            except RabbitMQFailed as error:
+                if not any(words in str(error) for words in _PORT_TAKEN):
+                    raise
+        return self._begin()
+
+    def _begin(self) -> Self:
         if self._root is None:
             self._bin = self._bin or rabbitmq_bin()
         else:
