@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from warrener._publishing.ledger import Delivery
-from warrener._publishing.ledger.refusals import PROBE_EVERY, Refusals, Target
+from warrener._publishing.ledger.refusals import PROBE_EVERY, Refusals, Target, named
 from warrener.errors import Fault, FaultKind
 from warrener.records import Envelope
 
@@ -208,3 +208,27 @@ def test_a_refusal_is_over_at_its_instant_also_before_it_is_forgotten(order: lis
     assert refusals.active
     assert refusals.of(asked, last + 2 * PROBE_EVERY) is None
     assert not refusals.active
+
+
+@pytest.mark.parametrize(
+    ("text", "exchange", "recognised"),
+    [
+        ("no exchange '{}…", "X" * 150, True),
+        ("no exchange '{}…", "it's " * 30, True),
+        ("no exchange '{}", "X" * 150, True),
+        ("access to topic-less exchange 'other' and exchange '{}…", "X" * 150, True),
+        ("no exchange '{}…", "Y" + "X" * 149, False),
+        ("no queue '{}…", "X" * 150, False),
+        ("{}", "X" * 150, False),
+    ],
+)
+@pytest.mark.parametrize("length", [20, 100, 101, 120])
+def test_the_beginning_of_a_long_name_names_its_exchange(
+    text: str, exchange: str, recognised: bool, length: int
+) -> None:
+    """The broker cuts its text at 255 bytes. A short beginning could be that of many names, and says nothing."""
+    beginning = ("X" * length) if exchange[0] == "Y" else exchange[:length]
+    fault = Fault(FaultKind.CHANNEL_CLOSED, text.format(beginning), reply_code=404)
+    candidates = [message(Envelope(exchange=each, routing_key="k")) for each in ("", exchange)]
+    expected = Target(exchange) if recognised and length > 100 else None
+    assert named(fault, candidates) == expected

@@ -143,7 +143,7 @@ def _names(text: str, exchange: str) -> bool:
         return True
     _, found, rest = text.rpartition("exchange '")
     cut = rest.rstrip("…")
-    return bool(found and exchange) and "'" not in rest and len(cut) > 100 and printable(exchange).startswith(cut)
+    return found != "" and len(cut) > 100 and printable(exchange).startswith(cut)
 
 
 def _quotes(text: str, before: str, value: object) -> bool:
