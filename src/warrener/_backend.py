@@ -66,6 +66,14 @@ class Backend(Protocol):
         """Raise the backend's cancellation if it is due; otherwise return a ticket."""
         ...
 
+    def withhold(self, cancelled: BaseException, /) -> None:
+        """The running task caught its cancellation, and does not raise it: it has a result, which would be lost.
+
+        A cancel scope cancels the task again at its next checkpoint. `asyncio.Task.cancel()` does not, so this backend raises the
+        cancellation when the task asks for its next ticket.
+        """
+        ...
+
     def wait(self, ticket: Any, /) -> Awaitable[None]:
         """Park a publisher with the ticket that `ticket` returned; `leave` is called before Cancelled is raised."""
         ...

@@ -106,6 +106,8 @@ class _Trio:
     def leaving(self, _tickets: Sequence[Ticket]) -> Sequence[Ticket]:
         return ()
 
+    def withhold(self, _cancelled: BaseException, /) -> None: ...
+
     @trio.lowlevel.enable_ki_protection
     def land(self, tickets: Sequence[Ticket], code: int) -> None:
         reschedule = self._reschedule

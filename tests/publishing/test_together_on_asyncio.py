@@ -137,6 +137,46 @@ def test_an_answer_between_the_deadline_and_the_cancelled_task_is_the_last_word(
     on_asyncio(main, answer=silence)
 
 
+class _Closed:
+    """Runs a coroutine step by step inside a task, and closes it in place of its last step."""
+
+    def __init__(self, coroutine: Any) -> None:
+        self.coroutine = coroutine
+
+    def __await__(self) -> Any:
+        try:
+            yield self.coroutine.send(None)
+        finally:
+            self.coroutine.close()
+
+
+@pytest.mark.parametrize("confirmed", [False, True])
+def test_a_publish_that_its_caller_closes_is_told_later(confirmed: bool) -> None:
+    """Its confirm comes before that, or after it."""
+
+    async def main(producer: Producer, driver: ScriptedDriver) -> None:
+        async def closing() -> None:
+            await _Closed(producer.publish(b"x", routing_key="q"))
+
+        async with producer.outcomes() as outcomes:
+            task = asyncio.create_task(closing())
+            await parked(task)
+            driver.link.listener.pull()
+            if confirmed:
+                driver.link.listener.confirmed(1, 2, False)
+                await task
+            else:
+                task.cancel()
+                await asyncio.wait({task})
+                driver.link.listener.confirmed(1, 2, False)
+            told = await anext(outcomes)
+            assert told.message_id == driver.published[1].message_id
+            assert isinstance(told.result, Receipt)
+        assert producer.status().in_flight == 0
+
+    on_asyncio(main, answer=silence)
+
+
 def test_a_scope_that_is_cancelled_after_the_confirm_leaves_the_receipt() -> None:
     """The wake came first: the publish returns, and the cancellation follows at the next checkpoint."""
 
