@@ -113,7 +113,7 @@ class AsyncioBackend:
         self._seats: list[_Seat] = []
         #: Those that wait for `_go_on`.
         self._woken: list[_Seat] = []
-        #: The tasks with a `Task.cancel()` that was not raised yet, and their number of cancellations then.
+        #: The tasks with a `Task.cancel()` that was not raised yet, and their number of cancellations before it.
         self._withheld: WeakKeyDictionary[asyncio.Task[Any], int] = WeakKeyDictionary()
 
     def ticket(self) -> Ticket | None:
@@ -149,14 +149,18 @@ class AsyncioBackend:
         await self.checkpoint_if_cancelled()
         task = self._current_task(self._loop)
         # `asyncio.timeout()` takes its cancellation back when its block ends: then nothing is left to raise.
-        if task is not None and task.cancelling() >= self._withheld.pop(task, math.inf):
+        if task is not None and task.cancelling() > self._withheld.pop(task, math.inf):
             raise self._cancelled
         return _Seat(self._loop)
 
-    def withhold(self, cancelled: BaseException, /) -> None:
+    def cancellations(self) -> int:
         task = self._current_task(self._loop)
-        if task is not None and not _by_scope(cancelled):
-            self._withheld[task] = task.cancelling()
+        return 0 if task is None else task.cancelling()
+
+    def withhold(self, caught: Sequence[BaseException], before: int, /) -> None:
+        task = self._current_task(self._loop)
+        if task is not None and not all(map(_by_scope, caught)):
+            self._withheld[task] = before
 
     @types.coroutine
     def wait(self, seat: _Seat, /) -> Generator[_Seat, None, None]:

@@ -139,29 +139,36 @@ def test_a_task_cancel_behind_the_row_is_raised_by_the_next_call(answered):
     asyncio.run(main())
 
 
-def test_a_call_in_the_cleanup_of_a_cancelled_task_is_stored():
-    """The second `Task.cancel()` was raised at once, so nothing is left for the next call to raise."""
+@pytest.mark.parametrize("scoped", [False, True])
+def test_a_second_cancellation_behind_the_row_changes_nothing(scoped):
+    """The row is stored, so the call returns its position; the call in the cleanup raises the `Task.cancel()`, and the next is stored."""
 
     async def main():
-        desk = Desk()
+        desk, scope = Desk(), anyio.CancelScope()
+        raised = []
 
         async def cleaned_up():
-            try:
+            with scope:
                 await desk.call(1)
-            finally:
+            try:
                 await desk.call(2)
+            except asyncio.CancelledError:
+                raised.append(2)
+            await desk.call(3)
 
         task = asyncio.create_task(cleaned_up())
         await anyio.wait_all_tasks_blocked()
         first = desk.intake.take()
-        for _ in range(2):
-            task.cancel()
+        for cancel in (scope.cancel if scoped else task.cancel, task.cancel):
+            cancel()
             await anyio.wait_all_tasks_blocked()
         desk.intake.answer(first, [1])
-        desk.intake.answer(desk.intake.take(), [2])
+        await anyio.wait_all_tasks_blocked()
+        desk.intake.answer(desk.intake.take(), [3])
         await asyncio.wait({task}, timeout=30)
-        assert task.cancelled()
-        assert desk.results == {2: 2}
+        assert not task.cancelled()
+        assert raised == [2]
+        assert desk.results == {1: 1, 3: 3}
 
     asyncio.run(main())
 

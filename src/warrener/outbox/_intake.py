@@ -69,6 +69,7 @@ class Intake:
         if not self._waiting:  # otherwise the relay knows already that rows wait
             self._wake()
         self._waiting.append(pending)
+        before = parking.cancellations()
         try:
             await parking.wait(pending.ticket)
         except self._cancelled as cancelled:
@@ -76,10 +77,14 @@ class Intake:
                 if pending.result is None:  # otherwise `end` has answered all calls
                     self._waiting.remove(pending)
                 raise
+            withheld = [cancelled]
             with anyio.CancelScope(shield=True):
                 while pending.result is None:
-                    await parking.park(pending, _forget_waiter)
-            parking.withhold(cancelled)
+                    try:
+                        await parking.park(pending, _forget_waiter)
+                    except self._cancelled as again:  # a `Task.cancel()`, which no scope keeps off
+                        withheld.append(again)
+            parking.withhold(withheld, before)
         result = pending.result
         if isinstance(result, int):
             return Stored(row.message_id, result)
