@@ -189,6 +189,10 @@ class AsyncioBackend:
             if not (woken and _by_scope(cancelled)):
                 on_cancel(what)
                 raise
+        except GeneratorExit:  # as in `wait`
+            if self._current_task(self._loop) is not None:
+                on_cancel(what)
+            raise
 
     def leaving(self, tickets: Sequence[Ticket]) -> Sequence[Ticket]:
         # A publisher has a seat. The ticket of `publish_nowait` is none: who waits for it may leave, and the message stays.

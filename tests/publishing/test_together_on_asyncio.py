@@ -23,8 +23,10 @@ def silence(_message: Published) -> str:
 def on_asyncio(main: Callable[[Producer, ScriptedDriver], Awaitable[None]], **life: Any) -> ScriptedDriver:
     """Run `main` with a producer whose link asks for messages only when it is told to."""
     driver = ScriptedDriver(lives(**life))
+    failed: list[dict[str, Any]] = []
 
     async def run() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: failed.append(context))
         async with open_producer(URL, driver=driver) as producer:
             await producer.wait_connected()
             handle = producer.publish_nowait(b"first", routing_key="q")
@@ -35,6 +37,7 @@ def on_asyncio(main: Callable[[Producer, ScriptedDriver], Awaitable[None]], **li
                 await main(producer, driver)
 
     asyncio.run(run())
+    assert not failed  # no callback of the event loop raised
     return driver
 
 
@@ -150,13 +153,14 @@ class _Closed:
             self.coroutine.close()
 
 
+@pytest.mark.parametrize("body", [b"x", bytearray(b"x")])
 @pytest.mark.parametrize("confirmed", [False, True])
-def test_a_publish_that_its_caller_closes_is_told_later(confirmed: bool) -> None:
+def test_a_publish_that_its_caller_closes_is_told_later(confirmed: bool, body: bytes | bytearray) -> None:
     """Its confirm comes before that, or after it."""
 
     async def main(producer: Producer, driver: ScriptedDriver) -> None:
         async def closing() -> None:
-            await _Closed(producer.publish(b"x", routing_key="q"))
+            await _Closed(producer.publish(body, routing_key="q"))
 
         async with producer.outcomes() as outcomes:
             task = asyncio.create_task(closing())
