@@ -442,7 +442,7 @@ class Window:
             case "unknown":
                 self._keep(row, _text(outcome), possible_duplicate=True)
                 # The next attempt of this relay must use the new count and the new flag.
-                held.row = evolve(row, attempts=row.attempts + 1, possible_duplicate=True)
+                held.row = row._replace(attempts=row.attempts + 1, possible_duplicate=True)
                 self._alone.append(row.position)
             case "nacked":
                 delay = retry_delay(policy, row.nacks + 1)
