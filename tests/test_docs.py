@@ -8,6 +8,7 @@ import importlib.util
 import pkgutil
 import re
 import runpy
+import socket
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -116,6 +117,26 @@ def test_the_programs_of_the_pages_run(
     assert capsys.readouterr().out
 
 
+def test_the_first_program_shows_that_no_broker_is_there() -> None:
+    """README says what a program without logging configuration prints, and that is what it prints."""
+    page = (DOCS.parent / "README.md").read_text()
+    program = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0]
+    (shown,) = re.findall(r"^warrener:.*", page, re.MULTILINE)
+    with socket.socket() as closed:  # bound, and it does not listen
+        closed.bind(("127.0.0.1", 0))
+        url = f"amqp://guest:guest@127.0.0.1:{closed.getsockname()[1]}/"
+        program = program.replace("amqp://guest:guest@localhost/", url).replace(
+            '="tasks")  #', '="tasks", timeout=0.1)  #'
+        )
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+
+    def neutral(line: str) -> str:
+        return re.sub(r"[\d.]+|warrener:[^:]*:", "*", line)
+
+    assert neutral(done.stderr.splitlines()[0]) == neutral(shown)
+    assert done.stderr.splitlines()[-1].startswith("warrener.errors.DeadlineExceeded: ")
+
+
 @pytest.mark.full
 def test_the_pages_become_html(tmp_path: Path) -> None:
     """Every page is reachable, every reference leads somewhere: warnings are errors."""
@@ -135,6 +156,7 @@ ELSEWHERE = {"warrener", "pamqp", "aiormq", "channel.close", "basic.get", "Task.
 SOURCE = DOCS.parent / "src" / "warrener"
 HOUSE = runpy.run_path(str(DOCS.parent / "scripts" / "house.py"))
 HOW = "run: python scripts/house.py"
+WALK_HEAD = ("| step | file | function |", "|---|---|---|")
 
 
 @cache
@@ -183,9 +205,11 @@ def test_the_design_page_says_what_every_file_decides() -> None:
 
 def test_each_step_of_the_walks_exists() -> None:
     """A walk names a file and functions of that file, and no step has vanished from the code."""
-    steps = re.findall(r"^\|[^|]*\| `([\w/.]+\.py)` \| (`.*`) \|$", DESIGN, re.MULTILINE)
+    walks = DESIGN.split("## Walk one")[1].split("## Reasons")[0]
+    rows = [row for row in walks.splitlines() if row.startswith("|") and row not in WALK_HEAD]
+    steps = [step for row in rows for step in re.findall(r"^\|[^|]*\| `([\w/.]+\.py)` \| (`[^|]*`) \|$", row)]
 
-    assert len(steps) > 25
+    assert len(steps) == len(rows) > 25
     for file, functions in steps:
         for function in re.findall(r"`([\w.]+)`", functions):
             assert function in defined_in(SOURCE / file), f"{function} is not in {file}"

@@ -58,7 +58,7 @@ def printable(text: object, limit: int = MAX_TEXT) -> str:
     raw = text if isinstance(text, str) else repr(text)
     shown = "".join(
         char if unicodedata.category(char)[0] not in "CZ" or char == " " else char.encode("unicode_escape").decode()
-        for char in raw[:limit]
+        for char in raw[: limit + 1]
     )
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
 

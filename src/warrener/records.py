@@ -327,7 +327,7 @@ class Message:
         if self.expiration is not None:
             seconds = self.expiration
             if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
-                self._refuse(f"expiration must be float seconds, not {type(seconds).__name__}")
+                self._refuse(f"expiration must be a number of seconds, not {printable(repr(seconds), 60)}")
             if not (math.isfinite(seconds) and 0 <= seconds <= 4_294_967.295):
                 self._refuse("expiration must be between 0 and 4,294,967 seconds (RabbitMQ's 32-bit milliseconds)")
 

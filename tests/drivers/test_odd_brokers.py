@@ -134,6 +134,132 @@ async def test_nothing_follows_our_close(driver: Driver, listener: RecordingRepo
     assert followed == []
 
 
+_INTERNAL_ERROR = commands.Channel.Close(541, "INTERNAL_ERROR", 0, 0)
+
+
+@pytest.mark.parametrize("kind", [commands.Channel.Open, commands.Confirm.Select, commands.Basic.Qos])
+async def test_nothing_is_sent_on_a_publishing_channel_that_closes_as_it_opens(
+    driver: Driver, listener: RecordingReports, kind: type[Any]
+) -> None:
+    """The close is in the packet of an answer. RabbitMQ would close the whole connection for a method on that channel.
+
+    The link goes on with another channel, or it ends with the broker's reason.
+    """
+    answers = {
+        commands.Channel.Open: commands.Channel.OpenOk(),
+        commands.Confirm.Select: commands.Confirm.SelectOk(),
+        commands.Basic.Qos: commands.Basic.QosOk(),
+    }
+    seen: list[str] = []
+    up = anyio.Event()
+    answered = anyio.Event()
+
+    async def script(peer: Peer, channel: int) -> None:
+        await up.wait()
+        await peer.send(_INTERNAL_ERROR, channel)
+        await until(peer, commands.Channel.CloseOk)
+        number = 0
+        while True:
+            channel, frame = await peer.receive()
+            if number and channel == number:
+                seen.append(frame.name)
+                answered.set()
+            elif isinstance(frame, commands.Connection.Close):
+                await peer.send(commands.Connection.CloseOk())
+            elif type(frame) in answers:
+                data = pamqp.frame.marshal(answers[type(frame)], channel)
+                if type(frame) is kind and not number:
+                    number = channel
+                    data += pamqp.frame.marshal(_INTERNAL_ERROR, channel)
+                await peer.stream.send(data)
+
+    async with broker(script) as endpoint:
+        fault: Fault | None = None
+        with anyio.fail_after(_PATIENCE):
+            try:
+                async with driver.open(endpoint, evolve(_QUICK, close_timeout=5.0), listener) as link:
+                    up.set()
+                    await answered.wait()
+                    await listener.until(lambda: len(listener.of("opened")) == 3)
+                    link.publish(Lane.MAIN, Envelope(routing_key="q"), "m", b"body", None)
+            except LinkDown as down:
+                fault = down.fault
+    if fault is None:
+        assert seen == ["Channel.CloseOk"]
+    else:
+        assert "INTERNAL_ERROR" in fault.text
+        assert seen in (["Channel.CloseOk"], [])  # a link that ends need not answer
+
+
+async def test_no_request_is_sent_on_a_channel_that_closes_as_it_opens(
+    driver: Driver, listener: RecordingReports
+) -> None:
+    """The caller learns the broker's reason, and the link goes on."""
+    seen: list[str] = []
+    answered = anyio.Event()
+
+    async def script(peer: Peer, _: int) -> None:
+        number, _ = await peer.receive()
+        await peer.stream.send(
+            pamqp.frame.marshal(commands.Channel.OpenOk(), number) + pamqp.frame.marshal(_INTERNAL_ERROR, number)
+        )
+        while True:
+            channel, frame = await peer.receive()
+            if channel == number:
+                seen.append(frame.name)
+            match frame:
+                case commands.Queue.Declare() if not answered.is_set() and channel == number:
+                    pass  # a driver that does not wait for open-ok; the broker drops the request
+                case commands.Channel.CloseOk():
+                    answered.set()
+                case commands.Channel.Open():
+                    await peer.send(commands.Channel.OpenOk(), channel)
+                case commands.Queue.Declare():
+                    await peer.send(commands.Queue.DeclareOk("q", 0, 0), channel)
+                case commands.Channel.Close():
+                    await peer.send(commands.Channel.CloseOk(), channel)
+                case commands.Connection.Close():
+                    await peer.send(commands.Connection.CloseOk())
+
+    async with linked(driver, listener, script, close_timeout=5.0) as link:
+        with pytest.raises(LinkDown, match="INTERNAL_ERROR"):
+            await link.declare([Queue("q")])
+        await answered.wait()
+        assert await link.declare([Queue("q")]) == ["q"]
+    behind = seen[seen.index("Channel.CloseOk") + 1 :]
+    assert behind[:1] in ([], ["Channel.Open"])
+
+
+async def test_the_closes_of_a_channel_that_is_not_open_yet_cross(driver: Driver, listener: RecordingReports) -> None:
+    """The caller leaves before open-ok; the broker closes the channel, and answers our close. The link goes on."""
+    leave = anyio.Event()
+
+    async def script(peer: Peer, _: int) -> None:
+        number, _ = await peer.receive()
+        leave.set()
+        await until(peer, commands.Channel.Close)
+        await peer.send(_INTERNAL_ERROR, number)
+        await peer.send(commands.Channel.CloseOk(), number)
+        while True:
+            channel, frame = await peer.receive()
+            match frame:
+                case commands.Channel.Open():
+                    await peer.send(commands.Channel.OpenOk(), channel)
+                case commands.Queue.Declare():
+                    await peer.send(commands.Queue.DeclareOk("q", 0, 0), channel)
+                case commands.Channel.Close():
+                    await peer.send(commands.Channel.CloseOk(), channel)
+                case commands.Connection.Close():
+                    await peer.send(commands.Connection.CloseOk())
+
+    async with linked(driver, listener, script, close_timeout=5.0) as link:
+        async with anyio.create_task_group() as group:
+            group.start_soon(link.declare, [Queue("q")])
+            await leave.wait()
+            group.cancel_scope.cancel()
+        assert await link.declare([Queue("q")]) == ["q"]
+
+
 # --- requests -------------------------------------------------------------------------------------------------------
 
 

@@ -167,7 +167,7 @@ def test_what_cannot_be_framed_ends_without_a_tag() -> None:
 def test_the_buffer_is_bounded_by_count_and_by_octets() -> None:
     """`full` answers for messages and for bytes, and a body beyond the whole buffer never fits (R8)."""
     bench = Bench(up=False, max_buffered=2, max_buffered_bytes=10)
-    assert (bench.ledger.fits(10), bench.ledger.fits(11)) == (True, False)
+    assert bench.ledger.largest == 10
     assert (bench.ledger.full(10), bench.ledger.full(11)) == (False, True)
     bench.accept(body=b"123456")
     assert (bench.ledger.full(4), bench.ledger.full(5)) == (False, True)

@@ -8,6 +8,7 @@ from typing import TypeAlias
 import pytest
 from attrs import frozen
 
+from warrener import Retry
 from warrener._publishing.ledger import Delivery
 from warrener.errors import (
     DeadlineExceeded,
@@ -24,6 +25,7 @@ from warrener.errors import (
     Unroutable,
 )
 from warrener.records import Lane, Receipt
+from warrener.retry import retry_rules
 
 from .driving import INTERNAL, LOST, NOT_FOUND, Bench, returned_of
 
@@ -174,6 +176,19 @@ def left_and_not_sent() -> Receipt | PublishError | None:
     bench.ledger.cancel(delivery)
     bench.lose(written=0)
     return late(bench)
+
+
+@tells(
+    NotSent,
+    "the link was lost before the message was written, and its retry policy does not wait for another link",
+    LOST,
+)
+def not_written_and_impatient() -> Receipt | PublishError | None:
+    bench = Bench(max_in_flight=1, retry=retry_rules(Retry.fire_and_confirm()))
+    delivery = bench.accept()
+    bench.lose()
+    bench.ledger.ends.impatient(LOST)
+    return delivery.outcome
 
 
 @tells(Unconfirmed, "cancelled while it waited to be sent again", LOST)

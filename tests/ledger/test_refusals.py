@@ -193,6 +193,7 @@ def test_a_close_that_a_suspect_explains_later_counts_for_no_storm() -> None:
             assert bench.ledger.ends.unexplained() == 0
             channel = bench.open(Lane.SUSPECT) if bench.ledger.wants_suspect_channel else bench.channels[Lane.SUSPECT]
             assert bench.write() == [each]
+            assert bench.ledger.ends.unexplained() == 0  # also while the last one is in flight
             if guilty and each is suspects[1]:
                 bench.close_channel(nameless, lane=Lane.SUSPECT)
             else:
@@ -224,6 +225,21 @@ def test_many_refusals_search_the_waiting_messages_ten_times_a_second() -> None:
     assert all(each.outcome.reason.startswith(reason) for each in later[1:20])  # type: ignore[union-attr]
     assert bench.ledger.ends.sweeps == 2
     assert all(each.outcome is None for each in later[20:])
+
+
+@pytest.mark.parametrize("left", [FEW, FEW + 1])
+def test_the_messages_are_searched_at_each_refusal_if_they_are_few(left: int) -> None:
+    """The second refusal of one instant waits for its search only if more than `FEW` messages wait then."""
+    bench = Bench(max_buffered=10_000, max_in_flight=10_000)
+    waiting = [bench.accept(exchange=f"missing-{number}") for number in range(left + 1)]
+    second = bench.accept(exchange="missing-1", routing_key="other")
+    for number in range(2):
+        introduce(bench)
+        bench.write(1)
+        bench.close_channel(missing(f"missing-{number}"), lane=Lane.SUSPECT)
+    assert isinstance(waiting[1].outcome, PublishRefused)
+    assert bench.ledger.ends.sweeps == (2 if left == FEW else 1)
+    assert (second.outcome is None) == (left > FEW)
 
 
 def test_a_waiter_asks_for_no_probe() -> None:

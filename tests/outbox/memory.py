@@ -65,6 +65,7 @@ class MemoryStore:
     """`Store` over a `Database`; a crash is asked for by `fail_before` or `fail_after` the commit."""
 
     blocks = False
+    place = "memory"
 
     def __init__(self, database: Database, clock: Callable[[], float], max_rows: int = 10**9) -> None:
         self.database = database

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import partial
 
 import anyio
@@ -143,19 +143,20 @@ def good(tmp_path):
     return path
 
 
+@contextmanager
 def read_only(monkeypatch, path):
     connect = sqlite3.connect
     monkeypatch.setattr(sqlite3, "connect", lambda path, **rest: connect(f"file:{path}?mode=ro", uri=True, **rest))
-    return "cannot be written"
+    yield "cannot be written"
 
 
+@contextmanager
 def locked(monkeypatch, path):
     connect = sqlite3.connect
-    other = connect(path, isolation_level=None)
-    other.execute("BEGIN IMMEDIATE")
-    monkeypatch.setattr(sqlite3, "connect", lambda path, **rest: connect(path, **rest | {"timeout": 0.05}))
-    monkeypatch.setattr(command, "_keeps_the_lock", other, raising=False)
-    return "was locked by another program"
+    with closing(connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        monkeypatch.setattr(sqlite3, "connect", lambda path, **rest: connect(path, **rest | {"timeout": 0.05}))
+        yield "was locked by another program"
 
 
 @pytest.mark.parametrize("happens", [read_only, locked])
@@ -169,18 +170,18 @@ def test_commands_that_write_say_why_they_cannot(good, happens, monkeypatch, cap
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(command, "say", say)
-    text = happens(monkeypatch, good)
-    for action in ("ls", "show", "stats"):
-        assert main(["outbox", action, str(good), *ACTIONS[action]]) == 0
-    capsys.readouterr()
+    with happens(monkeypatch, good) as text:
+        for action in ("ls", "show", "stats"):
+            assert main(["outbox", action, str(good), *ACTIONS[action]]) == 0
+        capsys.readouterr()
 
-    for action in ("retry", "drop"):
-        assert main(["outbox", action, str(good), *ACTIONS[action]]) == 2
-        err = capsys.readouterr().err
-        assert (err.count("\n"), text in err) == (1, True)
-    with EmbeddedBroker.in_thread() as broker:
-        assert main(["outbox", "relay", str(good), "--to", broker.url]) == 0
-    assert [line for line in said if "cannot be used" in line and text in line] == said[-1:]
+        for action in ("retry", "drop"):
+            assert main(["outbox", action, str(good), *ACTIONS[action]]) == 2
+            err = capsys.readouterr().err
+            assert (err.count("\n"), text in err) == (1, True)
+        with EmbeddedBroker.in_thread() as broker:
+            assert main(["outbox", "relay", str(good), "--to", broker.url]) == 0
+        assert [line for line in said if "cannot be used" in line and text in line] == said[-2:-1]
 
 
 def test_add_says_why_a_good_file_cannot_be_written(good):

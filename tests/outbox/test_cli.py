@@ -96,14 +96,56 @@ def test_retry_and_drop_say_how_many(path, capsys):
     assert run("retry", path, "--all") == 0
     assert run("drop", path, 1) == 0
     assert run("drop", path, 2, 2, 1, "nobody's") == 1
-    assert run("retry", path) == 2
+    assert run("retry", path) == run("drop", path) == 2
     out, err = capsys.readouterr()
     assert out.splitlines() == [
         "1 row can be published again at once; a relay does that", "1 row deleted", "1 row deleted",
     ]  # fmt: skip
     assert err.splitlines() == [
         "1: there is no such row", "nobody's: there is no such row", "warrener outbox retry: give IDs, or --all",
+        "warrener outbox drop: give IDs, or --all",
     ]  # fmt: skip
+
+
+def test_all_set_aside_rows_can_be_dropped_at_once(path, capsys):
+    """The other rows stay."""
+    assert run("drop", path, "--all") == 0
+    assert capsys.readouterr().out == "1 row deleted\n"
+    assert [(entry.position, entry.held_by) for entry in SQLiteOutbox(path).entries()] == [(2, None), (3, None)]
+
+
+def test_retry_says_of_each_row_why_it_stays(path, capsys):
+    """A row that waits, one that is held up by another one, and one that a relay has."""
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("INSERT INTO warrener_outbox (position, routing_key, body) VALUES (-5, 'q', 'x')")
+        db.execute("INSERT INTO warrener_outbox_claim (token, positions) VALUES ('another', '[3]')")
+    assert run("retry", path, -5, 2, 3) == 1
+    out, err = capsys.readouterr()
+    assert out == "0 rows can be published again at once; a relay does that\n"
+    assert err.splitlines() == [
+        "-5: not set aside: it waits for a relay",
+        "2: not set aside: row 1 of its key holds it up; retry or drop that row",
+        "3: not set aside: a relay has claimed it",
+    ]
+
+
+def test_a_row_that_is_no_message_is_not_promised(path, capsys):
+    """Retried as it is, a relay sets it aside again."""
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("UPDATE warrener_outbox_set_aside SET reason = 'InvalidRow'")
+    assert run("retry", path, "--all") == 0
+    assert capsys.readouterr().out.splitlines()[1] == (
+        "1 row of them had been set aside as no message; a relay does so again, unless you have corrected the columns"
+    )
+
+
+def test_an_unknown_option_shows_the_usage_of_its_command(path, capsys):
+    """And not that of `warrener`."""
+    with pytest.raises(SystemExit):
+        run("retry", path, "--every")
+    err = capsys.readouterr().err
+    assert err.startswith("usage: warrener outbox retry ")
+    assert err.endswith("warrener outbox retry: error: unrecognized arguments: --every\n")
 
 
 def test_a_claimed_row_is_told_from_a_missing_one(path, capsys):
@@ -112,7 +154,9 @@ def test_a_claimed_row_is_told_from_a_missing_one(path, capsys):
         db.execute("INSERT INTO warrener_outbox_claim (token, positions) VALUES ('another', '[3]')")
     assert run("drop", path, 3) == 1
     out, err = capsys.readouterr()
-    assert (out, err) == ("0 rows deleted\n", "1 row of those named: claimed by a relay, so it is not deleted\n")
+    assert (out, err) == (
+        "0 rows deleted\n", "3: a relay has claimed it, so it was not deleted; end the relay, then drop it again\n",
+    )  # fmt: skip
 
 
 def test_stats_counts(path, capsys):
@@ -149,12 +193,17 @@ def test_an_outbox_that_cannot_be_used_is_one_line(tmp_path, capsys):
     missing = tmp_path / "missing.db"
     assert run("ls", missing) == 2
     assert not missing.exists()
-    assert capsys.readouterr().err == f"warrener outbox: there is no file {missing}\n"
+    assert capsys.readouterr().err == (
+        f"warrener outbox: there is no file {missing}; this makes it: warrener outbox init {missing}\n"
+    )
 
 
 def test_init_makes_the_tables_or_prints_how(tmp_path, capsys):
     """The printed statements make the same tables."""
-    assert run("init", tmp_path / "one.db") == 0
+    assert run("init", tmp_path / "one.db") == run("init", tmp_path / "one.db") == 0
+    assert capsys.readouterr().out == (
+        "the outbox tables were made\nthe outbox tables were there already; nothing was changed\n"
+    )
     assert run("stats", tmp_path / "one.db") == 0
     capsys.readouterr()
     assert run("init", tmp_path / "two.db", "--sql") == 0
@@ -197,21 +246,26 @@ def test_a_process_that_only_relays(path):
         lines = []
         for line in relay.stdout:
             lines.append(line.rstrip("\n").partition(" ")[2])
-            if "1 confirmed; at the last count 1 waiting, 2 set aside; `warrener outbox ls` names the reasons" in line:
+            if "1 confirmed, 1 waiting, 2 set aside; `warrener outbox ls` names the reasons" in line:
                 break
         # An impatient user: the second one comes while the first one is obeyed.
         relay.send_signal(signal.SIGINT)
         relay.send_signal(signal.SIGINT)
         relay.send_signal(signal.SIGTERM)
-        relay.communicate(timeout=30)
+        rest, _ = relay.communicate(timeout=30)
 
         assert relay.returncode == 0
+        assert rest.splitlines()[-1].partition(" ")[2] == (
+            "ended; 1 confirmed, 1 still waiting, 2 set aside; start the relay again to publish what waits"
+        )
         assert len(broker.messages("q")) == 1
         assert len(lines) == len(set(lines)), "a line was printed twice"
         assert lines[0] == f"to amqp://{urlsplit(broker.url).netloc.rpartition('@')[2]}/; Ctrl-C ends it"
         (aside,) = [line for line in lines if line.startswith("row ")]
-        assert aside.startswith("row 4 was set aside (Unroutable): ")
-        assert "warrener outbox retry FILE-OR-DSN 4" in aside
+        assert aside.startswith("row 4 (exchange '', routing key 'nowhere') was set aside (Unroutable): ")
+        assert aside.endswith(
+            f"then publish it again: warrener outbox retry {path} 4; this deletes it: warrener outbox drop {path} 4"
+        )
         (up,) = [line for line in lines if line.startswith("CONNECTED")]
         assert "; link 1; heartbeat " in up
 

@@ -18,7 +18,7 @@ def counted(age: float | None) -> OutboxStatus:
 def reported(counts: Counts, age: float | None, caplog: pytest.LogCaptureFixture) -> list[str]:
     """Take a count, and return what the log says then."""
     caplog.clear()
-    counts.take(counted(age), 0.0, 0.0)
+    counts.take(counted(age), 0, 0.0, 0.0)
     return [record.getMessage() for record in caplog.records]
 
 
@@ -38,10 +38,18 @@ def test_a_count_takes_at_most_a_twentieth_of_the_time() -> None:
     """The next one is due after twenty times its duration, at least 0.1 s; a second later where nothing was written."""
     counts = Counts("tasks")
     assert counts.due == -math.inf
-    counts.take(counted(None), 10.0, 12.0)
+    counts.take(counted(None), 0, 10.0, 12.0)
     assert counts.due == 12.0 + 40.0 + 1.0
     counts.changed = True
     assert counts.due == 12.0 + 40.0
-    counts.take(counted(None), 60.0, 60.001)
+    counts.take(counted(None), 0, 60.0, 60.001)
     counts.changed = True
     assert counts.due == pytest.approx(60.101)
+
+
+def test_rows_confirmed_since_the_count_do_not_wait() -> None:
+    """So that confirmed and waiting never are more than there were; a claimed row is confirmed before one that waits."""
+    counts = Counts("tasks")
+    counts.take(counted(None), 10, 0.0, 0.0)
+    shown = [counts.now(confirmed) for confirmed in (10, 11, 13, 14, 20)]
+    assert [(each.waiting, each.leased) for each in shown] == [(3, 1), (3, 0), (1, 0), (0, 0), (0, 0)]

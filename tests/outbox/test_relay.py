@@ -64,7 +64,9 @@ async def test_an_outage_is_outlived(path):
         async with relaying(broker, outbox_at(path)) as relay:
             for number in range(20):
                 await relay.enqueue(task(number), key="one")
-            with pytest.raises(OutboxNotFlushed, match=r"still holds \d+ waiting rows"):
+            with pytest.raises(
+                OutboxNotFlushed, match=r"still holds \d+ waiting rows, because there is no connection to the broker"
+            ):
                 await relay.wait_flushed(0.05)
             broker.restart()
             await relay.wait_flushed(10)
@@ -139,13 +141,15 @@ async def test_a_returned_row_is_set_aside_and_loud(path, caplog):
         await relay.enqueue(task(1, "missing"), key="a")
         await relay.enqueue(task(2), key="a")
         await relay.enqueue(task(3), key="b")
-        with pytest.raises(OutboxNotFlushed):
+        with pytest.raises(
+            OutboxNotFlushed, match="1 waiting row, because 1 row that is set aside holds up the later rows"
+        ):
             await relay.wait_flushed(0.3)
         (entry,) = await anyio.to_thread.run_sync(outbox.entries, "set_aside")
         assert (entry.position, entry.reason, entry.attempts) == (1, "Unroutable", 1)
         assert entry.last_error.startswith("the broker returned it: ")
         assert broker.messages("tasks") == [b"3"]
-        assert "row 1 was set aside (Unroutable)" in caplog.text
+        assert "row 1 (exchange '', routing key 'missing') was set aside (Unroutable)" in caplog.text
 
         broker.declare_queue("missing")
         assert await anyio.to_thread.run_sync(outbox.retry, [entry.position]) == 1

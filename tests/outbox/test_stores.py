@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 
+import psycopg
 import pytest
 from attrs import evolve
 
@@ -30,6 +33,12 @@ def open_store(request, tmp_path):
         store.open()
         return store
 
+    def execute(statement):
+        """As another program does it."""
+        with closing(sqlite3.connect(tmp_path / "tasks.db") if dsn is None else psycopg.connect(dsn)) as db, db:
+            db.execute(statement)
+
+    make.execute = execute
     yield make
     for store in stores:
         store.close()
@@ -303,6 +312,20 @@ def test_a_row_that_is_held_up_names_the_row_that_holds_it(open_store):
 
     held = {entry.position: entry.held_by for entry in store.entries(None, None, 100, bodies=False)}
     assert held == {1: None, 2: None, 3: None, 4: 1, 5: None, 6: None}
+
+
+def test_a_position_of_another_programs_own_is_a_place_like_any_other(open_store):
+    """A row with a negative position goes first, and can be named; the positions that follow stay as they were."""
+    store = open_store()
+    insert(store, None)
+    for position in (0, -5, 10**15):
+        open_store.execute(
+            f"INSERT INTO warrener_outbox (position, routing_key, body) VALUES ({position}, 'q', 'x')"  # noqa: S608
+        )
+    assert positions(claim(store)) == [-5, 0, 1, 10**15]
+    assert [entry.position for entry in store.entries("leased", [-5], 10, bodies=False)] == [-5]
+    store.release("relay")
+    assert store.drop([-5, 10**15]) == 2
 
 
 def test_the_newest_rows_have_their_share(open_store):

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import trustme
 
+from warrener.testing import rabbitmq
 from warrener.testing.rabbitmq import BrokerTLS, PrivateRabbitMQ, RabbitMQFailed, RabbitMQMissing
 
 pytestmark = pytest.mark.broker
@@ -66,6 +67,26 @@ def _listening_addresses(group: int) -> set[tuple[int, str]]:
     ]
     local = [row[1].split(":") for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets]
     return {(int(port, 16), address) for address, port in local}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("taken", [0, 2], ids=["amqp", "distribution"])
+def test_a_port_that_was_taken_in_the_meantime_is_replaced(monkeypatch, taken):
+    """Between the choice of a port and the broker's use of it lie seconds, and other programs take ports as well."""
+    chosen = rabbitmq.free_ports
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        choices = []
+
+        def choose(count):
+            choices.append(chosen(count))
+            if len(choices) == 1:
+                choices[0][taken] = other.getsockname()[1]
+            return choices[-1]
+
+        monkeypatch.setattr(rabbitmq, "free_ports", choose)
+        with PrivateRabbitMQ() as broker:
+            assert _greeting(broker.port) == b"\x01"
+            assert broker.port == choices[1][0]
 
 
 def test_listens_on_loopback_only(rabbitmq):

@@ -42,7 +42,7 @@ def deep(levels: int) -> dict[str, Any]:
         ({"priority": 256}, ["priority"]),
         ({"priority": True}, ["priority"]),
         ({"expiration": -1}, ["expiration"]),
-        ({"expiration": "5"}, ["expiration", "str"]),
+        ({"expiration": "5"}, ["expiration", "a number of seconds, not '5'"]),
         ({"timestamp": datetime(2026, 1, 1)}, ["timestamp", "without a time zone", "datetime.now(UTC)"]),  # noqa: DTZ001
         ({"timestamp": datetime(1969, 1, 1, tzinfo=UTC)}, ["timestamp lies before 1970"]),
         ({"timestamp": 5}, ["timestamp must be a datetime", "int"]),

@@ -10,6 +10,7 @@ import argparse
 import base64
 import json
 import logging
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +34,8 @@ _ALL: Final = 1_000_000
 #: Columns of the terminal where its width cannot be asked for, as in a pipe; and those that a reason has at least.
 _UNKNOWN_WIDTH: Final = 200
 _MIN_REASON: Final = 40
+#: Characters of any other text in a table.
+_CELL: Final = 36
 _COLUMNS = ("POSITION", "STATE", "KEY", "EXCHANGE", "ROUTING KEY", "ATTEMPTS", "AGE", "MESSAGE ID", "REASON")
 
 
@@ -49,7 +52,7 @@ def add_parser(commands: Commands) -> None:
     def action(name: str, run: Callable[[argparse.Namespace], int], text: str) -> Any:
         made = actions.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         made.add_argument("place", metavar="FILE-OR-DSN", help="a SQLite file, or a PostgreSQL connection string")
-        made.set_defaults(run=partial(_reporting, run))
+        made.set_defaults(run=partial(_reporting, run), parser=made)
         return made
 
     made = action("init", _init, "make the tables where they are missing")
@@ -65,7 +68,8 @@ def add_parser(commands: Commands) -> None:
     _add_ids(made, optional=True)
     made.add_argument("--all", action="store_true", help="all set-aside rows")
     made = action("drop", _drop, "delete rows for good; a row that a relay has claimed is not deleted")
-    _add_ids(made)
+    _add_ids(made, optional=True)
+    made.add_argument("--all", action="store_true", help="all set-aside rows")
     made = action("stats", _stats, "count the rows")
     made.add_argument("--json", action="store_true", help="one JSON object")
     made = action("relay", _relay, "publish the rows of an outbox until interrupted; programs need only insert them")
@@ -108,21 +112,40 @@ def _at(args: argparse.Namespace, **arguments: Any) -> Outbox:
 
 
 def _ids(args: argparse.Namespace) -> list[int | str]:
-    return [int(one) if one.isascii() and one.isdigit() else one for one in args.ids]
+    return [int(one) if re.fullmatch("-?[0-9]{1,18}", one) else one for one in args.ids]
+
+
+def _named(args: argparse.Namespace, outbox: Outbox) -> list[Entry] | None:
+    """Return the rows that IDs or --all name; None, and a line, unless exactly one of the two is given."""
+    ids = _ids(args)
+    if args.all == bool(ids):
+        print(f"{args.parser.prog}: give IDs, or --all", file=sys.stderr)
+        return None
+    if args.all:
+        return outbox.entries("set_aside", limit=_ALL, bodies=False)
+    return outbox.entries(ids=ids, limit=_ALL, bodies=False)
 
 
 # --- actions ----------------------------------------------------------------------------------------------------------
 
 
 def _init(args: argparse.Namespace) -> int:
-    from warrener.outbox import PostgresOutbox, ddl, outbox_at
+    from warrener.outbox import OutboxProblem, OutboxUnusable, PostgresOutbox, ddl, outbox_at
 
     outbox = outbox_at(args.place)
     if args.sql:
         print(ddl("postgresql" if isinstance(outbox, PostgresOutbox) else "sqlite"), end="")
         return 0
+    try:
+        _at(args).status()
+    except OutboxUnusable as error:
+        if error.problem is not OutboxProblem.MISSING:
+            raise
+    else:
+        print("the outbox tables were there already; nothing was changed")
+        return 0
     outbox.create()
-    print("the outbox tables are there")
+    print("the outbox tables were made")
     return 0
 
 
@@ -131,7 +154,8 @@ def _list(args: argparse.Namespace) -> int:
     if args.json:
         _print_json(entries, body=args.body)
     else:
-        _print_table(entries)
+        if _print_table(entries):
+            print("… stands for text that is left out; `warrener outbox show` prints all of a row")
         for entry in entries if args.body else ():
             print(f"{entry.position}: {_body_text(entry)}")
         if len(entries) == args.limit:
@@ -149,46 +173,58 @@ def _show(args: argparse.Namespace) -> int:
             for name, value in _fields(entry, body=args.body).items():
                 _print_field(name, printable(value, 2000) if isinstance(value, str) else value)
             print()
-    return _left(ids, entries, len(entries), "")
+    return _missing(ids, entries)
 
 
 def _retry(args: argparse.Namespace) -> int:
+    from warrener.outbox._decisions import INVALID_ROW
+
     outbox = _at(args)
-    ids = _ids(args)
-    if args.all == bool(ids):
-        print("warrener outbox retry: give IDs, or --all", file=sys.stderr)
+    found = _named(args, outbox)
+    if found is None:
         return 2
-    found = (
-        outbox.entries("set_aside", limit=_ALL, bodies=False)
-        if args.all
-        else outbox.entries(ids=ids, limit=_ALL, bodies=False)
-    )
     count = outbox.retry([entry.position for entry in found]) if found else 0
     print(f"{_rows(count)} can be published again at once; a relay does that")
-    return 0 if args.all else _left(ids, found, count, "neither set aside nor waiting for the next attempt")
+    no_message = [entry for entry in found if entry.reason == INVALID_ROW]
+    if no_message:
+        print(f"{_rows(len(no_message))} of them had been set aside as no message; a relay does so again, unless you have "
+              "corrected the columns")  # fmt: skip
+    stayed = 0
+    for entry in found if count < len(found) else ():
+        if entry.state != "set_aside" and entry.not_before is None:
+            stayed += 1
+            why = "a relay has claimed it" if entry.state == "leased" else "it waits for a relay"
+            if entry.held_by is not None:
+                why = f"row {entry.held_by} of its key holds it up; retry or drop that row"
+            print(f"{entry.position}: not set aside: {why}", file=sys.stderr)
+    return int(bool(_missing(_ids(args), found)) or stayed > 0)
 
 
 def _drop(args: argparse.Namespace) -> int:
-    outbox, ids = _at(args), _ids(args)
-    found = outbox.entries(ids=ids, limit=_ALL, bodies=False)
-    count = outbox.drop(ids)
+    outbox = _at(args)
+    found = _named(args, outbox)
+    if found is None:
+        return 2
+    count = outbox.drop([entry.position for entry in found]) if found else 0
     print(f"{_rows(count)} deleted")
-    return _left(ids, found, count, "claimed by a relay, so it is not deleted")
+    stayed = outbox.entries(ids=[entry.position for entry in found], limit=_ALL, bodies=False) if found else []
+    for entry in stayed:
+        print(f"{entry.position}: a relay has claimed it, so it was not deleted; end the relay, then drop it again",
+              file=sys.stderr)  # fmt: skip
+    return int(bool(_missing(_ids(args), found)) or bool(stayed))
 
 
 def _rows(count: int) -> str:
-    return "1 row" if count == 1 else f"{count} rows"
+    return "1 row" if count == 1 else f"{count:,} rows"
 
 
-def _left(ids: Sequence[int | str], found: Sequence[Entry], count: int, why: str) -> int:
-    """Say which IDs name no row, and how many rows that were found stay as they were; return the exit status."""
+def _missing(ids: Sequence[int | str], found: Sequence[Entry]) -> int:
+    """Say which IDs name no row; return the exit status."""
     known = {name for entry in found for name in (entry.position, entry.message_id)}
     missing = [each for each in dict.fromkeys(ids) if each not in known]
     for each in missing:
         print(f"{printable(str(each), 200)}: there is no such row", file=sys.stderr)
-    if count < len(found):
-        print(f"{_rows(len(found) - count)} of those named: {why}", file=sys.stderr)
-    return int(bool(missing) or count < len(found))
+    return int(bool(missing))
 
 
 def _stats(args: argparse.Namespace) -> int:
@@ -218,9 +254,10 @@ def _relay(args: argparse.Namespace) -> int:
     except SettingsError as error:
         print(f"warrener outbox relay: {error}", file=sys.stderr)
         return 2
+    _refuse_unusable(outbox)
 
     async def count() -> None:
-        shown: tuple[int, int, int] | None = None
+        shown: tuple[int, int, int] = (0, 0, 0)
         while True:
             await trio.sleep(1.0)  # by then the producer has counted the rows once
             held = producer.status().outbox
@@ -228,8 +265,7 @@ def _relay(args: argparse.Namespace) -> int:
             now = (held.confirmed, held.backlog, held.set_aside)
             if now != shown:
                 why = "; `warrener outbox ls` names the reasons" if held.set_aside else ""
-                # The relay counts the rows from time to time: see `Counts`, which says how often.
-                say(f"{now[0]:,} confirmed; at the last count {now[1]:,} waiting, {now[2]:,} set aside{why}")
+                say(f"{now[0]:,} confirmed, {now[1]:,} waiting, {now[2]:,} set aside{why}")
                 shown = now
 
     async def relay() -> None:
@@ -239,9 +275,36 @@ def _relay(args: argparse.Namespace) -> int:
 
     print(f"publishing to {producer.status().endpoint}; Ctrl-C ends it", flush=True)
     # What becomes of single rows is said by the library's log, which is bounded in a burst.
-    with _printed_log(f"{producer.name}: "):
-        trio.run(until_signal, relay, strict_exception_groups=True)
+    try:
+        with _printed_log(f"{producer.name}: "):
+            trio.run(until_signal, relay, strict_exception_groups=True)
+    finally:
+        relayed = producer.status().outbox
+        say(f"ended; {0 if relayed is None else relayed.confirmed:,} confirmed, {_what_is_left(args)}")
     return 0
+
+
+def _refuse_unusable(outbox: Outbox) -> None:
+    """Raise the error of an outbox that cannot be used. A server that does not answer is waited for, as later on."""
+    from warrener.outbox import OutboxProblem, OutboxUnusable
+
+    try:
+        outbox.status()
+    except OutboxUnusable as error:
+        if error.problem is not OutboxProblem.UNREACHABLE:
+            raise
+
+
+def _what_is_left(args: argparse.Namespace) -> str:
+    try:
+        status = _at(args).status()
+    except WarrenerError as error:
+        return f"and the rest cannot be counted: {error}"
+    if not status.backlog:
+        return f"none waiting, {status.set_aside:,} set aside"
+    return (
+        f"{status.backlog:,} still waiting, {status.set_aside:,} set aside; start the relay again to publish what waits"
+    )
 
 
 @contextmanager
@@ -274,6 +337,8 @@ class _LogLines(logging.Handler):
 def _print_field(name: str, value: object) -> None:
     if isinstance(value, float):
         value = f"{value:.1f} s"
+    elif type(value) is int and name != "position":
+        value = f"{value:,}"
     print(f"{name.replace('_', ' '):<18} {'-' if value is None else value}")
 
 
@@ -293,10 +358,11 @@ def _reason(entry: Entry) -> str:
     return f"{entry.reason}: {entry.last_error}" if entry.reason else ""
 
 
-def _print_table(entries: Sequence[Entry]) -> None:
+def _print_table(entries: Sequence[Entry]) -> bool:
+    """Print a line for each row; return whether a text was shortened."""
     rows = [
         tuple(
-            printable(cell, 60)
+            printable(cell, _CELL)
             for cell in (
                 str(entry.position), entry.state, entry.key or "", entry.exchange, entry.routing_key, str(entry.attempts),
                 _age(entry), entry.message_id,
@@ -310,6 +376,7 @@ def _print_table(entries: Sequence[Entry]) -> None:
     for row, reason in zip((_COLUMNS[:-1], *rows), (_COLUMNS[-1], *reasons), strict=True):
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
         print("  ".join((*cells, reason)).rstrip())
+    return any(cell.endswith("…") for row, reason in zip(rows, reasons, strict=True) for cell in (*row, reason))
 
 
 def _print_json(entries: Sequence[Entry], *, body: bool) -> None:

@@ -72,9 +72,10 @@ class Admission:
         """
         if self.refusal is not None:
             return self.refusal(delivery.message_id)
-        if not self._ledger.fits(delivery.size):
+        if delivery.size > self._ledger.largest:
             return InvalidMessage(
-                delivery.message_id, f"the body has {delivery.size:,} bytes, more than max_buffered_bytes allows in all"
+                delivery.message_id,
+                f"the body has {delivery.size:,} bytes, and max_buffered_bytes allows {self._ledger.largest:,} in all",
             )
         refusal = self._refused_by_destination(delivery)
         if refusal is not None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 
+from attrs import evolve
+
 from warrener.outbox.records import OutboxStatus
 
 __all__ = ["Counts"]
@@ -23,6 +25,8 @@ class Counts:
         self.newest = OutboxStatus(waiting=0, leased=0, set_aside=0, bytes=0, oldest_age=None)
         #: Whether this process wrote something since the newest count.
         self.changed = True
+        #: Rows that this process had confirmed and deleted at that count.
+        self._confirmed = 0
         self._next = -math.inf
         self._report_age = _OLD_BACKLOG
 
@@ -31,11 +35,22 @@ class Counts:
         """When to count next. This process counts even if it wrote nothing, because other processes write as well."""
         return self._next + (0.0 if self.changed else 1.0)
 
-    def take(self, counts: OutboxStatus, began: float, now: float) -> None:
-        """Keep a count that was asked for at `began` and came at `now`; log a backlog that is old."""
+    def now(self, confirmed: int) -> OutboxStatus:
+        """Return the newest count without the rows that this process has confirmed since; `confirmed` of them in all."""
+        newest, since = self.newest, max(0, confirmed - self._confirmed)
+        leased = max(0, newest.leased - since)
+        waiting = max(0, newest.waiting - (since - (newest.leased - leased)))
+        return evolve(newest, waiting=waiting, leased=leased)
+
+    def take(self, counts: OutboxStatus, confirmed: int, began: float, now: float) -> None:
+        """Keep a count that was asked for at `began` and came at `now`; log a backlog that is old.
+
+        `confirmed` is the number of rows that this process has confirmed, and that are deleted in the count.
+        """
         # Counting a large outbox takes long: never more than a twentieth of the time.
         self._next = now + max(0.1, 20 * (now - began))
         self.changed = False
+        self._confirmed = confirmed
         self.newest = counts
         age = counts.oldest_age or 0.0
         if age < _OLD_BACKLOG:

@@ -291,6 +291,11 @@ class Window:
         return self._flights
 
     @property
+    def deleted(self) -> int:
+        """Number of confirmed rows whose deletion is written down."""
+        return self.confirmed - len(self._deletes)
+
+    @property
     def has_orders(self) -> bool:
         """Whether there is something to write down."""
         return bool(self._deletes or self._again or self._aside or self._changed)
@@ -502,6 +507,8 @@ class Window:
                 reason=reason,
                 error=error,
                 holds=holds,
+                exchange="" if row.message is None else row.message.exchange,
+                routing_key="" if row.message is None else row.message.routing_key,
             )
         )
         if holds:

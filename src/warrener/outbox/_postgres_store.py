@@ -37,6 +37,7 @@ from warrener.outbox._postgres_rows import HAS_TIME, TAKEN, entries, entry_of, r
 from warrener.outbox._schema import POSTGRES_DDL, SLOTS, VERSION
 from warrener.outbox.errors import OutboxFull, OutboxProblem, OutboxUnusable
 from warrener.outbox.records import (
+    FIRST,
     Candidate,
     Claimed,
     Done,
@@ -95,6 +96,8 @@ class PostgresStore:
     """See `warrener.outbox.PostgresOutbox` for the arguments."""
 
     blocks = True
+    #: A connection string may hold a password.
+    place = "postgresql://…"
 
     def __init__(self, dsns: Sequence[str], *, max_rows: int, max_bytes: int, connect_timeout: float = 10.0) -> None:
         self._connector = Connector(dsns, connect_timeout)
@@ -483,7 +486,7 @@ class _Reader:
         return self._candidates("o.key = %s ORDER BY o.position LIMIT %s", key, limit)
 
     def newest(self, limit: int) -> Iterable[Candidate]:
-        return reversed(self._candidates("o.position > %s ORDER BY o.position DESC LIMIT %s", 0, limit))
+        return reversed(self._candidates("o.position > %s ORDER BY o.position DESC LIMIT %s", FIRST, limit))
 
     def _candidates(self, condition: LiteralString, value: object, limit: int) -> list[Candidate]:
         found = self._db.execute(f"{_CANDIDATE} AND {condition}", (value, limit))

@@ -31,7 +31,7 @@ from warrener.outbox._store import Store
 from warrener.outbox._store_health import STORE_RETRY, StoreHealth
 from warrener.outbox._store_thread import StoreThread
 from warrener.outbox.errors import OutboxError, OutboxNotFlushed, OutboxProblem, OutboxUnusable
-from warrener.outbox.records import Done, NewRow, OutboxStatus, Row, Settlement, Stored, Want, Work
+from warrener.outbox.records import FIRST, Done, NewRow, OutboxStatus, Row, Settlement, Stored, Want, Work
 from warrener.records import ConnectionState, Message, Receipt, Status
 
 __all__ = ["Publisher", "Relay"]
@@ -108,7 +108,7 @@ class Relay:
         self._stopping = False
         self._ended = False
         # Claims: where the next scan begins, and whether rows may wait there.
-        self._scan_from = 0
+        self._scan_from = FIRST
         self._rows_may_wait = True
         #: Whether a hint came since the newest claim was asked for; it may be about rows that the claim did not see.
         self._hinted = False
@@ -121,7 +121,7 @@ class Relay:
         self._thread = StoreThread(store)
         self._health = StoreHealth(producer.name)
         self._counts = Counts(producer.name)
-        self._lines = RelayLog(producer.name)
+        self._lines = RelayLog(producer.name, store.place)
         self._last_confirm: datetime | None = None
 
     # --- life -------------------------------------------------------------------------------------------------------
@@ -220,7 +220,9 @@ class Relay:
                 return
             finally:
                 self._flush_waiters.remove(waiter)
-        raise OutboxNotFlushed(timeout=timeout, waiting=self.status().backlog)
+        status = self.status()
+        reason = self._lines.why_rows_wait(self._producer.status(), status, holds=self._policy.on_poison == "hold")
+        raise OutboxNotFlushed(timeout=timeout, waiting=status.backlog, reason=reason)
 
     async def _last_position(self) -> int:
         while True:
@@ -234,7 +236,7 @@ class Relay:
     def status(self) -> OutboxStatus:
         """The outbox as it was counted last, at most about a second ago."""
         return evolve(
-            self._counts.newest,
+            self._counts.now(self._window.confirmed),
             full=self._full,
             last_confirm=self._last_confirm,
             confirmed=self._window.confirmed,
@@ -391,7 +393,7 @@ class Relay:
                         self._flush_due = True  # others may wait for a higher position
         if done.status is not None:
             assert self._backend is not None
-            self._counts.take(done.status, began, self._backend.clock())
+            self._counts.take(done.status, self._window.deleted, began, self._backend.clock())
 
     def _report(self, settlement: Settlement, now: float) -> None:
         if settlement.confirmed:
@@ -469,7 +471,7 @@ class Relay:
 
     def _hint(self) -> None:
         """Rows may wait anywhere in the outbox."""
-        self._scan_from, self._rows_may_wait, self._hinted = 0, True, True
+        self._scan_from, self._rows_may_wait, self._hinted = FIRST, True, True
         self._wake()
 
     def _wake(self) -> None:

@@ -1,34 +1,47 @@
-"""What a relay writes to the log about single rows. A burst is not one line for each row: see `LogLimit`."""
+"""What a relay says of its rows: the log lines about single rows, and why rows wait.
+
+A burst of rows is not one line for each row: see `LogLimit`.
+"""
 
 from __future__ import annotations
 
 import logging
+from typing import Final
 
 from warrener._log_limit import LogLimit
+from warrener.errors import printable
 from warrener.outbox._decisions import INVALID_ROW
 from warrener.outbox._rows import DUPLICATE_HEADER
-from warrener.outbox.records import Again, SetAside, Settlement
+from warrener.outbox.records import Again, OutboxStatus, SetAside, Settlement
+from warrener.records import ConnectionState, Status
 
 __all__ = ["RelayLog"]
 
 _log = logging.getLogger("warrener.outbox")
 
+#: The errors of a message end with this advice; here a command follows it.
+_PUBLISH_AGAIN: Final = "publish it again"
+
 
 class RelayLog:
-    """The lines of one relay; `name` is that of its producer."""
+    """The lines of one relay; `name` is that of its producer, `place` what the command line calls the outbox."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, place: str) -> None:
         self._name = name
-        self._asides = LogLimit()
+        self._place = place
+        #: By reason, so that a burst of one kind does not hide the others. The reasons are the names of a few classes.
+        self._asides: dict[str, LogLimit] = {}
         self._agains = LogLimit()
 
     def settled(self, settlement: Settlement, now: float) -> None:
         """Log the rows that were set aside, and those that are published again."""
         if not settlement.set_aside and not settlement.again:
             return
+        for aside in settlement.set_aside:
+            self._asides.setdefault(aside.reason, LogLimit())
         self.count_left_out(now)
         for aside in settlement.set_aside:
-            if self._asides.allows():
+            if self._asides[aside.reason].allows():
                 self._set_aside(aside)
         for again in settlement.again:
             if self._agains.allows():
@@ -36,14 +49,14 @@ class RelayLog:
 
     def count_left_out(self, now: float) -> None:
         """Log how many rows had no line of their own, when the time of the limit is over; `math.inf`: now."""
-        if left_out := self._asides.left_out(now):
-            _log.warning(
-                "%s: rows set aside without a line of their own: %d; `warrener outbox ls FILE-OR-DSN --state set_aside`"
-                " lists them",
-                self._name, left_out,
-            )  # fmt: skip
+        for reason, limit in self._asides.items():
+            if left_out := limit.left_out(now):
+                _log.warning(
+                    "%s: %d more %s set aside (%s); this lists them: warrener outbox ls %s --state set_aside",
+                    self._name, left_out, "row was" if left_out == 1 else "rows were", reason, self._place,
+                )  # fmt: skip
         if left_out := self._agains.left_out(now):
-            _log.info("%s: rows published again without a line of their own: %d", self._name, left_out)
+            _log.info("%s: %d more %s published again", self._name, left_out, "row is" if left_out == 1 else "rows are")
 
     def took_over(self, rows: int) -> None:
         """Log that another relay left rows behind."""
@@ -54,13 +67,38 @@ class RelayLog:
                 self._name, rows, DUPLICATE_HEADER,
             )  # fmt: skip
 
+    def why_rows_wait(self, producer: Status, outbox: OutboxStatus, *, holds: bool) -> str:
+        """Return the first cause that is true now; `holds`: a row that is set aside holds up the later rows of its key."""
+        if outbox.last_error is not None:
+            return f"the outbox cannot be used: {outbox.last_error}"
+        if producer.connection_state is not ConnectionState.CONNECTED:
+            fault = f" (last fault: {producer.last_fault})" if producer.last_fault is not None else ""
+            return f"there is no connection to the broker{fault}"
+        if producer.blocked:
+            return "the broker blocks publishing"
+        if producer.open_destinations:
+            places = ", ".join(printable(each) for each in producer.open_destinations)
+            return f"the broker nacks messages or leaves them without an answer, at: {places}"
+        if outbox.set_aside and holds:
+            one = outbox.set_aside == 1
+            aside = "1 row that is set aside holds" if one else f"{outbox.set_aside:,} rows that are set aside hold"
+            return f"{aside} up the later rows of the same key (`warrener outbox ls {self._place}` shows them)"
+        return (
+            "the broker has not confirmed them yet, another relay has claimed them, or they wait for their next attempt"
+        )
+
     def _set_aside(self, aside: SetAside) -> None:
-        at = aside.position
-        # A row that is no message is none after a retry either.
-        again = "insert it anew" if aside.reason == INVALID_ROW else f"warrener outbox retry FILE-OR-DSN {at}"
+        row = f"{self._place} {aside.position}"
+        if aside.reason == INVALID_ROW:
+            # A row that is no message is none after a retry either.
+            where, advice = "", "; insert the message anew, with correct columns"
+        else:
+            where = f" (exchange {printable(aside.exchange)!r}, routing key {printable(aside.routing_key)!r})"
+            begins = "" if aside.error.endswith(_PUBLISH_AGAIN) else f"; to {_PUBLISH_AGAIN}"
+            advice = f"{begins}: warrener outbox retry {row}"
         _log.warning(
-            "%s: row %d was set aside (%s): %s; to publish it again: %s; to delete it: warrener outbox drop FILE-OR-DSN %d%s",
-            self._name, at, aside.reason, aside.error, again, at,
+            "%s: row %d%s was set aside (%s): %s%s; this deletes it: warrener outbox drop %s%s",
+            self._name, aside.position, where, aside.reason, aside.error, advice, row,
             "; later rows of its key wait until then" if aside.holds else "",
         )  # fmt: skip
 

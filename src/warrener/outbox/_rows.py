@@ -153,10 +153,11 @@ def _to_json(value: FieldValue) -> object:
             return value
 
 
-_SPECIAL: Final[Mapping[str, Callable[[Any], FieldValue]]] = {
-    "!bytes": lambda text: base64.b64decode(text, validate=True),
-    "!decimal": Decimal,
-    "!timestamp": lambda text: _utc(datetime.fromisoformat(text)),
+#: How each is read, and what its text has to be.
+_SPECIAL: Final[Mapping[str, tuple[Callable[[Any], FieldValue], str]]] = {
+    "!bytes": (lambda text: base64.b64decode(text, validate=True), "text in base64"),
+    "!decimal": (Decimal, "a decimal number as text"),
+    "!timestamp": (lambda text: _utc(datetime.fromisoformat(text)), "text in ISO 8601"),
 }
 
 
@@ -170,12 +171,14 @@ def _from_json(value: Any) -> FieldValue:
             if name == "!table" and isinstance(inner, dict):
                 return {name: _from_json(item) for name, item in cast("dict[str, Any]", inner).items()}
             if name.startswith("!"):
-                convert = _SPECIAL.get(name)
-                if convert is None:
+                if name not in _SPECIAL:
                     raise ValueError(f"column properties: headers hold the unknown type {printable(name, 60)!r}")
+                convert, form = _SPECIAL[name]
                 try:
                     return convert(inner)
                 except (TypeError, ValueError, InvalidOperation, binascii.Error):
-                    raise ValueError(f"column properties: headers hold a value that is no {name[1:]}") from None
+                    raise ValueError(
+                        f"column properties: {name} in headers must be {form}, not {printable(inner, 60)!r}"
+                    ) from None
         return {name: _from_json(item) for name, item in table.items()}
     return value  # type: ignore[no-any-return]

@@ -126,7 +126,8 @@ def unusable(path: Path | str, error: sqlite3.Error, busy_timeout: float | None)
     if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
         return OutboxUnusable(
             OutboxProblem.READ_ONLY,
-            f"{path} cannot be written ({quoted}); check the permissions of the file and of its folder",
+            f"{path} cannot be written ({quoted}); SQLite writes files beside it even to read it; give this user the"
+            " permission to write to the file and to its folder",
         )
     if name == "SQLITE_FULL":
         return OutboxUnusable(

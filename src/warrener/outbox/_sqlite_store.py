@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,6 +21,7 @@ from warrener.outbox._schema import APPLICATION_ID, SQLITE_DDL, VERSION
 from warrener.outbox._sqlite_rows import HAS_TIME, entries, entry_of, row_of, unusable, which
 from warrener.outbox.errors import OutboxFull, OutboxProblem, OutboxUnusable
 from warrener.outbox.records import (
+    FIRST,
     Candidate,
     Claimed,
     Done,
@@ -86,6 +88,7 @@ class SQLiteStore:
         make: bool = True,
     ) -> None:
         self.path = Path(path)
+        self.place = shlex.quote(str(path))
         self._max_rows = max_rows
         self._max_bytes = max_bytes
         self._synchronous = synchronous
@@ -161,13 +164,17 @@ class SQLiteStore:
                     " folder, or correct the path",
                 ) from None
             if not self._make:
-                raise OutboxUnusable(OutboxProblem.MISSING, f"there is no file {self.path}") from None
+                raise OutboxUnusable(
+                    OutboxProblem.MISSING,
+                    f"there is no file {self.path}; this makes it: warrener outbox init {self.place}",
+                ) from None
             return
         except OSError as error:
             raise OutboxUnusable(OutboxProblem.READ_ONLY, f"{self.path} cannot be read: {error.strerror}") from None
         if start and start != _HEADER:
             raise OutboxUnusable(
-                OutboxProblem.NOT_OURS, f"{self.path} is no SQLite database; the file was not changed; choose another"
+                OutboxProblem.NOT_OURS,
+                f"{self.path} is no SQLite database; the file was not changed; choose another file",
             )
 
     def _set_up(self, db: sqlite3.Connection) -> None:
@@ -189,7 +196,7 @@ class SQLiteStore:
         if not known and not self._make:
             raise OutboxUnusable(
                 OutboxProblem.MISSING,
-                f"{self.path} has no outbox table; make it with: warrener outbox init {self.path}",
+                f"{self.path} has no outbox table; make it with: warrener outbox init {self.place}",
             )
         if known:
             self._check_version(db)
@@ -456,7 +463,7 @@ class _Reader:
         return self._candidates("o.key = :value ORDER BY o.position LIMIT :limit", key, limit)
 
     def newest(self, limit: int) -> Iterable[Candidate]:
-        return reversed([*self._candidates("o.position > :value ORDER BY o.position DESC LIMIT :limit", 0, limit)])
+        return reversed([*self._candidates("o.position > :value ORDER BY o.position DESC LIMIT :limit", FIRST, limit)])
 
     def _candidates(self, condition: str, value: object, limit: int) -> Iterator[Candidate]:
         values = {"now": self._now, "value": value, "limit": limit}

@@ -13,6 +13,8 @@ __all__ = ["Store"]
 class Store(Protocol):
     """One connection to one outbox. Every method raises each error of the database as `OutboxUnusable`."""
 
+    #: What the command line calls the outbox, as a shell takes it; never with a password.
+    place: str
     #: Whether a call can take long, so that it must be made in a thread.
     blocks: bool
 

@@ -34,16 +34,18 @@ class OutboxFull(OutboxError):
 
 
 class OutboxNotFlushed(OutboxError, TimeoutError):
-    """`wait_flushed` ended at its timeout; the rows that still wait stay in the outbox."""
+    """`wait_flushed` ended at its timeout; the rows that still wait stay in the outbox. `reason` says why they wait."""
 
-    def __init__(self, *, timeout: float, waiting: int) -> None:
-        super().__init__(timeout, waiting)
+    def __init__(self, *, timeout: float, waiting: int, reason: str) -> None:
+        super().__init__(timeout, waiting, reason)
         self.timeout = timeout
         self.waiting = waiting
+        self.reason = reason
 
     def __str__(self) -> str:
+        rows = "1 waiting row" if self.waiting == 1 else f"{self.waiting:,} waiting rows"
         return (
-            f"after {self.timeout:g} s the outbox still holds {self.waiting:,} waiting rows; they stay stored and are"
+            f"after {self.timeout:g} s the outbox still holds {rows}, because {self.reason}; what waits stays stored and is"
             " published later"
         )
 

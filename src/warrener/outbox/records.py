@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 from attrs import field, frozen
 
@@ -12,6 +12,7 @@ from warrener.outbox.errors import OutboxFull
 from warrener.records import Message, OutboxStatus, Stored
 
 __all__ = [
+    "FIRST",
     "Again",
     "Candidate",
     "Claimed",
@@ -27,6 +28,9 @@ __all__ = [
     "Want",
     "Work",
 ]
+
+#: Below the position of every row. A program may insert rows with positions of its own, negative ones too.
+FIRST: Final = -(1 << 63)
 
 #: "waiting": stored and not claimed; "leased": a relay has claimed the row; "set_aside": a person has to decide.
 EntryState: TypeAlias = Literal["waiting", "leased", "set_aside"]
@@ -110,7 +114,7 @@ class Want:
     #: The largest number of rows of one key, so that one key cannot fill the relay.
     per_key: int
     #: Scan upwards from here; rows at or below are left out, except those of `keys`.
-    after: int = 0
+    after: int = FIRST
     #: Keys of which this relay holds no row any more, and of which the outbox holds further rows.
     keys: tuple[str, ...] = ()
     #: Rows looked at in one claim, at most.
@@ -125,7 +129,7 @@ class Claimed:
 
     rows: tuple[Row, ...] = ()
     #: Where the scan ended; the next one may go on there.
-    scanned_to: int = 0
+    scanned_to: int = FIRST
     #: Whether the scan stopped for a limit and not at the end of the outbox.
     more: bool = False
     #: Keys of which at least one further row was seen.
@@ -160,6 +164,9 @@ class SetAside:
     error: str
     #: Whether later rows of its key wait until a person has decided.
     holds: bool
+    #: Where the message goes, for the log; empty where the row is no message.
+    exchange: str = ""
+    routing_key: str = ""
 
 
 @frozen

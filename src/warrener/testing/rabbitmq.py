@@ -56,6 +56,10 @@ __all__ = ["BrokerTLS", "PrivateRabbitMQ", "RabbitMQFailed", "RabbitMQMissing", 
 #: Where Debian keeps the programs that its wrappers in /usr/sbin run as another user.
 _DEBIAN_BIN = Path("/usr/lib/rabbitmq/bin")
 
+#: How often the broker is started because a port was taken in the meantime, and how its log says that.
+_PORT_TRIES = 3
+_PORT_TAKEN = ("dist_port_already_used", "eaddrinuse")
+
 _PROTOCOL_HEADER = b"AMQP\x00\x00\x09\x01"
 
 #: Two schedulers that sleep when idle, few threads, and a small table of processes: made for a shared machine, quick to start.
@@ -114,6 +118,7 @@ class PrivateRabbitMQ:
         root: Path | None = None,
         node: str = "warrener",
         beside: PrivateRabbitMQ | None = None,
+        port: int | None = None,
     ) -> None:
         """Describe the broker; nothing is started yet.
 
@@ -128,6 +133,7 @@ class PrivateRabbitMQ:
             node: the name of its Erlang node, without the host.
             beside: another broker that runs: this one shares its Erlang cookie, epmd and watchdog, so that the two can be a
                 cluster, and it ends with that one at the latest. See `warrener.testing.cluster`.
+            port: the AMQP port on 127.0.0.1; default: a free one.
         """
         self._plugins = tuple(plugins)
         self._tls = tls
@@ -137,6 +143,7 @@ class PrivateRabbitMQ:
         self._root = root
         self._node = node
         self._beside = beside
+        self._wanted_port = port
         self._resources = ExitStack()
         self._broker: subprocess.Popen[bytes] | None = None
         self._frozen = False
@@ -145,12 +152,26 @@ class PrivateRabbitMQ:
     # --- life -----------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
-        """Start the broker; returns when it answers AMQP. Raises `RabbitMQMissing` or `RabbitMQFailed`."""
+        """Start the broker; returns when it answers AMQP. Raises `RabbitMQMissing` or `RabbitMQFailed`.
+
+        A port that another program took before the broker could is replaced by another one.
+        """
+        for _ in range(_PORT_TRIES - 1):
+            try:
+                return self._begin()
+            except RabbitMQFailed as error:
+                if not any(words in str(error) for words in _PORT_TAKEN):
+                    raise
+        return self._begin()
+
+    def _begin(self) -> Self:
         if self._root is None:
             self._bin = self._bin or rabbitmq_bin()
         else:
             self._bin = self._bin or _DEBIAN_BIN
             _require_chroot(self._root, self._bin)
+        if self._wanted_port is not None and not port_is_free(self._wanted_port):
+            raise RabbitMQFailed(f"port {self._wanted_port} on 127.0.0.1 is used by another program, or not allowed")
         with ExitStack() as undo:
             beside = self._beside
             if beside is None:
@@ -162,6 +183,8 @@ class PrivateRabbitMQ:
                 self._folder.mkdir()
             undo.callback(shutil.rmtree, self._folder, ignore_errors=True)
             self.port, self.tls_port, self._distribution_port, self._epmd_port = free_ports(4)
+            if self._wanted_port is not None:
+                self.port = self._wanted_port
             if beside is not None:
                 self._epmd_port = beside._epmd_port  # noqa: SLF001 - the same class
             self._environment = self._describe()
@@ -629,6 +652,17 @@ def free_ports(count: int) -> list[int]:
             if len(ports) == count:
                 return ports
     raise RabbitMQFailed("no free ports on 127.0.0.1")
+
+
+def port_is_free(port: int) -> bool:
+    """Whether a program of this user can listen there on 127.0.0.1."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError):
+            return False
+    return True
 
 
 def _listens(port: int) -> bool:

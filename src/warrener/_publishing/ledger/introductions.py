@@ -127,7 +127,7 @@ class Introductions:
 
     def covers(self, key: Key) -> bool:
         """Whether messages with this key may go to the main channel."""
-        return key in self.covered if isinstance(key, str) else False
+        return key in self.covered
 
     # --- writing ----------------------------------------------------------------------------------------------------
 

@@ -105,6 +105,8 @@ class Ledger:
         retry: RetryRules = _AT_LEAST_ONCE,
         id_prefix: str = "0" * 20,
     ) -> None:
+        #: The size of the largest body that can ever be accepted.
+        self.largest = max_buffered_bytes
         self.settlement = Settlement()
         self.rules = Rules(retry, suspect_attempts, frozenset(standard_exchanges))
         self._in_flight = InFlight(confirm_timeout, self.settlement.deadlines)
@@ -140,10 +142,6 @@ class Ledger:
         return self._in_flight.link
 
     # --- new messages -----------------------------------------------------------------------------------------------
-
-    def fits(self, size: int) -> bool:
-        """Whether a body of `size` bytes can ever be accepted."""
-        return size <= self._waiting.limits.max_buffered_bytes
 
     def full(self, size: int) -> bool:
         """Whether there is no capacity now for a body of `size` bytes. Always true once closed."""

@@ -112,12 +112,13 @@ def named(fault: Fault, candidates: Iterable[Delivery]) -> Target | None:
 
 def _named_property(text: str, envelopes: list[Envelope]) -> Target | None:
     """Return the property and the value that the text names, if one of the envelopes has it."""
-    wanted: list[tuple[str, object]] = []
+    wanted: list[tuple[str, object]]
     if (routes := _BAD_ROUTES.search(text)) is not None:
-        wanted += [(routes[1], _value(envelope, routes[1])) for envelope in envelopes]
+        wanted = [(routes[1], _value(envelope, routes[1])) for envelope in envelopes]
     elif _NO_DIRECT_REPLY in text:
-        wanted += [("reply_to", envelope.reply_to) for envelope in envelopes if envelope.reply_to == _DIRECT_REPLY]
+        wanted = [("reply_to", envelope.reply_to) for envelope in envelopes if envelope.reply_to == _DIRECT_REPLY]
     else:
+        wanted = []
         for name in _VALUED:
             # RabbitMQ says "invalid expiration '…'" and "user_id property set to '…' but authenticated user was '…'".
             before = rf"\b{name.replace('_', '[_ -]')}(?: property set to)?"

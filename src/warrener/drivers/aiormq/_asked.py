@@ -51,6 +51,13 @@ class Asked:
         due.popleft()
         return True
 
+    def closed_by_broker(self, channel: int) -> None:
+        """The broker has closed the channel. A close of ours that has crossed the broker's close is still answered."""
+        if frames.CHANNEL_CLOSE_OK in self._due.get(channel, ()):
+            self._due[channel] = deque([frames.CHANNEL_CLOSE_OK])
+        else:
+            self.ended(channel)
+
     def ended(self, channel: int) -> None:
         """The channel is closed, on both sides."""
         self._due.pop(channel, None)

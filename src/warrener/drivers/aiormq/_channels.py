@@ -83,6 +83,10 @@ class Channels:
                 return number
         raise RuntimeError(f"all {highest} channels of the connection are taken")
 
+    def refused(self, channel: int) -> bool:
+        """Whether the broker closed a channel that is no epoch; `refusal` takes the reason."""
+        return channel in self._refusals
+
     def refusal(self, channel: int) -> tuple[int, str] | None:
         """Return reply code and text with which the broker closed a channel that is no epoch."""
         return self._refusals.pop(channel, None)
@@ -100,6 +104,8 @@ class Channels:
             await channel.confirm_delivery()
             if self._options.prefetch:
                 await channel.basic_qos(prefetch_count=self._options.prefetch)
+            if self.refused(number):
+                raise aiormq.ChannelInvalidStateError  # the close came right behind the last answer
         finally:
             self._opening_numbers.discard(number)
         self._last_epoch += 1

@@ -281,7 +281,7 @@ class Protocol:
         self._contents.forget(channel)
         code, text = close.reply_code or 0, self._text(close.reply_text or "")
         if not self.requests.closing(channel):  # after a close of ours, the broker's close-ok ends the channel
-            self._asked.ended(channel)
+            self._asked.closed_by_broker(channel)
         epoch = self.channels.on_close(channel, code, text)
         self.requests.on_close(channel)
         self._go_on(channel)
@@ -344,7 +344,10 @@ class Protocol:
             return self._handshake.start_ok()
         if method == frames.CHANNEL_CLOSE_OK:
             return None
-        if method == frames.CHANNEL_CLOSE and self.requests.closing(frames.channel_of(data)):
+        channel = frames.channel_of(data)
+        if method == frames.CHANNEL_CLOSE and self.requests.closing(channel):
             return None
-        self._asked.sent(frames.channel_of(data), method)
+        if method != frames.CHANNEL_OPEN and channel not in self._asked:
+            return None  # the broker has closed the channel, and aiormq learns of it in the next turn of the event loop
+        self._asked.sent(channel, method)
         return data

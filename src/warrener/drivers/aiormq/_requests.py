@@ -16,7 +16,6 @@ from attrs import define, field
 from pamqp import commands
 
 from warrener.drivers import _faults
-from warrener.drivers._faults import DialPhase
 from warrener.drivers.aiormq import _frames as frames
 from warrener.drivers.aiormq._channels import GONE, Channels
 from warrener.drivers.aiormq._contents import Contents
@@ -148,6 +147,7 @@ class Requests:
     @asynccontextmanager
     async def _channel(self) -> AsyncGenerator[_Call]:
         """Open a channel for the requests of one caller, and close it afterwards."""
+        number = 0
         try:
             async with asyncio.timeout(self._timeout):
                 number = self._channels.free_number()
@@ -155,8 +155,9 @@ class Requests:
         except TimeoutError:
             raise self._unanswered("the opening of a channel") from None
         except GONE as error:
-            raise self._gone(error) from None
-        call = self._calls[number] = _Call(number)
+            raise self._gone(error, number) from None
+        # The broker may have closed the channel in the moment in which it opened.
+        call = self._calls[number] = _Call(number, closed=self._channels.refused(number))
         try:
             yield call
         finally:
@@ -173,7 +174,8 @@ class Requests:
         except Unsendable as error:
             raise LinkDown(_faults.not_encodable(entity, error)) from None
         call.unanswered.append((request.kind, entity))
-        self._transport.inject(data)
+        if not call.closed:
+            self._transport.inject(data)
 
     async def _answer(self, call: _Call, entity: str, about: str, behind: str = "") -> _Answer:
         """Wait for the next answer, `timeout` seconds from the answer before it."""
@@ -194,11 +196,11 @@ class Requests:
         self._fail(fault)
         return LinkDown(fault)
 
-    def _gone(self, error: BaseException) -> BaseException:
+    def _gone(self, error: BaseException, number: int) -> BaseException:
         task = asyncio.current_task()
         if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
             return error  # The caller was cancelled; aiormq cancels by itself when a channel goes away.
-        return LinkDown(_faults.fault_of(error, DialPhase.UP))
+        return LinkDown(self._channels.fault_of_opening(error, number))
 
     # --- for the protocol -------------------------------------------------------------------------------------------
 

@@ -1,0 +1,210 @@
+"""What is remembered of refusals, beside a naive model of it: a list, scanned for each question."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from random import Random
+
+import pytest
+from attrs import define, field
+from hypothesis import given
+from hypothesis import strategies as st
+
+from warrener._publishing.ledger import Delivery
+from warrener._publishing.ledger.refusals import PROBE_EVERY, Refusals, Target
+from warrener.errors import Fault, FaultKind
+from warrener.records import Envelope
+
+MEMORY = 5.0
+LIMIT = 4
+
+EXCHANGES = ("", "a", "b")
+KEYS = ("k", "l", "m")
+ENVELOPES = [Envelope(exchange=exchange, routing_key=key) for exchange in EXCHANGES for key in KEYS]
+ENVELOPES += [
+    Envelope(exchange=exchange, routing_key="k", user_id=user_id, expiration=expiration)
+    for exchange in ("", "a")
+    for user_id, expiration in (("u", None), ("v", None), (None, "u"), ("w", "x"))
+]
+
+
+def message(envelope: Envelope, size: int = 4) -> Delivery:
+    return Delivery(envelope, b"x" * size, "m", math.inf)
+
+
+#: One message of each envelope, and one that is larger.
+MESSAGES = [message(each) for each in ENVELOPES] + [message(ENVELOPES[0], 20)]
+
+TARGETS = [Target(exchange) for exchange in EXCHANGES]
+TARGETS += [Target(exchange, key) for exchange in EXCHANGES for key in KEYS]
+TARGETS += [Target(with_property=(name, value)) for name in ("user_id", "expiration") for value in "uvwx"]
+
+
+@define
+class Entry:
+    """One refusal that is remembered."""
+
+    target: Target
+    fault: Fault
+    until: float
+    probe_at: float
+
+
+def properties(envelope: Envelope) -> list[tuple[str, str]]:
+    found = {"user_id": envelope.user_id, "expiration": envelope.expiration}
+    return [(name, str(value)) for name, value in found.items() if value is not None]
+
+
+def about(target: Target, envelope: Envelope) -> bool:
+    """Whether the refusal is about messages with this envelope."""
+    if target.with_property is not None:
+        return target.with_property in properties(envelope)
+    return target.exchange == envelope.exchange and target.routing_key in (None, envelope.routing_key)
+
+
+@define
+class Model:
+    """The refusals, the oldest first, and what follows from them."""
+
+    entries: list[Entry] = field(factory=list)
+    distrusted: set[tuple[str, str]] = field(factory=set)
+    trusted: list[tuple[str, str]] = field(factory=list)
+    new: list[Target] = field(factory=list)
+    too_large: tuple[float, Fault | None] = (math.inf, None)
+
+    def remember(self, target: Target, fault: Fault, now: float) -> None:
+        self.new.append(target)
+        self.entries = [each for each in self.entries if each.target != target]
+        self.entries.append(Entry(target, fault, now + MEMORY, now + PROBE_EVERY))
+        family = [each for each in self.entries if each.target.family == target.family is not None]
+        if len(family) > 1 and target.family is not None:
+            self.distrusted.add(target.family)
+        self.keep(self.entries[-LIMIT:])
+
+    def keep(self, entries: list[Entry]) -> None:
+        self.entries = entries
+        self.distrusted &= {each.target.family for each in entries if each.target.family is not None}
+        if not entries:
+            self.trusted = []
+
+    def of(self, envelope: Envelope) -> list[Entry]:
+        """Return the refusals of an envelope in the order in which they are asked for: exchange, topic, properties."""
+        found = [each for each in self.entries if about(each.target, envelope)]
+        return sorted(
+            found, key=lambda each: (each.target.with_property is not None, each.target.routing_key is not None)
+        )
+
+    def distrusted_keys(self, envelope: Envelope) -> Iterator[tuple[str, str]]:
+        if ("topic", envelope.exchange) in self.distrusted:
+            yield envelope.exchange, envelope.routing_key
+        yield from (each for each in properties(envelope) if ("property", each[0]) in self.distrusted)
+
+    def write(self, delivery: Delivery, now: float) -> Fault | None:
+        """Return the refusal of a message; None: it is written, as the probe of each refusal of it."""
+        if delivery.size > self.too_large[0]:
+            return self.too_large[1]
+        for each in self.of(delivery.envelope):
+            if now < each.probe_at:
+                return each.fault
+            each.probe_at = now + PROBE_EVERY
+        return None
+
+    def declared(self, exchange: str) -> None:
+        self.keep([e for e in self.entries if e.target.exchange != exchange or e.target.with_property])
+
+    def passed(self, envelope: Envelope) -> None:
+        self.keep([each for each in self.entries if not about(each.target, envelope)])
+        new = [each for each in self.distrusted_keys(envelope) if each not in self.trusted]
+        self.trusted = [*self.trusted, *new][-LIMIT:]
+
+    def doubts(self, envelope: Envelope) -> set[tuple[str, str]]:
+        if any(not each.target.whole_exchange for each in self.of(envelope)):
+            return {(envelope.exchange, envelope.routing_key)}
+        return {each for each in self.distrusted_keys(envelope) if each not in self.trusted}
+
+
+def compare(refusals: Refusals, model: Model, now: float) -> None:
+    """Ask all questions that make no probe about every message."""
+    assert refusals.active == bool(model.entries)
+    largest, too_large = model.too_large
+    assert refusals.max_size == largest
+    for each in MESSAGES:
+        entries = model.of(each.envelope)
+        faults = [entry.fault for entry in entries]
+        new = [entry.fault for entry in entries if entry.target in model.new]
+        answered, newly = refusals.answers(each, now), refusals.newly(each)
+        if each.size > largest:
+            assert answered == newly == too_large
+        else:
+            assert answered in faults if faults else answered is None
+            assert newly in new if new else newly is None
+        doubts = model.doubts(each.envelope)
+        doubt = refusals.doubt(each.envelope)
+        assert doubt in doubts if doubts else doubt is None
+        assert refusals.concern(each.envelope) == (
+            bool(doubts) or any(entry.target.whole_exchange for entry in entries)
+        )
+
+
+STEPS = {"remember": 6, "write": 4, "pass": 3, "tick": 2, "size": 1, "declare": 1, "search": 1, "clear": 0.3}
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_refusals_are_remembered_as_a_list_of_them_would_be(seed: int) -> None:
+    """Which message is refused from memory, is a probe, or goes to the suspects' channel: what the model says (R26)."""
+    random = Random(seed)
+    refusals, model, now = Refusals(MEMORY, LIMIT), Model(), 100.0
+    targets = random.sample(TARGETS, 7)
+    for number in range(150):
+        fault = Fault(FaultKind.CHANNEL_CLOSED, f"refused {number}", reply_code=403)
+        match random.choices([*STEPS], [*STEPS.values()])[0]:
+            case "remember":
+                target = random.choice(targets)
+                refusals.remember(target, fault, now)
+                model.remember(target, fault, now)
+            case "write":
+                # The order of a message's properties is not promised.
+                asked = random.choice([each for each in MESSAGES if len(properties(each.envelope)) < 2])
+                assert refusals.of(asked, now) == model.write(asked, now)
+            case "pass":
+                passed = random.choice(MESSAGES)
+                refusals.passed(passed)
+                model.passed(passed.envelope)
+            case "tick":
+                now += random.choice([0.25, 0.75, 1.0, 1.0, 4.0])
+                refusals.expire(now)
+                model.keep([each for each in model.entries if now < each.until])
+            case "size":
+                size = random.choice([4, 10])
+                refusals.remember(Target(max_size=size), fault, now)
+                model.too_large = size, fault
+            case "declare":
+                exchange = random.choice(EXCHANGES)
+                refusals.declared(exchange)
+                model.declared(exchange)
+            case "search":
+                refusals.new.clear()
+                model.new.clear()
+            case _:
+                refusals.clear()
+                model = Model()
+        compare(refusals, model, now)
+
+
+@given(st.permutations([Target("a"), Target("a", "k"), Target(with_property=("user_id", "u"))]))
+def test_a_refusal_is_over_at_its_instant_also_before_it_is_forgotten(order: list[Target]) -> None:
+    """The oldest ones end first; the message is refused until the last one has ended, without a call of `expire`."""
+    refusals = Refusals(2 * PROBE_EVERY, LIMIT)
+    asked = message(Envelope(exchange="a", routing_key="k", user_id="u"))
+    for number, target in enumerate(order):
+        refusals.remember(target, Fault(FaultKind.CHANNEL_CLOSED, str(number)), number * PROBE_EVERY)
+    last = (len(order) - 1) * PROBE_EVERY
+    assert refusals.answers(asked, last) is not None
+    refused = refusals.answers(asked, last + 2 * PROBE_EVERY - 0.125)
+    assert refused is not None
+    assert refused.text == "2"
+    assert refusals.answers(asked, last + 2 * PROBE_EVERY) is None
+    assert refusals.active
+    assert refusals.of(asked, last + 2 * PROBE_EVERY) is None
+    assert not refusals.active
