@@ -306,11 +306,11 @@ class Relay:
             if want is not None:
                 self._rows_may_wait = self._hinted = False
             renew = now >= self._renew_at and len(self._window) > 0
-            # Counting looks at each row. The counts have to be right when `wait_flushed` returns; rows in the window are
-            # not confirmed yet.
-            count = now >= self._counts.due or (self._flush_due and not len(self._window))
-            shared = rows or want is not None or renew or count or self._flush_due
-            settle = self._window.has_orders and (shared or self._must_settle(now))
+            flush_to = self._flush_to()
+            # A flush asks for the counts too: they are right when `wait_flushed` returns.
+            count = now >= self._counts.due or flush_to is not None
+            shared = rows or want is not None or renew or count or self._stopping or self._full
+            settle = self._window.has_orders and (shared or now >= self._settle_at)
             work = Work(
                 inserts=rows,
                 take=take,
@@ -318,18 +318,18 @@ class Relay:
                 renew=renew,
                 want=want,
                 count=count,
-                flushed_to=min((position for position, _ in self._flush_waiters), default=None)
-                if self._flush_due or settle
-                else None,
+                flushed_to=flush_to,
             )
         asked = pending or work.settlement or work.renew or work.count
         asked = asked or work.want is not None or work.flushed_to is not None
         return (work if asked else None), pending
 
-    def _must_settle(self, now: float) -> bool:
-        """Whether outcomes must be written now, although there is nothing else to write."""
-        waited_for = self._stopping or self._full or (self._flush_waiters and not len(self._window))
-        return bool(waited_for) or now >= self._settle_at
+    def _flush_to(self) -> int | None:
+        """The position to ask about: the lowest that a caller of `wait_flushed` waits for, if it may be reached now."""
+        if not self._flush_waiters or not (self._flush_due or self._window.has_orders):
+            return None
+        position = min(position for position, _ in self._flush_waiters)
+        return None if self._window.holds_up_to(position) else position
 
     async def _do(self, work: Work, pending: list[Pending], began: float) -> None:
         try:
