@@ -6,7 +6,6 @@ import json
 import sqlite3
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,61 +14,11 @@ from warrener.outbox._rows import decode
 from warrener.outbox.errors import OutboxProblem, OutboxUnusable
 from warrener.outbox.records import Entry, Row
 
-__all__ = ["HAS_TIME", "entries", "entry_of", "read", "rows_of", "unusable", "which"]
+__all__ = ["HAS_TIME", "entries", "entry_of", "row_of", "unusable", "which"]
 
 
 #: False for a value that another program wrote and that is not seconds since 1970.
 HAS_TIME: Final = "(typeof(stored_at) IN ('real', 'integer') AND stored_at BETWEEN 0 AND 253402300799)"
-
-
-#: Rows with larger bodies are read one by one: then a row costs more than its step, and the text would be long.
-_LARGE_BODY: Final = 4_096
-
-
-def read(db: sqlite3.Connection, columns: Sequence[str], rest: str, values: Any) -> list[tuple[Any, ...]]:
-    """Return the rows of ``SELECT columns rest``, the first column ascending; its values are different in each row."""
-    found = _in_one_step(db, columns, rest, values)
-    if found is None:
-        found = db.execute(f"SELECT {', '.join(columns)} {rest}", values).fetchall()
-    return sorted(found, key=itemgetter(0))
-
-
-def _in_one_step(
-    db: sqlite3.Connection, columns: Sequence[str], rest: str, values: Any
-) -> list[tuple[Any, ...]] | None:
-    """Read the rows in one step of SQLite; None where another program has stored a value that JSON text cannot hold.
-
-    sqlite3 gives the interpreter's lock away in each step. While the event loop works, a thread that reads a thousand rows
-    in a thousand steps waits for the lock a thousand times. So SQLite makes one JSON text of all rows.
-    """
-    names = [f"c{number}" for number in range(len(columns))]
-    named = ", ".join(f"{column} AS {name}" for column, name in zip(columns, names, strict=True))
-    query = f"SELECT json_group_array(json_array({', '.join(names)})) FROM (SELECT {named} {rest})"  # noqa: S608
-    try:
-        (text,) = db.execute(query, values).fetchone()
-        return [tuple(row) for row in json.loads(text)]
-    except (sqlite3.OperationalError, sqlite3.DataError, ValueError):  # bytes; text that is not UTF-8; infinity
-        return None
-
-
-_ROW: Final = (
-    "position", "key", "attempts", "nacks", "possible_duplicate", HAS_TIME, "message_id", "exchange", "routing_key",
-    "properties",
-)  # fmt: skip
-
-
-def rows_of(db: sqlite3.Connection, claim: int, positions: Sequence[int], size: int) -> list[Row]:
-    """Read the rows at these positions, in order; `size` is the number of bytes of their bodies."""
-    rest = "FROM warrener_outbox WHERE position IN (SELECT value FROM json_each(?))"
-    wanted = (json.dumps(positions),)
-    found: list[tuple[Any, ...]] | None = None
-    if size <= _LARGE_BODY * len(positions):
-        found = _in_one_step(db, (*_ROW, "CASE typeof(body) WHEN 'blob' THEN hex(body) END"), rest, wanted)
-    if found is None or any(body is None for *_, body in found):
-        found = db.execute(f"SELECT {', '.join(_ROW)}, body {rest}", wanted).fetchall()
-    else:
-        found = [(*columns, bytes.fromhex(body)) for *columns, body in found]
-    return [row_of(claim, columns) for columns in sorted(found, key=itemgetter(0))]
 
 
 def row_of(claim: int, values: tuple[Any, ...]) -> Row:

@@ -18,7 +18,7 @@ from warrener.errors import printable
 from warrener.outbox._decisions import gather
 from warrener.outbox._owner import has_ended, this_process
 from warrener.outbox._schema import APPLICATION_ID, SQLITE_DDL, VERSION
-from warrener.outbox._sqlite_rows import HAS_TIME, entries, entry_of, read, rows_of, unusable, which
+from warrener.outbox._sqlite_rows import HAS_TIME, entries, entry_of, row_of, unusable, which
 from warrener.outbox.errors import OutboxFull, OutboxProblem, OutboxUnusable
 from warrener.outbox.records import (
     FIRST,
@@ -49,8 +49,6 @@ _COLUMNS: Final = (
 #: Rows that one statement inserts. sqlite3 gives the interpreter's lock away and waits for it again once in each
 #: statement, and the event loop's thread may keep the lock for 5 ms each time.
 _ROWS_AT_ONCE: Final = 50
-#: Rows that a claim looks at with one statement.
-_PAGE: Final = 500
 
 
 def _insert_statement(rows: int) -> str:
@@ -64,14 +62,12 @@ def _insert_statement(rows: int) -> str:
 _INSERT: Final = _insert_statement(1)
 _INSERT_MANY: Final = _insert_statement(_ROWS_AT_ONCE)
 
-_CANDIDATE: Final = (
-    "o.position",
-    "o.key",
-    "length(o.body)",
-    "o.not_before IS NULL OR o.not_before <= :now OR typeof(o.not_before) IN ('text', 'blob')",
-    "CASE WHEN o.key IS NULL THEN o.position ELSE (SELECT min(position) FROM warrener_outbox WHERE key = o.key) END",
-)
-_CANDIDATES: Final = """FROM warrener_outbox o
+_CANDIDATE: Final = """
+SELECT o.position, o.key, length(o.body),
+       o.not_before IS NULL OR o.not_before <= :now OR typeof(o.not_before) IN ('text', 'blob'),
+       CASE WHEN o.key IS NULL THEN o.position
+            ELSE (SELECT min(e.position) FROM warrener_outbox e WHERE e.key = o.key) END
+FROM warrener_outbox o
 WHERE (o.key IS NULL OR NOT EXISTS (SELECT 1 FROM warrener_outbox_set_aside s WHERE s.key = o.key AND s.holds))"""
 
 
@@ -341,7 +337,10 @@ class SQLiteStore:
         if gathered.picked:
             positions = sorted(candidate.position for candidate in gathered.picked)
             claim = _new_claim(db, positions, token, lease)
-            rows = rows_of(db, claim, positions, sum(candidate.size for candidate in gathered.picked))
+            query = f"""SELECT position, key, attempts, nacks, possible_duplicate, {HAS_TIME},
+                               message_id, exchange, routing_key, properties, body
+                       FROM warrener_outbox WHERE position IN (SELECT value FROM json_each(?)) ORDER BY position"""  # noqa: S608
+            rows = [row_of(claim, values) for values in db.execute(query, (json.dumps(positions),))]
         return Claimed(tuple(rows), gathered.scanned_to, gathered.more, gathered.unfinished, taken_over)
 
     def release(self, token: str) -> None:
@@ -457,28 +456,19 @@ class _Reader:
             for position in json.loads(positions)
         )
 
-    def after(self, position: int, limit: int) -> Iterator[Candidate]:
-        while limit > 0:
-            page = min(limit, _PAGE)
-            found = self._candidates("o.position > :value ORDER BY o.position LIMIT :limit", position, page)
-            yield from found
-            if len(found) < page:
-                return
-            position, limit = found[-1].position, limit - page
+    def after(self, position: int, limit: int) -> Iterable[Candidate]:
+        return self._candidates("o.position > :value ORDER BY o.position LIMIT :limit", position, limit)
 
     def of_key(self, key: str, limit: int) -> Iterable[Candidate]:
         return self._candidates("o.key = :value ORDER BY o.position LIMIT :limit", key, limit)
 
     def newest(self, limit: int) -> Iterable[Candidate]:
-        return self._candidates("o.position > :value ORDER BY o.position DESC LIMIT :limit", FIRST, limit)
+        return reversed([*self._candidates("o.position > :value ORDER BY o.position DESC LIMIT :limit", FIRST, limit)])
 
-    def _candidates(self, condition: str, value: object, limit: int) -> list[Candidate]:
+    def _candidates(self, condition: str, value: object, limit: int) -> Iterator[Candidate]:
         values = {"now": self._now, "value": value, "limit": limit}
-        found = read(self._db, _CANDIDATE, f"{_CANDIDATES} AND {condition}", values)
-        return [
-            Candidate(position, key, size, bool(ready), position in self._taken, first)
-            for position, key, size, ready, first in found
-        ]
+        for position, key, size, ready, first in self._db.execute(f"{_CANDIDATE} AND {condition}", values):
+            yield Candidate(position, key, size, bool(ready), position in self._taken, first)
 
 
 def _version(db: sqlite3.Connection) -> int:
