@@ -216,3 +216,57 @@ def test_a_run_on_asyncio_is_written_together() -> None:
         assert driver.link.batches[-1] == 500
 
     on_asyncio(main, answer=silence)
+
+
+async def _decided_before_the_publisher_runs(cancel: str) -> tuple[list[Receipt], list[Outcome]]:
+    """The publisher waits for room; then it is accepted, sent, confirmed and cancelled in one turn of the event loop."""
+    driver = ScriptedDriver(lives(answer=silence))
+    receipts: list[Receipt] = []
+    told: list[Outcome] = []
+    scope = anyio.CancelScope()
+    with anyio.fail_after(30):
+        async with open_producer(URL, driver=driver, max_buffered=1, max_in_flight=1) as producer:
+            await producer.wait_connected()
+            handles = [producer.publish_nowait(b"before", routing_key="q") for _ in range(2)]
+
+            async def publish() -> None:
+                with scope:
+                    receipts.append(await producer.publish(b"x", routing_key="q"))
+
+            async with producer.outcomes() as outcomes, anyio.create_task_group() as group:
+                if cancel == "task":
+                    task = asyncio.create_task(publish())
+                else:
+                    group.start_soon(publish)
+                await anyio.wait_all_tasks_blocked()
+                for tag in (1, 2, 3):
+                    driver.link.listener.confirmed(1, tag, False)
+                    driver.link.listener.pull()
+                if cancel == "task":
+                    await asyncio.sleep(0)
+                    while not receipts and not task.done():
+                        task.cancel()
+                        await asyncio.sleep(0)
+                else:
+                    scope.cancel()
+                await anyio.wait_all_tasks_blocked()
+                if not receipts:
+                    told.append(await anext(outcomes))
+            for handle in handles:
+                await handle.wait()
+            assert producer.status().in_flight == 0
+    return receipts, told
+
+
+@pytest.mark.anyio
+async def test_an_outcome_that_is_decided_before_the_publisher_runs_is_returned() -> None:
+    """A scope is cancelled behind it: the receipt is returned, and the cancellation follows at the next checkpoint."""
+    receipts, told = await _decided_before_the_publisher_runs("scope")
+    assert [type(receipt) for receipt in receipts] == [Receipt]
+    assert told == []
+
+
+def test_an_outcome_that_is_decided_before_the_publisher_runs_is_told_once() -> None:
+    """The task is cancelled behind it: the outcome is returned, or `outcomes()` tells it."""
+    receipts, told = asyncio.run(_decided_before_the_publisher_runs("task"))
+    assert len(receipts) + len(told) == 1
