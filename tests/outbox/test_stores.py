@@ -55,6 +55,21 @@ def test_rows_outlive_the_connection(open_store):
     assert (row.message, row.key, row.attempts, row.possible_duplicate) == (message, "key", 0, False)
 
 
+@pytest.mark.parametrize("size", [10, 5_000], ids=["small bodies", "large bodies"])
+def test_many_rows_come_back_as_they_were_stored(open_store, size):
+    """More rows than one statement inserts or reads, in their order, each with its own values."""
+    store = open_store(max_rows=2_000, max_bytes=1 << 30)
+    messages = [
+        Message(bytes([n % 256]) * size, routing_key=f'q"\u00fc{n}', headers={"n": n}, message_id=f"id {n}")
+        for n in range(1_030)
+    ]
+    done = store.transact(Work(inserts=[encode(message) for message in messages]), "", 0.0)
+    rows = store.transact(Work(want=Want(rows=1_200, bytes=1 << 30, per_key=10)), "relay", LEASE).claimed.rows
+
+    assert positions(rows) == list(done.stored)
+    assert [row.message for row in rows] == messages
+
+
 def test_a_full_outbox_says_how_full(open_store):
     """`OutboxFull` carries the counts; rows of the same transaction that had a place are stored."""
     store = open_store(max_rows=2)
@@ -326,6 +341,14 @@ def test_a_position_of_another_programs_own_is_a_place_like_any_other(open_store
     assert [entry.position for entry in store.entries("leased", [-5], 10, bodies=False)] == [-5]
     store.release("relay")
     assert store.drop([-5, 10**15]) == 2
+
+
+def test_a_number_that_no_position_can_be_names_no_row(open_store):
+    """It is no error of the database."""
+    store = open_store()
+    insert(store, None)
+    assert store.entries(None, [2**63, -(2**63) - 1, 10**30], 9, bodies=False) == []
+    assert store.retry([2**63]) == store.drop([10**30]) == 0
 
 
 def test_the_newest_rows_have_their_share(open_store):
