@@ -192,3 +192,35 @@ def test_a_channel_knows_what_a_list_of_tags_knows(seed: int) -> None:
             channel.expand()
             channel.check_returns()
         channel.check()
+
+
+def test_answers_behind_one_slow_message_are_bounded() -> None:
+    """Each message of a flight is answered but the first one; the tags that have to be remembered stay few."""
+    channel = Channel(random.Random(0))
+    for _ in range(200):
+        channel.fly()
+    slow = min(channel.model)
+    most = 0
+    for tag in sorted(channel.model, reverse=True):
+        if tag == slow:
+            continue
+        channel.answer(tag, False)
+        assert len(channel.epoch.holes) <= 2 * len(channel.epoch) + 64
+        most = max(most, len(channel.epoch.holes))
+    assert most > 64, "flights stay together for as long as that"
+    assert len(channel.epoch) == 1
+
+
+def test_only_an_open_attempt_can_be_what_an_unknown_return_is_about() -> None:
+    """Not one that was answered, and not one that has its own return."""
+    epoch = Epoch(Lane.MAIN, 1, Deadlines())
+    answered, returned, still_open = (Delivery(KEYS[0], b"", "same", 200.0) for _ in range(3))
+    for tag, each in enumerate((answered, returned, still_open), 1):
+        epoch.add(each, tag, 100.0)
+    unknown = returned_of(still_open, token=None, message_id=None)
+    assert epoch.match(unknown) is None
+    for each in epoch.take(1, False):
+        each.epoch = None
+    returned.returned = returned_of(returned)
+    assert epoch.candidates(unknown) == [still_open]
+    assert epoch.candidates(unknown) == []
