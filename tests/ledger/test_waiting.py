@@ -258,3 +258,28 @@ def test_the_buffer_is_bounded_wherever_its_messages_wait(where: str) -> None:
     wait()
     assert waiting.full(0)
     assert (len(waiting), waiting.size) == (3, 9)
+
+
+def test_a_message_that_was_passed_is_introduced_if_its_exchange_was_refused_since() -> None:
+    """On the suspects' channel, as all others to that exchange; its empty queue is dropped, although others wait aside."""
+    bench = Bench(max_in_flight=100, max_buffered=1000)
+    covered = bench.ledger._waiting.introductions.covered
+    covered.add("x")
+    bench.publish(90, routing_key="mute", timeout=math.inf)
+    mine = bench.publish(5, exchange="x", timeout=math.inf)
+    mute, late = bench.accept(routing_key="mute", timeout=math.inf), bench.accept(exchange="x", timeout=math.inf)
+    for _ in range(4):
+        assert bench.write() == []
+        bench.now += PATIENCE
+        bench.ledger.look(bench.now, bench.last_tag.__getitem__)
+    aside = bench.ledger._waiting.aside
+    assert aside.live() == [mute, late]
+    covered.discard("x")
+    for each in mine:
+        bench.ack(each.tag)
+    bench.now += COUNT_LASTS
+    assert bench.write() == []
+    assert list(aside.queues) == [("", "mute")]
+    bench.open(Lane.SUSPECT)
+    assert bench.write() == [late]
+    assert late.lane is Lane.SUSPECT
