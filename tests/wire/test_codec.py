@@ -210,7 +210,7 @@ def test_methods_end_where_they_end(method: Any) -> None:
     for cut in range(len(payload)):
         with pytest.raises(Malformed):
             read_method(payload[:cut])
-    with pytest.raises(Malformed, match="trail"):
+    with pytest.raises(Malformed, match="follow"):
         read_method(payload + b"\x00")
 
 
@@ -289,7 +289,7 @@ def test_a_value_that_runs_past_its_array() -> None:
     """The same for an array."""
     value = b"S" + struct.pack(">I", 4) + b"abcd"
     entry = b"\x01aA" + struct.pack(">I", len(value) - 2) + value
-    with pytest.raises(Malformed, match="array's last value runs past"):
+    with pytest.raises(Malformed, match="last value of an array ends after"):
         read_table(struct.pack(">I", len(entry)) + entry)
 
 
