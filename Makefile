@@ -42,10 +42,10 @@ serve: ## a private RabbitMQ and the ML producer service, to try with curl; BIND
 	@$(BIN)/python scripts/serve.py $(if $(BIND),--bind $(BIND))
 
 .PHONY: broker
-broker: ## a private RabbitMQ alone; prints its URL, and ends with Ctrl-C
+broker: ## a private RabbitMQ alone; prints its URL, and ends with Ctrl-C (PORT=5673; default: 5672 if it is free, otherwise another port)
 	$(NEEDS) run
 	@scripts/rabbitmq.sh
-	@$(BIN)/python scripts/serve.py --broker-only
+	@$(BIN)/python scripts/serve.py --broker-only $(PORT)
 
 # --- the loop --------------------------------------------------------------------------------------------------------
 

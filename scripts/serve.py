@@ -2,7 +2,7 @@
 """Run a private RabbitMQ and the ML producer service in front of it, to be tried out with curl.
 
     scripts/serve.py [--bind HOST:PORT] [ARGUMENTS OF `warrener serve`]
-    scripts/serve.py --broker-only      # the RabbitMQ alone
+    scripts/serve.py --broker-only [PORT]      # the RabbitMQ alone; default: 5672 if it is free, otherwise another port
 
 Lines on standard input are orders to the broker: kill, start, block, unblock, queues; quit (or Ctrl-C) ends everything.
 Both end with this program; the broker also when it is killed.
@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from warrener.testing.rabbitmq import PrivateRabbitMQ, RabbitMQFailed, RabbitMQMissing
+from warrener.testing.rabbitmq import PrivateRabbitMQ, RabbitMQFailed, RabbitMQMissing, port_is_free
 
 #: What the producer waits for between dials: long outages are tried out by people who do not want to wait for a minute.
 DEFAULTS = {"WARRENER_BACKOFF_CAP": "5", "WARRENER_BACKOFF_ATTEMPTS": "forever"}
@@ -51,7 +51,11 @@ A private RabbitMQ listens. Its data is deleted when this program ends (Ctrl-C, 
   export RABBITMQ_URL={broker}
 
 Orders to the broker, here: kill, start, block, unblock, queues, quit
+After `kill`, `start` starts the same broker with the same data and URL. `quit` and Ctrl-C delete the data.
 """
+
+#: The port of AMQP: programs that name no port find the broker there.
+AMQP_PORT = 5672
 
 
 def obey(broker: PrivateRabbitMQ, end: Callable[[], object]) -> None:
@@ -75,12 +79,21 @@ def obey(broker: PrivateRabbitMQ, end: Callable[[], object]) -> None:
             print(str(failed).partition(";")[0], flush=True)
 
 
-def run_broker() -> int:
+def chosen_port(text: str | None = None) -> int | None:
+    """Return the broker's port: the given one, 5672 if it is free, otherwise None: a free port is drawn."""
+    if text is None:
+        return AMQP_PORT if port_is_free(AMQP_PORT) else None
+    if not (text.isdecimal() and 0 < int(text) < 65536):
+        sys.exit(f"serve: PORT must be a number from 1 to 65535, not {text!r}")
+    return int(text)
+
+
+def run_broker(port: int | None) -> int:
     """Run the broker alone until a signal, or until it is told to quit."""
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
-    with PrivateRabbitMQ() as broker:
+    with PrivateRabbitMQ(port=port) as broker:
         print(ALONE.format(broker=broker.url), flush=True)
         threading.Thread(target=obey, args=(broker, ended.set), daemon=True).start()
         ended.wait()
@@ -91,8 +104,8 @@ def main() -> int:
     """Serve until a signal; the exit status is the service's."""
     arguments = sys.argv[1:]
     print("Starting a private RabbitMQ ...", flush=True)
-    if arguments == ["--broker-only"]:
-        return run_broker()
+    if arguments[:1] == ["--broker-only"]:
+        return run_broker(chosen_port(*arguments[1:]))
     with PrivateRabbitMQ() as broker:
         program = [str(Path(sys.executable).with_name("warrener")), "serve", *arguments]
         # Its own URL only: what the surroundings say of brokers is not for this one.

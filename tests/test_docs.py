@@ -8,6 +8,7 @@ import importlib.util
 import pkgutil
 import re
 import runpy
+import socket
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -114,6 +115,26 @@ def test_the_programs_of_the_pages_run(
     exec(compile(program, "<page>", "exec"), {"__name__": "__main__"})  # noqa: S102 - our own pages
 
     assert capsys.readouterr().out
+
+
+def test_the_first_program_shows_that_no_broker_is_there() -> None:
+    """README says what a program without logging configuration prints, and that is what it prints."""
+    page = (DOCS.parent / "README.md").read_text()
+    program = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0]
+    (shown,) = re.findall(r"^warrener:.*", page, re.MULTILINE)
+    with socket.socket() as closed:  # bound, and it does not listen
+        closed.bind(("127.0.0.1", 0))
+        url = f"amqp://guest:guest@127.0.0.1:{closed.getsockname()[1]}/"
+        program = program.replace("amqp://guest:guest@localhost/", url).replace(
+            '="tasks")  #', '="tasks", timeout=0.1)  #'
+        )
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+
+    def neutral(line: str) -> str:
+        return re.sub(r"[\d.]+|warrener:[^:]*:", "*", line)
+
+    assert neutral(done.stderr.splitlines()[0]) == neutral(shown)
+    assert done.stderr.splitlines()[-1].startswith("warrener.errors.DeadlineExceeded: ")
 
 
 @pytest.mark.full

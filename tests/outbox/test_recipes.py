@@ -41,7 +41,7 @@ def test_no_program_of_the_page_is_without_a_test():
         programs[section.partition("\n")[0]] += len(re.findall(r"^```python$", section, re.MULTILINE))
 
     assert +programs == {
-        "Three ways in": 3, "Django in one file": 2, "Django in a project": 4, "FastAPI with SQLAlchemy": 2, "A cron job": 1,
+        "Three ways in": 3, "Django in a project": 4, "FastAPI with SQLAlchemy": 2, "A cron job": 1,
         "A consumer that must not act twice": 1,
     }  # fmt: skip
 
@@ -126,11 +126,11 @@ def place(request, tmp_path):
 
 
 def test_three_ways_in(tmp_path, broker, place):
-    """`enqueue`, `add` and plain SQL: three messages, of which a relay publishes two."""
+    """`enqueue`, `add` and plain SQL, twice: four messages, of which a relay publishes three."""
     places = {} if place is None else {"app.db": place, "postgresql://localhost/shop": place}
     shell = Shell(tmp_path, broker, places)
     first, with_sqlite, with_postgresql = blocks("Three ways in", "python")
-    _, init, relay = blocks("Three ways in", "console")
+    _, init, inserts, relay = blocks("Three ways in", "console")
     (statement,) = blocks("Three ways in", "sql")
     assert "is on disk at position 1" in shell.python(first)
     shell.console(init)
@@ -141,11 +141,12 @@ def test_three_ways_in(tmp_path, broker, place):
     else:
         with psycopg.connect(place) as db:
             db.execute(statement)
+    shell.console(inserts, skip=("psql",) if place is None else ("sqlite3",))
 
     listed = shell.console(relay, skip=("warrener outbox relay",))
-    assert [line.split()[1] for line in listed.splitlines()] == ["STATE", "waiting", "waiting"]
-    shell.relay(relay, 2)
-    assert sorted(broker.messages("tasks")) == [b"book", b"resize 7", b"resize 7"]
+    assert [line.split()[1] for line in listed.splitlines()] == ["STATE", "waiting", "waiting", "waiting"]
+    shell.relay(relay, 3)
+    assert sorted(broker.messages("tasks")) == [b"book", b"resize 7", b"resize 7", b"resize 8"]
 
 
 def test_the_outbox_of_the_first_program_may_be_in_postgresql(tmp_path, broker, dsn):
@@ -180,26 +181,30 @@ def test_what_becomes_of_a_row(tmp_path, broker):
     assert json.loads(shown.splitlines()[-1])["set_aside"] == 0
 
 
-def test_django_in_one_file(tmp_path, broker):
-    """From an empty folder to a message in a queue."""
+def test_django_in_five_minutes(tmp_path, broker):
+    """Each block is pasted into a shell, but for the lines that make the environment."""
     shell = Shell(tmp_path, broker, {})
-    *_, go = blocks("Django in one file", "console")
-    shop, make_queue = blocks("Django in one file", "python")
-    shell.write("shop.py", shop)
-    shell.write("make_queue.py", make_queue)
-    listed = shell.console(go, skip=("warrener outbox relay",))
-    assert listed.splitlines()[-1].split()[1:3] == ["waiting", "customer-42"]
-    shell.relay(go, 1)
-    assert broker.messages("orders") == [b"book"]
+    make_broker, environment, queue, program, relay = blocks("Django in five minutes", "sh")
+    (shown,) = blocks("Django in five minutes", "text")
+    assert make_broker == "make broker\n"
+    assert [line.split()[0] for line in environment.splitlines()] == [".", "pip", "mkdir", "export"]
+
+    assert shell.run("sh", "-c", queue) == "the queue is there\n"
+    printed = shell.run("sh", "-c", program).splitlines()
+    assert printed[-3] == "order 1 is stored, and so is its message"
+    assert [line.split()[1] for line in printed[-2:]] == ["STATE", "waiting"]
+    assert shell.python((tmp_path / "shop.py").read_text()) == "order 2 is stored, and so is its message\n"
+    shell.relay(f"$ {relay}{shown}", 2)
+    assert broker.messages("orders") == [b"order 1", b"order 2"]
 
 
 def test_django_in_a_project(tmp_path, broker, place):
-    """With a migration, models and views; it can be undone, and the messages stay."""
+    """With a migration, models and views; the migration can be reversed, and done again."""
     dsn = {} if place is None else {"db.sqlite3": place}
     shell = Shell(tmp_path, broker, {"amqp://guest:guest@localhost/": broker.url} | dsn)
     start, migration, go = blocks("Django in a project", "console")
     model, migration_file, script, plain = blocks("Django in a project", "python")
-    _, make_queue = blocks("Django in one file", "python")
+    *_, queue, _, _ = blocks("Django in five minutes", "sh")
     shell.console(start)
     settings = tmp_path / "shop" / "settings.py"
     text = settings.read_text().replace("INSTALLED_APPS = [", 'INSTALLED_APPS = [\n    "orders",')
@@ -213,9 +218,12 @@ def test_django_in_a_project(tmp_path, broker, place):
     settings.write_text(text)
     shell.write("orders/models.py", model)
     shell.console(migration)
+    if place is not None:
+        assert migration_file.count("-- DROP ") == 2
+        migration_file = migration_file.replace("-- DROP ", "DROP ")
     shell.write("orders/migrations/0002_outbox.py", migration_file)
     shell.write("order.py", script)
-    shell.write("make_queue.py", make_queue)
+    shell.run("sh", "-c", queue)
     listed = shell.console(go, skip=("warrener outbox relay",))
     assert listed.splitlines()[-1].split()[1:3] == ["waiting", "customer-42"]
     # In a program of the server: the set-up is that of the script.
@@ -223,8 +231,12 @@ def test_django_in_a_project(tmp_path, broker, place):
 
     shell.relay(go, 2)
     assert broker.messages("orders") == [b"1", b"book"]
-    shell.run("python", "manage.py", "migrate", "orders", "0001")
     assert "No changes detected" in shell.run("python", "manage.py", "makemigrations", "--check", "--dry-run")
+    # Reversed, it leaves nothing behind that stops a second time.
+    assert "python manage.py migrate orders 0001" in PAGE
+    shell.run("python", "manage.py", "migrate", "orders", "0001")
+    shell.run("python", "manage.py", "migrate", "orders")
+    assert shell.run("warrener", "outbox", "ls", "db.sqlite3").count("\n") == 1  # the head of an empty table
 
 
 REQUESTS = """

@@ -118,6 +118,7 @@ class PrivateRabbitMQ:
         root: Path | None = None,
         node: str = "warrener",
         beside: PrivateRabbitMQ | None = None,
+        port: int | None = None,
     ) -> None:
         """Describe the broker; nothing is started yet.
 
@@ -132,6 +133,7 @@ class PrivateRabbitMQ:
             node: the name of its Erlang node, without the host.
             beside: another broker that runs: this one shares its Erlang cookie, epmd and watchdog, so that the two can be a
                 cluster, and it ends with that one at the latest. See `warrener.testing.cluster`.
+            port: the AMQP port on 127.0.0.1; default: a free one.
         """
         self._plugins = tuple(plugins)
         self._tls = tls
@@ -141,6 +143,7 @@ class PrivateRabbitMQ:
         self._root = root
         self._node = node
         self._beside = beside
+        self._wanted_port = port
         self._resources = ExitStack()
         self._broker: subprocess.Popen[bytes] | None = None
         self._frozen = False
@@ -167,6 +170,8 @@ class PrivateRabbitMQ:
         else:
             self._bin = self._bin or _DEBIAN_BIN
             _require_chroot(self._root, self._bin)
+        if self._wanted_port is not None and not port_is_free(self._wanted_port):
+            raise RabbitMQFailed(f"port {self._wanted_port} on 127.0.0.1 is used by another program, or not allowed")
         with ExitStack() as undo:
             beside = self._beside
             if beside is None:
@@ -178,6 +183,8 @@ class PrivateRabbitMQ:
                 self._folder.mkdir()
             undo.callback(shutil.rmtree, self._folder, ignore_errors=True)
             self.port, self.tls_port, self._distribution_port, self._epmd_port = free_ports(4)
+            if self._wanted_port is not None:
+                self.port = self._wanted_port
             if beside is not None:
                 self._epmd_port = beside._epmd_port  # noqa: SLF001 - the same class
             self._environment = self._describe()
@@ -645,6 +652,17 @@ def free_ports(count: int) -> list[int]:
             if len(ports) == count:
                 return ports
     raise RabbitMQFailed("no free ports on 127.0.0.1")
+
+
+def port_is_free(port: int) -> bool:
+    """Whether a program of this user can listen there on 127.0.0.1."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError):
+            return False
+    return True
 
 
 def _listens(port: int) -> bool:

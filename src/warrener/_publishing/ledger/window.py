@@ -140,10 +140,7 @@ class Window:
         if count <= 0:
             return 0
         left = self._open_size - in_flight.size - introductions.tagged_size
-        if size <= left:
-            return count
-        # A message with more bytes than the limit is written when no other message is in flight.
-        return _fitting(bodies, at, count, left) or (1 if held == 0 else 0)
+        return count if size <= left else _fitting(bodies, at, count, left)
 
     # --- the reserve ------------------------------------------------------------------------------------------------
 
@@ -192,9 +189,8 @@ class Window:
             mine = self._held_by.get((envelope.exchange, envelope.routing_key))
             if mine is None or not mine.places:
                 return True
-            in_open = held < self._open and held_size + size <= self._open_size
             within = held < self._open or mine.places + 1 < free
-            if in_open or (within and (held_size + size <= self._open_size or mine.size + size <= free_size - size)):
+            if within and (held_size + size <= self._open_size or mine.size + size <= free_size - size):
                 return True
             left = self._counted - held
             # The time of a count grows with the window: count again only when enough messages have left since
@@ -202,7 +198,7 @@ class Window:
             if not may_count or left <= max(held // 64, min(held // 4, mine.places // 2)):
                 break
             self._count(now)
-        if left > 0:
+        if left > 0 or (may_count and self._unknown()):
             self.look_at = min(self.look_at, self._counted_at + COUNT_LASTS)
         return False
 
@@ -218,11 +214,15 @@ class Window:
         in_flight = self._in_flight
         if in_flight.main is not self._epoch:
             return True
-        unknown = abs(sum(epoch.last for epoch in in_flight.epochs.values()) - self._tags - self._entered)
+        unknown = self._unknown()
         if unknown > self._limits.max_in_flight // 64:
             return True
         changed = unknown or self._counted != self._held()
         return bool(changed) and not self._counted_at <= now < self._counted_at + COUNT_LASTS
+
+    def _unknown(self) -> int:
+        """Return the number of messages that were written since the last count without a question to the reserve."""
+        return abs(sum(epoch.last for epoch in self._in_flight.epochs.values()) - self._tags - self._entered)
 
     def _count(self, now: float) -> None:
         """Count the places and the bytes of each destination."""

@@ -1,0 +1,182 @@
+"""Which message is next, while others wait for a place, for an answer or for an instant."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from tests.ledger.driving import INTERNAL, Bench, books_balance
+from tests.ledger.flying import Together
+from warrener._publishing.ledger import Ticket
+from warrener._publishing.ledger.delivery import Delivery
+from warrener._publishing.ledger.waiting import PATIENCE
+from warrener._publishing.ledger.window import COUNT_LASTS
+from warrener._retry_rules import RetryRules
+from warrener.records import Envelope, Lane
+
+
+def join(bench: Together, *envelopes: Envelope) -> None:
+    """Let one message of each envelope join a batch."""
+    for envelope in envelopes:
+        assert bench.ledger.batching.can_join(envelope)
+        assert bench.ledger.batching.join(envelope, b"body", Ticket(), 60.0, bench.now)
+
+
+def to(*keys: str) -> list[Envelope]:
+    return [Envelope(routing_key=key) for key in keys]
+
+
+def written(bench: Together) -> list[str]:
+    """Write what may be written; return the routing keys of the messages."""
+    main = bench.channels[Lane.MAIN]
+    before = bench.last_tag[main]
+    bench.write()
+    keys: dict[int, str] = {}
+    epoch = bench.ledger._in_flight.epochs[main]
+    for tag, each in epoch.outstanding.items():
+        keys[tag] = each.envelope.routing_key
+    for flight in epoch.flights:
+        keys.update((flight.first_tag + at, flight.envelopes[at].routing_key) for at in range(flight.at, len(flight)))
+    return [keys[tag] for tag in range(before + 1, bench.last_tag[main] + 1)]
+
+
+def crowded() -> Together:
+    """Return a bench with 95 of 100 places taken: five by `good`, as many as are free, and 90 by `mute`."""
+    bench = Together(max_in_flight=100, max_buffered=1000)
+    join(bench, *to(*["mute"] * 90))
+    assert len(written(bench)) == 90
+    join(bench, *to(*["good"] * 5))
+    assert written(bench) == ["good"] * 5
+    return bench
+
+
+def test_messages_of_a_batch_get_places_of_the_reserve() -> None:
+    """Each by its own destination, from the first one that was not written; the batch is not expanded for that."""
+    bench = crowded()
+    join(bench, *to("a", "b", "good", "a"))
+    assert written(bench) == ["a", "b"]
+    assert bench.ledger.batching.batches.count == 2
+    bench.ack(91)
+    bench.now += COUNT_LASTS
+    # `good` holds four places now, and four are free; `a` has one of its own.
+    assert written(bench) == []
+    bench.ack(92)
+    bench.ack(93)
+    assert written(bench) == ["good", "a"]
+    assert bench.ledger.batching.batches.count == 0
+
+
+def test_a_place_that_came_free_is_used_at_once() -> None:
+    """Without a wait for the next look of the timer."""
+    bench = crowded()
+    join(bench, *to("good"))
+    assert written(bench) == []
+    for tag in (91, 92, 93):
+        bench.ack(tag)
+    assert written(bench) == ["good"]
+
+
+def test_a_first_message_that_was_not_refused_is_asked_about_at_once() -> None:
+    """Another one was, at the same instant, and no place came free since."""
+    bench = crowded()
+    join(bench, *to("good"))
+    assert written(bench) == []
+    bench.ledger.batching.expand()
+    for each in bench.ledger._waiting.unsent.live():
+        assert bench.ledger.cancel(each)
+    join(bench, *to("other"))
+    assert written(bench) == ["other"]
+
+
+def test_a_refused_message_is_asked_about_again_at_the_instant_that_was_named() -> None:
+    """The counts were old; when the timer looks, they are made again."""
+    bench = crowded()
+    join(bench, *to("good"))
+    assert written(bench) == []
+    bench.ack(91)
+    assert written(bench) == []
+    instant = bench.ledger.next_wakeup(bench.now)
+    assert instant == bench.now + COUNT_LASTS
+    bench.now = instant
+    bench.ledger.look(bench.now, bench.last_tag.__getitem__)
+    assert written(bench) == ["good"]
+
+
+def test_a_batch_is_expanded_only_for_messages_that_wait_behind_it() -> None:
+    """Messages to other destinations that were written from the same batch are no reason."""
+    bench = Together(max_in_flight=100, max_buffered=1000)
+    join(bench, *to(*["good"] * 45, *["mute"] * 60))
+    assert len(written(bench)) == 90
+    for _ in range(20):
+        bench.now += PATIENCE
+        bench.ledger.look(bench.now, bench.last_tag.__getitem__)
+        written(bench)
+    assert bench.ledger.batching.batches.count == bench.ledger.buffered > 0
+    join(bench, *to("mute", "late"))
+    assert written(bench) == ["late"]
+    assert bench.ledger.batching.batches.count == 0
+
+
+@pytest.mark.parametrize(
+    ("waiting", "size", "crowds"),
+    [(94, 0, False), (95, 0, True), (1, 946, False), (1, 947, True), (0, 5000, False)],
+)
+def test_messages_that_were_passed_leave_a_tenth_of_the_buffer(waiting: int, size: int, crowds: bool) -> None:
+    """Of its messages and of its bytes, rounded down; one that waits alone is never too many."""
+    bench = Bench(max_buffered=105, max_buffered_bytes=1055)
+    held = bench.ledger._waiting
+    for _ in range(waiting):
+        held.aside.add(("", "mute"), Delivery(Envelope(routing_key="mute"), b"xxxx", "", math.inf))
+    held.aside.passed = True
+    assert held.crowds(("", "mute"), size) is crowds
+    held.aside.passed = False
+    assert not held.crowds(("", "mute"), size)
+
+
+def test_messages_whose_delay_is_over_take_the_places_that_are_free() -> None:
+    """All at the same instant, and no more of them than the window has places."""
+    bench = Bench(max_in_flight=4, retry=RetryRules(nacked=True, delays=lambda _: (1.0, 1.0)))
+    first = bench.publish(4)
+    bench.nack(4, multiple=True)
+    new = bench.publish(2)
+    assert bench.ledger.in_flight == 2
+    bench.now += 10.0
+    assert bench.write() == first[:2]
+    assert bench.ledger.in_flight == 4
+    for each in new:
+        bench.ack(each.tag)
+    assert bench.write() == first[2:]
+
+
+def test_suspects_of_a_destination_without_an_answer_go_behind_others() -> None:
+    """The first one was not answered in time: the next one of its queue waits behind that of another queue."""
+    bench = Bench()
+    slow = [bench.accept(routing_key="slow") for _ in range(2)]
+    other = bench.accept(routing_key="other")
+    bench.write()
+    bench.close_channel(INTERNAL)
+    bench.open(Lane.MAIN)
+    bench.open(Lane.SUSPECT)
+    assert bench.write() == slow[:1]
+    bench.now += 10.0
+    bench.ledger.look(bench.now, bench.last_tag.__getitem__)
+    assert bench.write() == [other]
+    bench.ack(other.tag, channel=bench.channels[Lane.SUSPECT])
+    assert bench.write() == slow[1:]
+    books_balance(bench.ledger, bench.accepted)
+
+
+def test_no_introduction_goes_beside_a_suspect_without_an_answer() -> None:
+    """A close would not say which of the two it is about. Once the broker has had time to close the channel, it goes."""
+    bench = Bench()
+    suspects = bench.publish(2)
+    bench.close_channel(INTERNAL)
+    bench.open(Lane.MAIN)
+    bench.open(Lane.SUSPECT)
+    assert bench.write() == suspects[:1]
+    late = bench.accept(exchange="x")
+    assert bench.write() == []
+    bench.now += 10.0
+    bench.ledger.look(bench.now, bench.last_tag.__getitem__)
+    assert bench.write() == [late]
