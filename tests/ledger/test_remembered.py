@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from warrener._publishing.ledger import Delivery
-from warrener._publishing.ledger.refusals import PROBE_EVERY, Refusals, Target
+from warrener._publishing.ledger.refusals import PROBE_EVERY, Refusals, Target, named
 from warrener.errors import Fault, FaultKind
 from warrener.records import Envelope
 
@@ -208,3 +208,86 @@ def test_a_refusal_is_over_at_its_instant_also_before_it_is_forgotten(order: lis
     assert refusals.active
     assert refusals.of(asked, last + 2 * PROBE_EVERY) is None
     assert not refusals.active
+
+
+@pytest.mark.parametrize(
+    ("text", "exchange", "recognised"),
+    [
+        ("no exchange '{}…", "X" * 150, True),
+        ("no exchange '{}…", "it's " * 30, True),
+        ("no exchange '{}", "X" * 150, True),
+        ("access to topic-less exchange 'other' and exchange '{}…", "X" * 150, True),
+        ("no exchange '{}…", "Y" + "X" * 149, False),
+        ("no queue '{}…", "X" * 150, False),
+        ("{}", "X" * 150, False),
+    ],
+)
+@pytest.mark.parametrize("length", [20, 100, 101, 120])
+def test_the_beginning_of_a_long_name_names_its_exchange(
+    text: str, exchange: str, recognised: bool, length: int
+) -> None:
+    """The broker cuts its text at 255 bytes. A short beginning could be that of many names, and says nothing."""
+    beginning = ("X" * length) if exchange[0] == "Y" else exchange[:length]
+    fault = Fault(FaultKind.CHANNEL_CLOSED, text.format(beginning), reply_code=404)
+    candidates = [message(Envelope(exchange=each, routing_key="k")) for each in ("", exchange)]
+    expected = Target(exchange) if recognised and length > 100 else None
+    assert named(fault, candidates) == expected
+
+
+SIZE = "message size 20 is larger than configured max size 10"
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "addresses", "expected"),
+    [
+        # A topic that no candidate has: its exchange is not refused as a whole.
+        (403, "access to topic 'other' in exchange 'a' in vhost '/' refused", [("a", "k")], None),
+        (403, "access to topic 'k' in exchange 'a' in vhost '/' refused", [("a", "k")], Target("a", "k")),
+        (403, "access to topic 'k' in exchange 'a' in vhost '/' refused", [("b", "k")], None),
+        # A name that could be any is the one that has these very letters, if there is one.
+        (404, "no exchange '***' in vhost '/'", [("***", "k"), ("a", "k"), ("zz", "k")], Target("***")),
+        (404, "no exchange '***' in vhost '/'", [("a", "k"), ("zz", "k")], None),
+        (404, "no exchange '***' in vhost '/'", [("a", "k"), ("a", "l")], Target("a")),
+        (403, "access to exchange 'amq.default' in vhost '/' refused", [("", "k"), ("a", "k")], Target("")),
+        (
+            403,
+            "access to exchange 'amq.default' in vhost '/'",
+            [("", "k"), ("amq.default", "k")],
+            Target("amq.default"),
+        ),
+        (404, "no exchange 'a' in vhost '/'", [("b", "k")], None),
+        (406, "no exchange 'a' in vhost '/'", [("a", "k")], None),
+        (311, SIZE, [("a", "k")], Target(max_size=10)),
+        (406, SIZE, [("a", "k")], Target(max_size=10)),
+        (404, SIZE, [("a", "k")], None),
+        (312, SIZE, [("a", "k")], None),
+        (406, SIZE.replace("10", "20"), [("a", "k")], None),  # a message of that size is not too large
+        (406, SIZE.replace("max", "maximum"), [("a", "k")], Target(max_size=10)),
+    ],
+)
+def test_a_text_names_only_what_one_of_the_messages_has(
+    code: int, text: str, addresses: list[tuple[str, str]], expected: Target | None
+) -> None:
+    """Each message has 20 bytes. A text of which more than one name is possible names none."""
+    candidates = [message(Envelope(exchange=exchange, routing_key=key), 20) for exchange, key in addresses]
+    assert named(Fault(FaultKind.CHANNEL_CLOSED, text, reply_code=code), candidates) == expected
+
+
+@pytest.mark.parametrize("size", [9, 10, 11])
+def test_a_message_of_the_largest_size_is_taken(size: int) -> None:
+    """In each question: a larger one is refused."""
+    refusals, fault = Refusals(MEMORY, LIMIT), Fault(FaultKind.CHANNEL_CLOSED, SIZE, reply_code=406)
+    refusals.remember(Target(max_size=10), fault, 0.0)
+    asked = message(ENVELOPES[0], size)
+    expected = fault if size > 10 else None
+    assert refusals.answers(asked, 0.0) == refusals.newly(asked) == refusals.of(asked, 0.0) == expected
+    assert not refusals.active
+
+
+def test_a_probe_of_each_second() -> None:
+    """One message in each second is written although its refusal is remembered; its answer decides."""
+    refusals, asked = Refusals(MEMORY, LIMIT), message(ENVELOPES[0])
+    fault = Fault(FaultKind.CHANNEL_CLOSED, "", reply_code=403)
+    refusals.remember(Target(""), fault, 0.0)
+    refused = [refusals.of(asked, quarter / 4) is not None for quarter in range(21)]
+    assert [quarter / 4 for quarter, each in enumerate(refused) if not each] == [1.0, 2.0, 3.0, 4.0, 5.0]

@@ -335,6 +335,7 @@ def test_one_destination_holds_a_tenth_of_the_buffer_and_all_of_them_half() -> N
     assert [each.outcome is None for each in one] == [True, True, False]
     assert isinstance(one[2].outcome, Nacked)
     assert one[2].outcome.cause == "suppressed"
+    assert one[2].outcome.reason.endswith("; the buffer has no place for it, or none for its destination")
 
     others = [b.publish(1, routing_key=f"k{number}")[0] for number in range(10)]
     b.nack(13, multiple=True)

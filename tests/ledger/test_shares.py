@@ -28,6 +28,8 @@ LIMITS: list[tuple[dict[str, Any], int, int]] = [
     ({"max_in_flight": 1000, "max_buffered": 1000, "max_in_flight_bytes": 200, "max_buffered_bytes": 9999}, 4, 5),
     ({"max_in_flight": 1000, "max_buffered": 1000, "max_in_flight_bytes": 9999, "max_buffered_bytes": 280}, 4, 7),
     ({"max_in_flight": 3, "max_buffered": 3}, 4, 1),
+    ({"max_in_flight": 1000, "max_buffered": 3}, 4, 1),
+    ({"max_in_flight": 3, "max_buffered": 1000}, 4, 1),
     ({"max_in_flight": 1000, "max_buffered": 1000, "max_in_flight_bytes": 5}, 1, 1),
     ({"max_in_flight": 1000, "max_buffered": 1000, "max_buffered_bytes": 5}, 1, 1),
     ({"max_in_flight": 1000, "max_buffered": 1000, "max_in_flight_bytes": 5}, 2, 0),

@@ -39,13 +39,15 @@ def run(*arguments):
     return main(["outbox", *map(str, arguments)])
 
 
-def test_ls_prints_a_table_without_bodies(path, capsys):
+def test_ls_prints_a_table_without_bodies(path, monkeypatch, capsys):
     """One line for each row; what a body holds is shown only on demand, and never moves the cursor."""
+    monkeypatch.setenv("COLUMNS", "200")
     assert run("ls", path) == 0
     table = capsys.readouterr().out
     assert [line.split()[:2] for line in table.splitlines()] == [
-        ["POSITION", "STATE"], ["1", "set_aside"], ["2", "waiting"], ["3", "waiting"],
+        ["POSITION", "STATE"], ["1", "set"], ["2", "waiting"], ["3", "waiting"],
     ]  # fmt: skip
+    assert table.splitlines()[1].startswith("1         set aside  a")
     assert [line.split("  ")[-1] for line in table.splitlines()[1:3]] == [
         "Unroutable: returned: NO_ROUTE", "held by 1",
     ]  # fmt: skip
@@ -68,7 +70,7 @@ def test_a_long_reason_ends_at_the_edge_of_the_terminal(path, monkeypatch, capsy
         line = capsys.readouterr().out.splitlines()[1]
         assert r"Unroutable: \x1b[31mx" in line
         assert line.endswith("x…")
-        assert len(line) == max(columns, line.index("Unroutable") + 40)
+        assert len(line) == max(columns, line.index("Unroutable") + 60)
         assert "  ?  " in line
 
     run("show", path, 1)
@@ -135,8 +137,66 @@ def test_a_row_that_is_no_message_is_not_promised(path, capsys):
         db.execute("UPDATE warrener_outbox_set_aside SET reason = 'InvalidRow'")
     assert run("retry", path, "--all") == 0
     assert capsys.readouterr().out.splitlines()[1] == (
-        "1 row of them had been set aside as no message; a relay does so again, unless you have corrected the columns"
+        "set aside as no message before: row 1; a relay sets such a row aside again, unless you have corrected its columns"
     )
+
+
+def test_many_rows_that_are_no_message_are_ten_positions_and_a_number(path, capsys):
+    """The line stays readable."""
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("UPDATE warrener_outbox_set_aside SET reason = 'InvalidRow'")
+        db.executemany(
+            "INSERT INTO warrener_outbox_set_aside SELECT ?, message_id, key, exchange, routing_key, properties, stored_at,"
+            " attempts, possible_duplicate, set_aside_at, reason, last_error, holds, body FROM warrener_outbox_set_aside"
+            " WHERE position = 1", [(position,) for position in range(11, 22)],
+        )  # fmt: skip
+    assert run("retry", path, "--all") == 0
+    assert "before: rows 1, 11, 12, 13, 14, 15, 16, 17, 18, 19 and 2 more; " in capsys.readouterr().out
+
+
+def test_a_message_id_that_is_a_number_names_its_row(path, capsys):
+    """A number is a position first; what no position can be is a message id."""
+    with closing(sqlite3.connect(path)) as db, db:
+        for message_id in ("1", "12345", "007", "-0", "9" * 30):
+            db.execute("INSERT INTO warrener_outbox (message_id, body) VALUES (?, 'x')", (message_id,))
+        db.execute(f"INSERT INTO warrener_outbox (position, body) VALUES ({2**63 - 1}, 'x')")  # noqa: S608
+    assert run("show", path, 1, 12345, "007", "9" * 30, 2**63 - 1, "--json") == 0
+    shown = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(row["position"], row["message_id"]) for row in shown[1:4]] == [
+        (6, "007"),
+        (8, "9" * 30),
+        (2**63 - 1, shown[3]["message_id"]),
+    ]
+    assert shown[0]["position"] == 1
+    assert (shown[4]["position"], shown[4]["message_id"]) == (5, "12345")
+    assert run("drop", path, 12345, "-0", 99) == 1
+    assert capsys.readouterr() == ("2 rows deleted\n", "99: there is no such row\n")
+
+
+def test_a_reason_has_room_before_long_ids_and_keys(path, monkeypatch, capsys):
+    """The words that begin each error of a kind are left out; the message id is shortened first, then the routing key."""
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute(
+            "UPDATE warrener_outbox_set_aside SET routing_key = ?, reason = 'PublishRefused', last_error = 'the broker"
+            " refused it: the broker closed the channel; the exchange does not exist'", ("r" * 200,),
+        )  # fmt: skip
+    monkeypatch.setenv("COLUMNS", "150")
+    assert run("ls", path, "--state", "set_aside") == 0
+    _, line, note = capsys.readouterr().out.splitlines()
+    assert line.endswith("PublishRefused: the exchange does not exist")
+    assert f"  {'r' * 35}…  " in line
+    assert note == "… stands for text that is left out; `warrener outbox show` prints all of a row"
+    monkeypatch.setenv("COLUMNS", "140")
+    assert run("ls", path, "--state", "set_aside") == 0
+    assert f"  {'r' * 19}…  " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "x", "9" * 30])
+def test_a_limit_is_a_number_of_rows(path, limit, capsys):
+    """Any other is refused before the outbox is opened."""
+    with pytest.raises(SystemExit):
+        run("ls", path, f"--limit={limit}")
+    assert f"argument --limit: must be a number from 1 to 1,000,000, not '{limit}'" in capsys.readouterr().err
 
 
 def test_an_unknown_option_shows_the_usage_of_its_command(path, capsys):
@@ -277,8 +337,10 @@ def test_a_wait_for_the_broker_says_how_long(path):
     command = [sys.executable, "-m", "warrener", "outbox", "relay", str(path), "--to", f"amqp://127.0.0.1:{port}/"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as relay:
         line = next(line for line in relay.stdout if "DISCONNECTED" in line)
+        counted = next(line for line in relay.stdout if "confirmed" in line)
         relay.send_signal(signal.SIGINT)
         relay.communicate(timeout=30)
 
+    assert "no connection; 0 confirmed, 2 waiting, 1 set aside; " in counted
     assert re.search(r"next attempt in \d+ s; the connection was refused", line)
     assert relay.returncode == 0

@@ -333,6 +333,13 @@ def test_the_next_database_of_the_list_is_used(open_store, outbox_dsn, private_p
     assert insert(store, None) == [1]
 
 
+def test_a_missing_permission_is_advice():
+    """The text names who can help, and with which statement."""
+    text = str(unusable(pg.InsufficientPrivilege("permission denied for table warrener_outbox")))
+    assert "permission denied for table warrener_outbox" in text
+    assert "the owner of the tables can give it with GRANT (SELECT, INSERT, UPDATE and DELETE on each table" in text
+
+
 @pytest.mark.parametrize(
     ("error", "problem"),
     [

@@ -125,3 +125,23 @@ def test_a_key_must_be_text():
     """Another type would be another key in each database."""
     with pytest.raises(TypeError, match="key"):
         encode(Message(b""), 42)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "text"),
+    [
+        ("body", 5, "column body holds a number; it must hold text or a blob of bytes"),
+        ("body", None, "column body holds NULL; it must hold text or a blob of bytes"),
+        ("routing_key", b"q", "column routing_key holds a blob; it must hold text"),
+        ("properties", 5, "column properties holds a number; it must hold JSON text"),
+        ("properties", '{"content_type": 5}', "column properties: content_type must be text, not 5"),
+        ("properties", '{"expiration": "60"}', "expiration must be a number of seconds, not '60'"),
+        ("routing_key", "r" * 300, "routing_key is 300 bytes long; AMQP short strings hold at most 255"),
+    ],
+)
+def test_what_a_row_holds_is_said_in_the_words_of_a_database(column, value, text):
+    """The text has no type of Python, no message id, which the row shows already, and no advice to a publisher."""
+    columns = {"message_id": "m", "exchange": "", "routing_key": "q", "properties": "{}", "body": b"x", column: value}
+    with pytest.raises(ValueError) as caught:
+        decode(**columns)
+    assert str(caught.value) == text

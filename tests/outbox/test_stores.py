@@ -328,6 +328,14 @@ def test_a_position_of_another_programs_own_is_a_place_like_any_other(open_store
     assert store.drop([-5, 10**15]) == 2
 
 
+def test_a_number_that_no_position_can_be_names_no_row(open_store):
+    """It is no error of the database."""
+    store = open_store()
+    insert(store, None)
+    assert store.entries(None, [2**63, -(2**63) - 1, 10**30], 9, bodies=False) == []
+    assert store.retry([2**63]) == store.drop([10**30]) == 0
+
+
 def test_the_newest_rows_have_their_share(open_store):
     """A claim that cannot take all takes an eighth from the end."""
     store = open_store()

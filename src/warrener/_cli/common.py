@@ -64,7 +64,7 @@ def status_line(status: Status) -> str:
     if status.reconnect_attempts:
         parts.append(f"attempt {status.reconnect_attempts}")
     if status.circuit_breaker != "closed":
-        parts.append(f"breaker {status.circuit_breaker.replace('_', ' ')}")
+        parts.append(f"breaker {status.circuit_breaker.replace('_', '-')}")
     if status.retry_in is not None:
         parts.append(next_attempt(status))
     if status.heartbeat is not None and status.connection_state is ConnectionState.CONNECTED:

@@ -23,6 +23,7 @@ import attrs
 
 from warrener._cli.common import Commands, add_driver, print_changes, say, silence_log, until_signal
 from warrener.errors import SettingsError, WarrenerError, printable
+from warrener.records import ConnectionState
 
 if TYPE_CHECKING:
     from warrener.outbox import Entry, Outbox, OutboxStatus
@@ -31,11 +32,16 @@ __all__ = ["add_parser"]
 
 #: At most this number of rows is looked at for `retry` and `drop`.
 _ALL: Final = 1_000_000
+#: What is a position; any other text is a message id.
+_POSITION: Final = re.compile("0|-?[1-9][0-9]{0,18}")
 #: Columns of the terminal where its width cannot be asked for, as in a pipe; and those that a reason has at least.
 _UNKNOWN_WIDTH: Final = 200
-_MIN_REASON: Final = 40
-#: Characters of any other text in a table.
+_MIN_REASON: Final = 60
+#: Characters of any other text in a table; and those of long ones where a reason would have too few.
 _CELL: Final = 36
+_NARROW: Final = {"MESSAGE ID": 12, "ROUTING KEY": 20, "EXCHANGE": 12, "KEY": 12}
+#: Words before the cause in the error of a set-aside row; a table leaves them out.
+_BEGINNINGS: Final = ("the broker returned it: ", "the broker refused it: ", "the broker closed the channel; ")
 _COLUMNS = ("POSITION", "STATE", "KEY", "EXCHANGE", "ROUTING KEY", "ATTEMPTS", "AGE", "MESSAGE ID", "REASON")
 
 
@@ -59,7 +65,7 @@ def add_parser(commands: Commands) -> None:
     made.add_argument("--sql", action="store_true", help="print the statements for that database, and change nothing")
     made = action("ls", _list, "list the rows in their order")
     made.add_argument("--state", choices=("waiting", "leased", "set_aside"), help="only rows of this state")
-    made.add_argument("--limit", type=int, default=100, metavar="N", help="at most N rows (default: 100)")
+    made.add_argument("--limit", type=_number_of_rows, default=100, metavar="N", help="at most N rows (default: 100)")
     _add_output(made)
     made = action("show", _show, "show every column of some rows")
     _add_ids(made)
@@ -82,6 +88,12 @@ def add_parser(commands: Commands) -> None:
         help="later rows of a set-aside row's key: hold them back, or publish them (default: hold)",
     )
     add_driver(made)
+
+
+def _number_of_rows(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or not 0 < int(text) <= _ALL:
+        raise argparse.ArgumentTypeError(f"must be a number from 1 to {_ALL:,}, not {printable(text, 60)!r}")
+    return int(text)
 
 
 def _add_ids(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
@@ -112,18 +124,30 @@ def _at(args: argparse.Namespace, **arguments: Any) -> Outbox:
 
 
 def _ids(args: argparse.Namespace) -> list[int | str]:
-    return [int(one) if re.fullmatch("-?[0-9]{1,18}", one) else one for one in args.ids]
+    return [int(one) if _POSITION.fullmatch(one) else one for one in args.ids]
 
 
 def _named(args: argparse.Namespace, outbox: Outbox) -> list[Entry] | None:
     """Return the rows that IDs or --all name; None, and a line, unless exactly one of the two is given."""
-    ids = _ids(args)
-    if args.all == bool(ids):
+    if args.all == bool(args.ids):
         print(f"{args.parser.prog}: give IDs, or --all", file=sys.stderr)
         return None
     if args.all:
         return outbox.entries("set_aside", limit=_ALL, bodies=False)
-    return outbox.entries(ids=ids, limit=_ALL, bodies=False)
+    return _found(args, outbox, bodies=False)
+
+
+def _found(args: argparse.Namespace, outbox: Outbox, *, bodies: bool) -> list[Entry]:
+    """Return the rows that IDs name. A number is a position; if no row has it, the number is looked up as a message id."""
+    found = outbox.entries(ids=_ids(args), limit=_ALL, bodies=bodies)
+    if others := [one for one in _unknown(args, found) if _POSITION.fullmatch(one)]:
+        found += outbox.entries(ids=others, limit=_ALL, bodies=bodies)
+    return found
+
+
+def _unknown(args: argparse.Namespace, found: Sequence[Entry]) -> list[str]:
+    known = {str(name) for entry in found for name in (entry.position, entry.message_id)}
+    return [each for each in dict.fromkeys(args.ids) if each not in known]
 
 
 # --- actions ----------------------------------------------------------------------------------------------------------
@@ -164,16 +188,16 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
-    ids = _ids(args)
-    entries = _at(args).entries(ids=ids, bodies=args.body)
+    entries = _found(args, _at(args), bodies=args.body)
     if args.json:
         _print_json(entries, body=args.body)
     else:
         for entry in entries:
             for name, value in _fields(entry, body=args.body).items():
-                _print_field(name, printable(value, 2000) if isinstance(value, str) else value)
+                shown = entry.state.replace("_", " ") if name == "state" else value
+                _print_field(name, printable(shown, 2000) if isinstance(shown, str) else shown)
             print()
-    return _missing(ids, entries)
+    return _missing(args, entries)
 
 
 def _retry(args: argparse.Namespace) -> int:
@@ -187,8 +211,8 @@ def _retry(args: argparse.Namespace) -> int:
     print(f"{_rows(count)} can be published again at once; a relay does that")
     no_message = [entry for entry in found if entry.reason == INVALID_ROW]
     if no_message:
-        print(f"{_rows(len(no_message))} of them had been set aside as no message; a relay does so again, unless you have "
-              "corrected the columns")  # fmt: skip
+        print(f"set aside as no message before: {_positions(no_message)}; a relay sets such a row aside again, unless you "
+              "have corrected its columns")  # fmt: skip
     stayed = 0
     for entry in found if count < len(found) else ():
         if entry.state != "set_aside" and entry.not_before is None:
@@ -197,7 +221,7 @@ def _retry(args: argparse.Namespace) -> int:
             if entry.held_by is not None:
                 why = f"row {entry.held_by} of its key holds it up; retry or drop that row"
             print(f"{entry.position}: not set aside: {why}", file=sys.stderr)
-    return int(bool(_missing(_ids(args), found)) or stayed > 0)
+    return int(bool(_missing(args, found)) or stayed > 0)
 
 
 def _drop(args: argparse.Namespace) -> int:
@@ -211,19 +235,25 @@ def _drop(args: argparse.Namespace) -> int:
     for entry in stayed:
         print(f"{entry.position}: a relay has claimed it, so it was not deleted; end the relay, then drop it again",
               file=sys.stderr)  # fmt: skip
-    return int(bool(_missing(_ids(args), found)) or bool(stayed))
+    return int(bool(_missing(args, found)) or bool(stayed))
 
 
 def _rows(count: int) -> str:
     return "1 row" if count == 1 else f"{count:,} rows"
 
 
-def _missing(ids: Sequence[int | str], found: Sequence[Entry]) -> int:
+def _positions(entries: Sequence[Entry]) -> str:
+    """Return at most ten of the positions, and how many more there are."""
+    named = ", ".join(str(entry.position) for entry in entries[:10])
+    more = f" and {len(entries) - 10:,} more" if len(entries) > 10 else ""
+    return f"row {named}" if len(entries) == 1 else f"rows {named}{more}"
+
+
+def _missing(args: argparse.Namespace, found: Sequence[Entry]) -> int:
     """Say which IDs name no row; return the exit status."""
-    known = {name for entry in found for name in (entry.position, entry.message_id)}
-    missing = [each for each in dict.fromkeys(ids) if each not in known]
+    missing = _unknown(args, found)
     for each in missing:
-        print(f"{printable(str(each), 200)}: there is no such row", file=sys.stderr)
+        print(f"{printable(each, 200)}: there is no such row", file=sys.stderr)
     return int(bool(missing))
 
 
@@ -265,7 +295,8 @@ def _relay(args: argparse.Namespace) -> int:
             now = (held.confirmed, held.backlog, held.set_aside)
             if now != shown:
                 why = "; `warrener outbox ls` names the reasons" if held.set_aside else ""
-                say(f"{now[0]:,} confirmed, {now[1]:,} waiting, {now[2]:,} set aside{why}")
+                link = "" if producer.status().connection_state is ConnectionState.CONNECTED else "no connection; "
+                say(f"{link}{now[0]:,} confirmed, {now[1]:,} waiting, {now[2]:,} set aside{why}")
                 shown = now
 
     async def relay() -> None:
@@ -285,13 +316,16 @@ def _relay(args: argparse.Namespace) -> int:
 
 
 def _refuse_unusable(outbox: Outbox) -> None:
-    """Raise the error of an outbox that cannot be used. A server that does not answer is waited for, as later on."""
+    """Raise the error of an outbox that cannot be used or written.
+
+    A server that does not answer is waited for, as later on, and so is a file that another program has locked.
+    """
     from warrener.outbox import OutboxProblem, OutboxUnusable
 
     try:
-        outbox.status()
+        outbox.retry([])  # changes nothing, in a transaction that writes
     except OutboxUnusable as error:
-        if error.problem is not OutboxProblem.UNREACHABLE:
+        if error.problem not in (OutboxProblem.UNREACHABLE, OutboxProblem.LOCKED):
             raise
 
 
@@ -355,7 +389,12 @@ def _age(entry: Entry) -> str:
 def _reason(entry: Entry) -> str:
     if entry.held_by is not None:
         return f"held by {entry.held_by}"
-    return f"{entry.reason}: {entry.last_error}" if entry.reason else ""
+    if not entry.reason:
+        return ""
+    error = str(entry.last_error)
+    for beginning in _BEGINNINGS:
+        error = error.removeprefix(beginning)
+    return f"{entry.reason}: {error}"
 
 
 def _print_table(entries: Sequence[Entry]) -> bool:
@@ -364,19 +403,31 @@ def _print_table(entries: Sequence[Entry]) -> bool:
         tuple(
             printable(cell, _CELL)
             for cell in (
-                str(entry.position), entry.state, entry.key or "", entry.exchange, entry.routing_key, str(entry.attempts),
+                str(entry.position), entry.state.replace("_", " "), entry.key or "", entry.exchange, entry.routing_key, str(entry.attempts),
                 _age(entry), entry.message_id,
             )
         )
         for entry in entries
     ]  # fmt: skip
-    widths = [max(map(len, column)) for column in zip(_COLUMNS[:-1], *rows, strict=True)]
-    left = shutil.get_terminal_size((_UNKNOWN_WIDTH, 0)).columns - sum(widths) - 2 * len(widths)
-    reasons = [printable(_reason(entry), max(left, _MIN_REASON)) for entry in entries]
+    all_reasons = [_reason(entry) for entry in entries]
+    longest = min(_MIN_REASON, max(map(len, all_reasons), default=0))
+    widths, left = _layout(rows)
+    for name, width in _NARROW.items():
+        at = _COLUMNS.index(name)
+        if left < longest and widths[at] > width:
+            rows = [(*row[:at], printable(row[at], width), *row[at + 1 :]) for row in rows]
+            widths, left = _layout(rows)
+    reasons = [printable(each, max(left, _MIN_REASON)) for each in all_reasons]
     for row, reason in zip((_COLUMNS[:-1], *rows), (_COLUMNS[-1], *reasons), strict=True):
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
         print("  ".join((*cells, reason)).rstrip())
     return any(cell.endswith("…") for row, reason in zip(rows, reasons, strict=True) for cell in (*row, reason))
+
+
+def _layout(rows: Sequence[tuple[str, ...]]) -> tuple[list[int], int]:
+    """Return the width of each column but the last one, and what the terminal has left for that."""
+    widths = [max(map(len, column)) for column in zip(_COLUMNS[:-1], *rows, strict=True)]
+    return widths, shutil.get_terminal_size((_UNKNOWN_WIDTH, 0)).columns - sum(widths) - 2 * len(widths)
 
 
 def _print_json(entries: Sequence[Entry], *, body: bool) -> None:

@@ -86,7 +86,7 @@ def which(ids: Sequence[int | str] | None) -> tuple[LiteralString, list[object]]
     """The condition for rows by position (numbers) and by message id (text)."""
     if ids is None:
         return "true", []
-    positions = [one for one in ids if isinstance(one, int)]
+    positions = [one for one in ids if isinstance(one, int) and -(1 << 63) <= one < 1 << 63]
     names = [one for one in ids if isinstance(one, str)]
     return "(position = ANY(%s::bigint[]) OR message_id = ANY(%s::text[]))", [positions, names]
 
@@ -101,6 +101,13 @@ def unusable(error: psycopg.Error) -> OutboxUnusable:
         case pg.ReadOnlySqlTransaction():
             return OutboxUnusable(
                 OutboxProblem.READ_ONLY, f"the outbox's database cannot be written ({quoted}); nothing was written"
+            )
+        case pg.InsufficientPrivilege():
+            return OutboxUnusable(
+                OutboxProblem.FAILED,
+                f"the user of the outbox's database lacks a permission ({quoted}); nothing was written; the owner of the"
+                " tables can give it with GRANT (SELECT, INSERT, UPDATE and DELETE on each table whose name begins with"
+                " warrener_outbox, USAGE on its sequences)",
             )
         case pg.DiskFull():
             return OutboxUnusable(

@@ -93,7 +93,7 @@ class RelayLog:
             # A row that is no message is none after a retry either.
             where, advice = "", "; insert the message anew, with correct columns"
         else:
-            where = f" (exchange {printable(aside.exchange)!r}, routing key {printable(aside.routing_key)!r})"
+            where = f" (exchange {printable(aside.exchange)!r}, routing key {printable(aside.routing_key, 80)!r})"
             begins = "" if aside.error.endswith(_PUBLISH_AGAIN) else f"; to {_PUBLISH_AGAIN}"
             advice = f"{begins}: warrener outbox retry {row}"
         _log.warning(

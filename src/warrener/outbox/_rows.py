@@ -11,7 +11,7 @@ from decimal import Decimal, InvalidOperation
 from operator import attrgetter
 from typing import Any, Final, cast
 
-from warrener._properties import PROPERTIES, FieldValue
+from warrener._properties import PROPERTIES, SHORT_STRINGS, FieldValue
 from warrener.errors import InvalidMessage, printable
 from warrener.outbox.records import NewRow
 from warrener.records import Message
@@ -28,6 +28,7 @@ _PLAIN: Final[Mapping[str, object]] = {
     "mandatory": True,
 }
 _KNOWN: Final = frozenset({*_PLAIN, "headers", "timestamp"})
+_TEXTS: Final = tuple(name for name in SHORT_STRINGS if name in _KNOWN)
 _plain_values = attrgetter(*_PLAIN, "timestamp")
 _DEFAULTS: Final = (*_PLAIN.values(), None)
 
@@ -71,14 +72,24 @@ def decode(message_id: object, exchange: object, routing_key: object, properties
     elif isinstance(body, memoryview):
         body = body.tobytes()
     if not isinstance(body, bytes):
-        raise ValueError(f"column body must hold bytes, not {type(body).__name__}")  # noqa: TRY004 - it is a row's content, not an argument
+        raise ValueError(f"column body holds {_kind(body)}; it must hold text or a blob of bytes")  # noqa: TRY004 - it is a row's content, not an argument
     for name, value in (("message_id", message_id), ("exchange", exchange), ("routing_key", routing_key)):
         if not isinstance(value, str):
-            raise ValueError(f"column {name} must hold text, not {type(value).__name__}")  # noqa: TRY004 - it is a row's content, not an argument
+            raise ValueError(f"column {name} holds {_kind(value)}; it must hold text")  # noqa: TRY004 - it is a row's content, not an argument
     if not message_id:
         raise ValueError("column message_id is empty")
     fields = _fields(properties)
-    return Message(body, message_id=message_id, exchange=exchange, routing_key=routing_key, **fields)  # type: ignore[arg-type]
+    try:
+        return Message(body, message_id=message_id, exchange=exchange, routing_key=routing_key, **fields)  # type: ignore[arg-type]
+    except InvalidMessage as error:  # its text also has the message's id, which the row shows already
+        raise ValueError(error.reason) from None
+
+
+def _kind(value: object) -> str:
+    """What a column holds, in the words of the database."""
+    if value is None:
+        return "NULL"
+    return "a number" if isinstance(value, int | float) else "a blob" if isinstance(value, bytes) else "another type"
 
 
 def flagged(message: Message) -> Message:
@@ -98,7 +109,7 @@ def _fields(properties: object) -> dict[str, Any]:
     if properties == "{}":
         return {}
     if not isinstance(properties, str):
-        raise ValueError(f"column properties must hold JSON text, not {type(properties).__name__}")  # noqa: TRY004 - it is a row's content, not an argument
+        raise ValueError(f"column properties holds {_kind(properties)}; it must hold JSON text")  # noqa: TRY004 - it is a row's content, not an argument
     try:
         found = json.loads(properties)
     except ValueError as error:
@@ -114,6 +125,9 @@ def _fields(properties: object) -> dict[str, Any]:
     for name in ("persistent", "mandatory"):
         if not isinstance(fields.get(name, True), bool):
             raise ValueError(f"column properties: {name} must be true or false")  # noqa: TRY004 - it is a row's content, not an argument
+    for name in _TEXTS:
+        if not isinstance(fields.get(name, ""), str | None):
+            raise ValueError(f"column properties: {name} must be text, not {printable(fields[name], 60)}")  # noqa: TRY004 - it is a row's content, not an argument
     if fields.get("timestamp") is not None:
         try:
             fields["timestamp"] = _utc(datetime.fromisoformat(fields["timestamp"]))

@@ -29,7 +29,7 @@ def row_of(claim: int, values: tuple[Any, ...]) -> Row:
     except ValueError as error:
         message, problem = None, str(error)
     if not isinstance(key, str | None):
-        message, problem = None, "key is no text"
+        message, problem = None, "column key holds no text; it must hold text or NULL"
     if not has_time:
         message, problem = None, "column stored_at holds no time (seconds since 1970); leave the column out"
     return Row(position, claim, key, message, _number(attempts), _number(nacks), bool(possible_duplicate), problem)

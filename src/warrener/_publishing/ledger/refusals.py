@@ -100,7 +100,7 @@ def named(fault: Fault, candidates: Iterable[Delivery]) -> Target | None:
             exact = [exchange for exchange in found if f"'{printable(exchange or _DEFAULT_EXCHANGE)}'" in text]
             # A masked name in the text can match several exchanges: then the text names none of them.
             if exact or len(found) == 1:
-                return Target(max(exact or found, key=len))
+                return Target(max(exact or found))
     elif fault.reply_code in (311, 406) and (size := _SIZE.search(text)) is not None:
         target = Target(max_size=int(size[1]))
         if any(target.covers(each) for each in candidates):
@@ -143,15 +143,16 @@ def _names(text: str, exchange: str) -> bool:
         return True
     _, found, rest = text.rpartition("exchange '")
     cut = rest.rstrip("…")
-    return bool(found and exchange) and "'" not in rest and len(cut) > 100 and printable(exchange).startswith(cut)
+    return found != "" and len(cut) > 100 and printable(exchange).startswith(cut)
 
 
 def _quotes(text: str, before: str, value: object) -> bool:
     """Whether the text has the value in quotes behind the pattern `before`; a password in it is masked in the text."""
     shown = printable(str(value))
     for said in re.findall(rf"{before} '(.*?)'(?!\w)", text):
-        parts = said.split(MASKED)
-        if said == shown or (len(parts) > 1 and re.fullmatch(".+".join(map(re.escape, parts)), shown) is not None):
+        if said == shown:
+            return True
+        if MASKED in said and re.fullmatch(".+".join(map(re.escape, said.split(MASKED))), shown) is not None:
             return True
     return False
 

@@ -228,10 +228,14 @@ class Engine:
         return task
 
     def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        task = self._loop.create_task(work, context=self._context)
+        task = self._task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+    def _task(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        # Not by the loop's task factory: an eager one would enter the engine's context, in which the caller may be, again.
+        return asyncio.Task(work, loop=self._loop, context=self._context)
 
     def _fail_with(self, task: asyncio.Task[Any]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, LinkDown):
@@ -254,7 +258,7 @@ class Engine:
             return
         closing: set[asyncio.Task[Any]] = set()
         if graceful and self._fault is None:
-            closing = {self._loop.create_task(protocol.connection.close(), context=self._context)}
+            closing = {self._task(protocol.connection.close())}
             await asyncio.wait(closing, timeout=self._options.close_timeout)
         await self._shut(protocol, *closing)
 
@@ -265,12 +269,12 @@ class Engine:
         ending = set(closing)
         if transport.backlog and protocol.answering:
             # Our close-ok is waiting to be sent; the link ends without it too.
-            ending = {self._loop.create_task(transport.wait_flushed(), context=self._context)}
+            ending = {self._task(transport.wait_flushed())}
             await asyncio.wait(ending, timeout=self._options.abort_timeout / 2)
         transport.abort()
         ending |= {
-            self._loop.create_task(transport.wait_aborted(), context=self._context),
-            self._loop.create_task(connection.close(), context=self._context),
+            self._task(transport.wait_aborted()),
+            self._task(connection.close()),
         }
         _, late = await asyncio.wait(ending, timeout=self._options.abort_timeout / 2)
         for task in late:
