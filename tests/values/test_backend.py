@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import io
 from contextvars import ContextVar
 from types import SimpleNamespace
 from typing import Any
@@ -259,6 +260,22 @@ def test_a_seat_is_a_future_to_asyncio() -> None:
         assert not seat.cancelled()
         await task
         assert publishers.log == ["a"]
+
+    asyncio.run(main())
+
+
+def test_the_tools_of_asyncio_show_where_a_publisher_waits() -> None:
+    """The call graph of Python 3.14 follows what a task awaits; before, there is the stack of the task."""
+    show: Any = getattr(asyncio, "print_call_graph", asyncio.Task.print_stack)
+
+    async def main() -> None:
+        publishers = _Publishers()
+        (task,) = await publishers.start("a")
+        shown = io.StringIO()
+        show(task, file=shown)
+        assert __file__ in shown.getvalue()
+        publishers.backend.land(publishers.tickets, 1)
+        await task
 
     asyncio.run(main())
 
