@@ -137,7 +137,7 @@ def test_a_row_that_is_no_message_is_not_promised(path, capsys):
         db.execute("UPDATE warrener_outbox_set_aside SET reason = 'InvalidRow'")
     assert run("retry", path, "--all") == 0
     assert capsys.readouterr().out.splitlines()[1] == (
-        "set aside before as invalid: row 1; a relay sets such a row aside again, unless you have corrected its columns"
+        "set aside as invalid before: row 1; a relay sets such a row aside again, unless you have corrected its columns"
     )
 
 

@@ -211,7 +211,7 @@ def _retry(args: argparse.Namespace) -> int:
     print(f"{_rows(count)} can be published again at once; a relay does that")
     no_message = [entry for entry in found if entry.reason == INVALID_ROW]
     if no_message:
-        print(f"set aside before as invalid: {_positions(no_message)}; a relay sets such a row aside again, unless you "
+        print(f"set aside as invalid before: {_positions(no_message)}; a relay sets such a row aside again, unless you "
               "have corrected its columns")  # fmt: skip
     stayed = 0
     for entry in found if count < len(found) else ():
