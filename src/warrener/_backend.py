@@ -66,6 +66,20 @@ class Backend(Protocol):
         """Raise the backend's cancellation if it is due; otherwise return a ticket."""
         ...
 
+    def cancellations(self) -> int:
+        """Return how often the running task was cancelled by `asyncio.Task.cancel()`; 0 on Trio."""
+        ...
+
+    def withhold(self, caught: Sequence[BaseException], before: int, /) -> None:
+        """The running task caught cancellations, and does not raise them: it has a result, which would be lost.
+
+        `before` is what `cancellations` returned before the first of them.
+
+        A cancel scope cancels the task again at its next checkpoint. `asyncio.Task.cancel()` does not, so this backend raises the
+        cancellation when the task asks for its next ticket.
+        """
+        ...
+
     def wait(self, ticket: Any, /) -> Awaitable[None]:
         """Park a publisher with the ticket that `ticket` returned; `leave` is called before Cancelled is raised."""
         ...

@@ -9,13 +9,14 @@ a future 1.4 us (uvloop: 0.8 us both).
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 import time
 import types
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextvars import Context
 from typing import Any, Final, Protocol, TypeVar, cast
-from weakref import ref
+from weakref import WeakKeyDictionary, ref
 
 import anyio
 import anyio.lowlevel
@@ -112,12 +113,16 @@ class AsyncioBackend:
         self._seats: list[_Seat] = []
         #: Those that wait for `_go_on`.
         self._woken: list[_Seat] = []
+        #: The tasks with a `Task.cancel()` that was not raised yet, and their number of cancellations before it.
+        self._withheld: WeakKeyDictionary[asyncio.Task[Any], int] = WeakKeyDictionary()
 
     def ticket(self) -> Ticket | None:
         states = self._states
         if states is None:
             return None
         task = self._current_task(self._loop)
+        if self._withheld and task in self._withheld:
+            return None
         seats = self._seats
         if seats:
             seat = seats.pop()
@@ -142,7 +147,20 @@ class AsyncioBackend:
 
     async def checked_ticket(self) -> Ticket:
         await self.checkpoint_if_cancelled()
+        task = self._current_task(self._loop)
+        # `asyncio.timeout()` takes its cancellation back when its block ends: then nothing is left to raise.
+        if task is not None and task.cancelling() > self._withheld.pop(task, math.inf):
+            raise self._cancelled
         return _Seat(self._loop)
+
+    def cancellations(self) -> int:
+        task = self._current_task(self._loop)
+        return 0 if task is None else task.cancelling()
+
+    def withhold(self, caught: Sequence[BaseException], before: int, /) -> None:
+        task = self._current_task(self._loop)
+        if task is not None and not all(map(_by_scope, caught)):
+            self._withheld[task] = before
 
     @types.coroutine
     def wait(self, seat: _Seat, /) -> Generator[_Seat, None, None]:
@@ -153,6 +171,11 @@ class AsyncioBackend:
             if seat.left or not _by_scope(cancelled):
                 self.leave(seat)
                 raise
+        except GeneratorExit:
+            # Another coroutine runs this one step by step, and closes it. No task runs when a loop that has ended is collected.
+            if self._current_task(self._loop) is not None:
+                self.leave(seat)
+            raise
         if len(self._seats) < _SEATS_KEPT:
             self._seats.append(seat)
 
@@ -166,6 +189,10 @@ class AsyncioBackend:
             if not (woken and _by_scope(cancelled)):
                 on_cancel(what)
                 raise
+        except GeneratorExit:  # as in `wait`
+            if self._current_task(self._loop) is not None:
+                on_cancel(what)
+            raise
 
     def leaving(self, tickets: Sequence[Ticket]) -> Sequence[Ticket]:
         # A publisher has a seat. The ticket of `publish_nowait` is none: who waits for it may leave, and the message stays.

@@ -106,6 +106,11 @@ class _Trio:
     def leaving(self, _tickets: Sequence[Ticket]) -> Sequence[Ticket]:
         return ()
 
+    def cancellations(self) -> int:
+        return 0
+
+    def withhold(self, _caught: Sequence[BaseException], _before: int, /) -> None: ...
+
     @trio.lowlevel.enable_ki_protection
     def land(self, tickets: Sequence[Ticket], code: int) -> None:
         reschedule = self._reschedule

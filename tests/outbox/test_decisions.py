@@ -314,3 +314,13 @@ def test_a_policy_that_cannot_be_meant_is_refused(wrong):
     """The error names the argument."""
     with pytest.raises(SettingsError, match=next(iter(wrong))):
         RelayPolicy(**wrong)
+
+
+def test_a_window_knows_whether_it_holds_rows_up_to_a_position():
+    """A flush up to a position is asked for only after the rows up to it were confirmed."""
+    held = window(row(3), row(5))
+    assert [held.holds_up_to(position) for position in (2, 3, 4)] == [False, True, True]
+
+    (run,) = held.runs(0.0)
+    held.landed(run, [Receipt(run.rows[0].message.message_id, 1, False, 1), Unconfirmed("5", "lost")], 0.0)
+    assert [held.holds_up_to(position) for position in (4, 5)] == [False, True]

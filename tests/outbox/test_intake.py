@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import anyio
 import pytest
 
@@ -105,6 +107,97 @@ async def test_a_call_that_is_cancelled_as_the_intake_ends_raises_nothing_else()
         scope.cancel()
         desk.intake.end()
     assert scope.cancelled_caught or "before the message was stored" in desk.results[1]
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_a_task_cancel_behind_the_row_is_raised_by_the_next_call(answered):
+    """`Task.cancel()` comes once. The call returns the position; without a next one that raises, the task would run for ever."""
+
+    async def main():
+        desk, positions = Desk(), []
+
+        async def without_end():
+            message = Message(b"x", routing_key="tasks")
+            while True:
+                positions.append((await desk.intake.store(encode(message), message)).position)
+
+        task = asyncio.create_task(without_end())
+        await anyio.wait_all_tasks_blocked()
+        taken = desk.intake.take()
+        if answered:
+            desk.intake.answer(taken, [1])
+            task.cancel()
+        else:
+            task.cancel()
+            await anyio.wait_all_tasks_blocked()
+            desk.intake.answer(taken, [1])
+        await asyncio.wait({task}, timeout=30)
+        assert task.cancelled()
+        assert positions == [1]
+        assert desk.intake.take() == []
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("scoped", [False, True])
+def test_a_second_cancellation_behind_the_row_changes_nothing(scoped):
+    """The row is stored, so the call returns its position; the call in the cleanup raises the `Task.cancel()`, and the next is stored."""
+
+    async def main():
+        desk, scope = Desk(), anyio.CancelScope()
+        raised = []
+
+        async def cleaned_up():
+            with scope:
+                await desk.call(1)
+            try:
+                await desk.call(2)
+            except asyncio.CancelledError:
+                raised.append(2)
+            await desk.call(3)
+
+        task = asyncio.create_task(cleaned_up())
+        await anyio.wait_all_tasks_blocked()
+        first = desk.intake.take()
+        for cancel in (scope.cancel if scoped else task.cancel, task.cancel):
+            cancel()
+            await anyio.wait_all_tasks_blocked()
+        desk.intake.answer(first, [1])
+        await anyio.wait_all_tasks_blocked()
+        desk.intake.answer(desk.intake.take(), [3])
+        await asyncio.wait({task}, timeout=30)
+        assert not task.cancelled()
+        assert raised == [2]
+        assert desk.results == {1: 1, 3: 3}
+
+    asyncio.run(main())
+
+
+def test_a_timeout_that_was_taken_back_is_not_raised_by_the_next_call():
+    """`asyncio.timeout()` cancels the task and takes that back when its block ends."""
+
+    async def main():
+        desk = Desk()
+
+        async def two_calls():
+            async with asyncio.timeout(None) as timeout:
+                limits.append(timeout)
+                await desk.call(1)
+            await desk.call(2)
+
+        limits = []
+        task = asyncio.create_task(two_calls())
+        await anyio.wait_all_tasks_blocked()
+        taken = desk.intake.take()
+        limits[0].reschedule(0)
+        await anyio.wait_all_tasks_blocked()
+        desk.intake.answer(taken, [11])
+        await anyio.wait_all_tasks_blocked()
+        desk.intake.answer(desk.intake.take(), [12])
+        await task
+        assert desk.results == {1: 11, 2: 12}
+
+    asyncio.run(main())
 
 
 async def _cancel_once_blocked(scope):

@@ -13,6 +13,7 @@ from tests.outbox.rows import LEASE, claim, insert
 from warrener.errors import SettingsError
 from warrener.outbox import OutboxFull, OutboxProblem, OutboxUnusable, SQLiteOutbox, Stored, add
 from warrener.outbox import _sqlite_store as module
+from warrener.outbox._rows import encode
 from warrener.outbox._schema import APPLICATION_ID, VERSION
 from warrener.outbox._sqlite_store import SQLiteStore
 from warrener.outbox.records import Settlement, Work
@@ -301,3 +302,17 @@ def test_entries_by_id_and_state(path):
     assert outbox.status().oldest_age < time.time()
     with pytest.raises(ValueError, match="state"):
         outbox.entries("gone")
+
+
+def test_confirmed_rows_make_room_in_the_same_transaction(tmp_path):
+    """A full outbox takes a new row together with the outcome that deletes an old one."""
+    store = SQLiteStore(tmp_path / "tasks.db", max_rows=1, max_bytes=1 << 20)
+    store.open()
+    insert(store, None)
+    (row,) = claim(store)
+    gone = Settlement(confirmed=((row.position, row.claim),), claims={row.claim: ()})
+    done = store.transact(Work(inserts=[encode(Message(b"", routing_key="q"))], settlement=gone), "relay", LEASE)
+
+    assert done.stored == [row.position + 1]
+    assert store.status().waiting == 1
+    store.close()

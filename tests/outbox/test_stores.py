@@ -55,6 +55,21 @@ def test_rows_outlive_the_connection(open_store):
     assert (row.message, row.key, row.attempts, row.possible_duplicate) == (message, "key", 0, False)
 
 
+@pytest.mark.parametrize("size", [10, 5_000], ids=["small bodies", "large bodies"])
+def test_many_rows_come_back_as_they_were_stored(open_store, size):
+    """More rows than one statement inserts or reads, in their order, each with its own values."""
+    store = open_store(max_rows=2_000, max_bytes=1 << 30)
+    messages = [
+        Message(bytes([n % 256]) * size, routing_key=f'q"\u00fc{n}', headers={"n": n}, message_id=f"id {n}")
+        for n in range(1_030)
+    ]
+    done = store.transact(Work(inserts=[encode(message) for message in messages]), "", 0.0)
+    rows = store.transact(Work(want=Want(rows=1_200, bytes=1 << 30, per_key=10)), "relay", LEASE).claimed.rows
+
+    assert positions(rows) == list(done.stored)
+    assert [row.message for row in rows] == messages
+
+
 def test_a_full_outbox_says_how_full(open_store):
     """`OutboxFull` carries the counts; rows of the same transaction that had a place are stored."""
     store = open_store(max_rows=2)

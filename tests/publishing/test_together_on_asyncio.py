@@ -23,8 +23,10 @@ def silence(_message: Published) -> str:
 def on_asyncio(main: Callable[[Producer, ScriptedDriver], Awaitable[None]], **life: Any) -> ScriptedDriver:
     """Run `main` with a producer whose link asks for messages only when it is told to."""
     driver = ScriptedDriver(lives(**life))
+    failed: list[dict[str, Any]] = []
 
     async def run() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: failed.append(context))
         async with open_producer(URL, driver=driver) as producer:
             await producer.wait_connected()
             handle = producer.publish_nowait(b"first", routing_key="q")
@@ -35,6 +37,7 @@ def on_asyncio(main: Callable[[Producer, ScriptedDriver], Awaitable[None]], **li
                 await main(producer, driver)
 
     asyncio.run(run())
+    assert not failed  # no callback of the event loop raised
     return driver
 
 
@@ -137,6 +140,47 @@ def test_an_answer_between_the_deadline_and_the_cancelled_task_is_the_last_word(
     on_asyncio(main, answer=silence)
 
 
+class _Closed:
+    """Runs a coroutine step by step inside a task, and closes it in place of its last step."""
+
+    def __init__(self, coroutine: Any) -> None:
+        self.coroutine = coroutine
+
+    def __await__(self) -> Any:
+        try:
+            yield self.coroutine.send(None)
+        finally:
+            self.coroutine.close()
+
+
+@pytest.mark.parametrize("body", [b"x", bytearray(b"x")])
+@pytest.mark.parametrize("confirmed", [False, True])
+def test_a_publish_that_its_caller_closes_is_told_later(confirmed: bool, body: bytes | bytearray) -> None:
+    """Its confirm comes before that, or after it."""
+
+    async def main(producer: Producer, driver: ScriptedDriver) -> None:
+        async def closing() -> None:
+            await _Closed(producer.publish(body, routing_key="q"))
+
+        async with producer.outcomes() as outcomes:
+            task = asyncio.create_task(closing())
+            await parked(task)
+            driver.link.listener.pull()
+            if confirmed:
+                driver.link.listener.confirmed(1, 2, False)
+                await task
+            else:
+                task.cancel()
+                await asyncio.wait({task})
+                driver.link.listener.confirmed(1, 2, False)
+            told = await anext(outcomes)
+            assert told.message_id == driver.published[1].message_id
+            assert isinstance(told.result, Receipt)
+        assert producer.status().in_flight == 0
+
+    on_asyncio(main, answer=silence)
+
+
 def test_a_scope_that_is_cancelled_after_the_confirm_leaves_the_receipt() -> None:
     """The wake came first: the publish returns, and the cancellation follows at the next checkpoint."""
 
@@ -172,3 +216,57 @@ def test_a_run_on_asyncio_is_written_together() -> None:
         assert driver.link.batches[-1] == 500
 
     on_asyncio(main, answer=silence)
+
+
+async def _decided_before_the_publisher_runs(cancel: str) -> tuple[list[Receipt], list[Outcome]]:
+    """The publisher waits for room; then it is accepted, sent, confirmed and cancelled in one turn of the event loop."""
+    driver = ScriptedDriver(lives(answer=silence))
+    receipts: list[Receipt] = []
+    told: list[Outcome] = []
+    scope = anyio.CancelScope()
+    with anyio.fail_after(30):
+        async with open_producer(URL, driver=driver, max_buffered=1, max_in_flight=1) as producer:
+            await producer.wait_connected()
+            handles = [producer.publish_nowait(b"before", routing_key="q") for _ in range(2)]
+
+            async def publish() -> None:
+                with scope:
+                    receipts.append(await producer.publish(b"x", routing_key="q"))
+
+            async with producer.outcomes() as outcomes, anyio.create_task_group() as group:
+                if cancel == "task":
+                    task = asyncio.create_task(publish())
+                else:
+                    group.start_soon(publish)
+                await anyio.wait_all_tasks_blocked()
+                for tag in (1, 2, 3):
+                    driver.link.listener.confirmed(1, tag, False)
+                    driver.link.listener.pull()
+                if cancel == "task":
+                    await asyncio.sleep(0)
+                    while not receipts and not task.done():
+                        task.cancel()
+                        await asyncio.sleep(0)
+                else:
+                    scope.cancel()
+                await anyio.wait_all_tasks_blocked()
+                if not receipts:
+                    told.append(await anext(outcomes))
+            for handle in handles:
+                await handle.wait()
+            assert producer.status().in_flight == 0
+    return receipts, told
+
+
+@pytest.mark.anyio
+async def test_an_outcome_that_is_decided_before_the_publisher_runs_is_returned() -> None:
+    """A scope is cancelled behind it: the receipt is returned, and the cancellation follows at the next checkpoint."""
+    receipts, told = await _decided_before_the_publisher_runs("scope")
+    assert [type(receipt) for receipt in receipts] == [Receipt]
+    assert told == []
+
+
+def test_an_outcome_that_is_decided_before_the_publisher_runs_is_told_once() -> None:
+    """The task is cancelled behind it: the outcome is returned, or `outcomes()` tells it."""
+    receipts, told = asyncio.run(_decided_before_the_publisher_runs("task"))
+    assert len(receipts) + len(told) == 1

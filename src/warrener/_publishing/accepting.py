@@ -100,7 +100,11 @@ async def published(
     if delivery.outcome is None:
         await backend.park(delivery, sender.leaving.cancelled)
     else:
-        await anyio.lowlevel.checkpoint()
+        try:
+            await anyio.lowlevel.cancel_shielded_checkpoint()
+        except BaseException:  # a `Task.cancel()`, which no scope keeps off
+            sender.leaving.cancelled(delivery)
+            raise
     outcome = delivery.outcome
     if type(outcome) is Receipt:
         return outcome

@@ -26,7 +26,8 @@ class Enqueuing(ABC):
 
         From then on it is published until the broker confirms it, or set aside for a person. Messages of one `key` are
         published in the order in which they were stored. If this call is cancelled before the message is on its way to the
-        disk, nothing is stored; if it is cancelled later, it returns `Stored`. Raises `OutboxFull`, `OutboxUnusable`.
+        disk, nothing is stored; if it is cancelled later, it returns `Stored`, and the next
+        `enqueue` of this task, or an earlier checkpoint, raises the cancellation. Raises `OutboxFull`, `OutboxUnusable`.
         """
         relay = self._relay_here()
         return await relay.enqueue(message_of(body, fields), key=key)

@@ -300,6 +300,10 @@ class Window:
         """Whether there is something to write down."""
         return bool(self._deletes or self._again or self._aside or self._changed)
 
+    def holds_up_to(self, position: int) -> bool:
+        """Whether a row at or below this position is held."""
+        return any(held <= position for held in self._held)
+
     def wakes_at(self) -> float:
         """When a paused row is due; infinity where none is."""
         return self._paused[0][0] if self._paused else math.inf
@@ -447,7 +451,7 @@ class Window:
             case "unknown":
                 self._keep(row, _text(outcome), possible_duplicate=True)
                 # The next attempt of this relay must use the new count and the new flag.
-                held.row = evolve(row, attempts=row.attempts + 1, possible_duplicate=True)
+                held.row = row._replace(attempts=row.attempts + 1, possible_duplicate=True)
                 self._alone.append(row.position)
             case "nacked":
                 delay = retry_delay(policy, row.nacks + 1)

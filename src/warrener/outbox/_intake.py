@@ -60,7 +60,8 @@ class Intake:
     async def store(self, row: NewRow, message: Message) -> Stored:
         """Return when the row is on disk; raise the store's error.
 
-        Cancelled before the row was taken, nothing is stored. Cancelled later, the call waits for the disk and returns.
+        Cancelled before the row was taken, nothing is stored. Cancelled later, the call waits for the disk and returns; the
+        cancellation is raised at the next checkpoint, or by the next call where it was a `Task.cancel()`.
         """
         parking = self._backend
         assert parking is not None
@@ -68,16 +69,22 @@ class Intake:
         if not self._waiting:  # otherwise the relay knows already that rows wait
             self._wake()
         self._waiting.append(pending)
+        before = parking.cancellations()
         try:
             await parking.wait(pending.ticket)
-        except self._cancelled:
+        except self._cancelled as cancelled:
             if not pending.taken:
                 if pending.result is None:  # otherwise `end` has answered all calls
                     self._waiting.remove(pending)
                 raise
+            withheld = [cancelled]
             with anyio.CancelScope(shield=True):
                 while pending.result is None:
-                    await parking.park(pending, _forget_waiter)
+                    try:
+                        await parking.park(pending, _forget_waiter)
+                    except self._cancelled as again:  # a `Task.cancel()`, which no scope keeps off
+                        withheld.append(again)
+            parking.withhold(withheld, before)
         result = pending.result
         if isinstance(result, int):
             return Stored(row.message_id, result)

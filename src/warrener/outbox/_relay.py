@@ -40,6 +40,8 @@ _log = logging.getLogger("warrener.outbox")
 
 #: While the broker is away for longer than this, the claimed rows are given back, so that another relay can take them.
 _GIVE_BACK_AFTER = 1.0
+#: Seconds for which outcomes wait for new rows or a claim, so that one commit, and so one fsync, serves both.
+_SETTLE_WITHIN = 0.01
 
 
 class Publisher(Protocol):
@@ -114,6 +116,8 @@ class Relay:
         #: Whether the connection may have changed since it was looked at.
         self._link_news = True
         self._renew_at = math.inf
+        #: When the outcomes that are known must be written, at the latest; infinity: there are none.
+        self._settle_at = math.inf
         self._thread = StoreThread(store)
         self._health = StoreHealth(producer.name)
         self._counts = Counts(producer.name)
@@ -249,6 +253,10 @@ class Relay:
             now = clock()
             self._follow_link(now)
             self._start_runs(tasks)
+            if not self._window.has_orders:
+                self._settle_at = math.inf
+            elif self._settle_at == math.inf:
+                self._settle_at = now + _SETTLE_WITHIN
             work, pending = self._next_work(now)
             if work is not None:
                 await self._do(work, pending, now)
@@ -297,20 +305,31 @@ class Relay:
             take = relaying and not self._rows_may_wait and bool(rows) and self._window.can_take(rows)
             if want is not None:
                 self._rows_may_wait = self._hinted = False
+            renew = now >= self._renew_at and len(self._window) > 0
+            flush_to = self._flush_to()
+            # A flush asks for the counts too: they are right when `wait_flushed` returns.
+            count = now >= self._counts.due or flush_to is not None
+            shared = rows or want is not None or renew or count or self._stopping or self._full
+            settle = self._window.has_orders and (shared or now >= self._settle_at)
             work = Work(
                 inserts=rows,
                 take=take,
-                settlement=self._window.orders() if self._window.has_orders else Settlement(),
-                renew=now >= self._renew_at and len(self._window) > 0,
+                settlement=self._window.orders() if settle else Settlement(),
+                renew=renew,
                 want=want,
-                count=now >= self._counts.due or self._flush_due,
-                flushed_to=min((position for position, _ in self._flush_waiters), default=None)
-                if self._flush_due
-                else None,
+                count=count,
+                flushed_to=flush_to,
             )
         asked = pending or work.settlement or work.renew or work.count
         asked = asked or work.want is not None or work.flushed_to is not None
         return (work if asked else None), pending
+
+    def _flush_to(self) -> int | None:
+        """The position to ask about: the lowest that a caller of `wait_flushed` waits for, if it may be reached now."""
+        if not self._flush_waiters or not (self._flush_due or self._window.has_orders):
+            return None
+        position = min(position for position, _ in self._flush_waiters)
+        return None if self._window.holds_up_to(position) else position
 
     async def _do(self, work: Work, pending: list[Pending], began: float) -> None:
         try:
@@ -388,10 +407,11 @@ class Relay:
             self._window.wakes_at(),
             self._renew_at if len(self._window) else math.inf,
             self._counts.due,
+            self._settle_at,
             math.inf if self._down_since is None else self._down_since + _GIVE_BACK_AFTER,
         )
-        if due <= now:
-            due = math.inf  # the work is due and cannot be done now; an event will set `_news`
+        if due <= now:  # the work is due and cannot be done now
+            due = math.inf if self._health.retry_at <= now else self._health.retry_at  # inf: an event will set `_news`
         due = max(due, self._health.retry_at)
         assert self._news is not None
         with anyio.move_on_after(max(0.0, due - now)):

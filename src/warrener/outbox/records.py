@@ -76,8 +76,7 @@ class NewRow(NamedTuple):
     body: bytes
 
 
-@frozen(eq=False)
-class Row:
+class Row(NamedTuple):
     """A row that this relay has claimed."""
 
     position: int
@@ -92,8 +91,7 @@ class Row:
     problem: str | None = None
 
 
-@frozen
-class Candidate:
+class Candidate(NamedTuple):
     """What the claim looks at before it chooses: a row's place, key, size, and whether it may be published now."""
 
     position: int
