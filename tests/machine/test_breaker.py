@@ -336,6 +336,24 @@ def test_a_contradiction_of_a_variant_is_refused(variant: dict[str, Any], words:
         Breaker(**variant)
 
 
+@pytest.mark.parametrize("window", [{"over": 20}, {"within": 9.0}])
+def test_the_settings_of_a_breaker_stay_through_all_its_states(window: dict[str, Any]) -> None:
+    """Closed, open, half open, open again and closed again; and after each failure and each permit."""
+    names = ("threshold", "cooldown", "probes", "rate", "over", "within", "slow")
+    breaker = Breaker(2, 3.0, 4, rate=0.5, slow=1.5, **window)
+    settings = [getattr(breaker, name) for name in names]
+    seen: list[Breaker] = [failed(breaker, None, 0.0)]
+    seen.append(tripped(seen[-1]))
+    half, first = admit(seen[-1], 3.0)
+    seen += [half, cooled(seen[-1])]
+    half, second = admit(half, 3.0)
+    assert first is not None
+    assert second is not None
+    seen += [half, released(half, second), failed(half, first, 4.0), succeeded(half, first, 4.0)]
+    assert [each.state for each in seen] == ["closed", "open", *["half_open"] * 4, "open", "closed"]
+    assert [[getattr(each, name) for name in names] for each in seen] == [settings] * len(seen)
+
+
 def results(breaker: Breaker, text: str, seconds: float = 1.0) -> tuple[Breaker, float]:
     """Feed results, one in each `seconds`: "f" is a failure, "." an ack."""
     at = 0.0
