@@ -73,7 +73,7 @@ class OutboxAccount:
         """Return the lines of the account."""
         rows = [
             ("stored", len(self.stored), "reported by the processes, of which the last one was not killed"),
-            ("kills", self.kills, f"by SIGKILL; {self.waiting} messages waited in the outbox at the first one"),
+            ("kills", self.kills, f"by SIGKILL; {self.waiting} messages waited in the outbox at the first kill"),
             ("in queue", len(self.found), f"different messages, {self.unreported} of them stored in the moment of a kill"),
             ("lost", self.lost, "stored, and not in the queue"),
             ("copies", self.copies, f"{self.copies - self.unflagged} of them flagged as possible duplicates"),
