@@ -126,7 +126,7 @@ def test_retry_says_of_each_row_why_it_stays(path, capsys):
     assert out == "0 rows can be published again at once; a relay does that\n"
     assert err.splitlines() == [
         "-5: not set aside: it waits for a relay",
-        "2: not set aside: row 1 of its key holds it up; retry or drop that row",
+        "2: not set aside: it waits for row 1 of the same key, which is set aside; retry or drop that row",
         "3: not set aside: a relay has claimed it",
     ]
 
@@ -137,7 +137,7 @@ def test_a_row_that_is_no_message_is_not_promised(path, capsys):
         db.execute("UPDATE warrener_outbox_set_aside SET reason = 'InvalidRow'")
     assert run("retry", path, "--all") == 0
     assert capsys.readouterr().out.splitlines()[1] == (
-        "set aside as no message before: row 1; a relay sets such a row aside again, unless you have corrected its columns"
+        "set aside as invalid before: row 1; a relay sets such a row aside again, unless you have corrected its columns"
     )
 
 
@@ -215,7 +215,7 @@ def test_a_claimed_row_is_told_from_a_missing_one(path, capsys):
     assert run("drop", path, 3) == 1
     out, err = capsys.readouterr()
     assert (out, err) == (
-        "0 rows deleted\n", "3: a relay has claimed it, so it was not deleted; end the relay, then drop it again\n",
+        "0 rows deleted\n", "3: not deleted, because a relay has claimed it; end the relay, then repeat this command\n",
     )  # fmt: skip
 
 
@@ -316,7 +316,7 @@ def test_a_process_that_only_relays(path):
 
         assert relay.returncode == 0
         assert rest.splitlines()[-1].partition(" ")[2] == (
-            "ended; 1 confirmed, 1 still waiting, 2 set aside; start the relay again to publish what waits"
+            "ended; 1 confirmed, 1 still waiting, 2 set aside; start the relay again to publish the waiting rows"
         )
         assert len(broker.messages("q")) == 1
         assert len(lines) == len(set(lines)), "a line was printed twice"

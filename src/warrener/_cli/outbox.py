@@ -211,7 +211,7 @@ def _retry(args: argparse.Namespace) -> int:
     print(f"{_rows(count)} can be published again at once; a relay does that")
     no_message = [entry for entry in found if entry.reason == INVALID_ROW]
     if no_message:
-        print(f"set aside as no message before: {_positions(no_message)}; a relay sets such a row aside again, unless you "
+        print(f"set aside as invalid before: {_positions(no_message)}; a relay sets such a row aside again, unless you "
               "have corrected its columns")  # fmt: skip
     stayed = 0
     for entry in found if count < len(found) else ():
@@ -219,7 +219,7 @@ def _retry(args: argparse.Namespace) -> int:
             stayed += 1
             why = "a relay has claimed it" if entry.state == "leased" else "it waits for a relay"
             if entry.held_by is not None:
-                why = f"row {entry.held_by} of its key holds it up; retry or drop that row"
+                why = f"it waits for row {entry.held_by} of the same key, which is set aside; retry or drop that row"
             print(f"{entry.position}: not set aside: {why}", file=sys.stderr)
     return int(bool(_missing(args, found)) or stayed > 0)
 
@@ -233,7 +233,7 @@ def _drop(args: argparse.Namespace) -> int:
     print(f"{_rows(count)} deleted")
     stayed = outbox.entries(ids=[entry.position for entry in found], limit=_ALL, bodies=False) if found else []
     for entry in stayed:
-        print(f"{entry.position}: a relay has claimed it, so it was not deleted; end the relay, then drop it again",
+        print(f"{entry.position}: not deleted, because a relay has claimed it; end the relay, then repeat this command",
               file=sys.stderr)  # fmt: skip
     return int(bool(_missing(args, found)) or bool(stayed))
 
@@ -337,7 +337,8 @@ def _what_is_left(args: argparse.Namespace) -> str:
     if not status.backlog:
         return f"none waiting, {status.set_aside:,} set aside"
     return (
-        f"{status.backlog:,} still waiting, {status.set_aside:,} set aside; start the relay again to publish what waits"
+        f"{status.backlog:,} still waiting, {status.set_aside:,} set aside; "
+        "start the relay again to publish the waiting rows"
     )
 
 
