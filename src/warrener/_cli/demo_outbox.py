@@ -100,10 +100,11 @@ class _Victim:
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.endswith("\n"):  # a kill may have cut it
-                self._stored.add(line.strip())
-                self._begun.set()
+        with self._process.stdout as lines:
+            for line in lines:
+                if line.endswith("\n"):  # a kill may have cut it
+                    self._stored.add(line.strip())
+                    self._begun.set()
 
     def wait_begun(self) -> None:
         """Return when it has stored a task."""
@@ -112,8 +113,10 @@ class _Victim:
 
     def kill(self) -> int:
         """SIGKILL; return its process id."""
+        assert self._process.stdin is not None
         self._process.kill()
         self._process.wait()
+        self._process.stdin.close()
         self._reading.join()
         return self._process.pid
 

@@ -415,7 +415,7 @@ def _print_table(entries: Sequence[Entry]) -> bool:
     widths, left = _layout(rows)
     for name, width in _NARROW.items():
         at = _COLUMNS.index(name)
-        if left < longest and widths[at] > width:
+        if 0 < longest > left and widths[at] > width:
             rows = [(*row[:at], printable(row[at], width), *row[at + 1 :]) for row in rows]
             widths, left = _layout(rows)
     reasons = [printable(each, max(left, _MIN_REASON)) for each in all_reasons]
