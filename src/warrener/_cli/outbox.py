@@ -32,6 +32,8 @@ __all__ = ["add_parser"]
 
 #: At most this number of rows is looked at for `retry` and `drop`.
 _ALL: Final = 1_000_000
+#: And this number of waiting rows where a relay ends.
+_LOOKED_AT: Final = 10_000
 #: What is a position; any other text is a message id.
 _POSITION: Final = re.compile("0|-?[1-9][0-9]{0,18}")
 #: Columns of the terminal where its width cannot be asked for, as in a pipe; and those that a reason has at least.
@@ -331,15 +333,22 @@ def _refuse_unusable(outbox: Outbox) -> None:
 
 def _what_is_left(args: argparse.Namespace) -> str:
     try:
-        status = _at(args).status()
+        outbox = _at(args)
+        status = outbox.status()
+        waiting = outbox.entries("waiting", limit=_LOOKED_AT, bodies=False)
     except WarrenerError as error:
         return f"and the rest cannot be counted: {error}"
     if not status.backlog:
         return f"none waiting, {status.set_aside:,} set aside"
-    return (
-        f"{status.backlog:,} still waiting, {status.set_aside:,} set aside; "
-        "start the relay again to publish the waiting rows"
-    )
+    sent = sum(entry.possible_duplicate for entry in waiting)
+    may_be_there = f" ({sent:,} of them may be in a queue already)" if sent else ""
+    advice = "start the relay again to publish the waiting rows"
+    holding = {entry.held_by for entry in waiting}
+    if len(holding) == 1 and None not in holding:
+        advice = f"row {waiting[0].held_by} is set aside and holds up its key: retry that row, or drop it"
+    elif holding and None not in holding:
+        advice = f"{len(holding):,} rows that are set aside hold up their keys: retry those rows, or drop them"
+    return f"{status.backlog:,} still waiting{may_be_there}, {status.set_aside:,} set aside; {advice}"
 
 
 @contextmanager
