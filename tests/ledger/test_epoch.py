@@ -92,8 +92,8 @@ class Channel:
             each.epoch = None
             each.waiting = False
         self.deadlines.forget(len(alone))
-        for each in covered:
-            del self.model[each]
+        for one in covered:
+            del self.model[one]
 
     def expand(self) -> None:
         """Make deliveries of one flight, or of all."""
@@ -123,7 +123,8 @@ class Channel:
         assert flown == model.keys() - epoch.outstanding.keys()
         assert epoch.flown == len(flown)
         assert list(epoch.outstanding) == sorted(epoch.outstanding)
-        assert epoch.holes.isdisjoint(model)
+        here = {each.first_tag + index for each in epoch.flights for index in range(each.at, len(each))}
+        assert epoch.holes == here - flown, "a tag that was answered is kept only while its flight is"
         assert len(epoch.holes) <= 2 * len(epoch) + 64
         for tag, each in epoch.outstanding.items():
             assert (each.tag, each.epoch, each.envelope, each.size) == (
@@ -133,6 +134,12 @@ class Channel:
                 model[tag].size,
             )
             assert (each.published_at, each.attempts) == (model[tag].written_at, 1)
+        if not epoch.holes:
+            alike = [len(set(each.envelopes)) == 1 for each in epoch.flights]
+            left = [len(each) - each.at for each in epoch.flights]
+            # A flight to one destination is counted at once.
+            entries = [1 if same else number for same, number in zip(alike, left, strict=True)]
+            assert sum(1 for _ in epoch.held()) == len(epoch.outstanding) + sum(entries)
         places = {each: [0, 0] for each in KEYS}
         for envelope, count, size in epoch.held():
             places[envelope][0] += count

@@ -296,6 +296,8 @@ def together(link: Link, envelopes: list[Envelope], bodies: list[bytes]) -> None
             refused_by_old_counts(link, envelopes[0])
     if number:
         link.fly(envelopes[:number], bodies[:number])
+    if window.counts > counts:
+        assert window._counted == len(link), "nothing has left since"
 
 
 def news_of(link: Link, envelope: Envelope) -> bool:
@@ -360,8 +362,43 @@ def test_a_full_window_is_not_counted() -> None:
 @pytest.mark.parametrize("places", [9, 10, 19, 20])
 def test_the_reserve_is_a_tenth_rounded_down(places: int, size: int) -> None:
     """Of the places, and of the bytes; a window of few places or bytes has none."""
-    window = Link(places, size).window
+    link = Link(places, size)
+    window = link.window
     open_places, open_size = {9: 9, 10: 9, 19: 18, 20: 18}[places], size - (0 if size < FEW_BYTES else size // 10)
     assert window.room([b""] * 30, 0, 0) == open_places
     assert window.room([b"x", bytes(open_size - 1)], 0, open_size) == 2
     assert window.room([b"x", bytes(open_size)], 0, open_size + 1) == 1
+    tagged = Delivery(KEYS[0], b"x", "", math.inf)
+    tagged.attempts = 1
+    link.introductions.add("x", tagged)
+    assert window.room([b"", bytes(open_size - 1)], 0, open_size - 1) == 2
+    assert window.room([b"", bytes(open_size)], 0, open_size) == 1
+
+
+def test_a_message_that_lost_its_place_does_not_wait_for_its_own_destination() -> None:
+    """It was let in, and not written; now other messages have the bytes. It is not passed, as its destination holds nothing."""
+    link = Link(100, 100_000)
+    for _ in range(18):
+        link.write(Delivery(KEYS[1], bytes(5000), "", math.inf))
+    large = Delivery(KEYS[2], bytes(10_000), "", math.inf)
+    assert link.window.enters(large, link.now)
+    assert link.window.stops(KEYS[2])
+    link.write(Delivery(KEYS[1], bytes(6000), "", math.inf))
+    assert not link.window.enters(large, link.now)
+    assert not link.window.stops(KEYS[2])
+
+
+def test_a_message_is_counted_once_however_often_it_is_asked_about() -> None:
+    """And those that were let in and written are known: nothing is counted again because of them."""
+    link = Link(100)
+    for _ in range(90):
+        link.write(Delivery(KEYS[1], b"body", "", math.inf))
+    for number in (1, 2):
+        message = Delivery(KEYS[2], b"body", "", math.inf)
+        for _ in range(3):
+            assert link.window.enters(message, link.now)
+            known = link.window._held_by[destination(KEYS[2])]
+            assert (known.places, known.size, link.window._counted) == (number, 4 * number, 90 + number)
+        link.write(message)
+        assert not link.window._outdated(link.now)
+    assert link.window.counts == 1

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 
 from tests.ledger.driving import INTERNAL, Bench, books_balance
-from tests.ledger.flying import Together
+from tests.ledger.flying import QUEUE, Together, ready
 from warrener._publishing.ledger import Ticket
 from warrener._publishing.ledger.delivery import Delivery
 from warrener._publishing.ledger.waiting import PATIENCE
@@ -19,7 +22,7 @@ from warrener.records import Envelope, Lane
 def join(bench: Together, *envelopes: Envelope) -> None:
     """Let one message of each envelope join a batch."""
     for envelope in envelopes:
-        assert bench.ledger.batching.can_join(envelope)
+        assert ready(bench.ledger.batching, envelope)
         assert bench.ledger.batching.join(envelope, b"body", Ticket(), 60.0, bench.now)
 
 
@@ -71,6 +74,7 @@ def test_a_place_that_came_free_is_used_at_once() -> None:
     """Without a wait for the next look of the timer."""
     bench = crowded()
     join(bench, *to("good"))
+    assert written(bench) == []
     assert written(bench) == []
     for tag in (91, 92, 93):
         bench.ack(tag)
@@ -177,6 +181,80 @@ def test_no_introduction_goes_beside_a_suspect_without_an_answer() -> None:
     assert bench.write() == suspects[:1]
     late = bench.accept(exchange="x")
     assert bench.write() == []
+    assert bench.write() == []
     bench.now += 10.0
     bench.ledger.look(bench.now, bench.last_tag.__getitem__)
     assert bench.write() == [late]
+
+
+class Noted(list[Envelope]):
+    """A list that notes how many of its slices were read."""
+
+    slices = 0
+
+    def __getitem__(self, at: Any) -> Any:
+        if isinstance(at, slice):
+            Noted.slices += 1
+        return super().__getitem__(at)
+
+
+def test_asking_again_and_again_costs_little() -> None:
+    """The link asks with each new message. While no place came free, nothing is asked of the window, and no batch is read twice."""
+    bench = crowded()
+    for _ in range(5):
+        join(bench, *to("good", "good"))
+        bench.now += 0.002
+    bench.ledger.batching.batches.close()
+    for batch in bench.ledger.batching.batches.flights:
+        batch.envelopes = Noted(batch.envelopes)
+    window, asked = bench.ledger.window, 0
+    ask = window.room_in_reserve
+
+    def noted(envelopes: Iterable[Envelope], bodies: Iterable[bytes], now: float) -> int:
+        nonlocal asked
+        asked += 1
+        return ask(envelopes, bodies, now)
+
+    with patch.object(window, "room_in_reserve", noted):
+        for _ in range(5):
+            assert written(bench) == []
+        assert asked == 1
+        for _ in range(4):
+            bench.now += PATIENCE
+            bench.ledger.look(bench.now, bench.last_tag.__getitem__)
+            assert written(bench) == []
+    Noted.slices = 0
+    assert written(bench) == []
+    first = Noted.slices
+    for _ in range(5):
+        assert written(bench) == []
+    assert Noted.slices <= first + 5, "one for each look, at the last batch"
+    assert bench.ledger.buffered == 10
+
+
+@pytest.mark.parametrize("where", ["batch", "unsent", "introductions", "delayed", "aside"])
+def test_the_buffer_is_bounded_wherever_its_messages_wait(where: str) -> None:
+    """By their number, and by the bytes of their bodies."""
+    bench = Together(max_buffered=3, max_buffered_bytes=10)
+    waiting = bench.ledger._waiting
+
+    def wait() -> None:
+        delivery = Delivery(QUEUE, b"abc", "", 60.0)
+        if where == "batch":
+            assert ready(bench.ledger.batching, QUEUE)
+            assert bench.ledger.batching.join(QUEUE, b"abc", Ticket(), 60.0, bench.now)
+        elif where == "unsent":
+            waiting.unsent.append(delivery)
+        elif where == "introductions":
+            waiting.introductions.add("x", delivery)
+        elif where == "aside":
+            waiting.aside.add(("", "q"), delivery)
+        else:
+            waiting.delayed.add(delivery, bench.now + 1.0)
+
+    wait()
+    wait()
+    assert (waiting.full(4), waiting.full(5)) == (False, True)
+    wait()
+    assert waiting.full(0)
+    assert (len(waiting), waiting.size) == (3, 9)

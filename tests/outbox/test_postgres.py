@@ -641,3 +641,21 @@ def test_rows_are_stored_in_the_order_given(open_store):
     want = Want(rows=500, bytes=1 << 20, per_key=500)
     claimed = store.transact(Work(want=want), "relay", LEASE).claimed.rows
     assert [row.message.body for row in claimed[:3]] == [b"0", b"1", b"2"]
+
+
+def test_rows_that_another_program_gave_one_position_are_rows_of_their_own(open_store, outbox_dsn):
+    """No index of a partitioned table can forbid them. A confirm of one would delete all: so the others get new positions."""
+    store = open_store()
+    with psycopg.connect(outbox_dsn) as db:
+        for body in ("1", "2", "3"):
+            db.execute(
+                "INSERT INTO warrener_outbox (position, routing_key, body) VALUES (7, 'q', %s)", (body.encode(),)
+            )
+
+    first, *others = claim(store)
+    assert (first.position, others) == (7, [])
+    confirmed = Settlement(confirmed=((7, first.claim),), claims={first.claim: ()})
+    store.transact(Work(settlement=confirmed), "relay", LEASE)
+    rest = claim(store)
+    assert len({row.position for row in rest}) == 2
+    assert {first.message.body, *(row.message.body for row in rest)} == {b"1", b"2", b"3"}

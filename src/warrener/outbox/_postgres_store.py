@@ -86,6 +86,14 @@ SELECT message_id, key, exchange, routing_key, properties, body
 FROM unnest(%b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::bytea[])
      WITH ORDINALITY AS rows (message_id, key, exchange, routing_key, properties, body, n), (SELECT {_LIMITED}) AS limited
 ORDER BY n RETURNING position, transaction::text"""  # noqa: S608 - constants
+_CLAIMED: Final = f"""
+SELECT position, key, attempts, nacks, possible_duplicate, {HAS_TIME}, message_id, exchange, routing_key, properties, body
+FROM warrener_outbox WHERE position = ANY(%s) ORDER BY position"""  # noqa: S608 - constants
+#: Another program may have given several rows one position: all but one of them get new positions.
+_SEPARATE: Final = """
+UPDATE warrener_outbox AS o SET position = nextval('warrener_outbox_position')
+WHERE position = ANY(%s) AND EXISTS (
+    SELECT 1 FROM warrener_outbox e WHERE e.position = o.position AND (e.tableoid, e.ctid) < (o.tableoid, o.ctid))"""
 _NEW_RELAY: Final = """relay AS (
     INSERT INTO warrener_outbox_relay (token, owner, leased_until)
     VALUES (%s, %s, clock_timestamp() + make_interval(secs => %s))
@@ -323,7 +331,10 @@ class PostgresStore:
                 db.execute(
                     f"WITH gone AS (DELETE FROM warrener_outbox WHERE position = %s RETURNING *)"  # noqa: S608
                     f" INSERT INTO warrener_outbox_set_aside ({_COLUMNS}, set_aside_at, reason, last_error, holds, body)"
-                    " SELECT position, message_id, key, exchange, routing_key, properties, stored_at, %s, %s,"
+                    # Another program may have given the row the position of one that was set aside before.
+                    " SELECT CASE WHEN EXISTS (SELECT 1 FROM warrener_outbox_set_aside s WHERE s.position = gone.position)"
+                    " THEN nextval('warrener_outbox_position') ELSE position END,"
+                    " message_id, key, exchange, routing_key, properties, stored_at, %s, %s,"
                     " clock_timestamp(), %s, %s, %s, body FROM gone",
                     (
                         aside.position, aside.attempts, aside.possible_duplicate, aside.reason, aside.error, aside.holds,
@@ -344,19 +355,17 @@ class PostgresStore:
         gathered = gather(want, _Reader(db))
         rows: tuple[Row, ...] = ()
         if gathered.picked:
-            positions = sorted(candidate.position for candidate in gathered.picked)
+            positions = sorted({candidate.position for candidate in gathered.picked})
             claim = one(
                 db,
                 f"WITH {_NEW_RELAY}"  # noqa: S608
                 " INSERT INTO warrener_outbox_claim (token, positions) VALUES (%s, %s::bigint[]) RETURNING claim",
                 (token, this_process(), lease, token, positions),
             )
-            found = db.execute(
-                f"SELECT position, key, attempts, nacks, possible_duplicate, {HAS_TIME}, message_id, exchange, routing_key,"  # noqa: S608
-                " properties, body FROM warrener_outbox WHERE position = ANY(%s) ORDER BY position",
-                (positions,),
-                binary=True,
-            )
+            found = db.execute(_CLAIMED, (positions,), binary=True).fetchall()
+            if len(found) > len(positions):
+                db.execute(_SEPARATE, (positions,))
+                found = db.execute(_CLAIMED, (positions,), binary=True).fetchall()
             rows = tuple(row_of(claim, values) for values in found)
         return Claimed(rows, gathered.scanned_to, gathered.more, gathered.unfinished, taken_over)
 

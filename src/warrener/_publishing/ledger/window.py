@@ -147,7 +147,7 @@ class Window:
     def enters(self, delivery: Delivery, now: float) -> bool:
         """Whether the message, which has no place yet, gets one now."""
         held, held_size = self._held(), self._held_size()
-        if held < self._open and (held == 0 or held_size + delivery.size <= self._open_size):
+        if held < self._open and held_size + delivery.size <= self._open_size:
             return True
         if held >= self._limits.max_in_flight:
             return False
