@@ -60,20 +60,24 @@ AMQP_PORT = 5672
 
 def obey(broker: PrivateRabbitMQ, end: Callable[[], object]) -> None:
     """Carry out the orders on standard input, to its end."""
-    orders = {
-        "kill": broker.kill,
-        "start": broker.start,
-        "block": lambda: broker.memory_alarm(True),
-        "unblock": lambda: broker.memory_alarm(False),
-        "queues": lambda: print(broker.queues(), flush=True),
-        "quit": end,
+    # What is done, and what is said then.
+    orders: dict[str, tuple[Callable[[], object], str]] = {
+        "kill": (broker.kill, "the broker is dead; `start` starts it again"),
+        "start": (broker.start, "the broker listens"),
+        "block": (lambda: broker.memory_alarm(True), "the broker blocks publishers; `unblock` ends this"),
+        "unblock": (lambda: broker.memory_alarm(False), "the broker takes messages again"),
+        "queues": (lambda: print(broker.queues(), flush=True), ""),
+        "quit": (end, ""),
     }
     for line in sys.stdin:
-        order = orders.get(line.strip())
+        name = line.strip()
         try:
-            if order is not None:
+            if name in orders:
+                order, done = orders[name]
                 order()
-            elif line.strip():
+                if done:
+                    print(done, flush=True)
+            elif name:
                 print(f"orders: {', '.join(orders)}", flush=True)
         except RabbitMQFailed as failed:
             print(str(failed).partition(";")[0], flush=True)

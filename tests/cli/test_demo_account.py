@@ -51,7 +51,10 @@ def test_a_balanced_account_has_no_faults() -> None:
         (lambda account: account.found.update({"stranger": 1}), "1 messages in a queue that nobody published"),
         (lambda account: account.outcomes.pop("unsure"), "1 messages without an outcome"),
         (lambda account: account.called.add("forgotten"), "1 messages without an outcome"),
-        (lambda account: account.counters.update({"accepted": 4}), "1 accepted messages unaccounted for"),
+        (
+            lambda account: account.counters.update({"accepted": 4}),
+            "1 accepted messages that were neither confirmed nor ended with an error",
+        ),
         (
             lambda account: account.counters.update({"confirmed": 3}),
             "1 confirms that only the producer or only the publishers counted",

@@ -43,4 +43,4 @@ def test_the_demo_balances_on_the_embedded_broker(capsys: pytest.CaptureFixture[
 
     shown = capsys.readouterr().out
     assert status == 0, shown
-    assert "Both accounts balance" in shown
+    assert "All counts of both acts agree" in shown

@@ -310,7 +310,7 @@ def test_a_resumed_run_adds_to_what_was_not_confirmed(broker, run) -> None:
     write("in.jsonl", lost, good, lost, good)
     status, said = run(*arguments)
     assert (0, ["lost", "lost"]) == (status, [line["body"] for line in kept()])
-    assert "2 were not confirmed before" in said
+    assert "2 were not confirmed in earlier runs" in said
     assert 2 == len({line["message_id"] for line in kept()})
 
 
@@ -515,7 +515,7 @@ def test_a_resumed_run_says_where_it_goes_on(broker, run) -> None:
     Path("in.txt").write_bytes(f"{text}three\n".encode())
     status, said = run("--resume=place", "in.txt")
     assert 0 == status
-    assert f"goes on behind message 2, at in.txt line 4, byte {len(text.encode())}\n" in said
+    assert f"continues after message 2, at in.txt line 4, byte {len(text.encode())}\n" in said
 
 
 @pytest.mark.slow

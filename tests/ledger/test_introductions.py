@@ -176,6 +176,17 @@ def test_introductions_are_what_a_naive_model_says(seed: int) -> None:
         compare(introductions, model)
 
 
+def test_only_the_default_exchange_needs_no_introduction() -> None:
+    """Before the first link and on each link, also after a refusal of it on an earlier one."""
+    introductions = Introductions()
+    assert introductions.covers("")
+    assert not introductions.covers("a")
+    introductions.refused("")
+    assert not introductions.covers("")
+    introductions.new_link()
+    assert introductions.covers("")
+
+
 def introduced(introductions: Introductions) -> list[str]:
     """Introduce the first message of every key, one after the other, and return their exchanges in order."""
     order: list[str] = []

@@ -349,6 +349,22 @@ def test_a_suspect_goes_on_when_the_introduction_before_it_has_left() -> None:
     assert bench.write() == bench.accepted[1:2]
 
 
+def test_suspects_and_introductions_take_turns() -> None:
+    """A suspect goes alone, and so does the introduction between two suspects; without suspects they go together again."""
+    bench = Bench()
+    suspects = bench.publish(3)
+    bench.close_channel(INTERNAL)
+    bench.open(Lane.MAIN)
+    introduced = [bench.accept(exchange=f"good-{number}") for number in range(5)]
+    channel = introduce(bench)
+    turns: list[list[Delivery]] = []
+    while written := bench.write():
+        turns.append([each for each in written if each.lane is Lane.SUSPECT])
+        bench.ack(bench.last_tag[channel], multiple=True, channel=channel)
+    one, two, three = suspects
+    assert turns == [[one], [introduced[0]], [two], [introduced[1]], [three], introduced[2:]]
+
+
 def test_introductions_grow_with_each_that_passes() -> None:
     """Two hundred exchanges that exist are soon introduced 16 at a time."""
     bench = Bench(max_buffered=300, max_in_flight=300)

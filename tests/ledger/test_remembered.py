@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from warrener._publishing.ledger import Delivery
 from warrener._publishing.ledger.refusals import PROBE_EVERY, Refusals, Target, named
 from warrener.errors import Fault, FaultKind
-from warrener.records import Envelope
+from warrener.records import Envelope, FieldValue
 
 MEMORY = 5.0
 LIMIT = 4
@@ -291,3 +291,32 @@ def test_a_probe_of_each_second() -> None:
     refusals.remember(Target(""), fault, 0.0)
     refused = [refusals.of(asked, quarter / 4) is not None for quarter in range(21)]
     assert [quarter / 4 for quarter, each in enumerate(refused) if not each] == [1.0, 2.0, 3.0, 4.0, 5.0]
+
+
+def test_the_values_that_were_taken_are_remembered_up_to_the_limit() -> None:
+    """Two refused topics make the exchange doubtful; each taken topic is trusted until `LIMIT` newer ones were taken."""
+    refusals = Refusals(MEMORY, 4)
+    for bad in ("bad-1", "bad-2"):
+        refusals.remember(Target("a", bad), Fault(FaultKind.CHANNEL_CLOSED, "", reply_code=403), 0.0)
+    envelopes = [Envelope(exchange="a", routing_key=f"good-{number}") for number in range(5)]
+    for each in envelopes[:4]:
+        assert refusals.doubt(each) == ("a", each.routing_key)
+        refusals.passed(message(each))
+    assert [refusals.doubt(each) for each in envelopes[:4]] == [None] * 4
+    refusals.passed(message(envelopes[4]))
+    assert [refusals.doubt(each) is None for each in envelopes] == [False, True, True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("value", "covered"), [("k", True), ("other", True), (5, False), (["k"], False), (None, False)]
+)
+def test_a_bad_type_of_a_list_of_routes_is_refused_with_all_its_values(value: FieldValue, covered: bool) -> None:
+    """The text names the header and no value: messages with another type of it, with a list or without it go on."""
+    fault = Fault(
+        FaultKind.CHANNEL_CLOSED, 'invalid message: {unacceptable_type_in_header,"CC",longstr}', reply_code=406
+    )
+    target = named(fault, [message(Envelope(routing_key="q", headers={"CC": "k"}))])
+    assert target is not None
+    assert target.covers(message(Envelope(routing_key="q", headers={"CC": value}))) == covered
+    assert not target.covers(message(Envelope(routing_key="q", headers={"BCC": "k"})))
+    assert not target.covers(message(Envelope(routing_key="q")))

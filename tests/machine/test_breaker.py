@@ -323,9 +323,10 @@ TestBreakerWalk.settings = settings(stateful_step_count=60)
         ({"rate": 1.1, "over": 10}, "rate must be more than 0"),
         ({"rate": 0.5}, "a rate needs a window"),
         ({"rate": 0.5, "over": 10, "within": 1.0}, "not both"),
-        ({"over": 10}, "give rate, too"),
-        ({"within": 10.0}, "give rate, too"),
+        ({"over": 10}, "give `rate`, too"),
+        ({"within": 10.0}, "give `rate`, too"),
         ({"rate": 0.5, "over": 4}, "can never hold threshold=5 failures"),
+        ({"rate": 1.0, "over": 1}, "can never hold threshold=5 failures"),
         ({"rate": 0.5, "within": 0.0}, "within must be more than 0"),
         ({"slow": 0.0}, "slow must be more than 0"),
     ],
@@ -405,3 +406,12 @@ def test_a_rate_trips_exactly_when_the_window_says_so(outcomes: list[bool], over
             assert breaker.state == "open"
             return
         assert breaker.state == "closed"
+
+
+def test_results_of_one_instant_are_counted_together() -> None:
+    """However many there are, and if the clock stands still: what is kept is bounded."""
+    breaker = Breaker(2000, rate=1.0, within=10.0)
+    for number in range(1000):
+        breaker = failed(breaker, None, 5.0 if number % 2 else 4.0)
+        assert len(breaker.results.slices) <= 2
+    assert sum(count for _, count, _ in breaker.results.slices) == 1000

@@ -87,11 +87,11 @@ def test_the_breaker_has_its_own_table() -> None:
 
     assert answers == {
         "closed": "permit",
-        "one failure short of the threshold": "permit",
+        "one failure below the threshold": "permit",
         "open": "None; retry after 20 s",
         "open, cooldown over": "permit",
         "half open": "permit",
-        "half open, probe out": "None; retry after 1 s",
+        "half open, probe granted": "None; retry after 1 s",
     }
 
 

@@ -159,7 +159,7 @@ EXPECTED: dict[str, Expected] = {
     "Dialing: draining, attempts used up | LinkLost, orderly": then(
         CLOSED, FAIL, *CANCEL_ALL, TOLD_WHY, effects.Finish(), last_fault=CAUSE, **failures(2)
     ),
-    "Dialing: one failure short of the threshold | LinkLost, orderly": then(
+    "Dialing: one failure below the threshold | LinkLost, orderly": then(
         WAITING, THIRD, COOLDOWN, TOLD_WHY, last_fault=CAUSE, **TRIPPED
     ),
     "Dialing: breaker half open | LinkLost, orderly": then(
@@ -206,16 +206,16 @@ EXPECTED: dict[str, Expected] = {
     "Dialing, Restoring: draining, attempts used up | LinkLost, topology refused": then(
         CLOSED, FAIL, *CANCEL_ALL, TOLD_WHY, effects.Finish(), last_fault=CAUSE
     ),
-    "Dialing: one failure short of the threshold | DialFailed": then(
+    "Dialing: one failure below the threshold | DialFailed": then(
         WAITING, THIRD, COOLDOWN, TOLD_WHY, last_fault=CAUSE, **TRIPPED
     ),
-    "Dialing: one failure short of the threshold | DialFailed, permanent": then(
+    "Dialing: one failure below the threshold | DialFailed, permanent": then(
         WAITING, SLOWEST, COOLDOWN, TOLD_WHY, last_fault=CAUSE, **TRIPPED
     ),
-    "Dialing, Restoring: one failure short of the threshold | LinkLost": then(
+    "Dialing, Restoring: one failure below the threshold | LinkLost": then(
         WAITING, THIRD, COOLDOWN, TOLD_WHY, last_fault=CAUSE, **TRIPPED
     ),
-    "Dialing, Restoring: one failure short of the threshold | LinkLost, topology refused": then(
+    "Dialing, Restoring: one failure below the threshold | LinkLost, topology refused": then(
         WAITING, REFUSE, SLOWEST, TOLD_WHY, last_fault=CAUSE
     ),
     "Dialing, Restoring, Up, HandingOver, Dropping, Waiting: breaker open | AdmissionRequested": then(
@@ -251,10 +251,10 @@ EXPECTED: dict[str, Expected] = {
             state="half_open", failures=5, generation=2, opened_at=70.0, outstanding=frozenset({1}), issued=1
         ),
     ),
-    "Dialing, Restoring, Up, HandingOver, Dropping, Waiting: breaker half open, probe out | AdmissionRequested": then(
+    "Dialing, Restoring, Up, HandingOver, Dropping, Waiting: breaker half open, probe granted | AdmissionRequested": then(
         None, effects.Refuse(1.0)
     ),
-    "Dialing, Restoring, Up, HandingOver, Dropping, Waiting, GaveUp: breaker half open, probe out | PermitReleased": then(
+    "Dialing, Restoring, Up, HandingOver, Dropping, Waiting, GaveUp: breaker half open, probe granted | PermitReleased": then(
         None, breaker=Breaker(state="half_open", failures=5, generation=2, opened_at=70.0, issued=1)
     ),
     # Restoring
@@ -282,9 +282,7 @@ EXPECTED: dict[str, Expected] = {
     "Restoring: draining, attempts used up | LinkLost, orderly": then(
         CLOSED, FAIL, *CANCEL_ALL, TOLD_WHY, effects.Finish(), last_fault=CAUSE
     ),
-    "Restoring: one failure short of the threshold | LinkLost, orderly": then(
-        WAITING, THIRD, TOLD_WHY, last_fault=CAUSE
-    ),
+    "Restoring: one failure below the threshold | LinkLost, orderly": then(WAITING, THIRD, TOLD_WHY, last_fault=CAUSE),
     "Restoring: breaker open | TopologyRestored": then(
         UP,
         effects.StartPublishing(3),
@@ -382,16 +380,16 @@ EXPECTED: dict[str, Expected] = {
     "Up: draining, attempts used up | LinkLost, topology refused": then(
         CLOSED, SHUT, CANCEL_STABLE, FAIL, *CANCEL_ALL, TOLD_WHY, effects.Finish(), last_fault=CAUSE
     ),
-    "Up: one failure short of the threshold | LinkLost": then(
+    "Up: one failure below the threshold | LinkLost": then(
         WAITING, SHUT, CANCEL_STABLE, THIRD, COOLDOWN, TOLD_WHY, last_fault=CAUSE, **TRIPPED
     ),
-    "Up: one failure short of the threshold | LinkLost, orderly": then(
+    "Up: one failure below the threshold | LinkLost, orderly": then(
         WAITING, SHUT, CANCEL_STABLE, THIRD, TOLD_WHY, last_fault=CAUSE
     ),
-    "Up: one failure short of the threshold | LinkLost, topology refused": then(
+    "Up: one failure below the threshold | LinkLost, topology refused": then(
         WAITING, SHUT, CANCEL_STABLE, REFUSE, SLOWEST, TOLD_WHY, last_fault=CAUSE
     ),
-    "Up: one failure short of the threshold | ConfirmOverdue": dropping(
+    "Up: one failure below the threshold | ConfirmOverdue": dropping(
         OVERDUE, effects.StopPublishing(3, OVERDUE), CANCEL_STABLE, "ABORT", COOLDOWN, **TRIPPED
     ),
     "Up: breaker half open | LinkLost": then(
@@ -404,7 +402,7 @@ EXPECTED: dict[str, Expected] = {
     "Up: breaker half open | ConfirmOverdue": dropping(
         OVERDUE, effects.StopPublishing(3, OVERDUE), CANCEL_STABLE, "ABORT", COOLDOWN_AGAIN, **TRIPPED_AGAIN
     ),
-    "Up: breaker half open, probe out | PublishConfirmed, a probe": then(
+    "Up: breaker half open, probe granted | PublishConfirmed, a probe": then(
         UP_PROVEN, CANCEL_STABLE, attempts=0, failures=0, breaker=Breaker(generation=3)
     ),
     "Up: another endpoint is ready | HandOverRequested": then(
@@ -457,7 +455,7 @@ EXPECTED: dict[str, Expected] = {
     "HandingOver: draining | StopRequested, no drain / Drained / DrainTimerFired": then(
         CLOSING, CANCEL_HAND_OVER, effects.CloseLink(3), CANCEL_DRAIN, CLOSE_TIMER, TOLD
     ),
-    "HandingOver: breaker half open, probe out | PublishConfirmed, a probe": then(
+    "HandingOver: breaker half open, probe granted | PublishConfirmed, a probe": then(
         None, attempts=0, failures=0, breaker=Breaker(generation=3), endpoints=PROVEN
     ),
     "HandingOver: closing | LinkLost / LinkClosed": then(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import signal
@@ -16,6 +17,7 @@ import pytest
 
 from tests.outbox.rows import LEASE, claim, insert
 from warrener._cli.main import main
+from warrener._cli.outbox import _what_is_left
 from warrener.outbox import SQLiteOutbox, ddl, outbox_at
 from warrener.outbox.records import SetAside, Settlement, Work
 from warrener.testing import EmbeddedBroker
@@ -126,7 +128,7 @@ def test_retry_says_of_each_row_why_it_stays(path, capsys):
     assert out == "0 rows can be published again at once; a relay does that\n"
     assert err.splitlines() == [
         "-5: not set aside: it waits for a relay",
-        "2: not set aside: row 1 of its key holds it up; retry or drop that row",
+        "2: not set aside: it waits for row 1 of the same key, which is set aside; retry or drop that row",
         "3: not set aside: a relay has claimed it",
     ]
 
@@ -137,7 +139,7 @@ def test_a_row_that_is_no_message_is_not_promised(path, capsys):
         db.execute("UPDATE warrener_outbox_set_aside SET reason = 'InvalidRow'")
     assert run("retry", path, "--all") == 0
     assert capsys.readouterr().out.splitlines()[1] == (
-        "set aside as no message before: row 1; a relay sets such a row aside again, unless you have corrected its columns"
+        "set aside as invalid before: row 1; a relay sets such a row aside again, unless you have corrected its columns"
     )
 
 
@@ -215,7 +217,7 @@ def test_a_claimed_row_is_told_from_a_missing_one(path, capsys):
     assert run("drop", path, 3) == 1
     out, err = capsys.readouterr()
     assert (out, err) == (
-        "0 rows deleted\n", "3: a relay has claimed it, so it was not deleted; end the relay, then drop it again\n",
+        "0 rows deleted\n", "3: not deleted, because a relay has claimed it; end the relay, then repeat this command\n",
     )  # fmt: skip
 
 
@@ -316,7 +318,7 @@ def test_a_process_that_only_relays(path):
 
         assert relay.returncode == 0
         assert rest.splitlines()[-1].partition(" ")[2] == (
-            "ended; 1 confirmed, 1 still waiting, 2 set aside; start the relay again to publish what waits"
+            "ended; 1 confirmed, 1 still waiting, 2 set aside; row 1 is set aside and holds up its key: retry that row, or drop it"
         )
         assert len(broker.messages("q")) == 1
         assert len(lines) == len(set(lines)), "a line was printed twice"
@@ -344,3 +346,26 @@ def test_a_wait_for_the_broker_says_how_long(path):
     assert "no connection; 0 confirmed, 2 waiting, 1 set aside; " in counted
     assert re.search(r"next attempt in \d+ s; the connection was refused", line)
     assert relay.returncode == 0
+
+
+def test_the_last_line_of_a_relay_says_what_waits_and_for_what(path):
+    """Rows that a queue may hold already, and several keys that are held up."""
+    args = argparse.Namespace(place=str(path))
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("UPDATE warrener_outbox SET possible_duplicate = 1 WHERE position = 3")
+    assert _what_is_left(args) == (
+        "2 still waiting (1 of them may be in a queue already), 1 set aside; start the relay again to publish the waiting rows"
+    )
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("UPDATE warrener_outbox SET key = 'b', possible_duplicate = 0 WHERE position = 3")
+        db.execute(
+            "INSERT INTO warrener_outbox_set_aside (position, message_id, key, exchange, routing_key, properties, stored_at, attempts,"
+            " possible_duplicate, set_aside_at, reason, last_error, holds, body)"
+            " SELECT 9, message_id, 'b', exchange, routing_key, properties, stored_at, attempts, possible_duplicate,"
+            " set_aside_at, reason, last_error, holds, body FROM warrener_outbox_set_aside"
+        )
+    assert _what_is_left(args) == (
+        "2 still waiting, 2 set aside; 2 rows that are set aside hold up their keys: retry those rows, or drop them"
+    )
+    SQLiteOutbox(path).drop([1, 2, 3, 9])
+    assert _what_is_left(args) == "none waiting, 0 set aside"

@@ -142,7 +142,7 @@ async def test_a_returned_row_is_set_aside_and_loud(path, caplog):
         await relay.enqueue(task(2), key="a")
         await relay.enqueue(task(3), key="b")
         with pytest.raises(
-            OutboxNotFlushed, match="1 waiting row, because 1 row that is set aside holds up the later rows"
+            OutboxNotFlushed, match="1 waiting row, because later rows of the same key wait for 1 row that is set aside"
         ):
             await relay.wait_flushed(0.3)
         (entry,) = await anyio.to_thread.run_sync(outbox.entries, "set_aside")

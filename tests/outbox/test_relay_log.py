@@ -115,16 +115,16 @@ REFUSED = Fault(FaultKind.UNREACHABLE, "the connection was refused")
         ),
         ({"connection_state": ConnectionState.CONNECTING}, {}, "there is no connection to the broker"),
         ({"blocked": True}, {}, "the broker blocks publishing"),
-        ({"open_destinations": ("queue 'a'",)}, {}, "the broker nacks messages or leaves them without an answer, at: queue 'a'"),
+        ({"open_destinations": ("queue 'a'",)}, {}, "the broker nacks messages or does not answer them, at: queue 'a'"),
         (
             {},
             {"set_aside": 1},
-            "1 row that is set aside holds up the later rows of the same key (`warrener outbox ls app.db` shows them)",
+            "later rows of the same key wait for 1 row that is set aside (`warrener outbox ls app.db` shows them)",
         ),
         (
             {},
             {"set_aside": 1234},
-            "1,234 rows that are set aside hold up the later rows of the same key (`warrener outbox ls app.db` shows them)",
+            "later rows of the same key wait for 1,234 rows that are set aside (`warrener outbox ls app.db` shows them)",
         ),
         (
             {},
@@ -156,6 +156,6 @@ def test_the_error_has_the_number_and_the_reason(waiting, rows):
     error = OutboxNotFlushed(timeout=30.0, waiting=waiting, reason="the broker blocks publishing")
 
     assert str(error) == (
-        f"after 30 s the outbox still holds {rows} because the broker blocks publishing; what waits stays stored and is"
-        " published later"
+        f"after 30 s the outbox still holds {rows} because the broker blocks publishing; every waiting row stays stored"
+        " and is published later"
     )

@@ -351,6 +351,23 @@ def test_a_number_that_no_position_can_be_names_no_row(open_store):
     assert store.retry([2**63]) == store.drop([10**30]) == 0
 
 
+def test_the_position_of_a_set_aside_row_may_be_used_again(open_store):
+    """By another program. Both rows can be set aside, and both come back: one at that position, one at a new one."""
+    store = open_store()
+    insert(store, None)
+    for _ in range(2):
+        (row,) = claim(store)
+        assert row.position == 1
+        aside = SetAside(1, row.claim, 1, False, "Unroutable", "returned", holds=False)
+        store.transact(Work(settlement=Settlement(set_aside=(aside,), claims={row.claim: ()})), "relay", LEASE)
+        open_store.execute("INSERT INTO warrener_outbox (position, routing_key, body) VALUES (1, 'q', 'x')")
+    assert [entry.position for entry in store.entries("set_aside", None, 10, bodies=False)] == [1, 2]
+
+    assert store.retry([1, 2]) == 2
+    found = positions(claim(store)) + positions(claim(store))
+    assert (len(found), len(set(found)), found[:2]) == (3, 3, [1, 2])
+
+
 def test_the_newest_rows_have_their_share(open_store):
     """A claim that cannot take all takes an eighth from the end."""
     store = open_store()

@@ -36,10 +36,10 @@ def add_parser(commands: Commands) -> None:
     """Add ``demo`` to the commands."""
     parser = commands.add_parser(
         "demo",
-        help="publish through a broker that is killed, and account for every message",
+        help="publish through a broker that is killed, and count every message",
         description="Start a private RabbitMQ, publish ML tasks, kill it, bring it back, raise an alarm, shut down under "
         "load, then count the messages in the queues. Then kill a process that publishes through an outbox, and start it "
-        "again. Exit status 0 only if every message is accounted for.",
+        "again. Exit status 0 only if every message has one outcome, and each confirmed or stored one is in a queue.",
     )
     add_driver(parser)
     parser.add_argument("--plain", action="store_true", help="plain lines even where rich is installed")
@@ -115,7 +115,7 @@ def _tell(broker: DemoBroker, *, driver: str, plain: bool) -> int:
     if faults := account.faults():
         print("FAILED: " + "; ".join(faults))
         return 1
-    print("The account balances.\n\nSecond act: the process that publishes is killed.", flush=True)
+    print("All counts agree.\n\nSecond act: the process that publishes is killed.", flush=True)
     with open_view(plain=plain, table=False) as view:
         stored = second_act(broker, view, _count_in_queues)
     took = time.monotonic() - began
@@ -124,7 +124,7 @@ def _tell(broker: DemoBroker, *, driver: str, plain: bool) -> int:
     if faults:
         print("FAILED: " + "; ".join(faults))
         return 1
-    print(f"Both accounts balance. {took:.0f} s since the broker was ready.")
+    print(f"All counts of both acts agree. {took:.0f} s since the broker was ready.")
     return 0
 
 

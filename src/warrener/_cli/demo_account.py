@@ -84,7 +84,10 @@ class Account:
                 abs(self.counters["confirmed"] - len(self.confirmed)),
                 "confirms that only the producer or only the publishers counted",
             ),
-            (abs(self.accepted - len(self.confirmed) - self.reported_otherwise), "accepted messages unaccounted for"),
+            (
+                abs(self.accepted - len(self.confirmed) - self.reported_otherwise),
+                "accepted messages that were neither confirmed nor ended with an error",
+            ),
             (len(lost), "confirmed messages lost"),
             (len(unflagged), "duplicates that were not flagged"),
             (len(ghosts), "messages in a queue that were reported as not delivered"),

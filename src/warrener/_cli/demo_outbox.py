@@ -73,7 +73,7 @@ class OutboxAccount:
         """Return the lines of the account."""
         rows = [
             ("stored", len(self.stored), "reported by the processes, of which the last one was not killed"),
-            ("kills", self.kills, f"by SIGKILL; {self.waiting} messages waited in the outbox at the first one"),
+            ("kills", self.kills, f"by SIGKILL; {self.waiting} messages waited in the outbox at the first kill"),
             ("in queue", len(self.found), f"different messages, {self.unreported} of them stored in the moment of a kill"),
             ("lost", self.lost, "stored, and not in the queue"),
             ("copies", self.copies, f"{self.copies - self.unflagged} of them flagged as possible duplicates"),
@@ -100,10 +100,11 @@ class _Victim:
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.endswith("\n"):  # a kill may have cut it
-                self._stored.add(line.strip())
-                self._begun.set()
+        with self._process.stdout as lines:
+            for line in lines:
+                if line.endswith("\n"):  # a kill may have cut it
+                    self._stored.add(line.strip())
+                    self._begun.set()
 
     def wait_begun(self) -> None:
         """Return when it has stored a task."""
@@ -112,8 +113,10 @@ class _Victim:
 
     def kill(self) -> int:
         """SIGKILL; return its process id."""
+        assert self._process.stdin is not None
         self._process.kill()
         self._process.wait()
+        self._process.stdin.close()
         self._reading.join()
         return self._process.pid
 

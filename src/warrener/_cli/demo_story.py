@@ -107,7 +107,7 @@ class Story:
         await trio.sleep(2)
         view.say("starting the broker again")
         await trio.to_thread.run_sync(self._broker.start)
-        view.say("the broker runs again; the producer is not told and has to notice it")
+        view.say("the broker runs again; the producer has to notice it by itself")
         if await self._wait_until(lambda status: status.connection_state is ConnectionState.CONNECTED, 60) and (
             await self._wait_until(lambda status: status.buffered == 0, 60)
         ):

@@ -202,11 +202,11 @@ def _with_discovery(state: states.State, plain: Record) -> Iterator[tuple[str, R
 
 
 _BREAKERS = (
-    ("one failure short of the threshold", EDGE),
+    ("one failure below the threshold", EDGE),
     ("breaker open", OPEN),
     ("breaker open, cooldown over", evolve(OPEN, opened_at=AT - 30)),
     ("breaker half open", HALF_OPEN),
-    ("breaker half open, probe out", PROBING),
+    ("breaker half open, probe granted", PROBING),
 )
 
 _STATES: tuple[states.State, ...] = (
@@ -357,9 +357,9 @@ def _breaker_words(before: Breaker | None, after: Breaker | None) -> Iterator[st
     if before is None or was.state != after.state:
         yield f"breaker {after.state.replace('_', ' ')}"
     if len(after.outstanding) > len(was.outstanding):
-        yield "probe out"
+        yield "probe granted"
     if len(after.outstanding) < len(was.outstanding) and was.generation == after.generation:
-        yield "probe back"
+        yield "probe given back"
 
 
 def _orders(ordered: tuple[effects.Effect, ...]) -> str:
@@ -467,7 +467,7 @@ def _page() -> Iterator[str]:
     yield "An event that is not listed for a state changes nothing in that state. An event with the number of an earlier"
     yield "link changes nothing in any state. A line with a special condition, or with a variant of an event, is in the"
     yield "table only if its answer differs from the plainer line: look for the special condition first."
-    yield "The durations are those of the default policy, two attempts after the last link that was proven healthy."
+    yield "The durations are those of the default policy when `record.attempts` is 2."
     yield "`StartRetryTimer(2 to 4 s)`: the supervisor draws the delay from that range."
     yield ""
     yield "![The states and what leads from one to another](state-diagram.svg)"

@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run ``warrener …`` and return its exit status."""
     parser = argparse.ArgumentParser(
         prog="warrener",
-        description="A RabbitMQ producer that survives its broker and tells the truth about each message.",
+        description="A RabbitMQ producer that reconnects by itself and reports the outcome of each message.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in (check, demo, publish, outbox, machine, rehearse, serve):

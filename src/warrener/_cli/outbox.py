@@ -32,6 +32,8 @@ __all__ = ["add_parser"]
 
 #: At most this number of rows is looked at for `retry` and `drop`.
 _ALL: Final = 1_000_000
+#: And this number of waiting rows where a relay ends.
+_LOOKED_AT: Final = 10_000
 #: What is a position; any other text is a message id.
 _POSITION: Final = re.compile("0|-?[1-9][0-9]{0,18}")
 #: Columns of the terminal where its width cannot be asked for, as in a pipe; and those that a reason has at least.
@@ -211,7 +213,7 @@ def _retry(args: argparse.Namespace) -> int:
     print(f"{_rows(count)} can be published again at once; a relay does that")
     no_message = [entry for entry in found if entry.reason == INVALID_ROW]
     if no_message:
-        print(f"set aside as no message before: {_positions(no_message)}; a relay sets such a row aside again, unless you "
+        print(f"set aside as invalid before: {_positions(no_message)}; a relay sets such a row aside again, unless you "
               "have corrected its columns")  # fmt: skip
     stayed = 0
     for entry in found if count < len(found) else ():
@@ -219,7 +221,7 @@ def _retry(args: argparse.Namespace) -> int:
             stayed += 1
             why = "a relay has claimed it" if entry.state == "leased" else "it waits for a relay"
             if entry.held_by is not None:
-                why = f"row {entry.held_by} of its key holds it up; retry or drop that row"
+                why = f"it waits for row {entry.held_by} of the same key, which is set aside; retry or drop that row"
             print(f"{entry.position}: not set aside: {why}", file=sys.stderr)
     return int(bool(_missing(args, found)) or stayed > 0)
 
@@ -233,7 +235,7 @@ def _drop(args: argparse.Namespace) -> int:
     print(f"{_rows(count)} deleted")
     stayed = outbox.entries(ids=[entry.position for entry in found], limit=_ALL, bodies=False) if found else []
     for entry in stayed:
-        print(f"{entry.position}: a relay has claimed it, so it was not deleted; end the relay, then drop it again",
+        print(f"{entry.position}: not deleted, because a relay has claimed it; end the relay, then repeat this command",
               file=sys.stderr)  # fmt: skip
     return int(bool(_missing(args, found)) or bool(stayed))
 
@@ -331,14 +333,22 @@ def _refuse_unusable(outbox: Outbox) -> None:
 
 def _what_is_left(args: argparse.Namespace) -> str:
     try:
-        status = _at(args).status()
+        outbox = _at(args)
+        status = outbox.status()
+        waiting = outbox.entries("waiting", limit=_LOOKED_AT, bodies=False)
     except WarrenerError as error:
         return f"and the rest cannot be counted: {error}"
     if not status.backlog:
         return f"none waiting, {status.set_aside:,} set aside"
-    return (
-        f"{status.backlog:,} still waiting, {status.set_aside:,} set aside; start the relay again to publish what waits"
-    )
+    sent = sum(entry.possible_duplicate for entry in waiting)
+    may_be_there = f" ({sent:,} of them may be in a queue already)" if sent else ""
+    advice = "start the relay again to publish the waiting rows"
+    holding = {entry.held_by for entry in waiting}
+    if len(holding) == 1 and None not in holding:
+        advice = f"row {waiting[0].held_by} is set aside and holds up its key: retry that row, or drop it"
+    elif holding and None not in holding:
+        advice = f"{len(holding):,} rows that are set aside hold up their keys: retry those rows, or drop them"
+    return f"{status.backlog:,} still waiting{may_be_there}, {status.set_aside:,} set aside; {advice}"
 
 
 @contextmanager
@@ -414,7 +424,7 @@ def _print_table(entries: Sequence[Entry]) -> bool:
     widths, left = _layout(rows)
     for name, width in _NARROW.items():
         at = _COLUMNS.index(name)
-        if left < longest and widths[at] > width:
+        if 0 < longest > left and widths[at] > width:
             rows = [(*row[:at], printable(row[at], width), *row[at + 1 :]) for row in rows]
             widths, left = _layout(rows)
     reasons = [printable(each, max(left, _MIN_REASON)) for each in all_reasons]

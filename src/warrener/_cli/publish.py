@@ -99,7 +99,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.routing_key is None and args.format != "messages":
         args.parser.error("-k/--routing-key is needed; with the default exchange, it is the name of a queue")
     if args.max_unconfirmed < 0 or not 1 <= args.window <= 10_000 or not (args.timeout is None or args.timeout > 0):
-        args.parser.error("--max-unconfirmed from 0, --window from 1 to 10000, --timeout above 0")
+        args.parser.error("--max-unconfirmed must be 0 or more, --window 1 to 10000, and --timeout more than 0")
     content_type = args.content_type or ("application/json" if args.format == "jsonl" else None)
     silence_log()
     plan = Plan(

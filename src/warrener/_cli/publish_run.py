@@ -159,8 +159,8 @@ class Run:
             )
         if not self._plan.quiet:
             place = self.place
-            text = f"resumed: goes on behind message {place.messages}, at {place.path} line {place.line}, byte {place.offset}"
-            print(text, file=sys.stderr, flush=True)
+            where = f"{place.path} line {place.line}, byte {place.offset}"
+            print(f"resumed: continues after message {place.messages}, at {where}", file=sys.stderr, flush=True)
 
     async def _publish(self, number: int, piece: Piece, message: Message) -> None:
         size = len(message.body)

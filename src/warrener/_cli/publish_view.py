@@ -134,7 +134,8 @@ def summary(run: Run, took: float) -> Iterator[str]:
             yield f"  the first {kind}: {reason}"
         yield f"  to publish them again: warrener publish --format messages {_shown(place.file)}"
     if place.unconfirmed > progress.unconfirmed:
-        yield f"{place.unconfirmed - progress.unconfirmed:,} were not confirmed before; they are in {_shown(place.file)}"
+        earlier = place.unconfirmed - progress.unconfirmed
+        yield f"{earlier:,} were not confirmed in earlier runs; they are in {_shown(place.file)}"
     if progress.left:
         yield f"{progress.left:,} read and not sent; the same command continues with them"
     if run.stopped is not None:

@@ -50,9 +50,11 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--cap", type=float, default=backoff.cap, metavar="SECONDS", help="backoff_cap")
     parser.add_argument("--connect-timeout", type=float, default=10.0, metavar="SECONDS", help="default: 10")
     parser.add_argument(
-        "--silent", action="store_true", help="dials during the outage time out instead of being refused"
+        "--silent",
+        action="store_true",
+        help="a dial during the outage gets no answer and times out; by default it is refused",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random delays (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="the seed of the random delays (default: 0)")
     names_file(parser.add_argument("--plot", type=Path, metavar="FILE", help="write a plot as SVG"))
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     parser.set_defaults(run=_run)

@@ -61,9 +61,10 @@ def _panel(result: Rehearsal, seconds: int, top: int) -> str:
     points = [(at, (index + 1) / fleet.producers) for index, at in enumerate(result.recovered)][::every]
     line = " ".join(f"{x(at)},{y(share)}" for at, share in points)
     whole = result.back(1.0)
+    all_back = "not all back" if whole is None else f"all back after {whole:.0f} s"
     title = (
         f"jitter {fleet.policy.backoff.jitter:g}: peak {result.peak} dials a second after the return "
-        f"({result.peak_multiple:.1f} x the accept rate), all back after {'never' if whole is None else f'{whole:.0f} s'}"
+        f"({result.peak_multiple:.1f} x the accept rate), {all_back}"
     )
     return "\n".join(
         [

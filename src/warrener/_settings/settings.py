@@ -85,7 +85,7 @@ _SURELY_MILLISECONDS = 1000
 # --- the rules that only a producer has -------------------------------------------------------------------------------
 
 _HEARTBEAT = Rule(
-    "whole seconds from 0 (off) to 65535, as AMQP carries it",
+    "whole seconds from 0 (off) to 65535, the largest value in AMQP",
     float,
     lambda value: is_number(value) and 0 <= value <= 65535 and value == int(value),
 )

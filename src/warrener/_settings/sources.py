@@ -91,19 +91,19 @@ def from_environment(
 
 #: Parameters that other clients take from a query, and where they belong here.
 _REFUSED_PARAMETERS = {
-    "auth_mechanism": "here it is mechanism",
+    "auth_mechanism": "use mechanism instead",
     "cacertfile": "set RABBITMQ_SSL_CACERT",
     "cafile": "set RABBITMQ_SSL_CACERT",
     "certfile": "set RABBITMQ_SSL_CERTFILE",
     "keyfile": "set RABBITMQ_SSL_KEYFILE",
     "password": "set RABBITMQ_SSL_KEYFILE_PASSWORD",
-    "server_name_indication": "here it is server_hostname",
+    "server_name_indication": "use server_hostname instead",
     "no_verify_ssl": "a URL cannot turn verification off; pass ssl_context in code",
     "verify": "a URL cannot turn verification off; pass ssl_context in code",
     "ssl_options": "a URL cannot turn verification off; pass ssl_context in code",
-    "connection_timeout": "here it is connect_timeout, in seconds",
-    "connection_attempts": "here it is backoff_attempts",
-    "retry_delay": "here it is backoff_initial",
+    "connection_timeout": "use connect_timeout (in seconds) instead",
+    "connection_attempts": "use backoff_attempts instead",
+    "retry_delay": "use backoff_initial instead",
 }
 
 

@@ -360,7 +360,7 @@ class Supervisor:
 
     def _renewal_failed(self, fault: Fault) -> None:
         self.counts.fault(fault)
-        log.warning("%s: the credentials were not renewed and are asked for again: %s", self._name, fault)
+        log.warning("%s: the credentials were not renewed; the producer asks for them again: %s", self._name, fault)
 
     def _present(self, link: int) -> LinkTask | None:
         """Return the task of the link with this number, if it still runs."""

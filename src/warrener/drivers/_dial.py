@@ -420,7 +420,8 @@ def _check_security(endpoint: Endpoint, ssl_context: ssl.SSLContext | None, *, r
             raise LinkDown(Fault(FaultKind.TLS, printable(text)))
         _warn_once(printable(f"{endpoint} carries the password in plain text to another host; use amqps"))
     if ssl_context is not None and not (ssl_context.verify_mode is ssl.CERT_REQUIRED and ssl_context.check_hostname):
-        _warn_once(printable(f"TLS to {endpoint} is not verified: the ssl_context given in code says so"))
+        checks = "the check of the certificate or of the host name"
+        _warn_once(printable(f"TLS to {endpoint} is not verified: the ssl_context given in code turns off {checks}"))
 
 
 async def dial(

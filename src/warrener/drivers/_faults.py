@@ -148,7 +148,7 @@ def channel_closed_by_broker(reply_code: int, reply_text: str) -> Fault:
 
 _DECLARATION_ADVICE = {
     403: "the user has no permission to declare or bind it",
-    404: "it, or what it refers to, does not exist",
+    404: "it, or a queue or exchange that it names, does not exist",
     405: "another connection holds it exclusively",
     406: "the broker does not take its definition",
 }
@@ -217,10 +217,10 @@ def timed_out(phase: DialPhase, seconds: float) -> Fault:
         text = f"no connection within {seconds:g} s (connect_timeout); check host, port and firewalls"
         return Fault(FaultKind.UNREACHABLE, text)
     hint = {
-        DialPhase.GREETING: "it accepts connections and says nothing; is it a broker?",
+        DialPhase.GREETING: "the peer accepts connections and sends nothing; is it a broker?",
         DialPhase.AUTHENTICATING: _MAYBE_LOGIN,
-    }.get(phase, "it is overloaded, or an alarm stops it")
-    text = f"the peer did not finish within {seconds:g} s (connect_timeout) while {phase.value}; {hint}"
+    }.get(phase, "the broker is overloaded, or an alarm stops it")
+    text = f"the handshake did not end within {seconds:g} s (connect_timeout); the link was {phase.value}; {hint}"
     return Fault(FaultKind.HANDSHAKE_TIMEOUT, text)
 
 

@@ -110,15 +110,18 @@ class Breaker:
             raise SettingsError(f"breaker: slow must be more than 0 seconds, not {slow}")
         if rate is None:
             if over is not None or within is not None:
-                raise SettingsError("breaker: over and within are the window of a rate; give rate, too, or drop them")
+                raise SettingsError(
+                    "breaker: `over` and `within` are the window of `rate`; give `rate`, too, or drop them"
+                )
             return
         if not 0 < rate <= 1:
             raise SettingsError(f"breaker: rate must be more than 0 and at most 1, not {rate}")
         if (over is None) == (within is None):
-            raise SettingsError("breaker: a rate needs a window: give over (results) or within (seconds), not both")
+            raise SettingsError("breaker: a rate needs a window: give `over` (results) or `within` (seconds), not both")
         if over is not None and over < self.threshold:
             raise SettingsError(
-                f"breaker: over={over} results can never hold threshold={self.threshold} failures; raise over or lower threshold"
+                f"breaker: over={over} results can never hold threshold={self.threshold} failures; raise `over`, or lower"
+                " `threshold`"
             )
         if within is not None and not 0 < within < math.inf:
             raise SettingsError(f"breaker: within must be more than 0 seconds, not {within}")

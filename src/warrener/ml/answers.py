@@ -38,7 +38,7 @@ LATER = 60.0
 
 NO_STORE = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
-BUSY = "not sent: the service takes in too many tasks; try again"
+BUSY = "not sent: the service is handling too many tasks; try again"
 
 _MAYBE = "a queue may hold it; send it again only with the same Idempotency-Key"
 

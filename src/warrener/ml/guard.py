@@ -52,7 +52,9 @@ class Guard:
             return answer(400, "a request must have one Host", None)
         host = hosts[0].lower() if hosts else ""
         if not self._is_host(host):
-            return answer(421, "the service is not reached by this host name; see the setting allowed_hosts", None)
+            return answer(
+                421, "the service answers no requests for this host name; see the setting allowed_hosts", None
+            )
         if scope["method"] not in _SAFE and not self._is_origin(scope, host, headers.getlist("origin")):
             return answer(403, "a page of this origin may not send requests; see the setting allowed_origins", None)
         if self._token is not None and self._is_guarded(scope) and not self._is_token(headers.getlist("authorization")):

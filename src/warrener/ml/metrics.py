@@ -60,7 +60,7 @@ class MLCollector(Collector):
         )
         yield counter(
             "ml_producer_connection_state_changes",
-            "Changes of the connection's state, the machine's finer ones included",
+            "Changes of the connection's state, also those between two internal states of one public state",
             counters.get("state_changes", 0),
         )
         yield counter(

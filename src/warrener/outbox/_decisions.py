@@ -464,7 +464,7 @@ class Window:
     def _line_up(self, row: Row) -> None:
         """Let the row be published when its turn comes; one that is no message is set aside."""
         if row.message is None:
-            self._set_aside(row, INVALID_ROW, row.problem or "the row is no message", attempts=0, sent=False)
+            self._set_aside(row, INVALID_ROW, row.problem or "its columns make no message", attempts=0, sent=False)
         elif row.attempts:
             self._alone.append(row.position)
         else:

@@ -94,7 +94,7 @@ class Outbox:
         ``open_producer(url, outbox=outbox)`` does this itself.
         """
         if self._relay is not None and not self._relay.ended:
-            raise RuntimeError("this outbox object already belongs to a running producer; make another one for it")
+            raise RuntimeError("this outbox object already belongs to a running producer; make one for each producer")
         self._relay = Relay(
             self._make_store(),
             producer,

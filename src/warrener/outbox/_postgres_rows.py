@@ -117,7 +117,7 @@ def unusable(error: psycopg.Error) -> OutboxUnusable:
             )
         case pg.LockNotAvailable() | pg.DeadlockDetected() | pg.QueryCanceled():
             return OutboxUnusable(
-                OutboxProblem.LOCKED, f"another session held up the outbox ({quoted}); nothing was written; try again"
+                OutboxProblem.LOCKED, f"another session blocked the outbox ({quoted}); nothing was written; try again"
             )
         case pg.IdleInTransactionSessionTimeout():
             return OutboxUnusable(

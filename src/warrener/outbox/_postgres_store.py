@@ -331,7 +331,10 @@ class PostgresStore:
                 db.execute(
                     f"WITH gone AS (DELETE FROM warrener_outbox WHERE position = %s RETURNING *)"  # noqa: S608
                     f" INSERT INTO warrener_outbox_set_aside ({_COLUMNS}, set_aside_at, reason, last_error, holds, body)"
-                    " SELECT position, message_id, key, exchange, routing_key, properties, stored_at, %s, %s,"
+                    # Another program may have given the row the position of one that was set aside before.
+                    " SELECT CASE WHEN EXISTS (SELECT 1 FROM warrener_outbox_set_aside s WHERE s.position = gone.position)"
+                    " THEN nextval('warrener_outbox_position') ELSE position END,"
+                    " message_id, key, exchange, routing_key, properties, stored_at, %s, %s,"
                     " clock_timestamp(), %s, %s, %s, body FROM gone",
                     (
                         aside.position, aside.attempts, aside.possible_duplicate, aside.reason, aside.error, aside.holds,

@@ -78,11 +78,11 @@ class RelayLog:
             return "the broker blocks publishing"
         if producer.open_destinations:
             places = ", ".join(printable(each) for each in producer.open_destinations)
-            return f"the broker nacks messages or leaves them without an answer, at: {places}"
+            return f"the broker nacks messages or does not answer them, at: {places}"
         if outbox.set_aside and holds:
             one = outbox.set_aside == 1
-            aside = "1 row that is set aside holds" if one else f"{outbox.set_aside:,} rows that are set aside hold"
-            return f"{aside} up the later rows of the same key (`warrener outbox ls {self._place}` shows them)"
+            aside = "1 row that is set aside" if one else f"{outbox.set_aside:,} rows that are set aside"
+            return f"later rows of the same key wait for {aside} (`warrener outbox ls {self._place}` shows them)"
         return (
             "the broker has not confirmed them yet, another relay has claimed them, or they wait for their next attempt"
         )

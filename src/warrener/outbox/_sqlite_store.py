@@ -305,9 +305,12 @@ class SQLiteStore:
             if aside.position in mine.get(aside.claim, ()):
                 db.execute(
                     f"INSERT INTO warrener_outbox_set_aside ({_COLUMNS}, set_aside_at, reason, last_error, holds, body)"  # noqa: S608
-                    " SELECT position, message_id, key, exchange, routing_key, properties, stored_at, ?, ?, ?, ?, ?, ?,"
+                    " SELECT ?, message_id, key, exchange, routing_key, properties, stored_at, ?, ?, ?, ?, ?, ?,"
                     " body FROM warrener_outbox WHERE position = ?",
-                    (aside.attempts, aside.possible_duplicate, now, aside.reason, aside.error, aside.holds, aside.position),
+                    (
+                        _free_position(db, aside.position, "warrener_outbox_set_aside"), aside.attempts,
+                        aside.possible_duplicate, now, aside.reason, aside.error, aside.holds, aside.position,
+                    ),
                 )  # fmt: skip
                 db.execute("DELETE FROM warrener_outbox WHERE position = ?", (aside.position,))
         for claim, positions in settlement.claims.items():
@@ -399,19 +402,21 @@ class SQLiteStore:
         db = self._connected()
         condition, values = which(ids)
         with self._errors(), _transaction(db):
-            back = db.execute(
-                "INSERT INTO warrener_outbox (position, message_id, key, exchange, routing_key, properties, stored_at,"  # noqa: S608
+            asides = f"SELECT position FROM warrener_outbox_set_aside WHERE {condition} ORDER BY position"  # noqa: S608
+            positions = [position for (position,) in db.execute(asides, values)]
+            db.executemany(
+                "INSERT INTO warrener_outbox (position, message_id, key, exchange, routing_key, properties, stored_at,"
                 " attempts, possible_duplicate, last_error, body)"
-                " SELECT position, message_id, key, exchange, routing_key, properties, stored_at, attempts,"
-                f" possible_duplicate, last_error, body FROM warrener_outbox_set_aside WHERE {condition}",
-                values,
-            ).rowcount
+                " SELECT ?, message_id, key, exchange, routing_key, properties, stored_at, attempts,"
+                " possible_duplicate, last_error, body FROM warrener_outbox_set_aside WHERE position = ?",
+                ((_free_position(db, position, "warrener_outbox"), position) for position in positions),
+            )
             db.execute(f"DELETE FROM warrener_outbox_set_aside WHERE {condition}", values)  # noqa: S608
             sooner = db.execute(
                 f"UPDATE warrener_outbox SET not_before = NULL WHERE not_before IS NOT NULL AND {condition}",  # noqa: S608
                 values,
             ).rowcount
-        return back + sooner
+        return len(positions) + sooner
 
     def drop(self, ids: Sequence[int | str]) -> int:
         """Delete rows that no relay has claimed."""
@@ -488,6 +493,15 @@ def _transaction(db: sqlite3.Connection) -> Iterator[None]:
         if db.in_transaction:
             db.execute("ROLLBACK")
         raise
+
+
+def _free_position(db: sqlite3.Connection, position: int, table: str) -> int:
+    """Return the position, or a new one where another program has given it to a row of the table already."""
+    if db.execute(f"SELECT 1 FROM {table} WHERE position = ?", (position,)).fetchone() is None:  # noqa: S608 - a constant
+        return position
+    db.execute("UPDATE sqlite_sequence SET seq = seq + 1 WHERE name = 'warrener_outbox'")
+    (new,) = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'warrener_outbox'").fetchone()
+    return int(new)
 
 
 def _renew(db: sqlite3.Connection, token: str, lease: float) -> bool:

@@ -45,8 +45,8 @@ class OutboxNotFlushed(OutboxError, TimeoutError):
     def __str__(self) -> str:
         rows = "1 waiting row" if self.waiting == 1 else f"{self.waiting:,} waiting rows"
         return (
-            f"after {self.timeout:g} s the outbox still holds {rows}, because {self.reason}; what waits stays stored and is"
-            " published later"
+            f"after {self.timeout:g} s the outbox still holds {rows}, because {self.reason}; every waiting row stays"
+            " stored and is published later"
         )
 
 

@@ -46,7 +46,7 @@ def instants() -> st.SearchStrategy[float]:
 def faults() -> st.SearchStrategy[Fault]:
     """Faults of every kind, orderly shutdowns (320) among them."""
     shutdown = Fault(FaultKind.CLOSED_BY_BROKER, "CONNECTION_FORCED", reply_code=320)
-    return st.one_of(st.just(shutdown), st.builds(Fault, st.sampled_from(FaultKind), st.just("told by a test")))
+    return st.one_of(st.just(shutdown), st.builds(Fault, st.sampled_from(FaultKind), st.just("made by a test")))
 
 
 @st.composite

@@ -495,7 +495,8 @@ class Content:
         self.received += len(data)
         if not data or self.received > self.header.body_size:
             raise Malformed(
-                f"a body frame of {len(data)} bytes brings the body to {self.received} of {self.header.body_size}"
+                f"after a body frame of {len(data)} bytes the body has {self.received} bytes; its header announced "
+                f"{self.header.body_size} bytes"
             )
         self._hash.update(data)
         if self.kept is not None:

@@ -231,7 +231,7 @@ class _Cursor:
     def take(self, size: int) -> Buffer:
         end = self.at + size
         if end > len(self.data):
-            raise Malformed(f"{size} bytes are claimed where {len(self.data) - self.at} are left")
+            raise Malformed(f"a field of {size} bytes is announced, but only {len(self.data) - self.at} bytes are left")
         taken = self.data[self.at : end]
         self.at = end
         return taken
@@ -258,7 +258,7 @@ class _Cursor:
             value = self._value(depth)
             fields.setdefault(name, value)
         if self.at != end:
-            raise Malformed("a table's last entry runs past its end")
+            raise Malformed("the last entry of a table ends after the end of the table")
         return fields
 
     def _array(self, depth: int) -> list[Any]:
@@ -267,7 +267,7 @@ class _Cursor:
         while self.at < end:
             items.append(self._value(depth))
         if self.at != end:
-            raise Malformed("an array's last value runs past its end")
+            raise Malformed("the last value of an array ends after the end of the array")
         return items
 
     def _nested_end(self, depth: int) -> int:
@@ -275,7 +275,9 @@ class _Cursor:
             raise Malformed(f"a table is nested more than {MAX_DEPTH} deep")
         size: int = self.unpack(_LONG)
         if size > len(self.data) - self.at:
-            raise Malformed(f"a table claims {size} bytes where {len(self.data) - self.at} are left")
+            raise Malformed(
+                f"a table or array of {size} bytes is announced, but only {len(self.data) - self.at} bytes are left"
+            )
         return self.at + size
 
     def _value(self, depth: int) -> Any:
@@ -311,7 +313,7 @@ class _Cursor:
 
     def end(self) -> None:
         if self.at != len(self.data):
-            raise Malformed(f"{len(self.data) - self.at} bytes trail behind the last argument")
+            raise Malformed(f"{len(self.data) - self.at} bytes follow the last argument")
 
 
 def _moment(seconds: int) -> datetime | int:

@@ -42,9 +42,9 @@ class SessionPhase(enum.Enum):
     """connection.open is out; open-ok is due, or a refusal of the virtual host."""
     OPEN = "open"
     CLOSING = "closing"
-    """Our connection.close is out; nothing but close-ok counts."""
+    """Our connection.close is out; close-ok is due."""
     OVER = "over"
-    """Closed by either side, or broken. No byte follows but a close-ok that is already waiting to be sent."""
+    """Closed by either side, or broken. Only a close-ok that already waits to be sent may follow."""
 
 
 class ConfirmHandler(Protocol):
@@ -171,7 +171,7 @@ class ProtocolErrorKind(enum.Enum):
     NOT_AMQP = "not amqp"
     """Its first bytes are not a frame; `ProtocolError.bytes` has up to eight of them."""
     NO_MECHANISM = "no mechanism"
-    """It offers no login mechanism that is allowed; `ProtocolError.text` has what it offers."""
+    """It offers no login mechanism that is allowed; `ProtocolError.text` lists those that it offers."""
     UNUSABLE = "unusable"
     """It keeps to the protocol, and asks for something that this client cannot do."""
     ILLEGAL = "illegal"

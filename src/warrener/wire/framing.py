@@ -107,7 +107,7 @@ class Parser:
         if kind not in _TYPES:
             raise Malformed(f"a frame has the unknown type {kind}")
         if size > self.cap - OVERHEAD:
-            raise Malformed(f"a frame of {size + OVERHEAD} bytes is larger than the {self.cap} agreed upon")
+            raise Malformed(f"a frame of {size + OVERHEAD} bytes is larger than the limit of {self.cap} bytes")
         if kind == _HEARTBEAT_TYPE and (channel or size):
             raise Malformed(f"a heartbeat came on channel {channel} with {size} bytes")
         if kind in (HEADER, BODY) and not channel:

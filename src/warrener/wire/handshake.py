@@ -124,7 +124,7 @@ class Handshake:
 
     def on_secure(self) -> bytes:
         """Refuse: none of our logins has a second step."""
-        text = f"it wants another step of authentication, which {self._mechanism} has not"
+        text = f"it asks for a second step of the login, but the mechanism {self._mechanism} has only one"
         raise PeerRefused(ProtocolErrorKind.UNUSABLE, text)
 
     def on_tune(self, tune: commands.Connection.Tune) -> tuple[bytes, Tuning]:

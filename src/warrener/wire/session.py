@@ -314,7 +314,7 @@ class Session:
             raise Malformed(f"a confirm came on channel {wire_number}, where nothing is published")
         if publisher.content is not None:
             raise Malformed("a confirm came inside the content of a return")
-        raise Malformed(f"tag {tag} was confirmed where 1 to {publisher.written} were written")
+        raise Malformed(f"tag {tag} was confirmed, but only tags 1 to {publisher.written} were written")
 
     # --- frames -------------------------------------------------------------------------------------------------
 

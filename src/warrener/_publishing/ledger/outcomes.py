@@ -46,7 +46,7 @@ class Verdict(enum.IntEnum):
     REJECTED = 0
     """Certain: the message is in no queue."""
     NACKED = 1
-    """The broker refused it; a queue may hold it all the same."""
+    """The broker refused it; a queue may still hold it."""
     UNKNOWN = 2
     """The message may or may not be in a queue."""
     CONFIRMED = 3

@@ -307,7 +307,7 @@ class Protocol:
                 return
             raise Malformed(f"a confirm came on channel {channel}, where nothing is published")
         if not 0 < tag <= epoch.written:
-            raise Malformed(f"tag {tag} was confirmed where 1 to {epoch.written} were written")
+            raise Malformed(f"tag {tag} was confirmed, but only tags 1 to {epoch.written} were written")
         if negative:
             self._listener.nacked(epoch.number, tag, multiple)
         else:
