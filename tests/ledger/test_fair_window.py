@@ -402,3 +402,34 @@ def test_a_message_is_counted_once_however_often_it_is_asked_about() -> None:
         link.write(message)
         assert not link.window._outdated(link.now)
     assert link.window.counts == 1
+
+
+def test_one_message_that_left_is_news_for_later() -> None:
+    """It is too little for another count at once, and the timer has an instant to look at."""
+    link = Link(100)
+    for _ in range(90):
+        link.write(Delivery(KEYS[1], b"", "", math.inf))
+    mine = [Delivery(KEYS[2], b"", "", math.inf) for _ in range(5)]
+    for each in mine:
+        assert link.window.enters(each, link.now)
+        link.write(each)
+    late = Delivery(KEYS[2], b"", "", math.inf)
+    assert not link.window.enters(late, link.now)
+    assert link.window.look_at == math.inf
+    assert mine[0].epoch is not None
+    link.in_flight.left(mine[0].epoch.take(mine[0].tag, False))
+    assert not link.window.enters(late, link.now)
+    assert link.window.look_at == link.now + COUNT_LASTS
+
+
+def test_the_share_of_the_bytes_is_exact() -> None:
+    """The open bytes to the last one; in the reserve, as many bytes as are free after that."""
+    link = Link(100, 100_000)
+    for _ in range(17):
+        link.write(Delivery(KEYS[1], bytes(5000), "", math.inf))
+    assert not link.another().room_in_reserve([KEYS[1]], [bytes(5001)], link.now)
+    assert link.another().room_in_reserve([KEYS[1]], [bytes(5000)], link.now)
+    link.write(Delivery(KEYS[1], bytes(5000), "", math.inf))
+    link.write(Delivery(KEYS[2], bytes(2000), "", math.inf))
+    assert not link.another().room_in_reserve([KEYS[2]], [bytes(3001)], link.now)
+    assert link.another().room_in_reserve([KEYS[2]], [bytes(3000)], link.now)

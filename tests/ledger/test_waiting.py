@@ -283,3 +283,30 @@ def test_a_message_that_was_passed_is_introduced_if_its_exchange_was_refused_sin
     bench.open(Lane.SUSPECT)
     assert bench.write() == [late]
     assert late.lane is Lane.SUSPECT
+
+
+def test_a_suspect_goes_before_an_introduction_and_then_they_take_turns() -> None:
+    """On a channel on which nothing was written so far."""
+    bench = Bench()
+    suspects = bench.publish(2)
+    bench.close_channel(INTERNAL)
+    bench.open(Lane.MAIN)
+    introduced = bench.accept(exchange="x")
+    assert bench.write() == []
+    channel = bench.open(Lane.SUSPECT)
+    assert bench.write() == suspects[:1]
+    bench.ack(1, channel=channel)
+    assert bench.write() == [introduced]
+    bench.ack(2, channel=channel)
+    assert bench.write() == suspects[1:]
+
+
+def test_nothing_is_passed_before_the_timer_has_looked() -> None:
+    """However often the link asks."""
+    bench = crowded()
+    bench.ledger.batching.expand()
+    bench.accept(routing_key="good")
+    bench.accept(routing_key="other")
+    for _ in range(5):
+        assert bench.write() == []
+        bench.now += PATIENCE
