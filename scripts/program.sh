@@ -8,7 +8,7 @@ set -eu
 
 program=$1
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/warrener
-if command -v "$program" >/dev/null; then exit 0; fi
+if "$program" --version >/dev/null 2>&1; then exit 0; fi
 
 case $program in
     chromium) package=chromium inside=usr/lib/chromium/chromium ;;
@@ -21,7 +21,8 @@ case $program in
 esac
 
 "$(dirname "$0")/unpack.sh" "$cache/$package" "$package"
-libraries=$(find "$cache/$package/usr/lib" -maxdepth 1 -name '*-linux-*' | head -n 1)
+# A library may stand in a folder of its own below the others, as those of PulseAudio do.
+libraries=$(find "$cache/$package/usr/lib" -mindepth 2 -maxdepth 3 -path '*-linux-*' -name '*.so*' | sed 's,/[^/]*$,,' | sort -u | paste -sd : -)
 mkdir -p "$cache/bin"
 new=$(mktemp "$cache/bin/.$program.XXXXXX")
 cat >"$new" <<SCRIPT

@@ -45,7 +45,7 @@ FLOOD_BODY = 100_000
 
 TASKS: Mapping[str, dict[str, Any]] = {
     "summarize": {"share_id": "load", "content": {"text": "A long article. " * 40}, "options": {"style": "brief"}},
-    "transcribe": {"share_id": "load", "content": {"media_url": "s3://recordings/load.ogg"}},
+    "transcribe": {"share_id": "load", "content": {"media_url": "https://recordings.example/load.ogg"}},
     "embed": {"share_id": "load", "content": {"text": "warren, burrow, tunnel", "type": "caption"}},
     "embed-batch": {"tasks": [{"share_id": "load", "content": {"text": f"text {number}"}} for number in range(10)]},
 }

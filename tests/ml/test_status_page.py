@@ -38,10 +38,14 @@ class Browser:
             text=True,
         )  # fmt: skip
         assert self.program.stderr is not None
+        line = "it printed nothing"
         for line in self.program.stderr:
             if "DevTools listening on" in line:
                 self._port = int(line.rpartition("127.0.0.1:")[2].partition("/")[0])
                 break
+        else:
+            self.program.communicate()
+            raise RuntimeError(f"{program} ended with status {self.program.returncode}: {line.strip()}")
         pages = httpx.get(f"http://127.0.0.1:{self._port}/json").json()
         path = next(page for page in pages if page["type"] == "page")["webSocketDebuggerUrl"].partition(
             str(self._port)
