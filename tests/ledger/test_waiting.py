@@ -401,13 +401,14 @@ def test_the_same_after_a_message_of_a_covered_exchange() -> None:
     """Which is written before those that had no tag and need no introduction."""
     bench, channel = introducing(max_in_flight=10)
     bench.publish(8, routing_key="mute", timeout=math.inf)
-    mute = bench.accept(routing_key="mute", timeout=math.inf)
+    mute = [bench.accept(routing_key="mute", timeout=math.inf) for _ in range(2)]
     good = bench.accept(exchange="x", timeout=math.inf)
-    set_aside(bench, mute)
+    set_aside(bench, *mute)
     assert not bench.ledger._waiting.aside.passed
     bench.ack(1, channel=channel)
-    assert good in bench.write()
-    assert bench.ledger._waiting.aside.passed == (bench.ledger._waiting.aside.count > 0)
+    assert bench.write() == [mute[0], good]
+    assert bench.ledger._waiting.aside.live() == mute[1:]
+    assert bench.ledger._waiting.aside.passed
 
 
 def test_a_message_is_passed_after_two_looks_of_the_timer() -> None:
@@ -452,3 +453,15 @@ def test_the_only_message_that_was_passed_is_introduced() -> None:
     assert look(bench, COUNT_LASTS) == []
     bench.open(Lane.SUSPECT)
     assert bench.write() == [late]
+
+
+def test_messages_of_a_batch_that_is_expanded_are_counted_as_accepted() -> None:
+    """Once, and beside those that were accepted before."""
+    bench = Together(max_buffered=100)
+    join(bench, *to("a", "b"))
+    assert written(bench) == ["a", "b"]
+    join(bench, *to("a", "b", "a"))
+    bench.ledger.batching.expand()
+    assert bench.ledger.counters.accepted == 5
+    assert written(bench) == ["a", "b", "a"]
+    assert bench.ledger.counters.accepted == 5
