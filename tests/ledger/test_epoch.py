@@ -226,3 +226,14 @@ def test_only_an_open_attempt_can_be_what_an_unknown_return_is_about() -> None:
     returned.returned = returned_of(returned)
     assert epoch.candidates(unknown) == [still_open]
     assert epoch.candidates(unknown) == []
+
+
+def test_an_answer_that_finds_nothing_hides_nothing_later() -> None:
+    """It was given twice; the next message is found by the next answer."""
+    epoch = Epoch(Lane.MAIN, 1, Deadlines())
+    first, second = (Delivery(KEYS[0], b"", "", 200.0) for _ in range(2))
+    epoch.add(first, 1, 100.0)
+    assert epoch.take(1, False) == [first]
+    assert epoch.take(1, True) == []
+    epoch.add(second, 2, 100.0)
+    assert epoch.take(2, True) == [second]

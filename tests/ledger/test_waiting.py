@@ -120,6 +120,7 @@ def test_a_batch_is_expanded_only_for_messages_that_wait_behind_it() -> None:
     join(bench, *to("mute", "late"))
     assert written(bench) == ["late"]
     assert bench.ledger.batching.batches.count == 0
+    assert bench.ledger.counters.accepted == 107
 
 
 @pytest.mark.parametrize(
@@ -267,22 +268,26 @@ def test_a_message_that_was_passed_is_introduced_if_its_exchange_was_refused_sin
     covered.add("x")
     bench.publish(90, routing_key="mute", timeout=math.inf)
     mine = bench.publish(5, exchange="x", timeout=math.inf)
-    mute, late = bench.accept(routing_key="mute", timeout=math.inf), bench.accept(exchange="x", timeout=math.inf)
+    mute = bench.accept(routing_key="mute", timeout=math.inf)
+    late, next_one = (bench.accept(exchange="x", timeout=math.inf) for _ in range(2))
     for _ in range(4):
         assert bench.write() == []
         bench.now += PATIENCE
         bench.ledger.look(bench.now, bench.last_tag.__getitem__)
     aside = bench.ledger._waiting.aside
-    assert aside.live() == [mute, late]
+    assert aside.live() == [mute, late, next_one]
     covered.discard("x")
     for each in mine:
         bench.ack(each.tag)
     bench.now += COUNT_LASTS
     assert bench.write() == []
     assert list(aside.queues) == [("", "mute")]
-    bench.open(Lane.SUSPECT)
+    channel = bench.open(Lane.SUSPECT)
     assert bench.write() == [late]
     assert late.lane is Lane.SUSPECT
+    bench.ack(1, channel=channel)
+    assert bench.write() == [next_one]
+    assert next_one.lane is Lane.MAIN
 
 
 def test_a_suspect_goes_before_an_introduction_and_then_they_take_turns() -> None:
@@ -310,3 +315,153 @@ def test_nothing_is_passed_before_the_timer_has_looked() -> None:
     for _ in range(5):
         assert bench.write() == []
         bench.now += PATIENCE
+
+
+def look(bench: Bench, seconds: float) -> list[Delivery]:
+    """Let the timer look after these seconds; return what is written then."""
+    bench.now += seconds
+    bench.ledger.look(bench.now, bench.last_tag.__getitem__)
+    return bench.write()
+
+
+def set_aside(bench: Bench, *waiting: Delivery) -> None:
+    """Let the messages that wait be passed by younger ones."""
+    assert look(bench, 0.0) == look(bench, PATIENCE / 2) == look(bench, PATIENCE / 2) == []
+    assert bench.ledger._waiting.aside.live() == [*waiting]
+
+
+def introducing(**limits: Any) -> tuple[Bench, int]:
+    """Return a bench with an introduction of the exchange `x` under way, and its channel."""
+    bench = Bench(**limits)
+    channel = bench.open(Lane.SUSPECT)
+    first = bench.accept(exchange="x", timeout=math.inf)
+    assert bench.write() == [first]
+    assert first.lane is Lane.SUSPECT
+    return bench, channel
+
+
+def test_messages_of_a_covered_exchange_go_to_the_main_channel_in_their_order() -> None:
+    """Before younger ones of other exchanges; those past their deadline are not written."""
+    bench, channel = introducing()
+    waiting = [bench.accept(exchange="x", timeout=timeout) for timeout in (60.0, 1.0, 60.0)]
+    assert bench.write() == []
+    bench.now += 2.0
+    young = bench.accept()
+    bench.ack(1, channel=channel)
+    assert bench.write() == [waiting[0], waiting[2], young]
+    assert {each.lane for each in (waiting[0], waiting[2], young)} == {Lane.MAIN}
+    assert bench.ledger.expire(bench.now) == [waiting[1]]
+    books_balance(bench.ledger, bench.accepted)
+
+
+def test_messages_of_a_covered_exchange_get_places_as_all_others() -> None:
+    """One that gets no place waits, and is passed after a while; younger ones of its destination stay behind it."""
+    bench, channel = introducing(max_in_flight=10)
+    mute = [bench.accept(exchange="x", timeout=math.inf) for _ in range(11)]
+    bench.write()
+    bench.ack(1, channel=channel)
+    assert bench.write() == mute[:9]
+    other = bench.accept(timeout=math.inf)
+    set_aside_first = [look(bench, 0.0), look(bench, PATIENCE / 2)]
+    assert set_aside_first == [[], []]
+    assert look(bench, PATIENCE / 2) == [other]
+    assert bench.ledger._waiting.aside.live() == mute[9:]
+    bench.ack(9, multiple=True)
+    assert look(bench, COUNT_LASTS) == mute[9:]
+
+
+def test_a_message_that_comes_back_keeps_its_place_though_its_exchange_was_introduced_meanwhile() -> None:
+    """It had a tag; so no rule of the reserve holds it back."""
+    bench, channel = introducing(max_in_flight=10)
+    bench.ack(1, channel=channel)
+    mine = bench.publish(9, exchange="x", timeout=math.inf)
+    bench.lose()
+    bench.up()
+    assert bench.write() == []
+    channel = bench.open(Lane.SUSPECT)
+    assert bench.write() == mine[:1]
+    bench.ack(1, channel=channel)
+    assert bench.write() == mine[1:]
+    assert {each.lane for each in mine[1:]} == {Lane.MAIN}
+
+
+def test_a_destination_is_passed_only_when_another_one_was_written() -> None:
+    """From then on its messages may not fill the whole buffer."""
+    bench = Bench(max_in_flight=10, max_buffered=100)
+    bench.publish(9, routing_key="mute", timeout=math.inf)
+    mute = bench.accept(routing_key="mute", timeout=math.inf)
+    set_aside(bench, mute)
+    assert not bench.ledger._waiting.aside.passed
+    good = bench.publish(1, routing_key="good")
+    assert good[0].tag == 10
+    assert bench.ledger._waiting.aside.passed
+
+
+def test_the_same_after_a_message_of_a_covered_exchange() -> None:
+    """Which is written before those that had no tag and need no introduction."""
+    bench, channel = introducing(max_in_flight=10)
+    bench.publish(8, routing_key="mute", timeout=math.inf)
+    mute = [bench.accept(routing_key="mute", timeout=math.inf) for _ in range(2)]
+    good = bench.accept(exchange="x", timeout=math.inf)
+    set_aside(bench, *mute)
+    assert not bench.ledger._waiting.aside.passed
+    bench.ack(1, channel=channel)
+    assert bench.write() == [mute[0], good]
+    assert bench.ledger._waiting.aside.live() == mute[1:]
+    assert bench.ledger._waiting.aside.passed
+
+
+def test_a_message_is_passed_after_two_looks_of_the_timer() -> None:
+    """Each half of `PATIENCE` after the one before; a look that is too early does not count."""
+    bench = Bench(max_in_flight=10, max_buffered=100)
+    bench.publish(9, routing_key="mute", timeout=math.inf)
+    bench.accept(routing_key="mute", timeout=math.inf)
+    good = bench.accept(routing_key="good", timeout=math.inf)
+    assert bench.write() == []
+    assert look(bench, PATIENCE / 2 - 0.01) == []
+    assert look(bench, 0.01) == []
+    assert bench.ledger.next_wakeup(bench.now) == bench.now + PATIENCE / 2
+    assert look(bench, PATIENCE / 2 - 0.01) == []
+    assert look(bench, 0.01) == [good]
+
+
+def test_a_small_message_does_not_pass_a_large_one_of_its_destination() -> None:
+    """The large one waits for bytes; order within a destination counts more than a place that is free."""
+    bench = Bench(max_in_flight=100, max_buffered_bytes=10**6, max_in_flight_bytes=100_000)
+    bench.publish(18, routing_key="mute", body=bytes(5000), timeout=math.inf)
+    held = bench.publish(1, routing_key="mine", body=bytes(2000), timeout=math.inf)
+    large = bench.accept(routing_key="mine", body=bytes(20_000), timeout=math.inf)
+    set_aside(bench, large)
+    bench.accept(routing_key="mine", body=b"", timeout=math.inf)
+    assert bench.write() == []
+    # Now its destination holds nothing; there are too few bytes all the same.
+    bench.ack(held[0].tag)
+    assert look(bench, COUNT_LASTS) == []
+    assert bench.ledger._in_flight.size == 90_000
+
+
+def test_the_only_message_that_was_passed_is_introduced() -> None:
+    """Nothing else waits aside then."""
+    bench = Bench(max_in_flight=10, max_buffered=100)
+    bench.ledger._waiting.introductions.covered.add("x")
+    mine = bench.publish(9, exchange="x", timeout=math.inf)
+    late = bench.accept(exchange="x", timeout=math.inf)
+    set_aside(bench, late)
+    bench.ledger._waiting.introductions.covered.discard("x")
+    for each in mine:
+        bench.ack(each.tag)
+    assert look(bench, COUNT_LASTS) == []
+    bench.open(Lane.SUSPECT)
+    assert bench.write() == [late]
+
+
+def test_messages_of_a_batch_that_is_expanded_are_counted_as_accepted() -> None:
+    """Once, and beside those that were accepted before."""
+    bench = Together(max_buffered=100)
+    join(bench, *to("a", "b"))
+    assert written(bench) == ["a", "b"]
+    join(bench, *to("a", "b", "a"))
+    bench.ledger.batching.expand()
+    assert bench.ledger.counters.accepted == 5
+    assert written(bench) == ["a", "b", "a"]
+    assert bench.ledger.counters.accepted == 5
