@@ -191,6 +191,18 @@ async def test_nothing_is_sent_on_a_publishing_channel_that_closes_as_it_opens(
         assert seen in (["Channel.CloseOk"], [])  # a link that ends need not answer
 
 
+async def _answer_as_usual(peer: Peer, channel: int, frame: object) -> None:
+    match frame:
+        case commands.Channel.Open():
+            await peer.send(commands.Channel.OpenOk(), channel)
+        case commands.Queue.Declare():
+            await peer.send(commands.Queue.DeclareOk("q", 0, 0), channel)
+        case commands.Channel.Close():
+            await peer.send(commands.Channel.CloseOk(), channel)
+        case commands.Connection.Close():
+            await peer.send(commands.Connection.CloseOk())
+
+
 async def test_no_request_is_sent_on_a_channel_that_closes_as_it_opens(
     driver: Driver, listener: RecordingReports
 ) -> None:
@@ -212,14 +224,8 @@ async def test_no_request_is_sent_on_a_channel_that_closes_as_it_opens(
                     pass  # a driver that does not wait for open-ok; the broker drops the request
                 case commands.Channel.CloseOk():
                     answered.set()
-                case commands.Channel.Open():
-                    await peer.send(commands.Channel.OpenOk(), channel)
-                case commands.Queue.Declare():
-                    await peer.send(commands.Queue.DeclareOk("q", 0, 0), channel)
-                case commands.Channel.Close():
-                    await peer.send(commands.Channel.CloseOk(), channel)
-                case commands.Connection.Close():
-                    await peer.send(commands.Connection.CloseOk())
+                case _:
+                    await _answer_as_usual(peer, channel, frame)
 
     async with linked(driver, listener, script, close_timeout=5.0) as link:
         with pytest.raises(LinkDown, match="INTERNAL_ERROR"):
@@ -242,15 +248,7 @@ async def test_the_closes_of_a_channel_that_is_not_open_yet_cross(driver: Driver
         await peer.send(commands.Channel.CloseOk(), number)
         while True:
             channel, frame = await peer.receive()
-            match frame:
-                case commands.Channel.Open():
-                    await peer.send(commands.Channel.OpenOk(), channel)
-                case commands.Queue.Declare():
-                    await peer.send(commands.Queue.DeclareOk("q", 0, 0), channel)
-                case commands.Channel.Close():
-                    await peer.send(commands.Channel.CloseOk(), channel)
-                case commands.Connection.Close():
-                    await peer.send(commands.Connection.CloseOk())
+            await _answer_as_usual(peer, channel, frame)
 
     async with linked(driver, listener, script, close_timeout=5.0) as link:
         async with anyio.create_task_group() as group:

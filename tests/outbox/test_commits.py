@@ -51,15 +51,23 @@ class Noting(MemoryStore):
         return super().transact(work, token, lease)
 
 
+@asynccontextmanager
+async def relaying(store):
+    """A relay that has nothing to do yet."""
+    relay = Relay(store, Confirming(), RelayPolicy(), poll_interval=1.0, publish_timeout=30.0)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(relay.run)
+        await trio.sleep(0.5)
+        yield relay
+        relay.stop()
+
+
 def test_outcomes_share_the_commit_of_the_next_row():
     """One caller that stores one message after another: one commit for each. The last outcome waits for 10 ms."""
 
     async def run():
         store = Noting()
-        relay = Relay(store, Confirming(), RelayPolicy(), poll_interval=1.0, publish_timeout=30.0)
-        async with trio.open_nursery() as nursery:
-            await nursery.start(relay.run)
-            await trio.sleep(0.5)
+        async with relaying(store) as relay:
             began = trio.current_time()
             for number in range(5):
                 await relay.enqueue(Message(b"%d" % number, routing_key="tasks"))
@@ -68,7 +76,6 @@ def test_outcomes_share_the_commit_of_the_next_row():
             await trio.sleep(0.1)
             at, *last = store.noted[-1]
             assert (round(at - began, 6), last) == (0.01, [0, 1])
-            relay.stop()
 
     trio.run(run, clock=trio.testing.MockClock(autojump_threshold=0))
 
@@ -78,15 +85,11 @@ def test_a_flush_does_not_wait_for_the_next_row():
 
     async def run():
         store = Noting()
-        relay = Relay(store, Confirming(), RelayPolicy(), poll_interval=1.0, publish_timeout=30.0)
-        async with trio.open_nursery() as nursery:
-            await nursery.start(relay.run)
-            await trio.sleep(0.5)
+        async with relaying(store) as relay:
             began = trio.current_time()
             await relay.enqueue(Message(b"1", routing_key="tasks"))
             await relay.wait_flushed(10)
             assert trio.current_time() == began
             assert relay.status().backlog == 0
-            relay.stop()
 
     trio.run(run, clock=trio.testing.MockClock(autojump_threshold=0))

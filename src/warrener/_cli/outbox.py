@@ -34,7 +34,7 @@ __all__ = ["add_parser"]
 _ALL: Final = 1_000_000
 #: And this number of waiting rows where a relay ends.
 _LOOKED_AT: Final = 10_000
-#: What is a position; any other text is a message id.
+#: An ID on the command line is a position if it matches this pattern, and a message id otherwise.
 _POSITION: Final = re.compile("0|-?[1-9][0-9]{0,18}")
 #: Columns of the terminal where its width cannot be asked for, as in a pipe; and those that a reason has at least.
 _UNKNOWN_WIDTH: Final = 200
@@ -210,7 +210,7 @@ def _retry(args: argparse.Namespace) -> int:
     if found is None:
         return 2
     count = outbox.retry([entry.position for entry in found]) if found else 0
-    print(f"{_rows(count)} can be published again at once; a relay does that")
+    print(f"{_rows(count)} can be published again at once{'; a relay does that' if count else ''}")
     no_message = [entry for entry in found if entry.reason == INVALID_ROW]
     if no_message:
         print(f"set aside as invalid before: {_positions(no_message)}; a relay sets such a row aside again, unless you "
@@ -344,9 +344,11 @@ def _what_is_left(args: argparse.Namespace) -> str:
     may_be_there = f" ({sent:,} of them may be in a queue already)" if sent else ""
     advice = "start the relay again to publish the waiting rows"
     holding = {entry.held_by for entry in waiting}
-    if len(holding) == 1 and None not in holding:
+    if len(waiting) < status.backlog or None in holding:
+        pass  # a relay can publish some of them, or not all were looked at
+    elif len(holding) == 1:
         advice = f"row {waiting[0].held_by} is set aside and holds up its key: retry that row, or drop it"
-    elif holding and None not in holding:
+    else:
         advice = f"{len(holding):,} rows that are set aside hold up their keys: retry those rows, or drop them"
     return f"{status.backlog:,} still waiting{may_be_there}, {status.set_aside:,} set aside; {advice}"
 
