@@ -25,10 +25,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     for command in (check, demo, publish, outbox, machine, rehearse, serve):
         command.add_parser(commands)
     completion.add_parser(commands, parser)
+    for each in commands.choices.values():
+        each.set_defaults(parser=each)
     args, unknown = parser.parse_known_args(argv)
     if unknown:
         # The usage of the command, and not that of `warrener`.
-        getattr(args, "parser", parser).error(f"unrecognized arguments: {' '.join(unknown)}")
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         status: int = args.run(args)
     except BrokenPipeError:
